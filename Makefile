@@ -1,0 +1,33 @@
+# `make demo` and `make test` set up all they need: a virtual environment in .venv, and Chromium for the tests.
+PYTHON ?= python3
+VENV := .venv
+INSTALLED := $(VENV)/.installed
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: demo test check install golden clean
+
+demo: install
+	python scripts/demo.py
+
+test: install check
+	scripts/install-chromium
+	pytest -n 2 --dist loadfile
+
+check: install
+	ruff check .
+	ruff format --check .
+	mypy
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(VENV)
+	$(VENV)/bin/python -m pip install --quiet 'pip>=25.1'
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
+	touch $@
+
+golden: install
+	vlm-export golden shapes-captioner
+
+clean:
+	rm -rf build dist $(VENV)

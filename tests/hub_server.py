@@ -1,0 +1,700 @@
+"""A Hub on the loopback interface: enough of its HTTP API to push with huggingface_hub and to load with a browser.
+
+    with HubServer(tmp_path) as hub:        # in tests; `configure` points huggingface_hub at it
+        ...
+    python -m tests.hub_server --port 0 --root DIR      # by hand: prints its URL, runs until interrupted
+
+`Store` keeps repos, commits and blobs on disk; `_Handler` speaks HTTP and answers errors as the Hub does, with the
+X-Error-Code headers that huggingface_hub reads. Models only, one token, no Xet (set HF_HUB_DISABLE_XET=1), no paging.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import fnmatch
+import hashlib
+import hmac
+import json
+import mimetypes
+import os
+import re
+import secrets
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import yaml
+
+if TYPE_CHECKING:
+    import pytest
+
+TOKEN = "hf_test_only_0123456789"
+# No name starts with a dot, so none leaves the folder of the repos.
+REPO_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
+CHUNK_SIZE_BYTES = 1 << 20
+LFS_THRESHOLD_BYTES = 10 << 20
+# What the Hub puts into a new repo, shortened. External data (.onnx_data) is not in its list either.
+GITATTRIBUTES = "".join(
+    f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in ("*.bin", "*.onnx", "*.pt", "*.safetensors")
+)
+
+
+class HubError(Exception):
+    """An answer that is not a success; `code` is what huggingface_hub tells errors apart by."""
+
+    def __init__(self, status: int, message: str, code: str | None = None, **body: Any):
+        super().__init__(message)
+        self.status = status
+        self.body = {"error": message, **body}
+        self.headers = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
+
+
+# Storage
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file in a commit: the sha1 of its git blob, which is a pointer for an LFS file, and that one's sha256."""
+
+    oid: str
+    size: int
+    sha256: str | None = None
+
+    @classmethod
+    def regular(cls, content: bytes) -> StoredFile:
+        return cls(_git_sha1(content), len(content))
+
+    @classmethod
+    def lfs(cls, sha256: str, size: int) -> StoredFile:
+        return cls(_git_sha1(_pointer(sha256, size)), size, sha256)
+
+    @property
+    def etag(self) -> str:
+        return self.sha256 or self.oid
+
+    def describe(self, path: str) -> dict[str, Any]:
+        described: dict[str, Any] = {"type": "file", "path": path, "size": self.size, "oid": self.oid}
+        if self.sha256:
+            pointer_size = len(_pointer(self.sha256, self.size))
+            described["lfs"] = {"oid": self.sha256, "size": self.size, "pointerSize": pointer_size}
+        return described
+
+
+@dataclass(frozen=True)
+class Commit:
+    """One state of a repo: all of its files, and the commit it was made from."""
+
+    parent: str | None
+    title: str
+    message: str
+    date: str
+    files: Mapping[str, StoredFile]
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self), sort_keys=True, indent=1).encode()
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Commit:
+        fields = json.loads(text)
+        files = {path: StoredFile(**file) for path, file in fields.pop("files").items()}
+        return cls(files=files, **fields)
+
+
+class Store:
+    """Repos on disk: `models/ns/name/{repo.json,commits/<sha>.json}`, contents by hash in `blobs/`."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.lock = threading.RLock()
+
+    def exists(self, repo_id: str) -> bool:
+        return self._repo_file(repo_id).is_file()
+
+    def create(self, repo_id: str, private: bool) -> None:
+        self._save(repo_id, {"private": private, "refs": {}})
+        attributes = GITATTRIBUTES.encode()
+        file = StoredFile.regular(attributes)
+        self.put_blob(file.oid, attributes)
+        self.add_commit(repo_id, "main", None, "initial commit", "", {".gitattributes": file})
+
+    def is_private(self, repo_id: str) -> bool:
+        return bool(self._load(repo_id)["private"])
+
+    def refs(self, repo_id: str) -> dict[str, str]:
+        """Commits by branch name or `refs/pr/N`."""
+        return dict(self._load(repo_id)["refs"])
+
+    def set_ref(self, repo_id: str, ref: str, commit: str) -> None:
+        state = self._load(repo_id)
+        state["refs"][ref] = commit
+        self._save(repo_id, state)
+
+    def resolve(self, repo_id: str, revision: str) -> str:
+        """The commit of a branch, a pull request or a commit id."""
+        commit = self.refs(repo_id).get(revision, revision)
+        if not self._commit_file(repo_id, commit).is_file():
+            raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        return commit
+
+    def commit(self, repo_id: str, commit: str) -> Commit:
+        return Commit.from_json(self._commit_file(repo_id, commit).read_bytes())
+
+    def history(self, repo_id: str, revision: str) -> Iterator[tuple[str, Commit]]:
+        """Newest first."""
+        at: str | None = self.resolve(repo_id, revision)
+        while at is not None:
+            commit = self.commit(repo_id, at)
+            yield at, commit
+            at = commit.parent
+
+    def add_commit(
+        self, repo_id: str, ref: str, parent: str | None, title: str, message: str, files: Mapping[str, StoredFile]
+    ) -> str:
+        content = Commit(parent, title, message, _now(), files).to_json()
+        sha = hashlib.sha1(content).hexdigest()
+        _write(self._commit_file(repo_id, sha), content)
+        self.set_ref(repo_id, ref, sha)
+        return sha
+
+    def blob(self, digest: str) -> Path:
+        return self.root / "blobs" / digest
+
+    def put_blob(self, digest: str, content: bytes) -> None:
+        _write(self.blob(digest), content)
+
+    def _repo_file(self, repo_id: str) -> Path:
+        return self.root / "models" / repo_id / "repo.json"
+
+    def _commit_file(self, repo_id: str, commit: str) -> Path:
+        name = commit if re.fullmatch(r"[0-9a-f]{40}", commit) else "none"
+        return self.root / "models" / repo_id / "commits" / f"{name}.json"
+
+    def _load(self, repo_id: str) -> dict[str, Any]:
+        state: dict[str, Any] = json.loads(self._repo_file(repo_id).read_bytes())
+        return state
+
+    def _save(self, repo_id: str, state: Mapping[str, Any]) -> None:
+        _write(self._repo_file(repo_id), json.dumps(state).encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as temporary:
+        temporary.write(content)
+    os.replace(temporary.name, path)
+
+
+def _git_sha1(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def _pointer(sha256: str, size: int) -> bytes:
+    return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _matches(path: str, pattern: str) -> bool:
+    """A git pattern: without a slash it is about the name, with one about the whole path."""
+    return fnmatch.fnmatch(path if "/" in pattern else PurePosixPath(path).name, pattern)
+
+
+def _front_matter(card: str) -> Any:
+    match = re.match(r"---\r?\n(.*?)\r?\n---(\r?\n|$)", card, re.DOTALL)
+    return yaml.safe_load(match.group(1)) if match else None
+
+
+# HTTP
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, port: int, store: Store, token: str, namespaces: Sequence[str]):
+        super().__init__(("127.0.0.1", port), _Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.store = store
+        self.token = token
+        self.namespaces = namespaces
+        self.requests: list[tuple[str, str]] = []
+        self.upload_key = secrets.token_bytes(16)
+
+    def upload_signature(self, oid: str) -> str:
+        """LFS uploads carry no token: like at the Hub, whoever was handed the URL may use it."""
+        return hmac.new(self.upload_key, oid.encode(), "sha256").hexdigest()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    # Headers and body are two writes: with Nagle's algorithm every answer takes 40 ms.
+    disable_nagle_algorithm = True
+    server: _Server
+
+    # Dispatch
+
+    def do_GET(self) -> None:
+        self._dispatch()
+
+    do_HEAD = do_POST = do_PUT = do_OPTIONS = do_GET
+
+    def _dispatch(self) -> None:
+        url = urlsplit(self.path)
+        self.query = parse_qs(url.query)
+        # An upload is streamed to disk by its route.
+        self.body = self._read_body() if self.command == "POST" else b""
+        self.server.requests.append((self.command, unquote(url.path)))
+        method = "GET" if self.command == "HEAD" else self.command
+        try:
+            for route_method, pattern, answer in ROUTES:
+                match = re.fullmatch(pattern, url.path)
+                if match and route_method == method:
+                    answer(self, **{name: unquote(value) for name, value in match.groupdict(default="").items()})
+                    return
+            raise HubError(404, f"Cannot {self.command} {url.path}")
+        except HubError as error:
+            self._send_json(error.body, error.status, error.headers)
+
+    def _read_body(self) -> bytes:
+        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
+    def _send_json(self, value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
+        content = json.dumps(value).encode()
+        self.send_response(status)
+        for name, header in (headers or {}).items():
+            self.send_header(name, header)
+        self.send_header("Content-Type", "application/json; charset=utf-8")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def end_headers(self) -> None:
+        self.send_header("Access-Control-Allow-Origin", "*")
+        self.send_header("Access-Control-Allow-Headers", "Authorization, Content-Type, Range")
+        self.send_header("Access-Control-Expose-Headers", "*")
+        super().end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Silent: tests look at `HubServer.requests`."""
+
+    # Who may do what
+
+    def _authorized(self) -> bool:
+        """Whether the request has the token; without any it is anonymous, with another one it is refused."""
+        header = self.headers.get("Authorization")
+        if header is None:
+            return False
+        if not hmac.compare_digest(header.encode(), f"Bearer {self.server.token}".encode()):
+            raise HubError(401, "Invalid credentials in Authorization header")
+        return True
+
+    def _may_write(self, repo_id: str) -> bool:
+        return repo_id.split("/")[0] in self.server.namespaces
+
+    def _check_read(self, repo_id: str) -> Store:
+        store, authorized = self.server.store, self._authorized()
+        if store.exists(repo_id) and (not store.is_private(repo_id) or (authorized and self._may_write(repo_id))):
+            return store
+        if not authorized:
+            raise HubError(401, "Invalid username or password.", "RepoNotFound")
+        raise HubError(404, "Repository not found", "RepoNotFound")
+
+    def _check_write(self, repo_id: str) -> Store:
+        store = self._check_token(repo_id)
+        if not self._may_write(repo_id):
+            raise HubError(403, f"Your token does not have write access to {repo_id}")
+        return store
+
+    def _check_push(self, repo_id: str) -> Store:
+        """A pull request is open to everybody who has a token."""
+        return self._check_token(repo_id) if self.query.get("create_pr") == ["1"] else self._check_write(repo_id)
+
+    def _check_token(self, repo_id: str) -> Store:
+        if not self._authorized():
+            raise HubError(401, "Invalid username or password.")
+        return self._check_read(repo_id)
+
+    # Routes: account and repos
+
+    def preflight(self) -> None:
+        self.send_response(204)
+        self.send_header("Access-Control-Allow-Methods", "GET, HEAD, OPTIONS")
+        self.end_headers()
+
+    def whoami(self) -> None:
+        if not self._authorized():
+            raise HubError(401, "Invalid username or password.")
+        user, *organizations = self.server.namespaces
+        access = {"type": "access_token", "accessToken": {"displayName": "test", "role": "write"}}
+        self._send_json(
+            {"type": "user", "name": user, "orgs": [{"name": name} for name in organizations], "auth": access}
+        )
+
+    def create_repo(self) -> None:
+        if not self._authorized():
+            raise HubError(401, "Invalid username or password.")
+        wanted = json.loads(self.body)
+        namespace = wanted.get("organization") or self.server.namespaces[0]
+        repo_id = f"{namespace}/{wanted['name']}"
+        if not re.fullmatch(REPO_ID, repo_id):
+            raise HubError(400, f"Invalid repo name: {repo_id}")
+        if not self._may_write(repo_id):
+            raise HubError(403, f'You don\'t have the rights to create a model under the namespace "{namespace}"')
+        url = f"{self.server.url}/{repo_id}"
+        with self.server.store.lock:
+            if self.server.store.exists(repo_id):
+                raise HubError(409, "You already created this model repo", url=url)
+            self.server.store.create(repo_id, wanted.get("visibility") == "private")
+        self._send_json({"url": url, "name": repo_id})
+
+    def model_info(self, repo: str, revision: str = "main") -> None:
+        store = self._check_read(repo)
+        history = list(store.history(repo, revision or "main"))
+        sha, commit = history[0]
+        self._send_json(
+            {
+                "id": repo,
+                "author": repo.split("/")[0],
+                "sha": sha,
+                "private": store.is_private(repo),
+                "createdAt": history[-1][1].date,
+                "lastModified": commit.date,
+                "siblings": [{"rfilename": path} for path in commit.files],
+            }
+        )
+
+    def refs(self, repo: str) -> None:
+        refs = self._check_read(repo).refs(repo)
+        pulls = {ref for ref in refs if ref.startswith("refs/pr/")}
+        branches = [
+            {"name": name, "ref": f"refs/heads/{name}", "targetCommit": refs[name]}
+            for name in sorted(refs.keys() - pulls)
+        ]
+        requests = [{"name": name, "ref": name, "targetCommit": refs[name]} for name in sorted(pulls)]
+        self._send_json({"branches": branches, "tags": [], "converts": [], "pullRequests": requests})
+
+    def history(self, repo: str, revision: str) -> None:
+        commits = self._check_read(repo).history(repo, revision)
+        author = {"user": self.server.namespaces[0]}
+        self._send_json(
+            [
+                {"id": sha, "title": commit.title, "message": commit.message, "date": commit.date, "authors": [author]}
+                for sha, commit in commits
+            ]
+        )
+
+    def create_branch(self, repo: str, branch: str) -> None:
+        store = self._check_write(repo)
+        if branch.startswith("refs/"):
+            raise HubError(400, f"Invalid reference for a branch: {branch}")
+        start = json.loads(self.body).get("startingPoint", "main")
+        with store.lock:
+            if branch in store.refs(repo):
+                raise HubError(409, f"Reference already exists: refs/heads/{branch}")
+            store.set_ref(repo, branch, store.resolve(repo, start))
+        self._send_json({})
+
+    # Routes: listing files
+
+    def tree(self, repo: str, revision: str, path: str = "") -> None:
+        store = self._check_read(repo)
+        files = store.commit(repo, store.resolve(repo, revision)).files
+        prefix = f"{path}/" if path else ""
+        entries = [file.describe(name) for name, file in files.items() if name.startswith(prefix)]
+        folders = {str(parent) for name in files for parent in PurePosixPath(name).parents} - {"."}
+        entries += [_describe_folder(folder) for folder in folders if folder.startswith(prefix)]
+        if self.query.get("recursive", ["false"])[0].lower() != "true":
+            entries = [entry for entry in entries if "/" not in entry["path"].removeprefix(prefix)]
+        self._send_json(sorted(entries, key=lambda entry: entry["path"]))
+
+    def paths_info(self, repo: str, revision: str) -> None:
+        store = self._check_read(repo)
+        files = store.commit(repo, store.resolve(repo, revision)).files
+        asked = parse_qs(self.body.decode()).get("paths", [])
+        described = [files[path].describe(path) for path in asked if path in files]
+        folders = [path for path in asked if any(name.startswith(f"{path}/") for name in files)]
+        self._send_json(described + [_describe_folder(folder) for folder in folders])
+
+    # Routes: reading a file
+
+    def resolve(self, repo: str, revision: str, path: str) -> None:
+        store = self._check_read(repo)
+        sha = store.resolve(repo, revision)
+        file = store.commit(repo, sha).files.get(path)
+        if file is None:
+            error = HubError(404, "Entry not found", "EntryNotFound")
+            error.headers["X-Repo-Commit"] = sha
+            raise error
+        start, end = self._range(file.size)
+        self.send_response(206 if "Range" in self.headers else 200)
+        self.send_header("X-Repo-Commit", sha)
+        self.send_header("ETag", f'"{file.etag}"')
+        if file.sha256:
+            self.send_header("X-Linked-ETag", f'"{file.sha256}"')
+            self.send_header("X-Linked-Size", str(file.size))
+        if "Range" in self.headers:
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{file.size}")
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Type", mimetypes.guess_type(path)[0] or "application/octet-stream")
+        self.send_header("Content-Length", str(end - start))
+        self.end_headers()
+        if self.command == "GET":
+            self._send_content(store.blob(file.etag), start, end)
+
+    def _range(self, size: int) -> tuple[int, int]:
+        """The bytes asked for, as [start, end)."""
+        header = self.headers.get("Range")
+        if header is None:
+            return 0, size
+        match = re.fullmatch(r"bytes=(\d*)-(\d*)", header)
+        if match and match[1]:
+            start, end = int(match[1]), min(int(match[2] or size - 1) + 1, size)
+        elif match and match[2]:
+            start, end = max(size - int(match[2]), 0), size
+        else:
+            raise HubError(400, f"Invalid range: {header}")
+        if start >= end:
+            error = HubError(416, "Range not satisfiable")
+            error.headers["Content-Range"] = f"bytes */{size}"
+            raise error
+        return start, end
+
+    def _send_content(self, blob: Path, start: int, end: int) -> None:
+        # A browser that has seen enough hangs up.
+        with blob.open("rb") as content, suppress(ConnectionError):
+            content.seek(start)
+            while start < end:
+                chunk = content.read(min(CHUNK_SIZE_BYTES, end - start))
+                self.wfile.write(chunk)
+                start += len(chunk)
+
+    # Routes: a push
+
+    def validate_yaml(self) -> None:
+        try:
+            metadata = _front_matter(json.loads(self.body)["content"])
+        except yaml.YAMLError as error:
+            problem = {"message": f"Invalid YAML: {error}"}
+            raise HubError(400, "Invalid metadata", errors=[problem], warnings=[]) from error
+        empty = {"message": "empty or missing yaml metadata in repo card"}
+        self._send_json({"errors": [], "warnings": [] if metadata else [empty]})
+
+    def preupload(self, repo: str, revision: str) -> None:
+        store = self._check_push(repo)
+        files = store.commit(repo, store.resolve(repo, revision)).files
+        wanted = json.loads(self.body)
+        ignored = wanted.get("gitIgnore", self._text(files.get(".gitignore"))).split()
+        attributes = self._text(files.get(".gitattributes")).splitlines()
+        lfs_patterns = [line.split()[0] for line in attributes if "filter=lfs" in line]
+        answers = []
+        for file in wanted["files"]:
+            path = file["path"]
+            lfs = file["size"] > LFS_THRESHOLD_BYTES or any(_matches(path, pattern) for pattern in lfs_patterns)
+            answers.append(
+                {
+                    "path": path,
+                    "uploadMode": "lfs" if lfs else "regular",
+                    "shouldIgnore": any(_matches(path, pattern) for pattern in ignored),
+                    "oid": files[path].etag if path in files else None,
+                }
+            )
+        self._send_json({"files": answers})
+
+    def _text(self, file: StoredFile | None) -> str:
+        return self.server.store.blob(file.etag).read_text() if file else ""
+
+    def lfs_batch(self, repo: str) -> None:
+        store = self._check_token(repo)
+        answers = []
+        for wanted in json.loads(self.body)["objects"]:
+            oid = wanted["oid"]
+            if not store.blob(oid).is_file():
+                upload = f"{self.server.url}/lfs/{oid}?signature={self.server.upload_signature(oid)}"
+                verify = f"{self.server.url}/{repo}.git/info/lfs/objects/verify"
+                wanted["actions"] = {"upload": {"href": upload}, "verify": {"href": verify}}
+            answers.append(wanted)
+        self._send_json({"transfer": "basic", "objects": answers})
+
+    def lfs_upload(self, oid: str) -> None:
+        """Streams the body to disk; it becomes a blob if its sha256 is the one that was announced."""
+        blob = self.server.store.blob(oid)
+        digest, left = hashlib.sha256(), int(self.headers["Content-Length"])
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=blob.parent, delete=False) as temporary:
+            while left and (chunk := self.rfile.read(min(CHUNK_SIZE_BYTES, left))):
+                temporary.write(chunk)
+                digest.update(chunk)
+                left -= len(chunk)
+        signature = self.query.get("signature", [""])[0]
+        signed = hmac.compare_digest(signature, self.server.upload_signature(oid))
+        if not signed or digest.hexdigest() != oid:
+            os.unlink(temporary.name)
+            raise HubError(400, "The content is not the announced one") if signed else HubError(403, "Bad signature")
+        os.replace(temporary.name, blob)
+        self._send_json({})
+
+    def lfs_verify(self, repo: str) -> None:
+        store, wanted = self._check_token(repo), json.loads(self.body)
+        blob = store.blob(wanted["oid"])
+        if not blob.is_file() or blob.stat().st_size != wanted["size"]:
+            raise HubError(404, "Object not found")
+        self._send_json({})
+
+    def commit(self, repo: str, revision: str) -> None:
+        create_pr = self.query.get("create_pr") == ["1"]
+        store = self._check_push(repo)
+        header, *operations = [json.loads(line) for line in self.body.splitlines()]
+        with store.lock:
+            head = store.resolve(repo, revision)
+            parent = header["value"].get("parentCommit", head)
+            if parent != head and not create_pr:
+                raise HubError(412, "A commit has happened since. Please refresh and try again.")
+            pull = 1 + sum(ref.startswith("refs/pr/") for ref in store.refs(repo))
+            ref = f"refs/pr/{pull}" if create_pr else revision
+            if not create_pr and revision not in store.refs(repo):
+                raise HubError(400, f"Cannot commit to {revision}: it is not a branch")
+            files = dict(store.commit(repo, parent).files)
+            for operation in operations:
+                self._apply(files, operation["key"], operation["value"])
+            title, message = header["value"]["summary"], header["value"]["description"]
+            sha = store.add_commit(repo, ref, parent, title, message, dict(sorted(files.items())))
+        url = f"{self.server.url}/{repo}"
+        answer = {"success": True, "commitOid": sha, "commitUrl": f"{url}/commit/{sha}", "hookOutput": ""}
+        self._send_json(answer | ({"pullRequestUrl": f"{url}/discussions/{pull}"} if create_pr else {}))
+
+    def _apply(self, files: dict[str, StoredFile], key: str, value: Mapping[str, Any]) -> None:
+        """One line of a commit, done to the files of its parent."""
+        store, path = self.server.store, value["path"]
+        if key == "file":
+            content = base64.b64decode(value["content"])
+            files[path] = StoredFile.regular(content)
+            store.put_blob(files[path].oid, content)
+        elif key == "lfsFile":
+            if not store.blob(value["oid"]).is_file():
+                raise HubError(400, f"LFS object {value['oid']} of {path} was never uploaded")
+            files[path] = StoredFile.lfs(value["oid"], store.blob(value["oid"]).stat().st_size)
+        elif key == "deletedFile":
+            if files.pop(path, None) is None:
+                raise HubError(404, f"A file with this name doesn't exist: {path}", "EntryNotFound")
+        else:
+            raise HubError(400, f"Unknown operation: {key}")
+
+
+def _describe_folder(path: str) -> dict[str, Any]:
+    return {"type": "directory", "path": path, "size": 0, "oid": hashlib.sha1(path.encode()).hexdigest()}
+
+
+_REPO = rf"(?P<repo>{REPO_ID})"
+_MODEL = rf"/api/models/{_REPO}"
+_REVISION = r"(?P<revision>[^/]+)"
+ROUTES: Sequence[tuple[str, str, Callable[..., None]]] = (
+    ("OPTIONS", r".*", _Handler.preflight),
+    ("GET", r"/api/whoami-v2", _Handler.whoami),
+    ("POST", r"/api/repos/create", _Handler.create_repo),
+    ("POST", r"/api/validate-yaml", _Handler.validate_yaml),
+    ("GET", rf"{_MODEL}(/revision/{_REVISION})?", _Handler.model_info),
+    ("GET", rf"{_MODEL}/refs", _Handler.refs),
+    ("GET", rf"{_MODEL}/commits/{_REVISION}", _Handler.history),
+    ("POST", rf"{_MODEL}/branch/(?P<branch>[^/]+)", _Handler.create_branch),
+    ("GET", rf"{_MODEL}/tree/{_REVISION}(/(?P<path>.+))?", _Handler.tree),
+    ("POST", rf"{_MODEL}/paths-info/{_REVISION}", _Handler.paths_info),
+    ("POST", rf"{_MODEL}/preupload/{_REVISION}", _Handler.preupload),
+    ("POST", rf"{_MODEL}/commit/{_REVISION}", _Handler.commit),
+    ("POST", rf"/{_REPO}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
+    ("POST", rf"/{_REPO}\.git/info/lfs/objects/verify", _Handler.lfs_verify),
+    ("PUT", r"/lfs/(?P<oid>[0-9a-f]{64})", _Handler.lfs_upload),
+    ("GET", rf"/{_REPO}/resolve/{_REVISION}/(?P<path>.+)", _Handler.resolve),
+)
+
+
+class HubServer:
+    """The running server. The token's user is the first of `namespaces`; it may write to all of them."""
+
+    def __init__(
+        self, root: Path, token: str = TOKEN, *, port: int = 0, namespaces: Sequence[str] = ("tester", "acme")
+    ):
+        self._server = _Server(port, Store(root), token, namespaces)
+        self.token = token
+
+    @property
+    def url(self) -> str:
+        return self._server.url
+
+    @property
+    def requests(self) -> list[tuple[str, str]]:
+        """Method and path of every request so far."""
+        return self._server.requests
+
+    def serve_forever(self) -> None:
+        self._server.serve_forever()
+
+    def __enter__(self) -> HubServer:
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+# Pointing huggingface_hub at it
+
+
+def environment(url: str, home: Path, token: str | None) -> dict[str, str]:
+    """The variables with which another process uses this Hub, and nothing of the user's home."""
+    return {
+        "HF_ENDPOINT": url,
+        "HF_TOKEN": token or "",
+        "HUGGING_FACE_HUB_TOKEN": "",
+        "HF_HOME": str(home),
+        "HF_HUB_CACHE": str(home / "hub"),
+        "HF_TOKEN_PATH": str(home / "token"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN": "0",
+        "HF_HUB_OFFLINE": "0",
+        "NO_PROXY": "127.0.0.1",
+    }
+
+
+def configure(patch: pytest.MonkeyPatch, url: str, home: Path, token: str | None) -> None:
+    """The same for this process, where huggingface_hub has read most variables when it was imported."""
+    from huggingface_hub import constants
+
+    for name, value in environment(url, home, token).items():
+        patch.setenv(name, value)
+        if hasattr(constants, name):
+            patch.setattr(constants, name, value == "1" if value in ("0", "1") else value)
+    patch.setattr(constants, "ENDPOINT", url)
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    patch.setattr(constants, "HF_STORED_TOKENS_PATH", str(home / "stored_tokens"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Serve a Hub on the loopback interface.")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--root", type=Path, required=True, help="folder that holds the repos")
+    parser.add_argument("--token", default=TOKEN, help="the token that may write (default: %(default)s)")
+    options = parser.parse_args()
+    hub = HubServer(options.root, options.token, port=options.port)
+    print(hub.url, flush=True)
+    with suppress(KeyboardInterrupt):
+        hub.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Tiny checkpoints in distilvit2's on-disk format: real config classes, two layers, hidden 32, LoRA that matters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, PreTrainedTokenizerFast, SiglipVisionModel
+
+from vlm_export.prefix_model import PrefixConditioningVLM
+
+VOCABULARY = 260
+END = "<|endoftext|>"
+TARGETS = {"llama": ["q_proj", "k_proj", "v_proj", "o_proj"], "gpt2": ["c_attn", "c_proj"]}
+Tensors = dict[str, torch.Tensor]
+
+
+def config(decoder: str = "llama", *, projection: str = "linear", tied: bool = True) -> dict[str, Any]:
+    """`config.json` of a pico model: a 16-pixel SigLIP tower with 4 patches, and a Llama or GPT-2 decoder."""
+    vision = AutoConfig.for_model(
+        "siglip_vision_model",
+        hidden_size=24,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=8,
+    )
+    ids = {"bos_token_id": 256, "eos_token_id": 256, "pad_token_id": 256}
+    sizes: dict[str, dict[str, Any]] = {
+        "llama": {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 64,
+        },
+        "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
+    }
+    text = AutoConfig.for_model(
+        decoder, vocab_size=VOCABULARY, tie_word_embeddings=tied, initializer_range=0.2, **sizes[decoder], **ids
+    )
+    return {
+        "model_type": "prefix_conditioning_vlm",
+        "architectures": ["PrefixConditioningVLM"],
+        "vision_config": vision.to_dict(),
+        "text_config": text.to_dict(),
+        "projection_type": projection,
+        "projection_dim": 512,
+        "mlp_hidden_dim": 40,
+        "freeze_vision_encoder": True,
+        "vision_unfreeze_layers": 0,
+        "lora_r": 4,
+        "lora_alpha": 8,
+        "lora_dropout": 0.1,
+        "lora_target_modules": None,
+        "max_length": 30,
+    }
+
+
+def write_checkpoint(
+    folder: Path,
+    settings: dict[str, Any] | None = None,
+    *,
+    lora: bool = True,
+    change: Callable[[Tensors], None] = lambda _: None,
+    seed: int = 0,
+) -> Path:
+    """Write a checkpoint folder as distilvit2 does; `change` may spoil its tensors before they are saved.
+
+    Without `lora` it is a plain base model: no LoRA keys, no PEFT prefixes, no LoRA settings.
+    """
+    settings = settings or config()
+    torch.manual_seed(seed)
+    model = PrefixConditioningVLM(settings).eval()
+    _spread(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    if lora:
+        add_adapter(model, settings)
+        tensors = {to_disk(name): tensor for name, tensor in model.state_dict().items()}
+        tensors |= _pooling_head(settings)
+    else:
+        tensors = dict(model.state_dict())
+        settings = {key: value for key, value in settings.items() if not key.startswith("lora_")}
+    if settings["text_config"]["tie_word_embeddings"]:
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("lm_head.weight")}
+    tensors = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(settings))
+    write_tokenizer(folder)
+    return folder
+
+
+def write_peft_adapter(folder: Path, settings: dict[str, Any], *, seed: int = 1, **lora: Any) -> Path:
+    """A standard PEFT adapter folder (saved by PEFT) for the base of `write_checkpoint(..., lora=False)`."""
+    torch.manual_seed(0)
+    model = PrefixConditioningVLM(settings)
+    _spread(model)
+    options = {"r": 4, "lora_alpha": 8, "target_modules": TARGETS[settings["text_config"]["model_type"]], **lora}
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(**options))
+    torch.manual_seed(seed)
+    _fill_adapter(wrapped)
+    wrapped.save_pretrained(folder)
+    return folder
+
+
+def add_adapter(model: PrefixConditioningVLM, settings: dict[str, Any], *, seed: int = 1) -> None:
+    """LoRA on the language model, in place, with non-zero weights."""
+    targets = TARGETS[settings["text_config"]["model_type"]]
+    lora = peft.LoraConfig(r=settings["lora_r"], lora_alpha=settings["lora_alpha"], target_modules=targets)
+    peft.inject_adapter_in_model(lora, model.language_model)
+    torch.manual_seed(seed)
+    _fill_adapter(model)
+
+
+def to_disk(name: str) -> str:
+    """A parameter name of the wrapped model → the key in a distilvit2 checkpoint."""
+    name = name.replace("vision_encoder.", "vision_encoder.vision_model.", 1)
+    return name.replace("language_model.", "language_model.base_model.model.", 1)
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Byte-level, one token a byte, and an end token with id 256."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, bos_token=END, pad_token=END)
+    fast.save_pretrained(folder)
+
+
+def _spread(model: torch.nn.Module) -> None:
+    """Weights large enough that images, positions and adapters show in the logits."""
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1 and "language_model" not in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+
+
+def _fill_adapter(model: torch.nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+
+
+def _pooling_head(settings: dict[str, Any]) -> Tensors:
+    tower = SiglipVisionModel(AutoConfig.for_model(**settings["vision_config"]))
+    return {f"vision_encoder.vision_model.{k}": v for k, v in tower.state_dict().items() if k.startswith("head.")}

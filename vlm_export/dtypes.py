@@ -1,0 +1,33 @@
+"""The dtypes that a repo can hold: transformers.js's names and file suffixes, and how each is made.
+
+Source of names and suffixes: transformers.js 4.3.1, `src/utils/dtypes.js`. A dtype is only a file name there; what a
+file contains is decided here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Quantizer = Literal["none", "float16", "dynamic_int8"]
+
+
+@dataclass(frozen=True)
+class Dtype:
+    """One row: `name` as users and transformers.js write it, `suffix` of the file, and the quantizer that makes it."""
+
+    name: str
+    suffix: str
+    quantizer: Quantizer
+
+
+FP32 = Dtype("fp32", "", "none")
+DTYPES: dict[str, Dtype] = {
+    dtype.name: dtype
+    for dtype in (
+        FP32,
+        Dtype("fp16", "_fp16", "float16"),
+        Dtype("int8", "_int8", "dynamic_int8"),
+        Dtype("q8", "_quantized", "dynamic_int8"),
+    )
+}

@@ -1,0 +1,150 @@
+"""Prefix-conditioning captioners (distilvit2): a frozen tower, a projection, and a decoder with LoRA after them.
+
+Checkpoints hold one `config.json` and one state dict in which PEFT's wrapping of the language model shows:
+`language_model.base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight`, `….lora_A.default.weight`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from vlm_export import decoder
+from vlm_export.families.base import Component, Config, EmbeddedLora, Family, TensorSpec
+from vlm_export.prefix_model import PrefixConditioningVLM, nested_config
+
+# What a checkpoint may carry and inference never reads: SigLIP's pooling head, and buffers of older transformers.
+_UNUSED = re.compile(
+    r"vision_encoder\.(vision_model\.)?head\.|.*\.(position_ids|rotary_emb\.inv_freq|attn\.masked_bias)$"
+    r"|language_model\..*\.h\.\d+\.attn\.bias$"
+)
+_LORA_KEYS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
+
+
+def rename(key: str) -> str | None:
+    """A checkpoint's key → the key in transformers 5's module tree, or None when inference does not use the tensor."""
+    if _UNUSED.match(key):
+        return None
+    key = key.replace("vision_encoder.vision_model.", "vision_encoder.", 1)
+    key = key.replace("language_model.base_model.model.", "language_model.", 1)
+    return key.replace(".base_layer.", ".")
+
+
+def embedded_lora(config: Config) -> EmbeddedLora | None:
+    return EmbeddedLora(r=config["lora_r"], alpha=config["lora_alpha"]) if "lora_r" in config else None
+
+
+def merged_config(config: Config) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in _LORA_KEYS}
+
+
+def sample_inputs(config: Config, generator: Generator) -> tuple[Tensor, ...]:
+    """`pixel_values` `[2, 3, size, size]` and `input_ids` `[2, 8]`."""
+    size = config["vision_config"]["image_size"]
+    pixel_values = torch.rand(2, 3, size, size, generator=generator) * 2 - 1
+    return pixel_values, torch.randint(config["text_config"]["vocab_size"], (2, 8), generator=generator)
+
+
+def encode(model: PrefixConditioningVLM, pixel_values: Tensor) -> dict[str, Tensor]:
+    vision_features = model.vision_encoder(pixel_values).last_hidden_state
+    return {"vision_features": vision_features, "image_features": model.projection(vision_features)}
+
+
+def image_tokens(config: Config) -> int:
+    return (config["vision_config"]["image_size"] // config["vision_config"]["patch_size"]) ** 2
+
+
+def image_processor(config: Config) -> dict[str, Any]:
+    """What the tower's own `preprocessor_config.json` says: google/siglip-base-patch16-224's, at the tower's size."""
+    size = config["vision_config"]["image_size"]
+    return {
+        "image_processor_type": "SiglipImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": size, "width": size},
+        "resample": 3,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }
+
+
+class Encoder(nn.Module):
+    """Tower and projection, with the model's own attribute names; either may be left out."""
+
+    def __init__(self, vision_encoder: nn.Module | None, projection: nn.Module | None):
+        super().__init__()
+        self.vision_encoder = vision_encoder
+        self.projection = projection
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.vision_encoder is not None:
+            features = self.vision_encoder(features).last_hidden_state
+        return features if self.projection is None else self.projection(features)
+
+
+def _geometry(config: Config) -> decoder.Geometry:
+    return decoder.Geometry.of(nested_config(config["text_config"]))
+
+
+def _pixels(config: Config) -> TensorSpec:
+    size = config["vision_config"]["image_size"]
+    return TensorSpec("pixel_values", "float32", ("batch_size", 3, size, size))
+
+
+def _features(name: str, config: Config, hidden: int) -> TensorSpec:
+    return TensorSpec(name, "float32", ("batch_size", image_tokens(config), hidden))
+
+
+def _image_encoder(name: str, output: str, config: Config) -> Component:
+    return Component(
+        name=name,
+        module=lambda model: Encoder(model.vision_encoder, model.projection),
+        inputs=(_pixels(config),),
+        outputs=(_features(output, config, _geometry(config).hidden),),
+    )
+
+
+def captioner(config: Config) -> tuple[Component, ...]:
+    geometry = _geometry(config)
+    return _image_encoder("encoder_model", "last_hidden_state", config), decoder.captioner_decoder(geometry)
+
+
+def chat(config: Config) -> tuple[Component, ...]:
+    geometry = _geometry(config)
+    encoder = _image_encoder("vision_encoder", "image_features", config)
+    return encoder, decoder.embed_tokens(geometry), decoder.chat_decoder(geometry)
+
+
+def components(config: Config) -> tuple[Component, ...]:
+    geometry = _geometry(config)
+    features = _features("last_hidden_state", config, nested_config(config["vision_config"]).hidden_size)
+    prefix = _features("projected_prefix", config, geometry.hidden)
+    return (
+        Component("vision_encoder", lambda model: Encoder(model.vision_encoder, None), (_pixels(config),), (features,)),
+        Component("projection", lambda model: Encoder(None, model.projection), (features,), (prefix,)),
+        decoder.prefix_init(geometry),
+        decoder.embed_tokens(geometry),
+        decoder.plain_decoder(geometry),
+    )
+
+
+FAMILY = Family(
+    model_type="prefix_conditioning_vlm",
+    build=PrefixConditioningVLM,
+    rename=rename,
+    embedded_lora=embedded_lora,
+    merged_config=merged_config,
+    language_model=lambda model: model.language_model,
+    sample_inputs=sample_inputs,
+    encode=encode,
+    image_tokens=image_tokens,
+    image_processor=image_processor,
+    layouts={"captioner": captioner, "chat": chat, "components": components},
+    adapter_roots=("", "language_model."),
+)

@@ -1,0 +1,378 @@
+"""The Hub: what a push would change, the push itself, and the download of models and adapters.
+
+The only module that imports huggingface_hub, which finds the token by itself (HF_TOKEN, the login file). A push:
+1. read the head of the branch, after creating the repo or the branch if it is missing;
+2. compare it with the folder, by content;
+3. commit what differs in one commit on top of that head: the Hub refuses it if somebody else was faster;
+4. read the tree back: every file must have arrived.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from httpx2 import HTTPError, TransportError
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    constants,
+    get_cached_repo_tree,
+    get_token,
+    snapshot_download,
+)
+from huggingface_hub.errors import (
+    CachedRepoTreeNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    RevisionResolutionError,
+)
+from huggingface_hub.hf_api import RepoFile
+
+from vlm_export.errors import CheckFailed, InputError
+
+# The folder this tool owns in a published repo: remote files in it that are no longer built are deleted.
+OWNED_FOLDER = "onnx/"
+# huggingface_hub refuses to commit anything in these.
+FORBIDDEN_FOLDERS = (".git", ".cache")
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+LOGIN = "run `hf auth login` or set HF_TOKEN"
+
+
+@dataclass(frozen=True)
+class FileChange:
+    """What a push does to one file of the repo."""
+
+    path: str
+    action: Literal["add", "update", "delete", "same"]
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class PushPlan:
+    """What a push would do; `changes` are sorted by path and leave out the remote files a push does not touch."""
+
+    repo_id: str
+    revision: str
+    create_repo: bool
+    changes: tuple[FileChange, ...]
+
+
+@dataclass(frozen=True)
+class PushResult:
+    """Where a push ended up: the repo's page, the commit (the head if nothing had changed), the pull request's page."""
+
+    url: str
+    commit: str | None
+    pull_request: str | None
+
+
+@dataclass(frozen=True)
+class _Remote:
+    """A branch as the Hub has it; with `has_branch` false, `main`, from which the branch will start."""
+
+    commit: str | None
+    private: bool
+    has_branch: bool
+    files: Mapping[str, RepoFile]
+
+
+def plan_push(repo_id: str, folder: Path, *, revision: str | None = None) -> PushPlan:
+    """What `push_folder` would change on the branch `revision`, which need not exist yet, nor the repo.
+
+    Raises InputError if the folder cannot be pushed or the Hub cannot be read.
+    """
+    files = _local_files(folder)
+    _check_namespace(repo_id)
+    with _hub_errors(repo_id, revision):
+        remote = _read_remote(HfApi(), repo_id, revision)
+    changes = _changes(files, remote.files if remote else {})
+    return PushPlan(repo_id, revision or constants.DEFAULT_REVISION, remote is None, changes)
+
+
+def push_folder(
+    repo_id: str,
+    folder: Path,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+    message: str,
+) -> PushResult:
+    """Make `repo_id` hold every file of `folder`, in one commit; no commit if it already does.
+
+    Stale files under `onnx/` are deleted, other remote files are left alone. `private` counts when the repo is created;
+    without it the namespace's default does. Raises InputError for what the user or the Hub refuses, CheckFailed if a
+    file did not arrive.
+    """
+    if create_pr and revision is not None:
+        raise InputError(f"{repo_id}: a pull request always goes to the main branch: drop the revision {revision!r}")
+    files = _local_files(folder)
+    _check_namespace(repo_id)
+    with _hub_errors(repo_id, revision):
+        if _token() is None:
+            raise InputError(f"{repo_id}: no Hugging Face token to push with: {LOGIN}")
+        api = HfApi()
+        remote = _prepare_remote(api, repo_id, revision, private)
+        changes = _changes(files, remote.files)
+        operations = _operations(changes, files)
+        if not operations:
+            return PushResult(f"{constants.ENDPOINT}/{repo_id}", remote.commit, None)
+        # Not upload_folder: with hf_xet it may split a push over several commits, and it skips some folders silently.
+        info = api.create_commit(
+            repo_id,
+            operations,
+            commit_message=message,
+            revision=revision,
+            create_pr=create_pr,
+            parent_commit=remote.commit,
+        )
+        _check_arrived(api, repo_id, info.pr_revision or info.oid, files)
+    return PushResult(str(info.repo_url), info.oid, info.pr_url)
+
+
+def download(repo_id: str, *, revision: str | None = None, allow_patterns: Sequence[str]) -> Path:
+    """Fetch the files of a model or adapter that match `allow_patterns`; the snapshot's folder, named after its commit.
+
+    A pickle that the repo also has as safetensors is left out. Works from the cache when the Hub cannot be reached.
+    Raises InputError if the repo or the revision cannot be read, or if nothing matches.
+    """
+    with _hub_errors(repo_id, revision):
+        pinned = HfApi().resolve_revision(repo_id, revision=revision)
+        listed = _listing(repo_id, pinned.resolved)
+        if not any(fnmatch.fnmatch(path, pattern) for path in listed for pattern in allow_patterns):
+            raise InputError(f"{repo_id}@{pinned}: no file matches {', '.join(allow_patterns)}: check the repo's files")
+        folder = snapshot_download(
+            repo_id,
+            revision=pinned,
+            allow_patterns=list(allow_patterns),
+            ignore_patterns=[glob.escape(path) for path in _superseded_pickles(listed)],
+        )
+    return Path(folder)
+
+
+# The folder to push
+
+
+def _local_files(folder: Path) -> dict[str, Path]:
+    """The files of `folder` by their path in the repo. Raises InputError for what the Hub could not hold."""
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder: build one to push first")
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        if path.is_symlink():
+            _check_link(folder, relative)
+        if path.is_file():
+            files[relative.as_posix()] = path
+        if path.name in FORBIDDEN_FOLDERS:
+            raise InputError(f"{folder}: the Hub does not take {relative}: remove it from the folder")
+    if not files:
+        raise InputError(f"{folder} holds no files: build one to push first")
+    return files
+
+
+def _check_link(folder: Path, relative: Path) -> None:
+    target = (folder / relative).resolve()
+    if not target.is_relative_to(folder.resolve()):
+        raise InputError(f"{folder}: {relative} is a link that leaves the folder: put the file itself there")
+    if not target.is_file():
+        raise InputError(f"{folder}: {relative} is a link to no file: put the file or folder itself there")
+
+
+def _same_content(path: Path, remote: RepoFile) -> bool:
+    """Whether a local file is the remote one: the Hub gives the sha256 of LFS files, else the git blob sha1."""
+    size_bytes = path.stat().st_size
+    if size_bytes != remote.size:
+        return False
+    with path.open("rb") as file:
+        if remote.lfs is not None:
+            return hashlib.file_digest(file, "sha256").hexdigest() == remote.lfs.sha256
+        return hashlib.file_digest(file, lambda: hashlib.sha1(b"blob %d\0" % size_bytes)).hexdigest() == remote.blob_id
+
+
+def _changes(files: Mapping[str, Path], remote: Mapping[str, RepoFile]) -> tuple[FileChange, ...]:
+    changes = [_change(name, path, remote.get(name)) for name, path in files.items()]
+    stale = [name for name in remote if name.startswith(OWNED_FOLDER) and name not in files]
+    changes += [FileChange(name, "delete", remote[name].size) for name in stale]
+    return tuple(sorted(changes, key=lambda change: change.path))
+
+
+def _change(name: str, path: Path, remote: RepoFile | None) -> FileChange:
+    action: Literal["add", "update", "same"] = "add"
+    if remote is not None:
+        action = "same" if _same_content(path, remote) else "update"
+    return FileChange(name, action, path.stat().st_size)
+
+
+# The repo
+
+
+def _check_namespace(repo_id: str) -> None:
+    """The rest of the id is for huggingface_hub to check, but it takes a name without its owner."""
+    if "/" not in repo_id:
+        raise InputError(_redact(_not_a_repo_id(repo_id)))
+
+
+def _read_remote(api: HfApi, repo_id: str, revision: str | None) -> _Remote | None:
+    """The head of `revision`, or of main if the repo lacks that branch; None if there is no such repo."""
+    has_branch = True
+    try:
+        try:
+            info = api.model_info(repo_id, revision=revision)
+        except RevisionNotFoundError:
+            has_branch = False
+            info = api.model_info(repo_id)
+    except RepositoryNotFoundError as error:
+        # 401 and 403 do not tell "not there" from "not for you".
+        if error.response.status_code == 404:
+            return None
+        raise
+    tree = api.list_repo_tree(repo_id, recursive=True, revision=info.sha)
+    files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+    return _Remote(info.sha, bool(info.private), has_branch, files)
+
+
+def _prepare_remote(api: HfApi, repo_id: str, revision: str | None, private: bool) -> _Remote:
+    """The branch to commit to, created with its repo if need be."""
+    remote = _read_remote(api, repo_id, revision)
+    if remote is None:
+        api.create_repo(repo_id, private=private or None, exist_ok=True)
+        remote = _read_remote(api, repo_id, revision)
+    if remote is None:
+        raise InputError(f"{repo_id} exists but the token may not see it: use a token with access to it")
+    if private and not remote.private:
+        raise InputError(f"{repo_id} exists and is public: make it private in its settings, or push without --private")
+    if revision is not None and not remote.has_branch:
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    return remote
+
+
+def _operations(
+    changes: Iterable[FileChange], files: Mapping[str, Path]
+) -> list[CommitOperationAdd | CommitOperationDelete]:
+    operations: list[CommitOperationAdd | CommitOperationDelete] = []
+    for change in changes:
+        if change.action == "delete":
+            operations.append(CommitOperationDelete(change.path, is_folder=False))
+        elif change.action != "same":
+            operations.append(CommitOperationAdd(change.path, files[change.path]))
+    return operations
+
+
+def _check_arrived(api: HfApi, repo_id: str, revision: str, files: Mapping[str, Path]) -> None:
+    """Raises CheckFailed if the commit is not the folder: the Hub silently drops what the repo's .gitignore names."""
+    remote = _read_remote(api, repo_id, revision)
+    changes = _changes(files, remote.files if remote else {})
+    differing = [change.path for change in changes if change.action != "same"]
+    if differing:
+        raise CheckFailed(
+            f"{repo_id}@{revision} was committed without the local {', '.join(differing)}: "
+            "remove the repo's .gitignore if it names them, then push again"
+        )
+
+
+def _listing(repo_id: str, commit: str) -> list[str]:
+    try:
+        return [file.path for file in get_cached_repo_tree(repo_id, revision=commit)]
+    except CachedRepoTreeNotFoundError:
+        return HfApi().list_repo_files(repo_id, revision=commit)
+
+
+def _superseded_pickles(paths: Sequence[str]) -> list[str]:
+    """The pickles whose weights the same folder has as safetensors: same stem, or `pytorch_model*` for `model*`."""
+    safetensors = {_weights_name(path) for path in paths if path.endswith(".safetensors")}
+    return [path for path in paths if path.endswith(PICKLE_SUFFIXES) and _weights_name(path) in safetensors]
+
+
+def _weights_name(path: str) -> PurePosixPath:
+    """`a/pytorch_model-00001-of-00002.bin` and `a/model-00001-of-00003.safetensors` both give `a/model`."""
+    pure = PurePosixPath(path)
+    return pure.with_name(re.sub(r"-\d+-of-\d+$", "", pure.stem).removeprefix("pytorch_"))
+
+
+# The token, and errors in one line
+
+
+def _token() -> str | None:
+    """The token that huggingface_hub sends. Raises InputError if it cannot: the HTTP client's error would show it."""
+    token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+    if token and not (token.isascii() and token.isprintable()):
+        raise InputError(f"the Hugging Face token holds characters that no token has: {LOGIN} again")
+    return token
+
+
+def _redact(text: str) -> str:
+    token = _token()
+    return text.replace(token, "<token>") if token else text
+
+
+@contextmanager
+def _hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
+    """Turns an error that comes from the Hub into an InputError of one line that never shows the token."""
+    _token()
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, HTTPError, RevisionResolutionError) as error:
+        message = next(filter(None, (_explain(link, repo_id, revision) for link in _chain(error))), None)
+        if message is None:
+            raise
+        shows_token = any(_redact(str(link)) != str(link) for link in _chain(error))
+        raise InputError(_redact(message)) from (None if shows_token else error)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _explain(error: BaseException, repo_id: str, revision: str | None) -> str | None:
+    """What happened and what to do next; None if the error is not about talking to the Hub."""
+    if isinstance(error, HFValidationError):
+        return _not_a_repo_id(repo_id)
+    if isinstance(error, OfflineModeIsEnabled):
+        return f"{repo_id}: HF_HUB_OFFLINE is set and the cache does not have what is needed: unset it and run again"
+    if isinstance(error, HfHubHTTPError):
+        return _explain_answer(error, repo_id, revision)
+    if isinstance(error, TransportError | ConnectionError | TimeoutError):
+        return f"{repo_id}: cannot reach {constants.ENDPOINT}: check the network and HF_ENDPOINT, then run again"
+    return None
+
+
+def _not_a_repo_id(repo_id: str) -> str:
+    return f"{repo_id!r} is not a repo id: write namespace/name, in letters, digits, '-', '_' and '.'"
+
+
+def _explain_answer(error: HfHubHTTPError, repo_id: str, revision: str | None) -> str:
+    status = error.response.status_code
+    said = " ".join((error.server_message or "no reason given").split())
+    if isinstance(error, GatedRepoError):
+        return f"{repo_id} is gated: accept its terms at {constants.ENDPOINT}/{repo_id}, then {LOGIN} of that account"
+    if isinstance(error, RevisionNotFoundError):
+        return f"{repo_id} has no revision {revision!r}: name a branch, a tag or a commit that it has"
+    if status == 401 and _token() is None:
+        return f"{repo_id}: no public repo of that name, and no token to see a private one: check the name, or {LOGIN}"
+    if status == 401:
+        return f"{repo_id}: the Hub does not accept the token ({said}): {LOGIN} to a valid one"
+    if status == 403:
+        return f"{repo_id}: the token may not do this ({said}): use a token with write access to {repo_id}"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"{repo_id} was not found, or the token may not see it: check the name and the token's access"
+    if status == 412:
+        return f"{repo_id} got another commit during the push ({said}): look at the new plan, then push again"
+    if status < 500:
+        return f"{repo_id}: the Hub refused the request with {status} ({said}): correct that and run again"
+    return f"{repo_id}: the Hub answered {status} ({said}): try again later"

@@ -1,0 +1,55 @@
+"""Every limit that decides a verdict, by metric and dtype; an exception is a `tolerance` of the recipe, with a reason.
+
+`at_most` limits hold for errors, `at_least` limits for rates. They are judgement, calibrated on shapes-captioner: fp32
+differs from PyTorch by the order of its sums (1e-6); int8's rows are 0.99 and more apart in direction only where an
+activation outlier stretches a scale.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vlm_export.recipe import Tolerance
+
+
+@dataclass(frozen=True)
+class Limit:
+    """`value <= limit` (an error) or `value >= limit` (a rate), and why, where a recipe made an exception."""
+
+    limit: float
+    at_most: bool
+    reason: str = ""
+
+    def holds(self, value: float) -> bool:
+        """NaN holds no limit."""
+        return value <= self.limit if self.at_most else value >= self.limit
+
+
+MAX_RELATIVE_ERROR = "max_relative_error"
+COSINE_SIMILARITY = "cosine_similarity"
+TOKENS_EXACT = "tokens_exact_rate"
+TOP1_AGREEMENT = "teacher_forced_top1_agreement"
+FROM_FILE_EXACT = "tokens_exact_rate_from_image_file"
+NEAR_TIE = 1e-3  # a gap between two scores that float32 sums in another order may turn round
+
+_AT_MOST = {MAX_RELATIVE_ERROR}
+_LIMITS = {
+    MAX_RELATIVE_ERROR: {"fp32": 1e-4},
+    COSINE_SIMILARITY: {"fp16": 0.999, "int8": 0.9, "q8": 0.9},
+    TOKENS_EXACT: {"fp32": 1.0, "fp16": 0.95, "int8": 0.85, "q8": 0.85},
+    TOP1_AGREEMENT: {"fp32": 1.0, "fp16": 0.99, "int8": 0.97, "q8": 0.97},
+}
+
+
+def limit_for(metric: str, dtype: str, tolerances: tuple[Tolerance, ...] = ()) -> Limit | None:
+    """The limit in force, or None where a metric is reported but decides nothing."""
+    for tolerance in tolerances:
+        if (tolerance.metric, tolerance.dtype) == (metric, dtype):
+            return Limit(tolerance.limit, metric in _AT_MOST, tolerance.reason)
+    value = _LIMITS.get(metric, {}).get(dtype)
+    return None if value is None else Limit(value, metric in _AT_MOST)
+
+
+def metrics() -> list[str]:
+    """Names that a recipe's tolerance may give."""
+    return sorted(_LIMITS)

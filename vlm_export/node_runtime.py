@@ -1,0 +1,264 @@
+"""Runs exported repos in Node with stock transformers.js, as the people who load them will.
+
+`node_home` installs the one release that `node/package-lock.json` pins, once for each user; `caption` starts
+`node/caption.mjs` on it, hands it a request and reads its answers, which are described in that script.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, Literal
+
+from vlm_export.errors import CheckFailed, InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+NODE_MAJOR = 20
+SCRIPTS = Path(__file__).parent / "node"
+NEXT_STEP = f"install Node {NODE_MAJOR} or newer, or run with --runtime ort"
+
+Layout = Literal["captioner", "chat"]
+
+
+@dataclass(frozen=True)
+class RemoteModel:
+    """A repo on a server with the Hub's addresses: `<host><id>/resolve/<revision>/<file>`."""
+
+    host: str
+    id: str
+    revision: str = "main"
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """One picture to caption: an image file, or its `pixel_values` `[1, 3, H, W] float32`.
+
+    The captioner layout has no room for a prompt and ignores it.
+    """
+
+    image: Path | None = None
+    pixel_values: np.ndarray | None = None
+    prompt: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.image is None) == (self.pixel_values is None):
+            raise ValueError("an Item has either an image or pixel_values")
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What was generated for one item: ids without the prompt or the start token, up to and including eos."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    milliseconds: float
+
+
+@dataclass(frozen=True)
+class NodeResult:
+    """The captions in the order of the items, and what was seen on the way to them.
+
+    `versions` has the keys transformers (the JavaScript one), onnxruntime and node; `warnings` are the lines that the
+    libraries wrote to stderr.
+    """
+
+    captions: tuple[Caption, ...]
+    versions: dict[str, str]
+    load_milliseconds: float
+    warnings: tuple[str, ...]
+
+
+def caption(
+    model: Path | RemoteModel,
+    *,
+    layout: Layout,
+    dtype: str,
+    items: Sequence[Item],
+    generation: Mapping[str, float],
+    on_item: Callable[[Caption], None] | None = None,
+    silence_seconds: float = 600,
+) -> NodeResult:
+    """Captions the items in Node and calls `on_item` after each one.
+
+    `dtype` is one of transformers.js' names, or "auto" for the one that the repo's config asks for. `generation` holds
+    options of its `generate()`, such as `max_new_tokens`. Node is stopped when it says nothing for `silence_seconds`.
+
+    Raises InputError when Node is missing or cannot be set up, CheckFailed when the model does not load or run.
+    """
+    captions: list[Caption] = []
+
+    def hear(answer: dict[str, Any]) -> None:
+        captions.append(Caption(tuple(answer["token_ids"]), answer["text"], answer["milliseconds"]))
+        if on_item:
+            on_item(captions[-1])
+
+    script = node_home() / "caption.mjs"
+    with tempfile.TemporaryDirectory(prefix="vlm-export-") as folder:
+        scratch = Path(folder)
+        request = {
+            "model": _model_json(model),
+            "layout": layout,
+            "dtype": dtype,
+            "generation": dict(generation),
+            "items": [_item_json(item, scratch / f"{index}.f32") for index, item in enumerate(items)],
+        }
+        (scratch / "request.json").write_text(json.dumps(request))
+        try:
+            done = _converse(script, scratch, hear, silence_seconds)
+        except CheckFailed as error:
+            raise CheckFailed(f"{_name(model)}, layout {layout}, dtype {dtype}, in transformers.js: {error}") from error
+        warnings = tuple(_stderr(scratch).splitlines())
+    versions = {name: done[name] for name in ("transformers", "onnxruntime", "node")}
+    return NodeResult(tuple(captions), versions, done["load_milliseconds"], warnings)
+
+
+def node_home() -> Path:
+    """The folder that holds the scripts and, in `node_modules`, the packages of the lock; it is filled when needed.
+
+    It lies in `$VLM_EXPORT_CACHE`, else in `vlm-export` under the user's cache folder.
+
+    Raises InputError when Node or npm is missing or too old, and when npm fails.
+    """
+    _node()
+    lock = hashlib.sha256((SCRIPTS / "package-lock.json").read_bytes())
+    home = _cache() / f"node-{lock.hexdigest()[:16]}"
+    if not home.is_dir():
+        _install(home)
+    _copy_scripts(home)
+    return home
+
+
+def _cache() -> Path:
+    if own := os.environ.get("VLM_EXPORT_CACHE"):
+        return Path(own).absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "vlm-export"
+
+
+def _node() -> str:
+    """The path of a Node that is new enough."""
+    node = _tool("node")
+    version = subprocess.run([node, "--version"], capture_output=True, text=True).stdout.strip()
+    if int(version.removeprefix("v").partition(".")[0] or 0) < NODE_MAJOR:
+        raise InputError(f"{node} is version {version or 'unknown'}: {NEXT_STEP}")
+    return node
+
+
+def _tool(name: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        raise InputError(f"{name} is not on PATH: {NEXT_STEP}")
+    return path
+
+
+def _install(home: Path) -> None:
+    """Installs the packages beside `home` and moves them into place; of two processes the slower one's are dropped."""
+    npm = _tool("npm")
+    home.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{home.name}-", dir=home.parent) as beside:
+        staging = Path(beside, home.name)
+        staging.mkdir()
+        for name in ("package.json", "package-lock.json"):
+            shutil.copy(SCRIPTS / name, staging)
+        _npm_ci(npm, staging)
+        try:
+            staging.rename(home)
+        except OSError:
+            if not home.is_dir():
+                raise
+
+
+def _npm_ci(npm: str, folder: Path) -> None:
+    # No package needs its install script to run on the CPU; onnxruntime-node's would download the CUDA libraries.
+    command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+    environment = {**os.environ, "ONNXRUNTIME_NODE_INSTALL": "skip"}
+    npm_ci = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    if npm_ci.returncode:
+        raise InputError(
+            f"npm ci could not install transformers.js ({_one_line(npm_ci.stderr)[:250]}): "
+            "check the network and npm's registry setting, or run with --runtime ort"
+        )
+
+
+def _copy_scripts(home: Path) -> None:
+    """Puts this version's scripts beside `node_modules`, where their imports are found."""
+    for source in SCRIPTS.glob("*.mjs"):
+        with tempfile.NamedTemporaryFile(dir=home, delete=False) as copy:
+            copy.write(source.read_bytes())
+        os.replace(copy.name, home / source.name)
+
+
+def _name(model: Path | RemoteModel) -> str:
+    return f"{model.host}{model.id}" if isinstance(model, RemoteModel) else str(model)
+
+
+def _model_json(model: Path | RemoteModel) -> dict[str, str]:
+    if isinstance(model, RemoteModel):
+        return {"remote_host": model.host, "id": model.id, "revision": model.revision}
+    return {"path": str(model.absolute())}
+
+
+def _item_json(item: Item, pixel_file: Path) -> dict[str, Any]:
+    """The item as the script takes it; its `pixel_values` go into `pixel_file`."""
+    described: dict[str, Any] = {"prompt": item.prompt}
+    if item.image is not None:
+        described["image"] = str(item.image.absolute())
+    if item.pixel_values is not None:
+        item.pixel_values.astype("<f4").tofile(pixel_file)
+        described["pixel_values"] = {"path": str(pixel_file), "shape": item.pixel_values.shape}
+    return described
+
+
+def _converse(
+    script: Path, scratch: Path, hear: Callable[[dict[str, Any]], None], silence_seconds: float
+) -> dict[str, Any]:
+    """Runs the script on `request.json` in `scratch`, passes its answers to `hear` and returns the last one."""
+    command = [_node(), str(script)]
+    answer: dict[str, Any] = {}
+    lines: SimpleQueue[str] = SimpleQueue()
+    with (
+        (scratch / "request.json").open() as stdin,
+        (scratch / "stderr.txt").open("w") as stderr,
+        subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=stderr, encoding="utf-8") as node,
+    ):
+        threading.Thread(target=_pass_on, args=(node.stdout, lines), daemon=True).start()
+        try:
+            while line := lines.get(timeout=silence_seconds):
+                answer = json.loads(line)
+                if "error" in answer:
+                    raise CheckFailed(_one_line(answer["error"]))
+                if "index" in answer:
+                    hear(answer)
+            status = node.wait()
+        except Empty:
+            raise CheckFailed(f"no answer for {silence_seconds:g} s, so Node was stopped") from None
+        finally:
+            node.kill()
+    if status or "done" not in answer:
+        raise CheckFailed(f"Node ended with exit status {status}: {_one_line(_stderr(scratch))[-500:]}")
+    return answer
+
+
+def _pass_on(stream: Iterable[str], lines: SimpleQueue[str]) -> None:
+    """Makes of a stream that blocks a queue that can be waited on; an empty line is its end."""
+    for line in stream:
+        lines.put(line)
+    lines.put("")
+
+
+def _stderr(scratch: Path) -> str:
+    return (scratch / "stderr.txt").read_text(errors="replace")
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())

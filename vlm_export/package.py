@@ -1,0 +1,231 @@
+"""Lay out the repo: what transformers.js reads beside the graphs, the model card, and where it all came from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vlm_export.artifacts import write_json
+from vlm_export.checkpoint import Checkpoint, read_json
+from vlm_export.dtypes import DTYPES
+from vlm_export.errors import InputError
+from vlm_export.families.base import Component
+from vlm_export.golden import eos_token_ids
+from vlm_export.layouts import find_layout
+from vlm_export.layouts.base import RepoFacts
+from vlm_export.prefix_model import nested_config
+from vlm_export.processing import copy_tokenizer, image_processor_settings, load_tokenizer
+from vlm_export.recipe import RecipeFile
+
+MANIFEST = "export.json"
+ONNX = "onnx"
+IMAGE_TOKEN = "<image>"
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>{% elif part['type'] == 'text' %}"
+    "{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{% endfor %}"
+)
+_CLIENT_CONFIG = "transformers.js_config"
+
+
+@dataclass(frozen=True)
+class GraphFile:
+    """One graph of the repo: its size with external data, and in how many chunks that data lies."""
+
+    component: str
+    dtype: str
+    file: str
+    size_bytes: int
+    data_chunks: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`export.json`: what was exported, from which inputs, by which versions."""
+
+    recipe: str
+    layout: str
+    dtypes: list[str]
+    graphs: list[GraphFile]
+    simplified: dict[str, dict[str, Any]]
+    inputs_sha256: dict[str, str]
+    versions: dict[str, str]
+    schema: int = 1
+
+
+def load_manifest(repo: Path) -> Manifest:
+    """Read `export.json`.
+
+    Raises:
+        InputError: nothing was exported yet.
+    """
+    if not (repo / MANIFEST).is_file():
+        raise InputError(f"{repo}: nothing exported yet: run `vlm-export onnx`")
+    values = read_json(repo / MANIFEST)
+    return Manifest(**(values | {"graphs": [GraphFile(**graph) for graph in values["graphs"]]}))
+
+
+def write_config_files(
+    folder: Path, recipe: RecipeFile, merged: Checkpoint, components: Sequence[Component], manifest: Manifest
+) -> None:
+    """Write config, generation, tokenizer, processor, recipe and manifest files into the repo folder.
+
+    Raises:
+        InputError: the tokenizer does not fit the model, or nothing would end a caption.
+    """
+    layout = find_layout(manifest.layout)
+    copy_tokenizer(merged.path, folder)
+    facts = _facts(recipe, merged, components)
+    files = layout.config(facts)
+    files["config.json"][_CLIENT_CONFIG] = _client_config(manifest)
+    processor = image_processor_settings(
+        merged.path, merged.family.image_processor(merged.config), recipe.recipe.image_processor
+    )
+    if "processor_config.json" in files:
+        processor["processor_class"] = files["processor_config.json"]["processor_class"]
+    files["preprocessor_config.json"] = processor
+    for name, values in files.items():
+        write_json(folder / name, values)
+    _finish_tokenizer(folder, facts, recipe.recipe.chat_template)
+    write_json(folder / MANIFEST, asdict(manifest))
+    shutil.copyfile(recipe.path, folder / "recipe.yaml")
+
+
+def _facts(recipe: RecipeFile, merged: Checkpoint, components: Sequence[Component]) -> RepoFacts:
+    tokenizer = load_tokenizer(merged.path)
+    text_config = nested_config(merged.config["text_config"])
+    eos = eos_token_ids(tokenizer, text_config)
+    if len(tokenizer) > text_config.vocab_size:
+        raise InputError(
+            f"{merged.path / 'tokenizer.json'}: {len(tokenizer)} tokens, but text_config.vocab_size is "
+            f"{text_config.vocab_size}: this tokenizer belongs to another model"
+        )
+    if IMAGE_TOKEN in tokenizer.get_vocab():
+        raise InputError(f"{merged.path / 'tokenizer.json'}: has a token {IMAGE_TOKEN!r} of its own; rename it")
+    size = components[0].inputs[0].shape[-1]
+    assert isinstance(size, int)
+    cleaned = {key: value for key, value in merged.config["text_config"].items() if value is not None}
+    return RepoFacts(
+        config={**merged.config, "text_config": {**cleaned, "eos_token_id": eos[0]}},
+        generation=asdict(recipe.recipe.generation),
+        eos_token_ids=eos,
+        pad_token_id=eos[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        image_token=IMAGE_TOKEN,
+        image_token_id=len(tokenizer),
+        image_tokens=merged.family.image_tokens(merged.config),
+        image_size=size,
+    )
+
+
+def _client_config(manifest: Manifest) -> dict[str, Any]:
+    """What transformers.js must be told: external data chunks, and a dtype where its own default is not in the repo.
+
+    Its defaults are fp32, except on WASM, the browser's default device, where it is q8.
+    """
+    config: dict[str, Any] = {}
+    chunks = {graph.file: graph.data_chunks for graph in manifest.graphs if graph.data_chunks}
+    if chunks:
+        config["use_external_data_format"] = chunks
+    if "q8" not in manifest.dtypes:
+        config["device_config"] = {"wasm": {"dtype": "int8" if "int8" in manifest.dtypes else "fp32"}}
+    return config
+
+
+def _finish_tokenizer(folder: Path, facts: RepoFacts, chat_template: str | None) -> None:
+    """Add the image token and the chat template, and say what transformers.js would otherwise guess."""
+    tokenizer = read_json(folder / "tokenizer.json")
+    tokenizer["added_tokens"].append(
+        {
+            "id": facts.image_token_id,
+            "content": facts.image_token,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+    )
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
+    config = read_json(folder / "tokenizer_config.json")
+    template = folder / "chat_template.jinja"
+    own = template.read_text(encoding="utf-8") if template.is_file() else config.get("chat_template")
+    template.unlink(missing_ok=True)
+    config |= {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "padding_side": "left",
+        "chat_template": chat_template or own or _CHAT_TEMPLATE,
+    }
+    write_json(folder / "tokenizer_config.json", config)
+
+
+def write_card(folder: Path, recipe: RecipeFile, manifest: Manifest, report: Mapping[str, Any] | None) -> None:
+    """Write the model card: how to use it, what is in it, and what was verified (`report`), if anything was."""
+    hub = recipe.recipe.hub
+    layout = find_layout(manifest.layout)
+    front = {
+        "library_name": "transformers.js" if layout.in_transformers_js else "onnx",
+        "pipeline_tag": "image-text-to-text" if manifest.layout == "chat" else "image-to-text",
+        "license": hub.license,
+        "language": list(hub.language),
+        "base_model": list(hub.base_model),
+        "datasets": list(hub.datasets),
+        "tags": ["onnx", "vlm-export", *hub.tags],
+    }
+    front = {key: value for key, value in front.items() if value}
+    repo_id = hub.repo_id or f"your-name/{recipe.name}"
+    sections = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
+        f"# {recipe.name}\n",
+        recipe.recipe.description.strip(),
+        f"\n## Use\n\nLoads with {layout.client}.\n\n{layout.snippet(repo_id, IMAGE_TOKEN)}",
+        f"\n## Files\n\n{_size_table(manifest)}",
+        f"\n## Verified\n\n{_verified(report)}",
+        "\n## Made from\n\n"
+        + "\n".join(f"- `{name}` sha256 `{digest}`" for name, digest in manifest.inputs_sha256.items())
+        + "\n\nwith "
+        + ", ".join(f"{name} {number}" for name, number in manifest.versions.items())
+        + ". The recipe is `recipe.yaml`, the details are in `export.json`.\n",
+    ]
+    (folder / "README.md").write_text("\n".join(sections), encoding="utf-8")
+
+
+def _size_table(manifest: Manifest) -> str:
+    sizes = {(graph.component, graph.dtype): graph.size_bytes for graph in manifest.graphs}
+    components = list(dict.fromkeys(graph.component for graph in manifest.graphs))
+    rows = ["| graph | " + " | ".join(manifest.dtypes) + " |", "|---" * (len(manifest.dtypes) + 1) + "|"]
+    for component in components:
+        cells = [f"{sizes[component, dtype] / 1e6:.1f} MB" for dtype in manifest.dtypes]
+        rows.append(f"| `{component}` | " + " | ".join(cells) + " |")
+    totals = [sum(sizes[component, dtype] for component in components) for dtype in manifest.dtypes]
+    rows.append("| together | " + " | ".join(f"{total / 1e6:.1f} MB" for total in totals) + " |")
+    suffixes = ", ".join(f"{dtype}: `{DTYPES[dtype].suffix or '(none)'}`" for dtype in manifest.dtypes)
+    return "\n".join(rows) + f"\n\nFile suffixes: {suffixes}."
+
+
+def _verified(report: Mapping[str, Any] | None) -> str:
+    if report is None:
+        return "Not verified yet."
+    rows = ["| dtype | runtime | check | worst value | limit | verdict |", "|---|---|---|---|---|---|"]
+    worst: dict[tuple[str, str, str], Mapping[str, Any]] = {}
+    for check in report["checks"]:
+        key = (check["dtype"], check["runtime"], check["metric"])
+        if key not in worst or _badness(check) > _badness(worst[key]):
+            worst[key] = check
+    for (dtype, runtime, metric), check in worst.items():
+        limit = "" if check["limit"] is None else f"{check['limit']:g}"
+        rows.append(f"| {dtype} | {runtime} | {metric} | {check['value']:.3g} | {limit} | {check['verdict']} |")
+    return (
+        f"Against the PyTorch model with its adapter attached, before merging: **{report['verdict']}**, "
+        f"{len(report['checks'])} checks.\n\n" + "\n".join(rows)
+    )
+
+
+def _badness(check: Mapping[str, Any]) -> tuple[bool, float]:
+    return check["verdict"] == "fail", check["value"] if "error" in check["metric"] else -check["value"]

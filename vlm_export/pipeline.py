@@ -1,0 +1,215 @@
+"""The whole conversion: recipe → merged checkpoint → graphs → variants → repo → report → Hub.
+
+The only module that knows the order of the stages and where each one's result lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from vlm_export import bundled, golden, hub, merge, package, quantize, simplify, trace, verify, weights
+from vlm_export.artifacts import Work, replaced_folder, write_json
+from vlm_export.checkpoint import build_empty, open_checkpoint, read_json
+from vlm_export.dtypes import DTYPES, FP32
+from vlm_export.errors import CheckFailed, InputError
+from vlm_export.families.base import Component
+from vlm_export.merge import MergeReport
+from vlm_export.package import GraphFile, Manifest
+from vlm_export.recipe import RecipeFile
+from vlm_export.verify import Report, Runtime
+
+Progress = Callable[[str, int, int], None]  # what, done, of how many
+_VERSIONS = ("vlm-export", "torch", "transformers", "peft", "onnx", "onnxruntime", "onnxscript", "onnxsim")
+_CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.jinja")
+REPORT = "report.json"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Local folders of the model and its adapters."""
+
+    model: Path
+    adapters: tuple[Path, ...]
+
+
+def sources(recipe: RecipeFile) -> Sources:
+    """Where the recipe's model and adapters lie, downloaded from the Hub when they are not local.
+
+    Raises:
+        InputError: neither a local folder nor a repo of the Hub, or the Hub cannot be reached.
+    """
+
+    def find(reference: str, revision: str | None, key: str) -> Path:
+        local = recipe.local(reference)
+        if local is not None:
+            return local
+        if reference.startswith((".", "/", "~")) or reference.count("/") != 1:
+            raise InputError(f"{recipe.path}: {key}: {reference!r} is neither a local folder nor a Hub id (org/name)")
+        return hub.download(reference, revision=revision, allow_patterns=_CHECKPOINT_FILES)
+
+    return Sources(
+        find(recipe.recipe.model, recipe.recipe.revision, "model"),
+        tuple(find(a.path, a.revision, f"adapters.{i}.path") for i, a in enumerate(recipe.recipe.adapters)),
+    )
+
+
+def run_merge(recipe: RecipeFile, work: Work, progress: Progress) -> MergeReport:
+    """LoRA → plain weights, in `merged/`."""
+    found = sources(recipe)
+    return merge.merge(
+        found.model, found.adapters, work.merged, on_tensor=lambda done, total: progress("merging", done, total)
+    )
+
+
+def run_golden(recipe: RecipeFile, progress: Progress) -> golden.Golden:
+    """Record the PyTorch model's outputs in the recipe's golden folder."""
+    patterns = recipe.recipe.golden.images
+    base = recipe.path.parent
+    if not patterns:
+        base, patterns = bundled.GOLDEN / bundled.DEFAULT_RECIPE / "images", ("*.png",)
+    images = sorted({path.resolve() for pattern in patterns for path in _glob(base, pattern)})
+    if len({path.name for path in images}) < len(images):
+        raise InputError(f"{recipe.path}: golden.images: two files of one name; rename one")
+    found = sources(recipe)
+    return golden.record(
+        recipe, found.model, found.adapters, images, lambda done, total: progress("captioning", done, total)
+    )
+
+
+def _glob(base: Path, pattern: str) -> list[Path]:
+    """`Path.glob` with `..` in front of the pattern."""
+    while pattern.startswith("../"):
+        base, pattern = base.parent, pattern.removeprefix("../")
+    if Path(pattern).is_absolute():
+        base, pattern = Path("/"), pattern.lstrip("/")
+    return sorted(base.glob(pattern))
+
+
+def run_export(
+    recipe: RecipeFile, work: Work, progress: Progress, *, dtypes: Sequence[str] = (), layout: str | None = None
+) -> Manifest:
+    """Merged checkpoint → graphs in every dtype, and everything beside them, in `repo/`.
+
+    float32 is always among the dtypes: the others are made from it, and it is what is compared with PyTorch.
+
+    Raises:
+        InputError: nothing was merged yet, or the layout is not one of the family's.
+    """
+    if not (work.merged / "merge.json").is_file():
+        raise InputError(f"{work.merged}: nothing merged yet: run `vlm-export merge {recipe.name}`")
+    merged = open_checkpoint(work.merged)
+    layout = layout or recipe.recipe.layout
+    if layout not in merged.family.layouts:
+        known = ", ".join(merged.family.layouts)
+        raise InputError(f"{recipe.path}: layout: {merged.family.model_type} has no layout {layout!r}; it has {known}")
+    names = list(dict.fromkeys([FP32.name, *(dtypes or recipe.recipe.dtypes)]))
+    components = merged.family.layouts[layout](merged.config)
+    model = build_empty(merged)
+    graphs: list[GraphFile] = []
+    reports: dict[str, dict[str, Any]] = {}
+    steps, done = len(components) * len(names), 0
+    with replaced_folder(work.repo) as folder:
+        onnx = folder / package.ONNX
+        onnx.mkdir()
+        for component in components:
+            progress(f"tracing {component.name}", done, steps)
+            structure = trace.trace(component, model)
+            structure, report = simplify.simplify(structure, component)
+            reports[component.name] = asdict(report)
+            complete = weights.attach_weights(structure, component, merged.tensors)
+            fp32 = onnx / f"{component.name}.onnx"
+            graphs.append(_graph_file(component, FP32.name, fp32, weights.save_graph(complete, fp32)))
+            done += 1
+            for name in names[1:]:
+                progress(f"{component.name} in {name}", done, steps)
+                target = onnx / f"{component.name}{DTYPES[name].suffix}.onnx"
+                graphs.append(_graph_file(component, name, target, quantize.quantize(fp32, DTYPES[name], target)))
+                done += 1
+        manifest = Manifest(
+            recipe=recipe.name,
+            layout=layout,
+            dtypes=names,
+            graphs=graphs,
+            simplified=reports,
+            inputs_sha256=read_json(work.merged / "merge.json")["inputs_sha256"],
+            versions={name: version(name) for name in _VERSIONS},
+        )
+        package.write_config_files(folder, recipe, merged, components, manifest)
+        package.write_card(folder, recipe, manifest, None)
+        progress("done", steps, steps)
+    return manifest
+
+
+def _graph_file(component: Component, dtype: str, path: Path, chunks: int) -> GraphFile:
+    size = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
+    return GraphFile(component.name, dtype, path.name, size, chunks)
+
+
+def run_verify(recipe: RecipeFile, work: Work, progress: Progress, *, runtimes: Sequence[Runtime]) -> Report:
+    """Compare `repo/` with the goldens; write `report/report.json`, and what was verified into the model card."""
+    recorded = golden.load_golden(recipe.golden_dir, recipe.name)
+    if recorded.facts.generation != asdict(recipe.recipe.generation):
+        raise InputError(
+            f"{recipe.path}: generation: changed since the golden was recorded: run `vlm-export golden {recipe.name}`"
+        )
+    manifest = package.load_manifest(work.repo)
+    report = verify.verify(
+        work.repo,
+        open_checkpoint(work.merged),
+        recorded,
+        tolerances=recipe.recipe.tolerances,
+        runtimes=runtimes,
+        progress=lambda what: progress(what, 0, 0),
+    )
+    package.write_card(work.repo, recipe, manifest, asdict(report))
+    write_json(work.report / REPORT, verify.with_files(report, work.repo))
+    return report
+
+
+def check_verified(work: Work) -> None:
+    """Raises CheckFailed unless a passing report exists for exactly the files of `repo/`."""
+    path = work.report / REPORT
+    if not path.is_file():
+        raise CheckFailed(f"{work.repo}: not verified yet: run `vlm-export verify`, or push with --allow-unverified")
+    report = read_json(path)
+    if report["verdict"] != "pass" or not report["checks"]:
+        raise CheckFailed(f"{path}: the verdict is {report['verdict']}: mend it, or push with --allow-unverified")
+    hashes = verify.file_hashes(work.repo)
+    changed = sorted(
+        name
+        for name in hashes.keys() | report["files_sha256"].keys()
+        if hashes.get(name) != report["files_sha256"].get(name)
+    )
+    if changed:
+        raise CheckFailed(
+            f"{path}: is about other files than {work.repo} holds ({', '.join(changed[:3])}): "
+            "run `vlm-export verify` again, or push with --allow-unverified"
+        )
+
+
+def run_plan(work: Work, repo_id: str, *, revision: str | None) -> hub.PushPlan:
+    """What a push would change."""
+    package.load_manifest(work.repo)
+    return hub.plan_push(repo_id, work.repo, revision=revision)
+
+
+def run_push(
+    recipe: RecipeFile,
+    work: Work,
+    repo_id: str,
+    *,
+    private: bool,
+    revision: str | None,
+    create_pr: bool,
+    allow_unverified: bool,
+) -> hub.PushResult:
+    """Upload `repo/`, which must be verified as it stands."""
+    package.load_manifest(work.repo)
+    if not allow_unverified:
+        check_verified(work)
+    message = f"Export {recipe.name} with vlm-export {version('vlm-export')}"
+    return hub.push_folder(repo_id, work.repo, private=private, revision=revision, create_pr=create_pr, message=message)

@@ -1,0 +1,84 @@
+"""Tokenizer files and image processor settings: what a checkpoint has, and what transformers.js reads.
+
+transformers.js wants one flat `preprocessor_config.json`, the chat template inside `tokenizer_config.json`, and a
+tokenizer class that it knows.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase
+
+from vlm_export.checkpoint import read_json
+from vlm_export.errors import InputError
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_PREPROCESSOR = "preprocessor_config.json"
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy the tokenizer's files.
+
+    Raises:
+        InputError: there is no `tokenizer.json`, which transformers.js needs.
+    """
+    if not (source / "tokenizer.json").is_file():
+        raise InputError(f"{source}: no tokenizer.json; save the tokenizer with a fast tokenizer class")
+    for name in _TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The Python tokenizer of a checkpoint or exported repo; never runs code from the folder."""
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+def image_processor_settings(
+    checkpoint: Path, default: Mapping[str, Any], override: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Flat `preprocessor_config.json` settings: the checkpoint's own or `default`, under the recipe's `override`."""
+    settings = dict(default)
+    if (checkpoint / _PREPROCESSOR).is_file():
+        settings = read_json(checkpoint / _PREPROCESSOR)
+    elif (checkpoint / "processor_config.json").is_file():  # transformers 5 nests it there
+        settings = dict(read_json(checkpoint / "processor_config.json").get("image_processor", settings))
+    return settings | dict(override)
+
+
+def pixel_values(images: Sequence[Path], settings: Mapping[str, Any]) -> np.ndarray:
+    """Preprocess image files with transformers' PIL processor: `[images, 3, H, W] float32`.
+
+    Raises:
+        InputError: a file is missing or no image, or the settings name no image processor.
+    """
+    with tempfile.TemporaryDirectory(prefix="vlm-export-") as folder:
+        Path(folder, _PREPROCESSOR).write_text(json.dumps(dict(settings)), encoding="utf-8")
+        try:
+            processor = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
+        except (ValueError, OSError, ImportError) as error:
+            raise InputError(f"image processor settings: {' '.join(str(error).split())}") from error
+    return processor(images=[open_image(path) for path in images], return_tensors="np")["pixel_values"]
+
+
+def open_image(path: Path) -> Image.Image:
+    """An RGB image from a file.
+
+    Raises:
+        InputError: the file is missing or holds no image.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such image") from None
+    except (UnidentifiedImageError, OSError) as error:
+        raise InputError(f"{path}: not a readable image: {error}") from error

@@ -1,0 +1,184 @@
+"""A recipe: what to publish. One YAML file, one published repo; every key is checked, none is guessed.
+
+How to run (work folder, verbosity, dtypes of this run) is not part of it: those are command line options.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from vlm_export import bundled
+from vlm_export.dtypes import DTYPES
+from vlm_export.errors import InputError
+
+LayoutName = Literal["captioner", "chat", "components"]
+DtypeName = Literal["fp32", "fp16", "int8", "q8"]
+LOCAL_RECIPE = "vlm-export.yaml"
+_STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, config=_STRICT)
+class AdapterSource:
+    """A PEFT adapter folder: a local path or a Hub id, with the revision to pin."""
+
+    path: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Generation:
+    """Greedy generation, as it is published in `generation_config.json`: transformers.js has no beam search."""
+
+    max_new_tokens: int = Field(default=30, ge=1)
+    repetition_penalty: float = Field(default=1.0, gt=0)
+    no_repeat_ngram_size: int = Field(default=0, ge=0)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class GoldenInputs:
+    """What the golden outputs are recorded on.
+
+    `images` are globs relative to the recipe; none means the images of the bundled `shapes-captioner`. Each prompt is
+    run on the first two images, in prefill and decode; the generated tokens are recorded without a prompt.
+    """
+
+    images: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Tolerance:
+    """An exception to a limit of `limits.py`, with the reason that the report repeats."""
+
+    metric: str
+    dtype: DtypeName
+    limit: float
+    reason: str = Field(min_length=10)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class HubMetadata:
+    """Front matter of the model card."""
+
+    license: str | None = None
+    language: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    base_model: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
+    repo_id: str | None = None
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Recipe:
+    """A checked recipe. `model` is a path relative to the recipe's file, an absolute path, or a Hub id."""
+
+    name: str
+    model: str
+    description: str = ""
+    revision: str | None = None
+    adapters: tuple[AdapterSource, ...] = ()
+    layout: LayoutName = "captioner"
+    dtypes: tuple[DtypeName, ...] = ("fp32",)
+    generation: Generation = Field(default_factory=Generation)
+    image_processor: dict[str, Any] = Field(default_factory=dict)
+    chat_template: str | None = None
+    golden: GoldenInputs = Field(default_factory=GoldenInputs)
+    tolerances: tuple[Tolerance, ...] = ()
+    hub: HubMetadata = Field(default_factory=HubMetadata)
+
+
+@dataclass(frozen=True)
+class RecipeFile:
+    """A recipe and the file that it was read from, which its relative paths start at."""
+
+    recipe: Recipe
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.recipe.name
+
+    @property
+    def golden_dir(self) -> Path:
+        """`golden/<name>`: beside `recipes/` for a bundled recipe, beside the file for a user's."""
+        if self.path.parent == bundled.RECIPES:
+            return bundled.GOLDEN / self.name
+        return self.path.parent / "golden" / self.name
+
+    def local(self, reference: str) -> Path | None:
+        """The existing local path that `reference` names, or None when it can only be a Hub id."""
+        candidate = (self.path.parent / Path(reference).expanduser()).resolve()
+        return candidate if candidate.exists() else None
+
+
+def find_recipe(reference: str | None) -> RecipeFile:
+    """Load the recipe that a user named: a bundled name, a YAML path, or (None) the current folder's or the default.
+
+    Raises:
+        InputError: no such recipe, or the file does not hold a valid one.
+    """
+    if reference is None:
+        local = Path(LOCAL_RECIPE)
+        return load_recipe(local) if local.is_file() else find_recipe(bundled.DEFAULT_RECIPE)
+    if reference in bundled.recipe_names():
+        return load_recipe(bundled.RECIPES / f"{reference}.yaml")
+    path = Path(reference)
+    if path.suffix in (".yaml", ".yml"):
+        return load_recipe(path)
+    names = bundled.recipe_names()
+    close = difflib.get_close_matches(reference, names, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"bundled: {', '.join(names)}; or give the path of a .yaml file"
+    raise InputError(f"no recipe {reference!r}: {hint}")
+
+
+def load_recipe(path: Path) -> RecipeFile:
+    """Read and check one YAML file.
+
+    Raises:
+        InputError: the file is missing, is not YAML, or a key is unknown, missing or of the wrong kind.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such recipe file; `vlm-export recipes` lists the bundled ones") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: a recipe is a mapping with at least `name` and `model`")
+    try:
+        recipe = TypeAdapter(Recipe).validate_python(values)
+    except ValidationError as error:
+        raise InputError(f"{path}: {_describe(error)}") from error
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", recipe.name):
+        raise InputError(f"{path}: name: {recipe.name!r} names a folder: use letters, digits, '.', '_' and '-'")
+    return RecipeFile(recipe, path.resolve())
+
+
+def _describe(error: ValidationError) -> str:
+    """Everything that is wrong, in one line."""
+    known = {name for kind in (Recipe, Generation, GoldenInputs, Tolerance, HubMetadata) for name in _fields(kind)}
+    messages = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "unexpected_keyword_argument":
+            close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+            messages.append(f"{key}: unknown key" + (f" (did you mean {close[0]!r}?)" if close else ""))
+        else:
+            messages.append(f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}")
+    return "; ".join(messages)
+
+
+def _fields(kind: type) -> list[str]:
+    return list(kind.__dataclass_fields__)  # type: ignore[attr-defined]
+
+
+assert set(DtypeName.__args__) == set(DTYPES), "DtypeName and DTYPES name the same dtypes"  # type: ignore[attr-defined]

@@ -1,0 +1,80 @@
+"""Put a component's front end (ONNX text) before its traced core."""
+
+from __future__ import annotations
+
+import re
+
+import onnx_ir as ir
+
+from vlm_export.families.base import Component
+
+_CACHE = "past_key_values."
+_TYPES = {"float32": "float", "int64": "int64"}
+
+
+def attach(structure: ir.Model, component: Component, *, embedding: str) -> None:
+    """Replace the core's inputs by the values that the front end computes, and give the graph the component's inputs.
+
+    In the text, `past` stands for the key cache of layer 0 and `embedding` for the weight named `embedding`; a front
+    end that computes `past` itself feeds it to every cache input.
+
+    Raises:
+        ValueError: the core has an input that is neither declared nor computed by the front end.
+    """
+    assert component.front_end is not None
+    graph = structure.graph
+    core = {value.name: value for value in graph.inputs}
+    front = _parse(component, structure.opset_imports[""])
+    computed = {value.name: value for node in front for value in node.outputs}
+    sources = {value.name: value for value in front.inputs}
+
+    declared: list[ir.Value] = []
+    for spec in component.inputs:
+        value = sources.get(spec.name) or core.get(spec.name)
+        assert value is not None, spec.name
+        declared.append(value)
+        if spec.name in sources and spec.name in core:
+            core[spec.name].replace_all_uses_with(value)
+    nodes = list(front)
+    for node in nodes:
+        for output in node.outputs:
+            output.name = f"front_end.{output.name}"
+    front.remove(nodes)
+    front.inputs.clear()
+    graph.insert_before(graph[0], nodes)
+
+    weights = [value for name, value in core.items() if name not in {spec.name for spec in component.trace_signature}]
+    if "embedding" in sources:
+        table = next((value for value in weights if value.name == embedding), None)
+        if table is None:
+            table = ir.Value(name=embedding, type=sources["embedding"].type, shape=None)
+            weights.append(table)
+        sources["embedding"].replace_all_uses_with(table)
+    if "past" in sources:
+        sources["past"].replace_all_uses_with(core[f"{_CACHE}0.key"])
+    for spec in component.trace_signature:
+        if core[spec.name] in declared:
+            continue
+        name = "past" if spec.name.startswith(_CACHE) else spec.name
+        if name in computed:
+            core[spec.name].replace_all_uses_with(computed[name])
+        elif spec.name not in sources:
+            raise ValueError(f"{component.name}: nothing feeds {spec.name!r} of the traced core")
+    graph.inputs.clear()
+    graph.inputs.extend([*declared, *weights])
+
+
+def _parse(component: Component, opset: int) -> ir.Graph:
+    assert component.front_end is not None
+    text = component.front_end.text
+    inputs = [spec for spec in component.inputs if not spec.name.startswith(_CACHE)]
+    signature = [f"{_TYPES[spec.dtype]}[{', '.join(map(str, spec.shape))}] {spec.name}" for spec in inputs]
+    if "(embedding" in text:
+        signature.append("float[vocabulary, hidden] embedding")
+    if re.search(r"\(past\)", text) and not re.search(r"^\s*past = ", text, re.MULTILINE):
+        signature.append("float[batch_size, heads, past_length, head_dim] past")
+    last = text.strip().splitlines()[-1].split("=")[0].strip()
+    model = (
+        f'<ir_version: 10, opset_import: ["" : {opset}]> front ({", ".join(signature)}) => (int64[n] {last}) {{{text}}}'
+    )
+    return ir.from_onnx_text(model).graph

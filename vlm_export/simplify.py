@@ -1,0 +1,71 @@
+"""Simplify a graph's structure: our rewrites, then onnxsim within a budget of size and time.
+
+Weights are inputs here, so onnxsim never sees one and its memory does not grow with them.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from vlm_export.families.base import Component
+from vlm_export.rewrites import weight_layout
+
+ONNXSIM_SECONDS = 120
+ONNXSIM_BYTES = 64 << 20  # a structure this large is no structure: something folded a weight into it
+
+
+@dataclass(frozen=True)
+class SimplifyReport:
+    """What was done to one graph: node counts, how often each rewrite applied, and why onnxsim did not run, if so."""
+
+    nodes_before: int
+    nodes_after: int
+    rewrites: dict[str, int]
+    onnxsim: str
+
+
+def simplify(
+    structure: ir.Model, component: Component, *, seconds: float = ONNXSIM_SECONDS
+) -> tuple[ir.Model, SimplifyReport]:
+    """Returns the simplified structure and the report; past a budget, the graph stays as our rewrites left it."""
+    before = len(structure.graph)
+    declared = {spec.name for spec in component.inputs}
+    weights = {value.name for value in structure.graph.inputs if value.name and value.name not in declared}
+    rewrites = {"gemm_to_matmul": weight_layout.gemm_to_matmul(structure, weights)}
+    rewrites["fold_transposes"] = weight_layout.fold_transposes(structure, weights)
+    simplified, outcome = _onnxsim(structure, seconds)
+    return simplified, SimplifyReport(before, len(simplified.graph), rewrites, outcome)
+
+
+def _onnxsim(structure: ir.Model, seconds: float) -> tuple[ir.Model, str]:
+    """Run onnxsim in a process of its own, which a time budget can end."""
+    with tempfile.TemporaryDirectory(prefix="vlm-export-") as folder:
+        source, target = Path(folder, "structure.onnx"), Path(folder, "simplified.onnx")
+        ir.save(structure, source)
+        if source.stat().st_size > ONNXSIM_BYTES:
+            return structure, f"skipped: the structure alone takes {source.stat().st_size >> 20} MiB"
+        command = [sys.executable, "-m", "onnxsim", str(source), str(target)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+        except subprocess.TimeoutExpired:
+            return structure, f"skipped: took more than {seconds:g} s"
+        if done.returncode != 0 or not target.is_file():
+            reason = (done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}").splitlines()[-1]
+            return structure, f"skipped: {reason}"
+        simplified = ir.load(target)
+        _load_constants(simplified)
+        simplified.metadata_props.update(structure.metadata_props)
+        return simplified, "applied"
+
+
+def _load_constants(model: ir.Model) -> None:
+    """Take the small constants into memory before their folder goes."""
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = ir.Tensor(value.const_value.numpy().copy(), name=value.name)

@@ -1,0 +1,153 @@
+"""Trace a component into an ONNX graph whose weights are inputs: structure only.
+
+Steps: give every parameter a zero-strided stand-in (the tracer needs shapes, not values), export with all declared
+symbols dynamic, turn the parameters into graph inputs named as in the merged checkpoint, put the front end before it,
+fold and fuse (`rewrites`). Weights join in `weights.py`. The only module that calls the exporter.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from typing import Any
+
+import onnx_ir as ir
+import onnxscript.optimizer
+import torch
+from torch import nn
+
+from vlm_export.checkpoint import aliases
+from vlm_export.families.base import Component, TensorSpec
+from vlm_export.rewrites import front_end
+from vlm_export.rewrites.int8_lookup import TOKEN_TABLE
+
+OPSET = 20  # the newest that every kernel of ONNX Runtime 1.24 and later has; LayerNormalization needs 17, Gelu 20
+IR_VERSION = 10
+
+# Sizes that the tracer sees. All differ and none is 0 or 1, which torch.export would take for constants.
+_TRACED_SIZES = {
+    "batch_size": 2,
+    "sequence_length": 3,
+    "past_sequence_length": 5,
+    "total_sequence_length": 8,
+    "num_logits": 2,
+}
+_DTYPES = {"float32": torch.float32, "int64": torch.int64}
+
+
+def trace(component: Component, model: nn.Module) -> ir.Model:
+    """The structure of one component: an ONNX model whose weights are graph inputs named as the model's parameters.
+
+    `model` is weightless (`checkpoint.build_empty`) and stays so.
+    """
+    shared = aliases(model)
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    with _stand_in_weights(model):
+        structure = _export(component.module(model).eval(), component.trace_signature, component.outputs)
+        embedding = _embedding_name(model)
+    _weights_to_inputs(structure, parameters, shared)
+    if component.front_end is not None:
+        front_end.attach(structure, component, embedding=embedding)
+        structure.metadata_props[TOKEN_TABLE] = embedding
+    _declare(structure, component)
+    structure.ir_version = IR_VERSION
+    structure.producer_name = "vlm-export"
+    return structure
+
+
+class _stand_in_weights:
+    """Every parameter becomes one zero, expanded to its shape: as cheap as meta tensors, and the tracer accepts it."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.originals: list[tuple[nn.Module, str, nn.Parameter]] = []
+
+    def __enter__(self) -> None:
+        stand_ins: dict[int, nn.Parameter] = {}
+        for module in self.model.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is None:
+                    continue
+                self.originals.append((module, name, parameter))
+                zero = torch.zeros(1, dtype=torch.float32).expand(parameter.shape)
+                module._parameters[name] = stand_ins.setdefault(id(parameter), nn.Parameter(zero, requires_grad=False))
+
+    def __exit__(self, *_: object) -> None:
+        for module, name, parameter in self.originals:
+            module._parameters[name] = parameter
+
+
+def _export(module: nn.Module, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> ir.Model:
+    cached = [spec for spec in inputs if spec.name.startswith("past_key_values.")]
+    plain = [spec for spec in inputs if spec not in cached]
+    arguments: list[Any] = [_sample(spec) for spec in plain]
+    shapes: list[Any] = [_dynamic_axes(spec) for spec in plain]
+    if cached:
+        arguments.append([_sample(spec) for spec in cached])
+        shapes.append([_dynamic_axes(spec) for spec in cached])
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns once per torchvision operator that is not there
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # deprecations inside torch.export; failures raise
+        program = torch.onnx.export(
+            module,
+            tuple(arguments),
+            dynamo=True,
+            dynamic_shapes=tuple(shapes),
+            input_names=[spec.name for spec in inputs],
+            output_names=[spec.name for spec in outputs],
+            opset_version=OPSET,
+            optimize=False,
+            verbose=False,
+        )
+    assert program is not None
+    return program.model
+
+
+def _sample(spec: TensorSpec) -> torch.Tensor:
+    sizes = [size if isinstance(size, int) else _TRACED_SIZES.get(size, 4) for size in spec.shape]
+    if spec.dtype == "int64":
+        count = math.prod(sizes)
+        return torch.ones(sizes, dtype=torch.int64) if count > sizes[-1] else torch.arange(count)
+    return torch.zeros(sizes, dtype=_DTYPES[spec.dtype])
+
+
+def _dynamic_axes(spec: TensorSpec) -> dict[int, Any]:
+    return {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(spec.shape) if isinstance(size, str)}
+
+
+def _embedding_name(model: nn.Module) -> str:
+    """The token table, under the first of its names, which is what `aliases` keeps."""
+    table = model.language_model.get_input_embeddings().weight  # type: ignore[union-attr,operator]
+    return next(name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter is table)
+
+
+def _weights_to_inputs(structure: ir.Model, parameters: set[str], shared: dict[str, str]) -> None:
+    """Parameters become inputs under their checkpoint names (one for a tied pair): then folding is safe."""
+    graph = structure.graph
+    for name in [name for name in graph.initializers if name in parameters]:
+        value = graph.initializers.pop(name)
+        weight = ir.Value(name=shared.get(name, name), type=value.type, shape=value.shape)
+        value.replace_all_uses_with(weight)
+        graph.inputs.append(weight)
+    onnxscript.optimizer.optimize(structure, onnx_shape_inference=False)
+
+
+def _declare(structure: ir.Model, component: Component) -> None:
+    """Write the component's names and axes into the graph, and drop what the tracer called its axes inside.
+
+    One symbol must mean one size: a tracer's own symbols for the same length, or one symbol for two lengths, make ONNX
+    Runtime re-use a buffer of the wrong size. It infers the inner shapes anew when it loads the graph.
+    """
+    graph = structure.graph
+    declared = {spec.name: spec for spec in (*component.inputs, *component.outputs)}
+    for value in (*graph.inputs, *graph.outputs):
+        if value.name in declared:
+            value.shape = ir.Shape(declared[value.name].shape)
+    boundary = {*graph.inputs, *graph.outputs, *graph.initializers.values()}
+    for node in graph:
+        node.metadata_props.clear()
+        for output in node.outputs:
+            if output not in boundary:
+                output.shape = None
+                output.metadata_props.clear()

@@ -1,0 +1,431 @@
+"""Compare an exported repo with the golden PyTorch outputs, and decide.
+
+For every dtype: the graphs' inputs and outputs against the family's declaration; every output and every `present.*` in
+prefill and decode, for each golden case; then the generated tokens of every golden image, through ONNX Runtime here and
+through stock transformers.js in Node. A report holds every check with its value and limit; no checks is not a pass.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnxruntime
+import torch
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, RuntimeException
+from transformers import LogitsProcessorList, NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
+
+from vlm_export import limits, node_runtime
+from vlm_export.checkpoint import Checkpoint, read_json, sha256
+from vlm_export.dtypes import DTYPES, FP32
+from vlm_export.errors import CheckFailed, InputError
+from vlm_export.families.base import Component, TensorSpec
+from vlm_export.golden import GoldenCase, GoldenFolder, array_sha256
+from vlm_export.layouts import find_layout
+from vlm_export.layouts.base import DecoderRun, Driver, Layout, Sessions
+from vlm_export.metrics import agreement, cosine_similarity, first_difference, max_relative_error
+from vlm_export.package import ONNX, Manifest, load_manifest
+from vlm_export.processing import pixel_values
+from vlm_export.recipe import Tolerance
+
+Runtime = Literal["ort", "node"]
+RUNTIMES: tuple[Runtime, ...] = ("ort", "node")
+_ORT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)", "float16": "tensor(float16)"}
+_ORT_ERRORS = (Fail, InvalidArgument, InvalidGraph, RuntimeException)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison.
+
+    `verdict` is pass, fail, reported (no limit applies), or near-tie: tokens that differ where two scores are equal to
+    rounding, which passes.
+    """
+
+    component: str
+    dtype: str
+    runtime: str
+    metric: str
+    value: float
+    limit: float | None
+    verdict: Literal["pass", "fail", "near-tie", "reported"]
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """`report.json`."""
+
+    recipe: str
+    layout: str
+    verdict: Literal["pass", "fail"]
+    runtimes: list[str]
+    checks: list[Check]
+    graphs_sha256: dict[str, str]
+    files_sha256: dict[str, str]
+    golden_inputs_sha256: dict[str, str]
+    versions: dict[str, str]
+    schema: int = 1
+
+    @property
+    def failures(self) -> list[Check]:
+        return [check for check in self.checks if check.verdict == "fail"]
+
+
+@dataclass
+class _Verification:
+    """What one verification reads, and the checks that it has made so far."""
+
+    repo: Path
+    manifest: Manifest
+    layout: Layout
+    components: Sequence[Component]
+    golden: GoldenFolder
+    tolerances: tuple[Tolerance, ...]
+    progress: Callable[[str], None]
+    checks: list[Check] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def add(self, component: str, dtype: str, runtime: str, metric: str, value: float, detail: str = "") -> bool:
+        """Judge a value by its limit and keep the check. Returns whether it did not fail."""
+        limit = limits.limit_for(metric, dtype, self.tolerances)
+        verdict: Literal["pass", "fail", "reported"] = "reported"
+        if limit is not None:
+            verdict = "pass" if limit.holds(value) else "fail"
+            detail = "; ".join(part for part in (detail, limit.reason and f"limit: {limit.reason}") if part)
+        bound = None if limit is None else limit.limit
+        self.checks.append(Check(component, dtype, runtime, metric, value, bound, verdict, detail))
+        return verdict != "fail"
+
+    def fail(self, component: str, dtype: str, runtime: str, metric: str, detail: str) -> None:
+        """A check that needs no number: the graph is not what it should be."""
+        self.checks.append(Check(component, dtype, runtime, metric, 1.0, 0.0, "fail", detail))
+
+
+def verify(
+    repo: Path,
+    merged: Checkpoint,
+    golden: GoldenFolder,
+    *,
+    tolerances: tuple[Tolerance, ...] = (),
+    runtimes: Sequence[Runtime] = RUNTIMES,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Report:
+    """Check the repo and return the report, passing or not.
+
+    Raises:
+        InputError: there is nothing to check, the golden was recorded from other inputs, or Node cannot be had.
+    """
+    manifest = load_manifest(repo)
+    _check_comparable(repo, manifest, golden)
+    layout = find_layout(manifest.layout)
+    components = merged.family.layouts[manifest.layout](merged.config)
+    run = _Verification(repo, manifest, layout, components, golden, tolerances, progress)
+    pixels = _golden_pixels(golden)
+    wanted = [runtime for runtime in runtimes if runtime != "node" or layout.in_transformers_js]
+    for name in manifest.dtypes:
+        if "ort" in wanted:
+            _verify_in_ort(run, name, pixels)
+        if "node" in wanted and not any(check.verdict == "fail" and check.dtype == name for check in run.checks):
+            _verify_in_node(run, name, pixels)
+    passed = bool(run.checks) and not any(check.verdict == "fail" for check in run.checks)
+    return Report(
+        recipe=manifest.recipe,
+        layout=manifest.layout,
+        verdict="pass" if passed else "fail",
+        runtimes=list(wanted),
+        checks=run.checks,
+        graphs_sha256={graph.file: sha256(repo / ONNX / graph.file) for graph in manifest.graphs},
+        files_sha256={},
+        golden_inputs_sha256=golden.facts.inputs_sha256,
+        versions={"onnxruntime": version("onnxruntime"), "python": platform.python_version(), **run.versions},
+    )
+
+
+def with_files(report: Report, repo: Path) -> dict[str, Any]:
+    """The report as JSON, with the sha256 of every file of the repo as it is now."""
+    return asdict(report) | {"files_sha256": file_hashes(repo)}
+
+
+def file_hashes(repo: Path) -> dict[str, str]:
+    """sha256 of every file below `repo`, by relative path."""
+    files = sorted(path for path in repo.rglob("*") if path.is_file())
+    return {path.relative_to(repo).as_posix(): sha256(path) for path in files}
+
+
+def _check_comparable(repo: Path, manifest: Manifest, golden: GoldenFolder) -> None:
+    if not manifest.graphs:
+        raise InputError(f"{repo / 'export.json'}: lists no graphs: run `vlm-export onnx`")
+    if golden.facts.inputs_sha256 != manifest.inputs_sha256:
+        changed = sorted(
+            name
+            for name in golden.facts.inputs_sha256.keys() | manifest.inputs_sha256.keys()
+            if golden.facts.inputs_sha256.get(name) != manifest.inputs_sha256.get(name)
+        )
+        raise InputError(
+            f"{golden.path}: recorded from other inputs than were exported ({', '.join(changed)} differ): "
+            f"run `vlm-export merge` and `vlm-export onnx`, or record anew with `vlm-export golden {manifest.recipe}`"
+        )
+
+
+def _golden_pixels(golden: GoldenFolder) -> list[np.ndarray]:
+    """The golden images preprocessed again, which must give the very pixels that the golden was recorded on."""
+    pixels = [pixel_values([path], golden.facts.image_processor) for path in golden.image_paths()]
+    for image, array in zip(golden.facts.images, pixels, strict=True):
+        if array_sha256(array) != image.pixel_values_sha256:
+            raise InputError(
+                f"{golden.path / 'images' / image.file}: preprocessing gives other pixels than when the golden was "
+                f"recorded (with Pillow {golden.facts.versions.get('pillow')}): install that version, or record anew "
+                f"with `vlm-export golden {golden.facts.recipe}`"
+            )
+    return pixels
+
+
+def _verify_in_ort(run: _Verification, dtype: str, pixels: Sequence[np.ndarray]) -> None:
+    sessions = Sessions(run.repo / ONNX, DTYPES[dtype].suffix)
+    run.progress(f"{dtype}: graphs")
+    if not _check_signatures(run, dtype, sessions):
+        return
+    files = {name: read_json(run.repo / name) for name in ("config.json", "generation_config.json")}
+    driver = run.layout.driver(sessions, files)
+    try:
+        for case in run.golden.facts.cases:
+            _check_case(run, dtype, driver, case)
+        if any(check.verdict == "fail" and check.dtype == dtype for check in run.checks):
+            return
+        run.progress(f"{dtype}: tokens in ONNX Runtime")
+        _check_tokens(run, dtype, driver, pixels)
+    except _ORT_ERRORS as error:
+        run.fail("all", dtype, "ort", "runs", f"ONNX Runtime: {' '.join(str(error).split())}")
+
+
+def _check_signatures(run: _Verification, dtype: str, sessions: Sessions) -> bool:
+    """Every graph loads and declares the inputs and outputs that the family says, by name, type and fixed sizes."""
+    good = True
+    for component in run.components:
+        try:
+            session = sessions.session(component.name)
+        except _ORT_ERRORS as error:
+            run.fail(component.name, dtype, "ort", "loads", f"ONNX Runtime: {' '.join(str(error).split())}")
+            good = False
+            continue
+        problems = [
+            *_signature_problems("input", component.inputs, session.get_inputs()),
+            *_signature_problems("output", component.outputs, session.get_outputs()),
+        ]
+        if problems:
+            run.fail(component.name, dtype, "ort", "signature", "; ".join(problems))
+            good = False
+        else:
+            run.checks.append(Check(component.name, dtype, "ort", "signature", 0.0, 0.0, "pass"))
+    return good
+
+
+def _signature_problems(kind: str, declared: Sequence[TensorSpec], found: Sequence[onnxruntime.NodeArg]) -> list[str]:
+    by_name = {value.name: value for value in found}
+    problems = [f"{kind} {spec.name} is missing" for spec in declared if spec.name not in by_name]
+    problems += [f"{kind} {name} is not declared" for name in by_name.keys() - {spec.name for spec in declared}]
+    for spec in declared:
+        value = by_name.get(spec.name)
+        if value is None:
+            continue
+        if value.type != _ORT_TYPES[spec.dtype]:
+            problems.append(f"{kind} {spec.name} is {value.type}, not {spec.dtype}")
+        if not _same_shape(kind, spec, value.shape):
+            problems.append(f"{kind} {spec.name} has shape {value.shape}, not {list(spec.shape)}{_hint(spec, value)}")
+    return problems
+
+
+def _same_shape(kind: str, spec: TensorSpec, shape: Sequence[Any]) -> bool:
+    """Fixed sizes are equal, and an input's batch axis has the one symbol that transformers.js knows."""
+    if len(shape) != len(spec.shape):
+        return False
+    for declared, found in zip(spec.shape, shape, strict=True):
+        if isinstance(declared, int) and isinstance(found, int) and declared != found:
+            return False
+        if isinstance(declared, str) and isinstance(found, int):
+            return False
+        if kind == "input" and declared == "batch_size" and found != "batch_size":
+            return False
+    return True
+
+
+def _hint(spec: TensorSpec, value: onnxruntime.NodeArg) -> str:
+    if spec.name == "logits" and len(value.shape) == 3 and isinstance(value.shape[1], int) and value.shape[1] > 1:
+        return _VISION_LOGITS.format(count=value.shape[1])
+    return ""
+
+
+_VISION_LOGITS = (
+    ": {count} rows of logits where the next token's alone is wanted: the graph predicts at the image's positions, "
+    "as one forward pass over the image does, and cannot continue a text"
+)
+
+
+def _check_case(run: _Verification, dtype: str, driver: Driver, case: GoldenCase) -> None:
+    """Encoder outputs, prefill, and the decode steps of one case, each against its golden quantity."""
+    quantities = {
+        name.removeprefix(f"{case.name}/"): value
+        for name, value in run.golden.tensors.items()
+        if name.startswith(f"{case.name}/")
+    }
+    features = quantities["image_features"]
+    where = f"{case.name}, batch {case.batch}"
+    for seen in driver.encode(quantities["pixel_values"]):
+        _compare(run, dtype, seen.component, seen.output, seen.value, quantities[seen.quantity], where, quantities)
+    prompt = np.array(case.prompt_ids, dtype=np.int64).reshape(case.batch, -1)
+    done = driver.prefill(features, prompt)
+    _compare_run(run, dtype, done, quantities["prefill.logits"], quantities, f"{where}, prefill")
+    after_prefill = done.cache
+    for step, tokens in enumerate(case.step_token_ids):
+        ids = np.array(tokens, dtype=np.int64).reshape(case.batch, 1)
+        done = driver.step(ids, done.cache, features)
+        logits = quantities[f"step{step}.logits"]
+        _compare_run(run, dtype, done, logits, quantities, f"{where}, decode step {step + 1}")
+    together = np.array(case.step_token_ids, dtype=np.int64).T
+    done = driver.step(together, after_prefill, features)
+    _compare_run(run, dtype, done, logits, quantities, f"{where}, {together.shape[1]} tokens in one step")
+
+
+def _compare_run(
+    run: _Verification,
+    dtype: str,
+    done: DecoderRun,
+    logits: np.ndarray,
+    quantities: Mapping[str, np.ndarray],
+    where: str,
+) -> None:
+    _compare(run, dtype, done.component, "logits", done.logits, logits, where, quantities)
+    for name, value in done.cache.items():
+        whole = quantities[name.replace("past_key_values", "cache")]
+        reference = whole[:, :, : value.shape[2]] if value.ndim == 4 else whole
+        output = name.replace("past_key_values", "present")
+        _compare(run, dtype, done.component, output, value, reference, where, quantities)
+
+
+def _compare(
+    run: _Verification,
+    dtype: str,
+    component: str,
+    output: str,
+    value: np.ndarray,
+    reference: np.ndarray,
+    where: str,
+    quantities: Mapping[str, np.ndarray],
+) -> None:
+    """One output. In float32 the error decides; in fewer bits the direction of each row does."""
+    if value.shape != reference.shape:
+        detail = f"{output} ({where}) has shape {list(value.shape)}, not {list(reference.shape)}"
+        if output == "logits" and value.ndim == 3 and value.shape[1] > 1:
+            detail += _VISION_LOGITS.format(count=value.shape[1])
+        run.fail(component, dtype, "ort", "shape", detail)
+        return
+    error = max_relative_error(value, reference)
+    if dtype == FP32.name:
+        good = run.add(component, dtype, "ort", limits.MAX_RELATIVE_ERROR, error, f"{output} ({where})")
+    else:
+        run.add(component, dtype, "ort", limits.MAX_RELATIVE_ERROR, error, f"{output} ({where})")
+        cosine = cosine_similarity(value, reference)
+        good = run.add(component, dtype, "ort", limits.COSINE_SIMILARITY, cosine, f"{output} ({where})")
+    if not good:
+        _explain(run, value, quantities)
+
+
+def _explain(run: _Verification, value: np.ndarray, quantities: Mapping[str, np.ndarray]) -> None:
+    """Say which other golden quantity a wrong output equals: two outputs that were swapped."""
+    last = run.checks[-1]
+    for name, other in quantities.items():
+        if name.startswith("cache.") and value.ndim == 4:
+            other = other[:, :, : value.shape[2]]
+        if other.shape == value.shape and max_relative_error(value, other) < 1e-3:
+            run.checks[-1] = Check(
+                **(asdict(last) | {"detail": f"{last.detail}: it holds {name}: outputs are swapped"})
+            )
+            return
+
+
+def _check_tokens(run: _Verification, dtype: str, driver: Driver, pixels: Sequence[np.ndarray]) -> None:
+    """Greedy tokens of every image, and top-1 agreement when the golden tokens are forced."""
+    facts = run.golden.facts
+    generated, agreed = [], []
+    for image, array in zip(facts.images, pixels, strict=True):
+        features = driver.encode(array)[-1].value
+        own, forced = _greedy(driver, features, image.token_ids, facts.generation, set(facts.eos_token_ids))
+        generated.append(own)
+        agreed.append(agreement(forced, image.token_ids))
+    _add_tokens(run, dtype, "ort", limits.TOKENS_EXACT, generated)
+    run.add("all", dtype, "ort", limits.TOP1_AGREEMENT, float(np.mean(agreed)), f"{len(agreed)} images")
+
+
+def _greedy(
+    driver: Driver, features: np.ndarray, golden: Sequence[int], generation: Mapping[str, Any], eos: set[int]
+) -> tuple[list[int], list[int]]:
+    """The tokens that the graphs generate, and their choice at each place when the golden tokens came before it.
+
+    The two runs are one until they part.
+    """
+    processors = LogitsProcessorList()
+    if generation["repetition_penalty"] != 1.0:
+        processors.append(RepetitionPenaltyLogitsProcessor(generation["repetition_penalty"]))
+    if generation["no_repeat_ngram_size"]:
+        processors.append(NoRepeatNGramLogitsProcessor(generation["no_repeat_ngram_size"]))
+
+    def follow(forced: Sequence[int] | None) -> list[int]:
+        chosen: list[int] = []
+        history: list[int] = []
+        done = driver.prefill(features, np.zeros((1, 0), dtype=np.int64))
+        length = generation["max_new_tokens"] if forced is None else len(forced)
+        while True:
+            scores = processors(torch.LongTensor([history]), torch.FloatTensor(done.logits[:, -1]))
+            chosen.append(int(scores.argmax()))
+            history.append(chosen[-1] if forced is None else forced[len(chosen) - 1])
+            if len(chosen) == length or (forced is None and chosen[-1] in eos):
+                return chosen
+            done = driver.step(np.array([[history[-1]]], dtype=np.int64), done.cache, features)
+
+    own = follow(None)
+    return own, own if own == list(golden) else follow(golden)
+
+
+def _add_tokens(run: _Verification, dtype: str, runtime: str, metric: str, generated: Sequence[Sequence[int]]) -> None:
+    """The rate of images whose tokens are the golden ones, near-ties counted as equal in float32 and named."""
+    images = run.golden.facts.images
+    equal, near, different = 0, [], []
+    for image, tokens in zip(images, generated, strict=True):
+        place = first_difference(tokens, image.token_ids)
+        if place is None:
+            equal += 1
+        elif dtype == FP32.name and place < len(image.margins) and image.margins[place] < limits.NEAR_TIE:
+            near.append(image.file)
+        else:
+            different.append(f"{image.file} from token {place + 1}")
+    detail = f"{equal} of {len(images)} images"
+    if near:
+        detail += f"; near-ties: {', '.join(near)}"
+    if different:
+        detail += f"; differ: {', '.join(different[:5])}"
+    run.add("all", dtype, runtime, metric, (equal + len(near)) / len(images), detail)
+    if near and run.checks[-1].verdict == "pass":
+        run.checks[-1] = Check(**(asdict(run.checks[-1]) | {"verdict": "near-tie"}))
+
+
+def _verify_in_node(run: _Verification, dtype: str, pixels: Sequence[np.ndarray]) -> None:
+    """Stock transformers.js: tokens from the same pixels, which must be equal, and from the image files, reported."""
+    run.progress(f"{dtype}: tokens in transformers.js")
+    items = [node_runtime.Item(pixel_values=array) for array in pixels]
+    items += [node_runtime.Item(image=path) for path in run.golden.image_paths()]
+    layout: Any = run.manifest.layout
+    try:
+        result = node_runtime.caption(run.repo, layout=layout, dtype=dtype, items=items, generation={})
+    except CheckFailed as error:
+        run.fail("all", dtype, "node", "runs", str(error))
+        return
+    run.versions |= {f"node: {name}": number for name, number in result.versions.items()}
+    tokens = [list(caption.token_ids) for caption in result.captions]
+    _add_tokens(run, dtype, "node", limits.TOKENS_EXACT, tokens[: len(pixels)])
+    _add_tokens(run, dtype, "node", limits.FROM_FILE_EXACT, tokens[len(pixels) :])
