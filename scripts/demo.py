@@ -22,7 +22,7 @@ from vlm_export import node_runtime  # noqa: E402
 from vlm_export.golden import load_golden  # noqa: E402
 from vlm_export.recipe import find_recipe  # noqa: E402
 
-REPO_ID = "demo/shapes-captioner"
+REPO_ID = "acme/shapes-captioner"
 COMMANDS = (
     "vlm-export merge",
     "vlm-export onnx --quantize int8",

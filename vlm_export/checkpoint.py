@@ -106,16 +106,27 @@ def stored_tensors(path: Path, whole: str = WEIGHTS) -> dict[str, TensorRef]:
     if (path / whole).is_file():
         files = [path / whole]
     elif index_file.is_file():
-        names = sorted(set(read_json(index_file).get("weight_map", {}).values()))
-        if any(Path(name).name != name for name in names):
-            raise InputError(f"{index_file}: weight_map: a shard outside the checkpoint's folder")
-        files = [path / name for name in names]
+        files = [path / name for name in _shard_names(index_file)]
     else:
         raise InputError(f"{path}: no {whole} (nor {index_file.name}); save the checkpoint as safetensors")
-    refs = {ref.key: ref for file in files for ref in _tensors_of(file)}
+    refs: dict[str, TensorRef] = {}
+    for ref in (ref for file in files for ref in _tensors_of(file)):
+        if ref.key in refs:
+            raise InputError(f"{ref}: is in {refs[ref.key].file.name} too; keep one of the two")
+        refs[ref.key] = ref
     if refs and all(key.startswith("module.") for key in refs):
         return {key.removeprefix("module."): ref for key, ref in refs.items()}
     return refs
+
+
+def _shard_names(index_file: Path) -> list[str]:
+    weight_map = read_json(index_file).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise InputError(f"{index_file}: no weight_map of tensor names to file names")
+    for name in sorted(set(weight_map.values())):
+        if Path(name).name != name:
+            raise InputError(f"{index_file}: weight_map: {name!r} is outside the checkpoint's folder")
+    return sorted(set(weight_map.values()))
 
 
 def _tensors_of(file: Path) -> list[TensorRef]:
@@ -138,15 +149,22 @@ def pair_lora(refs: Mapping[str, TensorRef]) -> dict[str, LoraPair]:
     halves: dict[str, dict[str, TensorRef]] = {}
     for name, ref in refs.items():
         match = _LORA_KEY.match(name)
-        assert match is not None, name
-        halves.setdefault(match["module"], {})[match["part"]] = ref
+        if match is None:
+            raise InputError(f"{ref}: not LoRA on a linear layer (lora_A, lora_B), which is all that can be merged")
+        parts = halves.setdefault(match["module"], {})
+        if match["part"] in parts:
+            raise InputError(f"{ref}: a second lora_{match['part']} of {match['module']}; keep one adapter")
+        parts[match["part"]] = ref
     for module, parts in halves.items():
         if set(parts) != {"A", "B"}:
             present = next(iter(parts.values()))
             missing = ({"A", "B"} - set(parts)).pop()
             raise InputError(f"{present}: has no lora_{missing} beside it for {module}; the adapter is incomplete")
-        if parts["A"].shape[0] != parts["B"].shape[1]:
-            raise InputError(f"{parts['B']}: shape {parts['B'].shape} does not fit lora_A's {parts['A'].shape}")
+        a, b = parts["A"].shape, parts["B"].shape
+        if len(a) != 2 or len(b) != 2:
+            raise InputError(f"{parts['B']}: shape {list(b)}, lora_A's is {list(a)}; only matrices can be merged")
+        if a[0] != b[1]:
+            raise InputError(f"{parts['B']}: shape {list(b)} does not fit lora_A's {list(a)}")
     return {module: LoraPair(parts["A"], parts["B"]) for module, parts in sorted(halves.items())}
 
 

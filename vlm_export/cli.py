@@ -203,7 +203,7 @@ def golden(recipe: str | None, work: Path | None, as_json: bool, debug: bool) ->
     with _Progress(as_json) as progress:
         recorded = pipeline.run_golden(found, progress)
     lines = [f"{image.file}: {image.caption}" for image in recorded.images]
-    _print(as_json, {**asdict(recorded), "path": str(found.golden_dir)}, [*lines, f"written to {found.golden_dir}"])
+    _print(as_json, {**asdict(recorded), "path": str(found.golden_target)}, [*lines, f"written to {found.golden_target}"])
 
 
 @main.command()

@@ -145,7 +145,7 @@ def record(
         images=recorded,
         cases=cases,
     )
-    with replaced_folder(recipe.golden_dir) as folder:
+    with replaced_folder(recipe.golden_target) as folder:
         (folder / "images").mkdir()
         for path in images:
             shutil.copyfile(path, folder / "images" / path.name)

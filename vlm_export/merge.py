@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from vlm_export.checkpoint import (
 )
 from vlm_export.errors import CheckFailed, InputError
 from vlm_export.processing import copy_tokenizer
-from vlm_export.tensor_file import Entry, write_tensors
+from vlm_export.tensor_file import DTYPES, Entry, write_tensors
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 MAX_DIFF_VS_ADAPTER = 1e-4  # logits; float32 sums in another order differ by about 1e-6 of their size
@@ -45,12 +45,17 @@ MIN_DIFF_VS_BASE = 1e-3  # an adapter that moves no logit by more than rounding 
 _UNSUPPORTED = {
     "use_dora": "DoRA",
     "alora_invocation_tokens": "activated LoRA",
+    "arrow_config": "Arrow routing",
+    "kasa_config": "KaSA",
     "layer_replication": "layer replication",
+    "lora_bias": "LoRA bias",
+    "monteclora_config": "MonteCLoRA",
     "target_parameters": "LoRA on bare parameters",
     "trainable_token_indices": "trainable tokens",
+    "use_bdlora": "BD-LoRA",
     "use_qalora": "QALoRA",
-    "lora_bias": "LoRA bias",
 }
+_INITS_THAT_CHANGE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True)
@@ -69,12 +74,21 @@ class Update:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A PEFT adapter folder, matched with the model: LoRA updates, replaced parameters, and where PEFT attaches it."""
+    """An adapter, matched with the model: a PEFT folder, or the LoRA tensors that a checkpoint itself holds.
 
-    path: Path
+    Attributes:
+        source: the file that its settings come from.
+        root: prefix of the submodule that PEFT attaches it to.
+        replaced: the parameters that it brings along whole (`modules_to_save`, trained biases).
+        unused: keys that the family says inference never reads.
+    """
+
+    source: Path
+    config: peft.LoraConfig
     root: str
     updates: tuple[Update, ...]
     replaced: Mapping[str, TensorRef]
+    unused: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -94,13 +108,29 @@ class MergeReport:
 
 @dataclass
 class _Merge:
-    """What one merge needs to know of the model: filled by `_match`, read by the rest."""
+    """What one merge needs to know of the model: filled by `_open`, read by the rest.
+
+    `base` and `tensors` are by parameter name, tied ones once: as the checkpoint has them, and as the adapters'
+    replaced ones leave them. `updates` go onto `tensors`.
+    """
 
     checkpoint: Checkpoint
     adapters: tuple[Adapter, ...]
+    tied: Mapping[str, str]
+    transposed: set[str]
+    base: dict[str, TensorRef] = field(default_factory=dict)
     tensors: dict[str, TensorRef] = field(default_factory=dict)
     updates: dict[str, list[Update]] = field(default_factory=dict)
-    transposed: set[str] = field(default_factory=set)
+
+    def delta(self, name: str) -> torch.Tensor:
+        """The sum of a parameter's updates, float32."""
+        first, *others = (update.delta(transposed=update.module in self.transposed) for update in self.updates[name])
+        return sum(others, start=first)
+
+    def merged(self, name: str) -> torch.Tensor:
+        """A parameter of the merged model: float32 where it is adapted, as it is on disk elsewhere."""
+        weight = self.tensors[name].load()
+        return weight.float() + self.delta(name) if name in self.updates else weight
 
 
 def merge(
@@ -108,24 +138,27 @@ def merge(
 ) -> MergeReport:
     """Write the plain checkpoint of `path` with its own and the given adapters merged, in order, to the folder `out`.
 
+    Every tensor keeps the dtype that it has on disk: sums are float32, and rounded once.
+
     Raises:
         InputError: tensors are missing, left over, of the wrong shape, not finite, or an adapter changes nothing.
         CheckFailed: the merged model does not compute what PEFT computes with the adapter attached.
     """
-    checkpoint = open_checkpoint(path)
-    adapters = _open_adapters(checkpoint, adapter_paths)
-    job = _match(checkpoint, adapters)
+    job = _open(path, adapter_paths)
+    checkpoint = job.checkpoint
     with replaced_folder(out) as folder:
-        layers = _stream(job, folder / WEIGHTS, on_tensor)
+        _stream(job, folder / WEIGHTS, on_tensor)
         write_json(folder / "config.json", checkpoint.family.merged_config(checkpoint.config))
         copy_tokenizer(checkpoint.path, folder)
         versus_adapter, versus_base = _prove(job, folder)
         report = MergeReport(
-            adapter_tensors=sum(2 * len(updates) for updates in job.updates.values())
-            + sum(len(adapter.replaced) for adapter in adapters),
-            unused=list(checkpoint.unused),
-            layers=layers,
-            tied=aliases(build_empty(checkpoint)),
+            adapter_tensors=sum(2 * len(adapter.updates) + len(adapter.replaced) for adapter in job.adapters),
+            unused=sorted([*checkpoint.unused, *(key for adapter in job.adapters for key in adapter.unused)]),
+            layers={
+                name.removesuffix(".weight"): float(job.delta(name).norm() / job.tensors[name].load().float().norm())
+                for name in job.updates
+            },
+            tied=dict(job.tied),
             inputs_sha256=input_hashes(path, adapter_paths),
             parameters=sum(math.prod(ref.shape) for ref in job.tensors.values()),
             max_abs_diff_vs_adapter=versus_adapter,
@@ -136,84 +169,99 @@ def merge(
 
 
 def attach(path: Path, adapter_paths: Sequence[Path]) -> tuple[Checkpoint, nn.Module]:
-    """The checkpoint's PyTorch model in float32 with its adapters attached by PEFT and nothing merged.
+    """The checkpoint's PyTorch model in float32 with its adapters attached by PEFT; only the last stays unmerged.
 
     Raises:
         InputError: as `merge`.
     """
-    checkpoint = open_checkpoint(path)
-    job = _match(checkpoint, _open_adapters(checkpoint, adapter_paths))
-    return checkpoint, _attached(job)
+    job = _open(path, adapter_paths)
+    return job.checkpoint, _attached(job)
 
 
-def _match(checkpoint: Checkpoint, adapters: tuple[Adapter, ...]) -> _Merge:
+def _open(path: Path, adapter_paths: Sequence[Path]) -> _Merge:
     """Match every tensor with a parameter; list everything that is wrong, not the first."""
-    job = _Merge(checkpoint, adapters)
+    checkpoint = open_checkpoint(path)
     model = build_empty(checkpoint)
-    shared = aliases(model)
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    modules = dict(model.named_modules())
-    job.transposed = {name for name, module in modules.items() if isinstance(module, Conv1D)}
-    problems = []
-    for name, ref in checkpoint.tensors.items():
-        canonical = shared.get(name, name)
-        if canonical not in shapes:
-            problems.append(f"{ref}: no such tensor in a {checkpoint.family.model_type} of this config")
-        elif canonical in job.tensors and not torch.equal(job.tensors[canonical].load(), ref.load()):
-            problems.append(f"{ref}: differs from {job.tensors[canonical].key}, which the config ties to it")
-        elif ref.shape != shapes[canonical]:
-            problems.append(f"{ref}: shape {list(ref.shape)}, the config says {list(shapes[canonical])}")
-        else:
-            job.tensors[canonical] = ref
-    problems += [f"{checkpoint.path.name}: tensor {name} is missing" for name in shapes if name not in job.tensors]
-    for update in [*_embedded_updates(checkpoint), *(update for adapter in adapters for update in adapter.updates)]:
-        weight = f"{update.module}.weight"
-        problem = _misfit(update, shapes.get(shared.get(weight, weight)), modules.get(update.module), job.transposed)
-        if problem:
-            problems.append(problem)
-        elif weight in shared or weight in shared.values():
-            problems.append(f"{update.pair.a}: adapts {update.module}, which is tied; untie the base model first")
-        job.updates.setdefault(weight, []).append(update)
+    adapters = [_open_adapter(adapter_path, checkpoint, model) for adapter_path in adapter_paths]
+    if checkpoint.lora:
+        adapters.insert(0, _embedded_adapter(checkpoint, model))
+    transposed = {name for name, module in model.named_modules() if isinstance(module, Conv1D)}
+    job = _Merge(checkpoint, tuple(adapters), aliases(model), transposed)
+    problems = [*_match_base(job, model)]
+    job.tensors.update(job.base)
     for adapter in adapters:
-        for name, ref in adapter.replaced.items():
-            if shapes.get(name) != ref.shape:
-                problems.append(f"{ref}: replaces {name} of shape {shapes.get(name)} by one of shape {ref.shape}")
-            job.tensors[name] = ref
-    _check_values(job, problems)
+        problems += _match_adapter(job, adapter, model)
     if problems:
         raise InputError(_all(problems))
     return job
 
 
-def _misfit(
-    update: Update, shape: tuple[int, ...] | None, module: nn.Module | None, transposed: set[str]
-) -> str | None:
-    if shape is None or module is None:
-        return f"{update.pair.a}: adapts {update.module}, which the model does not have"
-    if not isinstance(module, nn.Linear | Conv1D):
-        return f"{update.pair.a}: adapts a {type(module).__name__}; only linear layers can be merged"
-    delta = (update.pair.b.shape[0], update.pair.a.shape[1])
-    wanted = shape[::-1] if update.module in transposed else shape
-    if delta != wanted:
-        return f"{update.pair.b}: B @ A is {list(delta)}, {update.module}.weight is {list(wanted)}"
-    return None
+def _match_base(job: _Merge, model: nn.Module) -> Iterator[str]:
+    """Fill `job.base`; what is wrong with it."""
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    present = set()
+    for name, ref in job.checkpoint.tensors.items():
+        canonical = job.tied.get(name, name)
+        present.add(canonical)
+        if canonical not in shapes:
+            yield f"{ref}: no such tensor in a {job.checkpoint.family.model_type} of this config"
+        elif ref.shape != shapes[canonical]:
+            yield f"{ref}: shape {list(ref.shape)}, the config says {list(shapes[canonical])}"
+        elif ref.dtype not in DTYPES:
+            yield f"{ref}: dtype {ref.dtype}; save the checkpoint in one of {', '.join(DTYPES)}"
+        elif canonical in job.base and not torch.equal(job.base[canonical].load(), ref.load()):
+            yield f"{ref}: differs from {job.base[canonical].key}, which the config ties to it"
+        else:
+            job.base[canonical] = ref
+    yield from (f"{job.checkpoint.path.name}: tensor {name} is missing" for name in shapes if name not in present)
 
 
-def _check_values(job: _Merge, problems: list[str]) -> None:
-    """NaN, Inf, and adapters that change nothing."""
-    for updates in job.updates.values():
-        for update in updates:
-            for ref in (update.pair.a, update.pair.b):
-                if not torch.isfinite(ref.load()).all():
-                    problems.append(f"{ref}: holds NaN or Inf")
-    groups: dict[Path, list[Update]] = {}
-    for updates in job.updates.values():
-        for update in updates:
-            groups.setdefault(update.pair.b.file, []).append(update)
-    for group in groups.values():
-        if not any(update.pair.b.load().any() and update.pair.a.load().any() for update in group):
-            names = ", ".join(update.pair.b.key for update in group[:2])
-            problems.append(f"{group[0].pair.b.file}: the adapter changes nothing, every lora_B is zero ({names}, …)")
+def _match_adapter(job: _Merge, adapter: Adapter, model: nn.Module) -> Iterator[str]:
+    """Put an adapter's updates and replaced parameters into `job`; what is wrong with them."""
+    tied = {*job.tied, *job.tied.values()}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for update in adapter.updates:
+        weight = f"{update.module}.weight"
+        module = model.get_submodule(update.module)
+        delta = (update.pair.b.shape[0], update.pair.a.shape[1])
+        if not isinstance(module, nn.Linear | Conv1D):
+            yield f"{update.pair.a}: adapts a {type(module).__name__}; only linear layers can be merged"
+        elif weight in tied:
+            yield f"{update.pair.a}: adapts {update.module}, which is tied; untie the base model first"
+        elif delta != tuple(module.weight.T.shape if update.module in job.transposed else module.weight.shape):
+            yield f"{update.pair.b}: B @ A is {list(delta)}, which does not fit {weight} {list(module.weight.shape)}"
+        for ref in (update.pair.a, update.pair.b):
+            if not torch.isfinite(ref.load()).all():
+                yield f"{ref}: holds NaN or Inf"
+        job.updates.setdefault(weight, []).append(update)
+    for name, ref in adapter.replaced.items():
+        if name in tied:
+            yield f"{ref}: replaces {name}, which is tied; untie the base model first"
+        elif ref.shape != tuple(parameters[name].shape):
+            yield f"{ref}: shape {list(ref.shape)}, {name} is {list(parameters[name].shape)}"
+        elif ref.dtype not in DTYPES:
+            yield f"{ref}: dtype {ref.dtype}; save the adapter in one of {', '.join(DTYPES)}"
+    yield from _no_effect(job, adapter)
+    for name, ref in adapter.replaced.items():
+        job.tensors[name] = ref
+        job.updates.pop(name, None)
+
+
+def _no_effect(job: _Merge, adapter: Adapter) -> Iterator[str]:
+    """An adapter, or a half of it, that changes nothing."""
+    if not adapter.updates and not adapter.replaced:
+        yield f"{adapter.source.parent}: the adapter holds no tensors"
+    pairs = [update.pair for update in adapter.updates]
+    if pairs and not any(pair.b.load().any() and pair.a.load().any() for pair in pairs):
+        yield f"{pairs[0].b.file}: the adapter changes nothing, every lora_B is zero ({pairs[0].b.key}, …)"
+    before = {name: job.tensors[name].load() for name in adapter.replaced if name in job.tensors}
+    if before and all(torch.equal(adapter.replaced[name].load(), weight) for name, weight in before.items()):
+        # modules_to_save: [projection] also matches projection.projection, and PEFT 0.21 then saves a copy of the inner
+        # module that no forward pass, and so no training, ever touched.
+        yield (
+            f"{next(iter(adapter.replaced.values()))}: replaces {next(iter(before))} by what the base model has; "
+            "if modules_to_save names a module around it, PEFT saved an untrained copy: name the inner module"
+        )
 
 
 def _all(problems: list[str], shown: int = 5) -> str:
@@ -221,62 +269,90 @@ def _all(problems: list[str], shown: int = 5) -> str:
     return "; ".join(problems[:shown]) + rest
 
 
-def _embedded_updates(checkpoint: Checkpoint) -> list[Update]:
-    if not checkpoint.lora:
-        return []
+def _embedded_adapter(checkpoint: Checkpoint, model: nn.Module) -> Adapter:
+    """The LoRA tensors that the checkpoint itself holds; their settings are in its config."""
+    source = checkpoint.path / "config.json"
     settings = checkpoint.family.embedded_lora(checkpoint.config)
     if settings is None:
-        raise InputError(f"{checkpoint.path / 'config.json'}: no lora_r and lora_alpha, but there are LoRA tensors")
-    for pair in checkpoint.lora.values():
-        if pair.a.shape[0] != settings.r:
-            raise InputError(f"{pair.a}: rank {pair.a.shape[0]}, config.json: lora_r is {settings.r}")
-    return [Update(module, pair, settings.alpha / settings.r) for module, pair in checkpoint.lora.items()]
-
-
-def _open_adapters(checkpoint: Checkpoint, paths: Sequence[Path]) -> tuple[Adapter, ...]:
-    modules = {name for name, _ in build_empty(checkpoint).named_modules()}
-    return tuple(_open_adapter(path, checkpoint, modules) for path in paths)
-
-
-def _open_adapter(path: Path, checkpoint: Checkpoint, modules: set[str]) -> Adapter:
-    """Read a PEFT folder (`adapter_config.json`, `adapter_model.safetensors`) and find where it attaches."""
-    config_file = path / "adapter_config.json"
-    config = read_json(config_file)
-    if config.get("peft_type") != "LORA":
-        raise InputError(f"{config_file}: peft_type is {config.get('peft_type')!r}; only LORA can be merged")
-    for key, kind in _UNSUPPORTED.items():
-        if config.get(key):
-            raise InputError(f"{config_file}: {key}: {kind} cannot be merged by this version")
-    tensors = {key.removeprefix("base_model.model."): ref for key, ref in stored_tensors(path, ADAPTER_WEIGHTS).items()}
-    lora = pair_lora({key: ref for key, ref in tensors.items() if ".lora_" in key})
-    replaced = {key: ref for key, ref in tensors.items() if ".lora_" not in key}
-    root = next(
-        (root for root in checkpoint.family.adapter_roots if all(root + module in modules for module in lora)), None
+        key = next(iter(checkpoint.lora.values())).a.key
+        raise InputError(f"{source}: no lora_r and lora_alpha, but the checkpoint holds LoRA tensors ({key}, …)")
+    modules = dict(model.named_modules())
+    unknown = [pair.a for name, pair in checkpoint.lora.items() if name not in modules]
+    if unknown:
+        raise InputError(_all([f"{ref}: no such module in the model" for ref in unknown]))
+    config = peft.LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        target_modules=sorted(checkpoint.lora),
+        fan_in_fan_out=all(isinstance(modules[name], Conv1D) for name in checkpoint.lora),
     )
-    if root is None:
-        unknown = [module for module in lora if not any(r + module in modules for r in checkpoint.family.adapter_roots)]
-        named = ", ".join(unknown[:3]) or next(iter(lora))
-        raise InputError(f"{path / ADAPTER_WEIGHTS}: adapts {named}, which the base model does not have")
-    updates = tuple(Update(root + module, pair, _scale(module, config, pair)) for module, pair in lora.items())
-    return Adapter(path, root, updates, {root + key: ref for key, ref in replaced.items()})
+    return Adapter(source, config, "", _updates(source, config, "", checkpoint.lora), {}, ())
 
 
-def _scale(module: str, config: Mapping[str, Any], pair: LoraPair) -> float:
-    """`alpha / r`, or `alpha / √r` for rsLoRA; either may have a pattern for this module (PEFT `get_pattern_key`)."""
+def _open_adapter(path: Path, checkpoint: Checkpoint, model: nn.Module) -> Adapter:
+    """Read a PEFT folder (`adapter_config.json`, `adapter_model.safetensors`) and find where it attaches."""
+    source = path / "adapter_config.json"
+    config = _adapter_config(source)
+    stored = {key.removeprefix("base_model.model."): ref for key, ref in stored_tensors(path, ADAPTER_WEIGHTS).items()}
+    known = {name for name, _ in [*model.named_modules(), *model.named_parameters(remove_duplicate=False)]}
 
-    def matching(patterns: Mapping[str, float], default: float) -> float:
-        return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
+    def named(root: str) -> dict[str, TensorRef]:
+        names = {key: checkpoint.family.rename(root + key) for key in stored}
+        return {name: stored[key] for key, name in names.items() if name is not None}
 
-    rank = matching(config.get("rank_pattern") or {}, config["r"])
-    alpha = matching(config.get("alpha_pattern") or {}, config["lora_alpha"])
-    if pair.a.shape[0] != rank:
-        raise InputError(f"{pair.a}: rank {pair.a.shape[0]}, adapter_config.json says {rank}")
-    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+    def unknown(root: str) -> list[TensorRef]:
+        return [ref for name, ref in named(root).items() if name.partition(".lora_")[0] not in known]
+
+    root = min(checkpoint.family.adapter_roots, key=lambda root: len(unknown(root)))
+    if unknown(root):
+        raise InputError(_all([f"{ref}: no such module in the base model" for ref in unknown(root)]))
+    tensors = named(root)
+    pairs = pair_lora({name: ref for name, ref in tensors.items() if ".lora_" in name})
+    replaced = {name: ref for name, ref in tensors.items() if ".lora_" not in name}
+    unused = tuple(ref.key for ref in stored.values() if ref not in tensors.values())
+    return Adapter(source, config, root, _updates(source, config, root, pairs), replaced, unused)
 
 
-def _stream(job: _Merge, target: Path, on_tensor: Callable[[int, int], None] | None) -> dict[str, float]:
-    """Write every parameter, one in memory at a time. Returns ‖ΔW‖ / ‖W‖ by module."""
-    ratios: dict[str, float] = {}
+def _adapter_config(source: Path) -> peft.LoraConfig:
+    """PEFT's own reading of `adapter_config.json`, less what concerns training or is done here."""
+    settings = read_json(source)
+    if settings.get("peft_type") != "LORA":
+        raise InputError(f"{source}: peft_type is {settings.get('peft_type')!r}; only LORA can be merged")
+    for key, kind in _UNSUPPORTED.items():
+        if settings.get(key):
+            raise InputError(f"{source}: {key}: {kind} cannot be merged by this version")
+    if str(settings.get("init_lora_weights")).lower().startswith(_INITS_THAT_CHANGE_BASE):
+        raise InputError(
+            f"{source}: init_lora_weights: {settings['init_lora_weights']!r} changes the base weights: "
+            "save the adapter with `path_initial_model_for_weight_conversion` first"
+        )
+    try:
+        config = peft.LoraConfig.from_pretrained(str(source.parent))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{source}: PEFT cannot read it: {' '.join(str(error).split())}") from error
+    config.modules_to_save, config.bias, config.task_type = None, "none", None
+    return config
+
+
+def _updates(source: Path, config: peft.LoraConfig, root: str, pairs: Mapping[str, LoraPair]) -> tuple[Update, ...]:
+    """Scales are `alpha / r`, or `alpha / √r` for rsLoRA; either may have a pattern for a module, seen from `root`."""
+
+    def setting(patterns: Mapping[str, float] | None, module: str, default: float) -> float:
+        matching = (value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", module))
+        return next(matching, default)  # PEFT `get_pattern_key`
+
+    updates = []
+    for module, pair in pairs.items():
+        rank = setting(config.rank_pattern, module.removeprefix(root), config.r)
+        alpha = setting(config.alpha_pattern, module.removeprefix(root), config.lora_alpha)
+        if pair.a.shape[0] != rank:
+            raise InputError(f"{pair.a}: rank {pair.a.shape[0]}, {source.name} says {rank}")
+        updates.append(Update(module, pair, alpha / (math.sqrt(rank) if config.use_rslora else rank)))
+    return tuple(updates)
+
+
+def _stream(job: _Merge, target: Path, on_tensor: Callable[[int, int], None] | None) -> None:
+    """Write every parameter, one in memory at a time."""
     done = 0
 
     def merged(name: str, ref: TensorRef) -> torch.Tensor:
@@ -284,62 +360,73 @@ def _stream(job: _Merge, target: Path, on_tensor: Callable[[int, int], None] | N
         done += 1
         if on_tensor:
             on_tensor(done, len(job.tensors))
-        weight = ref.load()
-        if not torch.isfinite(weight).all():
+        if not torch.isfinite(ref.load()).all():
             raise InputError(f"{ref}: holds NaN or Inf")
-        for update in job.updates.get(name, ()):
-            delta = update.delta(transposed=update.module in job.transposed)
-            ratios[update.module] = float(delta.norm() / weight.float().norm())
-            weight = weight.float() + delta
+        weight = job.merged(name).to(DTYPES[ref.dtype])
+        if not torch.isfinite(weight).all():
+            raise InputError(f"{ref}: the merged values overflow {ref.dtype}; save the checkpoint in float32")
         return weight
 
     def entry(name: str, ref: TensorRef) -> Entry:
         return Entry(ref.dtype, ref.shape, lambda: merged(name, ref))
 
     write_tensors(target, {name: entry(name, ref) for name, ref in sorted(job.tensors.items())})
-    return ratios
 
 
 def _attached(job: _Merge) -> nn.Module:
-    """Base weights, and the adapters put on by PEFT itself: an account of the adapter that is not ours."""
-    checkpoint = job.checkpoint
-    model = load_tensors(build_empty(checkpoint), {**job.tensors, **_base_tensors(job)})
-    if checkpoint.lora:
-        settings = checkpoint.family.embedded_lora(checkpoint.config)
-        assert settings is not None
-        config = peft.LoraConfig(r=settings.r, lora_alpha=settings.alpha, target_modules=sorted(checkpoint.lora))
-        peft.inject_adapter_in_model(config, model)
-        state = {
-            f"{module}.lora_{part}.default.weight": ref.load().float()
-            for module, pair in checkpoint.lora.items()
-            for part, ref in (("A", pair.a), ("B", pair.b))
-        }
-        unexpected = model.load_state_dict(state, strict=False).unexpected_keys
-        assert not unexpected, unexpected
-    for index, adapter in enumerate(job.adapters):
-        target = model.get_submodule(adapter.root.rstrip(".")) if adapter.root else model
-        wrapped = peft.PeftModel.from_pretrained(target, str(adapter.path), adapter_name=f"adapter_{index}")
-        if index + 1 < len(job.adapters):
-            wrapped.merge_and_unload()
+    """Base weights, and the adapters put on by PEFT itself: an account of the adapters that is not ours."""
+    model = load_tensors(build_empty(job.checkpoint), job.base)
+    previous = None
+    for adapter in job.adapters:
+        if previous is not None:
+            previous.merge_and_unload()
+        model.load_state_dict({name: ref.load().float() for name, ref in adapter.replaced.items()}, strict=False)
+        previous = _attach(model, adapter) if adapter.updates else None
     return model.eval().requires_grad_(False)
 
 
-def _base_tensors(job: _Merge) -> dict[str, TensorRef]:
-    """What an adapter replaces, as the base has it."""
-    shared = aliases(build_empty(job.checkpoint))
-    return {shared.get(name, name): ref for name, ref in job.checkpoint.tensors.items()}
+def _attach(model: nn.Module, adapter: Adapter) -> peft.PeftModel:
+    """Let PEFT put LoRA on the modules that it finds by itself, with the scales that it works out by itself."""
+    state = {
+        f"base_model.model.{update.module.removeprefix(adapter.root)}.lora_{part}.weight": ref.load().float()
+        for update in adapter.updates
+        for part, ref in (("A", update.pair.a), ("B", update.pair.b))
+    }
+    try:
+        wrapped = peft.PeftModel(model.get_submodule(adapter.root.rstrip(".")), adapter.config)
+        result: Any = peft.set_peft_model_state_dict(wrapped, state)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"{adapter.source}: PEFT cannot attach it: {' '.join(str(error).split())}") from error
+    lost = [*result.unexpected_keys, *(key for key in result.missing_keys if ".lora_" in key)]
+    if lost:
+        raise InputError(f"{adapter.source}: target_modules and the adapter's tensors do not agree on {_all(lost)}")
+    return wrapped
+
+
+def _read_back(job: _Merge, folder: Path) -> nn.Module:
+    """The merged model as it was written, its adapted weights as they were before they were rounded to a half dtype.
+
+    Rounding moves logits by more than a wrong merge may; that it is all that happened is checked weight by weight.
+    """
+    merged = open_checkpoint(folder)
+    model = load_tensors(build_empty(merged), merged.tensors)
+    for name in job.updates:
+        written, exact = merged.tensors[name].load(), job.merged(name)
+        if not torch.equal(written, exact.to(written.dtype)):
+            raise CheckFailed(f"{folder.parent.name}: {name} is not what was merged: nothing was written")
+        model.load_state_dict({name: exact}, strict=False, assign=True)
+    return model
 
 
 def _prove(job: _Merge, folder: Path) -> tuple[float | None, float | None]:
     """The largest differences of merged logits from attached and from base, on the same seeded random inputs."""
-    if not job.updates and not any(adapter.replaced for adapter in job.adapters):
+    if not job.adapters:
         return None, None
-    merged = open_checkpoint(folder)
     family, config = job.checkpoint.family, job.checkpoint.config
     inputs = family.sample_inputs(config, torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        ours = load_tensors(build_empty(merged), merged.tensors)(*inputs)
-        base = load_tensors(build_empty(job.checkpoint), {**job.tensors, **_base_tensors(job)})(*inputs)
+        ours = _read_back(job, folder)(*inputs)
+        base = load_tensors(build_empty(job.checkpoint), job.base)(*inputs)
         adapted = _attached(job)(*inputs)
     versus_adapter, versus_base = float((ours - adapted).abs().max()), float((ours - base).abs().max())
     if not versus_adapter <= MAX_DIFF_VS_ADAPTER:
@@ -356,8 +443,16 @@ def _prove(job: _Merge, folder: Path) -> tuple[float | None, float | None]:
 
 
 def input_hashes(path: Path, adapter_paths: Sequence[Path]) -> dict[str, str]:
-    """sha256 of everything that a merge reads, by `<folder>/<file>`."""
-    files = [path / "config.json", *sorted(path.glob("model*.safetensors"))]
+    """sha256 of everything that a merge reads, by `<folder>/<file>`, with more folders where two are named alike."""
+    files = [path / "config.json", *_weight_files(path, WEIGHTS)]
     for adapter in adapter_paths:
-        files += [adapter / "adapter_config.json", *sorted(adapter.glob("adapter_model*.safetensors"))]
-    return {f"{file.parent.name}/{file.name}": sha256(file) for file in files}
+        files += [adapter / "adapter_config.json", *_weight_files(adapter, ADAPTER_WEIGHTS)]
+    hashes: dict[str, str] = {}
+    for file in dict.fromkeys(file.absolute() for file in files):
+        depth = next(depth for depth in range(2, len(file.parts) + 1) if "/".join(file.parts[-depth:]) not in hashes)
+        hashes["/".join(file.parts[-depth:])] = sha256(file)
+    return hashes
+
+
+def _weight_files(folder: Path, whole: str) -> list[Path]:
+    return sorted({ref.file for ref in stored_tensors(folder, whole).values()})

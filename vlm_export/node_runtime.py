@@ -123,19 +123,19 @@ def caption(
     return NodeResult(tuple(captions), versions, done["load_milliseconds"], warnings)
 
 
-def node_home() -> Path:
-    """The folder that holds the scripts and, in `node_modules`, the packages of the lock; it is filled when needed.
+def node_home(scripts: Path = SCRIPTS) -> Path:
+    """A folder that holds `scripts` and, in `node_modules`, the packages of the lock there; it is filled when needed.
 
     It lies in `$VLM_EXPORT_CACHE`, else in `vlm-export` under the user's cache folder.
 
     Raises InputError when Node or npm is missing or too old, and when npm fails.
     """
     _node()
-    lock = hashlib.sha256((SCRIPTS / "package-lock.json").read_bytes())
+    lock = hashlib.sha256((scripts / "package-lock.json").read_bytes())
     home = _cache() / f"node-{lock.hexdigest()[:16]}"
     if not home.is_dir():
-        _install(home)
-    _copy_scripts(home)
+        _install(scripts, home)
+    _copy_scripts(scripts, home)
     return home
 
 
@@ -161,7 +161,7 @@ def _tool(name: str) -> str:
     return path
 
 
-def _install(home: Path) -> None:
+def _install(scripts: Path, home: Path) -> None:
     """Installs the packages beside `home` and moves them into place; of two processes the slower one's are dropped."""
     npm = _tool("npm")
     home.parent.mkdir(parents=True, exist_ok=True)
@@ -169,7 +169,7 @@ def _install(home: Path) -> None:
         staging = Path(beside, home.name)
         staging.mkdir()
         for name in ("package.json", "package-lock.json"):
-            shutil.copy(SCRIPTS / name, staging)
+            shutil.copy(scripts / name, staging)
         _npm_ci(npm, staging)
         try:
             staging.rename(home)
@@ -185,14 +185,14 @@ def _npm_ci(npm: str, folder: Path) -> None:
     npm_ci = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if npm_ci.returncode:
         raise InputError(
-            f"npm ci could not install transformers.js ({_one_line(npm_ci.stderr)[:250]}): "
+            f"npm ci could not install the packages ({_one_line(npm_ci.stderr)[:250]}): "
             "check the network and npm's registry setting, or run with --runtime ort"
         )
 
 
-def _copy_scripts(home: Path) -> None:
+def _copy_scripts(scripts: Path, home: Path) -> None:
     """Puts this version's scripts beside `node_modules`, where their imports are found."""
-    for source in SCRIPTS.glob("*.mjs"):
+    for source in scripts.glob("*.mjs"):
         with tempfile.NamedTemporaryFile(dir=home, delete=False) as copy:
             copy.write(source.read_bytes())
         os.replace(copy.name, home / source.name)

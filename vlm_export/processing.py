@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoImageProcessor, PreTrainedTokenizerFast
 
 from vlm_export.checkpoint import read_json
 from vlm_export.errors import InputError
@@ -37,9 +37,9 @@ def copy_tokenizer(source: Path, target: Path) -> None:
             shutil.copyfile(source / name, target / name)
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The Python tokenizer of a checkpoint or exported repo; never runs code from the folder."""
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The Python tokenizer of a checkpoint or exported repo, from its `tokenizer.json`."""
+    return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 def image_processor_settings(

@@ -33,7 +33,9 @@ def quantize(graph: Path, dtype: Dtype, target: Path) -> int:
 
 def _float16(graph: Path, folder: Path) -> ir.Model:
     converted = convert_float_to_float16(onnx.load(graph), keep_io_types=True, disable_shape_infer=True)
-    return ir.from_proto(converted)
+    model = ir.from_proto(converted)
+    model.graph.sort()  # the converter puts casts of inputs after their first use
+    return model
 
 
 def _dynamic_int8(graph: Path, folder: Path) -> ir.Model:

@@ -106,11 +106,18 @@ class RecipeFile:
         return self.recipe.name
 
     @property
+    def golden_target(self) -> Path:
+        """Where golden outputs are recorded: `golden/<name>` beside the recipe, or in the current folder if bundled."""
+        base = Path.cwd() if self.path.parent == bundled.RECIPES else self.path.parent
+        return base / "golden" / self.name
+
+    @property
     def golden_dir(self) -> Path:
-        """`golden/<name>`: beside `recipes/` for a bundled recipe, beside the file for a user's."""
-        if self.path.parent == bundled.RECIPES:
-            return bundled.GOLDEN / self.name
-        return self.path.parent / "golden" / self.name
+        """Where they are read: what was recorded here, else what is bundled with a bundled recipe."""
+        recorded = self.golden_target
+        shipped = bundled.GOLDEN / self.name
+        bundled_alone = self.path.parent == bundled.RECIPES and not recorded.exists() and shipped.exists()
+        return shipped if bundled_alone else recorded
 
     def local(self, reference: str) -> Path | None:
         """The existing local path that `reference` names, or None when it can only be a Hub id."""

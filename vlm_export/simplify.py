@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from vlm_export.families.base import Component
-from vlm_export.rewrites import weight_layout
+from vlm_export.rewrites import gather_positions, weight_layout
 
 ONNXSIM_SECONDS = 120
 ONNXSIM_BYTES = 64 << 20  # a structure this large is no structure: something folded a weight into it
@@ -37,8 +38,12 @@ def simplify(
     before = len(structure.graph)
     declared = {spec.name for spec in component.inputs}
     weights = {value.name for value in structure.graph.inputs if value.name and value.name not in declared}
-    rewrites = {"gemm_to_matmul": weight_layout.gemm_to_matmul(structure, weights)}
-    rewrites["fold_transposes"] = weight_layout.fold_transposes(structure, weights)
+    rewrites = {
+        "gather_positions": gather_positions.gather_positions(structure),
+        "gemm_to_matmul": weight_layout.gemm_to_matmul(structure, weights),
+        "fold_transposes": weight_layout.fold_transposes(structure, weights),
+    }
+    RemoveUnusedNodesPass()(structure)
     simplified, outcome = _onnxsim(structure, seconds)
     return simplified, SimplifyReport(before, len(simplified.graph), rewrites, outcome)
 

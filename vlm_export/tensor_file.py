@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64}
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def write_tensors(path: Path, entries: dict[str, Entry]) -> None:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, entry in entries.items():
-        size = math.prod(entry.shape) * _DTYPES[entry.dtype].itemsize
+        size = math.prod(entry.shape) * DTYPES[entry.dtype].itemsize
         header[name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [offset, offset + size]}
         offset += size
     encoded = json.dumps(header).encode()
@@ -40,5 +40,6 @@ def write_tensors(path: Path, entries: dict[str, Entry]) -> None:
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
         for entry in entries.values():
-            tensor = entry.make().to(_DTYPES[entry.dtype]).contiguous()
+            tensor = entry.make().to(DTYPES[entry.dtype]).contiguous()
+            assert tensor.shape == entry.shape, (tensor.shape, entry)
             file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)

@@ -324,7 +324,7 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--base-steps", default=7000, show_default=True, help="Steps on simple captions.")
+@click.option("--base-steps", default=11_000, show_default=True, help="Steps on simple captions.")
 @click.option("--adapter-steps", default=3000, show_default=True, help="Steps on full captions.")
 @click.option("--pictures", default=60_000, show_default=True, help="Pictures to train on.")
 @click.option("--held-out", default=500, show_default=True, help="Pictures to evaluate on.")
@@ -336,7 +336,7 @@ def train(base_steps: int, adapter_steps: int, pictures: int, held_out: int, out
     config = distilvit2_config(tokenizer)
     torch.manual_seed(SEED)
     model = PrefixConditioningVLM(config)
-    fit(model, Stage("base", base_steps, 64, 1e-3), pool, simple_caption, tokenizer)
+    fit(model, Stage("base", base_steps, 32, 1e-3), pool, simple_caption, tokenizer)
     add_adapter(model, config)
     fit(model, Stage("adapter", adapter_steps, 64, 2e-3), pool, lambda scene, _: full_caption(scene), tokenizer)
     save(model, config, tokenizer, out)

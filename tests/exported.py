@@ -1,0 +1,70 @@
+"""A pico recipe taken through the pipeline, for tests that need its results."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pico
+import yaml
+from PIL import Image
+
+from vlm_export import pipeline
+from vlm_export.artifacts import Work
+from vlm_export.recipe import RecipeFile, load_recipe
+from vlm_export.verify import Report, Runtime
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A recipe and its work folder."""
+
+    recipe: RecipeFile
+    work: Work
+
+    def export(self, layout: str = "captioner", dtypes: Sequence[str] = ()) -> None:
+        pipeline.run_export(self.recipe, self.work, silent, dtypes=dtypes, layout=layout)
+
+    def verify(self, *runtimes: Runtime) -> Report:
+        return pipeline.run_verify(self.recipe, self.work, silent, runtimes=runtimes or ("ort",))
+
+    def graph(self, component: str) -> Path:
+        return self.work.repo / "onnx" / f"{component}.onnx"
+
+    def copy(self, folder: Path) -> Exported:
+        """The same, in a folder that a test may spoil."""
+        shutil.copytree(self.recipe.path.parent, folder, dirs_exist_ok=True)
+        return Exported(load_recipe(folder / self.recipe.path.name), Work(folder / "work"))
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """No progress."""
+
+
+def prepare(folder: Path, settings: dict[str, Any] | None = None, **recipe: Any) -> Exported:
+    """A pico checkpoint with a recipe beside it, merged, its golden outputs recorded; nothing exported yet."""
+    pico.write_checkpoint(folder / "checkpoint", settings)
+    write_images(folder / "images")
+    values = {
+        "name": "pico",
+        "model": "checkpoint",
+        "generation": {"max_new_tokens": 6},
+        "golden": {"images": ["images/*.png"], "prompts": ["a cat"]},
+    }
+    (folder / "pico.yaml").write_text(yaml.safe_dump(values | recipe))
+    exported = Exported(load_recipe(folder / "pico.yaml"), Work(folder / "work"))
+    pipeline.run_golden(exported.recipe, silent)
+    pipeline.run_merge(exported.recipe, exported.work, silent)
+    return exported
+
+
+def write_images(folder: Path, count: int = 3) -> None:
+    """Seeded noise at the pico tower's size."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(0)
+    for index in range(count):
+        Image.fromarray(random.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(folder / f"{index}.png")

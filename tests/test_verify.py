@@ -1,0 +1,274 @@
+"""A right repo passes; each way to break one fails, with a message that says what is wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from exported import Exported, prepare
+
+from vlm_export import golden, pipeline, verify
+from vlm_export.checkpoint import open_checkpoint
+from vlm_export.errors import CheckFailed, InputError
+from vlm_export.verify import Report
+
+DECODER = "decoder_model_merged"
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    made = prepare(tmp_path_factory.mktemp("exported"))
+    made.export("captioner", ["int8"])
+    return made
+
+
+@pytest.fixture
+def broken(exported: Exported, tmp_path: Path) -> Exported:
+    """A copy that the test spoils."""
+    return exported.copy(tmp_path / "copy")
+
+
+def edit(path: Path, change: Callable[[ir.Model], None]) -> None:
+    model = ir.load(path)
+    change(model)
+    ir.save(model, path)
+
+
+def messages(report: Report) -> str:
+    return "\n".join(f"{c.component} {c.dtype} {c.metric}: {c.detail}" for c in report.failures)
+
+
+def test_passes_and_names_every_graph(exported: Exported) -> None:
+    report = exported.verify("ort")
+    assert report.verdict == "pass"
+    assert set(report.graphs_sha256) == {f"{g}{s}.onnx" for g in ("encoder_model", DECODER) for s in ("", "_int8")}
+    stored = json.loads((exported.work.report / "report.json").read_text())
+    assert stored["verdict"] == "pass"
+    assert {"component", "dtype", "runtime", "metric", "value", "limit", "verdict"} <= stored["checks"][0].keys()
+    assert "**pass**" in (exported.work.repo / "README.md").read_text()
+
+
+def test_compares_every_output_in_prefill_and_decode_at_both_batches(exported: Exported) -> None:
+    details = [c.detail for c in exported.verify("ort").checks if (c.dtype, c.metric) == ("fp32", "max_relative_error")]
+    outputs = ("logits", *(f"present.{layer}.{part}" for layer in (0, 1) for part in ("key", "value")))
+    for batch in (1, 2):
+        for phase in ("prefill", "decode step 1", "decode step 2", "decode step 3", "3 tokens in one step"):
+            for output in outputs:
+                assert any(f"{output} (" in d and f"batch {batch}, {phase}" in d for d in details), (output, phase)
+
+
+def test_a_flipped_weight_fails_where_it_shows(broken: Exported) -> None:
+    def flip(model: ir.Model) -> None:
+        value = model.graph.initializers["language_model.model.layers.1.self_attn.k_proj.weight"]
+        weights = value.const_value.numpy().copy()
+        place = np.unravel_index(np.abs(weights).argmax(), weights.shape)
+        weights[place] = -weights[place]
+        value.const_value = ir.Tensor(weights, name=value.name)
+
+    edit(broken.graph(DECODER), flip)
+    report = broken.verify("ort")
+    assert report.verdict == "fail"
+    assert {check.component for check in report.failures} == {DECODER}
+    assert "present.1.key (case0, batch 1, prefill)" in messages(report)
+    assert "present.0.key" not in messages(report), "layer 0 is whole"
+
+
+def test_swapped_outputs_are_named(broken: Exported) -> None:
+    def swap(model: ir.Model) -> None:
+        named = {value.name: value for value in model.graph.outputs}
+        key, value = named["present.0.key"], named["present.0.value"]
+        key.name, value.name = "swap", "present.0.key"
+        key.name = "present.0.value"
+
+    edit(broken.graph(DECODER), swap)
+    report = broken.verify("ort")
+    assert report.verdict == "fail"
+    assert "present.0.key (case0, batch 1, prefill): it holds cache.0.value: outputs are swapped" in messages(report)
+
+
+@pytest.mark.parametrize("declared", ["4", "num_positions"])
+def test_logits_of_the_image_positions_are_recognised(broken: Exported, declared: str) -> None:
+    """A graph that answers for every vision position, as one forward pass over the image does."""
+
+    def keep_all_positions(model: ir.Model) -> None:
+        graph = model.graph
+        gather = next(
+            n
+            for n in graph
+            if n.op_type == "Gather" and n.attributes.get_int("axis", 0) == 1 and not n.inputs[0].is_initializer()
+        )
+        gather.outputs[0].replace_all_uses_with(gather.inputs[0])
+        graph.remove(gather, safe=True)
+        logits = next(value for value in graph.outputs if value.name == "logits")
+        size = int(declared) if declared.isdigit() else declared
+        logits.shape = ir.Shape(["batch_size", size, logits.shape[2]])
+
+    edit(broken.graph(DECODER), keep_all_positions)
+    report = broken.verify("ort")
+    assert report.verdict == "fail"
+    assert "4 rows of logits where the next token's alone is wanted" in messages(report)
+    assert "cannot continue a text" in messages(report)
+
+
+def test_a_batch_axis_that_transformers_js_does_not_know(broken: Exported) -> None:
+    def rename(model: ir.Model) -> None:
+        cache = next(value for value in model.graph.inputs if value.name == "past_key_values.1.key")
+        cache.shape = ir.Shape(["batch", *list(cache.shape)[1:]])
+
+    edit(broken.graph(DECODER), rename)
+    report = broken.verify("ort")
+    assert "input past_key_values.1.key has shape ['batch'" in messages(report)
+
+
+def test_a_renamed_input_and_a_lost_output(broken: Exported) -> None:
+    def rename(model: ir.Model) -> None:
+        next(value for value in model.graph.inputs if value.name == "pixel_values").name = "pixels"
+
+    edit(broken.graph("encoder_model"), rename)
+    report = broken.verify("ort")
+    assert "input pixel_values is missing; input pixels is not declared" in messages(report)
+
+
+def test_a_damaged_file_is_a_failed_check(broken: Exported) -> None:
+    path = broken.graph("encoder_model")
+    path.write_bytes(path.read_bytes()[:1000])
+    report = broken.verify("ort")
+    assert report.verdict == "fail"
+    assert "encoder_model fp32 loads: ONNX Runtime:" in messages(report)
+
+
+def test_an_int8_graph_that_collapsed(broken: Exported) -> None:
+    def flatten(model: ir.Model) -> None:
+        name = next(n for n in model.graph.initializers if n.endswith("layers.1.mlp.down_proj.weight_scale"))
+        value = model.graph.initializers[name]
+        value.const_value = ir.Tensor(-value.const_value.numpy(), name=name)
+
+    edit(broken.graph(f"{DECODER}_int8"), flatten)
+    report = broken.verify("ort")
+    assert {check.dtype for check in report.failures} == {"int8"}
+    assert "cosine_similarity: logits" in messages(report)
+
+
+def test_nan_passes_no_limit(broken: Exported) -> None:
+    def spoil(model: ir.Model) -> None:
+        value = model.graph.initializers["projection.projection.bias"]
+        value.const_value = ir.Tensor(np.full_like(value.const_value.numpy(), np.nan), name=value.name)
+
+    edit(broken.graph("encoder_model"), spoil)
+    assert "last_hidden_state" in messages(broken.verify("ort"))
+
+
+def test_no_checks_is_not_a_pass(exported: Exported) -> None:
+    recorded = golden.load_golden(exported.recipe.golden_dir, "pico")
+    report = verify.verify(exported.work.repo, open_checkpoint(exported.work.merged), recorded, runtimes=())
+    assert (report.checks, report.verdict) == ([], "fail")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": []}, "an empty golden proves nothing"),
+        ({"cases": []}, "an empty golden proves nothing"),
+        ({"inputs_sha256": {"checkpoint/model.safetensors": "0"}}, "recorded from other inputs than were exported"),
+        ({"generation": {"max_new_tokens": 7}}, "generation: changed since the golden was recorded"),
+    ],
+)
+def test_a_golden_that_proves_nothing(broken: Exported, change: dict[str, Any], message: str) -> None:
+    path = broken.recipe.golden_dir / "golden.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(InputError, match=message):
+        broken.verify("ort")
+
+
+def test_no_golden_says_how_to_record_one(broken: Exported) -> None:
+    (broken.recipe.golden_dir / "golden.json").unlink()
+    with pytest.raises(InputError, match="no golden outputs recorded yet: run `vlm-export golden pico`"):
+        broken.verify("ort")
+
+
+def test_an_image_that_changed(broken: Exported) -> None:
+    image = broken.recipe.golden_dir / "images" / "0.png"
+    image.write_bytes(image.read_bytes() + b"x")
+    with pytest.raises(InputError, match=r"0\.png: not the image that the golden outputs were recorded on"):
+        broken.verify("ort")
+
+
+def test_wrong_tokens_are_a_failure_and_a_near_tie_is_none(exported: Exported) -> None:
+    recorded = golden.load_golden(exported.recipe.golden_dir, "pico")
+    merged = open_checkpoint(exported.work.merged)
+
+    def with_margin(margin: float) -> Report:
+        images = list(recorded.facts.images)
+        wrong = [*images[1].token_ids[:2], (images[1].token_ids[2] + 1) % 256, *images[1].token_ids[3:]]
+        margins = [*images[1].margins[:2], margin, *images[1].margins[3:]]
+        images[1] = replace(images[1], token_ids=wrong, margins=margins)
+        tied = golden.GoldenFolder(recorded.path, replace(recorded.facts, images=images), recorded.tensors)
+        return verify.verify(exported.work.repo, merged, tied, runtimes=("ort",))
+
+    exact = [c for c in with_margin(0.5).checks if (c.dtype, c.metric) == ("fp32", "tokens_exact_rate")]
+    assert [(c.verdict, c.detail) for c in exact] == [("fail", "2 of 3 images; differ: 1.png from token 3")]
+    exact = [c for c in with_margin(1e-5).checks if (c.dtype, c.metric) == ("fp32", "tokens_exact_rate")]
+    assert [(c.verdict, c.detail) for c in exact] == [("near-tie", "2 of 3 images; near-ties: 1.png")]
+
+
+def test_a_tolerance_of_the_recipe_is_repeated_with_its_reason(tmp_path: Path) -> None:
+    reason = "a limit that nothing can hold, for the test"
+    tolerance = {"metric": "max_relative_error", "dtype": "fp32", "limit": 0.0, "reason": reason}
+    made = prepare(tmp_path, tolerances=[tolerance])
+    made.export()
+    report = made.verify("ort")
+    assert report.verdict == "fail"
+    assert f"limit: {reason}" in messages(report)
+
+
+@pytest.mark.parametrize("layout", ["captioner", "chat"])
+def test_stock_transformers_js_makes_the_same_tokens(exported: Exported, tmp_path: Path, layout: str) -> None:
+    made = exported.copy(tmp_path / "copy")
+    made.export(layout)
+    report = made.verify("node")
+    exact = [c for c in report.checks if c.metric == "tokens_exact_rate"]
+    assert [(c.runtime, c.value, c.verdict) for c in exact] == [("node", 1.0, "pass")]
+    assert report.versions["node: transformers"] == "4.3.1"
+
+
+def test_transformers_js_decides_too(broken: Exported) -> None:
+    """What only the client reads is wrong: the graphs pass, the tokens in Node do not."""
+    path = broken.work.repo / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_new_tokens": 2}))
+    report = broken.verify("ort", "node")
+    assert {(check.runtime, check.metric) for check in report.failures} == {("node", "tokens_exact_rate")}
+
+
+def test_a_repo_that_transformers_js_cannot_load(broken: Exported) -> None:
+    path = broken.work.repo / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "prefix_conditioning_vlm"}))
+    report = broken.verify("node")
+    assert report.verdict == "fail"
+    assert "all fp32 runs:" in messages(report)
+
+
+def test_push_needs_a_passing_report_about_these_very_files(broken: Exported) -> None:
+    with pytest.raises(CheckFailed, match="not verified yet: run `vlm-export verify`"):
+        pipeline.check_verified(replace(broken.work, root=broken.work.root / "elsewhere"))
+    broken.verify("ort")
+    pipeline.check_verified(broken.work)
+    (broken.work.repo / "config.json").write_text("{}")
+    with pytest.raises(CheckFailed, match=r"is about other files than .* holds \(config\.json\)"):
+        pipeline.check_verified(broken.work)
+    report = broken.work.report / "report.json"
+    report.write_text(json.dumps(json.loads(report.read_text()) | {"verdict": "fail"}))
+    with pytest.raises(CheckFailed, match="the verdict is fail"):
+        pipeline.check_verified(broken.work)
+
+
+def test_goldens_say_where_they_come_from(exported: Exported) -> None:
+    facts = asdict(golden.load_golden(exported.recipe.golden_dir, "pico").facts)
+    assert set(facts["inputs_sha256"]) == {"checkpoint/config.json", "checkpoint/model.safetensors"}
+    assert {"torch", "transformers", "peft", "pillow"} <= facts["versions"].keys()
+    assert facts["generation"] == {"max_new_tokens": 6, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
