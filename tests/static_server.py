@@ -19,6 +19,14 @@ HEADERS = {
     "Cross-Origin-Embedder-Policy": "require-corp",
     "Cache-Control": "no-store",
 }
+CONTENT_TYPES = {
+    ".html": "text/html",
+    ".js": "text/javascript",
+    ".json": "application/json",
+    ".mjs": "text/javascript",
+    ".wasm": "application/wasm",
+    ".png": "image/png",
+}
 
 
 class _Server(ThreadingHTTPServer):
@@ -39,14 +47,7 @@ class _Server(ThreadingHTTPServer):
 class _Handler(SimpleHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    extensions_map = {
-        ".html": "text/html",
-        ".js": "text/javascript",
-        ".json": "application/json",
-        ".mjs": "text/javascript",
-        ".wasm": "application/wasm",
-        ".png": "image/png",
-    }
+    extensions_map = CONTENT_TYPES
     server: _Server
 
     def translate_path(self, path: str) -> str:

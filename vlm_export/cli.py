@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from vlm_export.recipe import RecipeFile
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+_DEBUG = "vlm_export.debug"
 
 
 class _Group(click.Group):
@@ -29,10 +29,19 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except VlmExportError as error:
-            if "--debug" in sys.argv:
+            if ctx.meta.get(_DEBUG):
                 raise
             click.echo(f"error: {error}", err=True)
             ctx.exit(error.exit_code)
+        except OSError as error:
+            if ctx.meta.get(_DEBUG):
+                raise
+            click.echo(f"error: {error.filename or 'system'}: {error.strerror or error}", err=True)
+            ctx.exit(2)
+
+
+def _remember_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    ctx.find_root().meta[_DEBUG] = value
 
 
 def _common(command: Command) -> Command:
@@ -45,7 +54,13 @@ def _common(command: Command) -> Command:
             help="Work folder, in place of build/<recipe name>.",
         ),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
-        click.option("--debug", is_flag=True, help="Show the traceback of an error."),
+        click.option(
+            "--debug",
+            is_flag=True,
+            expose_value=False,
+            callback=_remember_debug,
+            help="Show the traceback of an error.",
+        ),
     )
     for option in reversed(options):
         command = option(command)
@@ -76,7 +91,7 @@ def main() -> None:
 @main.command()
 @_recipe_argument
 @_common
-def merge(recipe: str | None, work: Path | None, as_json: bool, debug: bool) -> None:
+def merge(recipe: str | None, work: Path | None, as_json: bool) -> None:
     """Merge LoRA adapters into plain weights, in merged/.
 
     Example: vlm-export merge my-captioner.yaml
@@ -100,9 +115,7 @@ def merge(recipe: str | None, work: Path | None, as_json: bool, debug: bool) -> 
 @click.option("--quantize", multiple=True, type=click.Choice(["fp32", "fp16", "int8", "q8"]), help="A dtype; repeats.")
 @click.option("--layout", type=click.Choice(["captioner", "chat", "components"]), help="In place of the recipe's.")
 @_common
-def onnx(
-    recipe: str | None, quantize: tuple[str, ...], layout: str | None, work: Path | None, as_json: bool, debug: bool
-) -> None:
+def onnx(recipe: str | None, quantize: tuple[str, ...], layout: str | None, work: Path | None, as_json: bool) -> None:
     """Trace each component, simplify, quantize, and lay out repo/.
 
     float32 graphs are always written; the other dtypes are made from them.
@@ -124,7 +137,7 @@ def onnx(
     "--runtime", "runtimes", multiple=True, type=click.Choice(["ort", "node"]), help="Only this one; repeats."
 )
 @_common
-def verify(recipe: str | None, runtimes: tuple[str, ...], work: Path | None, as_json: bool, debug: bool) -> None:
+def verify(recipe: str | None, runtimes: tuple[str, ...], work: Path | None, as_json: bool) -> None:
     """Compare every graph and the generated tokens with golden PyTorch outputs.
 
     Runs ONNX Runtime here and stock transformers.js in Node (installed once, into the cache folder).
@@ -161,7 +174,6 @@ def push(
     allow_unverified: bool,
     work: Path | None,
     as_json: bool,
-    debug: bool,
 ) -> None:
     """Upload repo/ to REPO_ID on the Hugging Face Hub.
 
@@ -192,7 +204,7 @@ def push(
 @main.command()
 @_recipe_argument
 @_common
-def golden(recipe: str | None, work: Path | None, as_json: bool, debug: bool) -> None:
+def golden(recipe: str | None, work: Path | None, as_json: bool) -> None:
     """Record golden outputs of the PyTorch model, its adapter attached and nothing merged.
 
     Example: vlm-export golden my-captioner.yaml
@@ -203,7 +215,8 @@ def golden(recipe: str | None, work: Path | None, as_json: bool, debug: bool) ->
     with _Progress(as_json) as progress:
         recorded = pipeline.run_golden(found, progress)
     lines = [f"{image.file}: {image.caption}" for image in recorded.images]
-    _print(as_json, {**asdict(recorded), "path": str(found.golden_target)}, [*lines, f"written to {found.golden_target}"])
+    target = found.golden_target
+    _print(as_json, {**asdict(recorded), "path": str(target)}, [*lines, f"written to {target}"])
 
 
 @main.command()

@@ -20,6 +20,7 @@ from vlm_export.errors import InputError
 
 LayoutName = Literal["captioner", "chat", "components"]
 DtypeName = Literal["fp32", "fp16", "int8", "q8"]
+MetricName = Literal["cosine_similarity", "max_relative_error", "teacher_forced_top1_agreement", "tokens_exact_rate"]
 LOCAL_RECIPE = "vlm-export.yaml"
 _STRICT = ConfigDict(extra="forbid")
 
@@ -36,9 +37,9 @@ class AdapterSource:
 class Generation:
     """Greedy generation, as it is published in `generation_config.json`: transformers.js has no beam search."""
 
-    max_new_tokens: int = Field(default=30, ge=1)
-    repetition_penalty: float = Field(default=1.0, gt=0)
-    no_repeat_ngram_size: int = Field(default=0, ge=0)
+    max_new_tokens: int = Field(default=30, ge=1, strict=True)
+    repetition_penalty: float = Field(default=1.0, gt=0, strict=True)
+    no_repeat_ngram_size: int = Field(default=0, ge=0, strict=True)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -57,9 +58,9 @@ class GoldenInputs:
 class Tolerance:
     """An exception to a limit of `limits.py`, with the reason that the report repeats."""
 
-    metric: str
+    metric: MetricName
     dtype: DtypeName
-    limit: float
+    limit: float = Field(strict=True, allow_inf_nan=False)
     reason: str = Field(min_length=10)
 
 
@@ -157,7 +158,7 @@ def load_recipe(path: Path) -> RecipeFile:
         raise InputError(f"{path}: no such recipe file; `vlm-export recipes` lists the bundled ones") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: something like a date, `2024-99-99`
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: a recipe is a mapping with at least `name` and `model`")
@@ -170,18 +171,35 @@ def load_recipe(path: Path) -> RecipeFile:
     return RecipeFile(recipe, path.resolve())
 
 
+_SECTIONS = {
+    "adapters": AdapterSource,
+    "generation": Generation,
+    "golden": GoldenInputs,
+    "tolerances": Tolerance,
+    "hub": HubMetadata,
+}
+
+
 def _describe(error: ValidationError) -> str:
     """Everything that is wrong, in one line."""
-    known = {name for kind in (Recipe, Generation, GoldenInputs, Tolerance, HubMetadata) for name in _fields(kind)}
     messages = []
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "unexpected_keyword_argument":
-            close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
-            messages.append(f"{key}: unknown key" + (f" (did you mean {close[0]!r}?)" if close else ""))
+            messages.append(f"{key}: unknown key{_hint(problem['loc'])}")
         else:
             messages.append(f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}")
-    return "; ".join(messages)
+    return " ".join("; ".join(messages).split())
+
+
+def _hint(location: tuple[int | str, ...]) -> str:
+    key = str(location[-1])
+    section = _SECTIONS[str(location[0])] if len(location) > 1 else Recipe
+    close = difflib.get_close_matches(key, _fields(section), n=1)
+    elsewhere = [name for name, kind in _SECTIONS.items() if key in _fields(kind)]
+    if close:
+        return f" (did you mean {close[0]!r}?)"
+    return f" (it belongs under {elsewhere[0]!r})" if elsewhere else ""
 
 
 def _fields(kind: type) -> list[str]:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import onnxruntime
 import torch
-from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, RuntimeException
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 from transformers import LogitsProcessorList, NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 from vlm_export import limits, node_runtime
@@ -36,7 +36,15 @@ from vlm_export.recipe import Tolerance
 Runtime = Literal["ort", "node"]
 RUNTIMES: tuple[Runtime, ...] = ("ort", "node")
 _ORT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)", "float16": "tensor(float16)"}
-_ORT_ERRORS = (Fail, InvalidArgument, InvalidGraph, RuntimeException)
+_ORT_ERRORS = (  # ONNX Runtime has no common base for them
+    ort_state.Fail,
+    ort_state.InvalidArgument,
+    ort_state.InvalidGraph,
+    ort_state.InvalidProtobuf,
+    ort_state.NoSuchFile,
+    ort_state.NotImplemented,
+    ort_state.RuntimeException,
+)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,33 @@
+"""The wheel holds all that the four commands need: built, installed in an empty environment, and used there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_installed_wheel_works_in_an_empty_environment(tmp_path: Path) -> None:
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT), cwd=ROOT)
+    (wheel,) = tmp_path.glob("*.whl")
+    venv.create(tmp_path / "env", with_pip=True)
+    programs = tmp_path / "env" / "bin"
+    constraints = str(ROOT / "constraints.txt")
+    run(str(programs / "pip"), "install", "--quiet", "--constraint", constraints, str(wheel), cwd=tmp_path)
+    command = str(programs / "vlm-export")
+    assert "verify" in run(command, "--help", cwd=tmp_path)
+    assert "shapes-captioner" in run(command, "recipes", cwd=tmp_path)
+    run(command, "merge", cwd=tmp_path)
+    run(command, "onnx", "--quantize", "int8", cwd=tmp_path)
+    assert run(command, "verify", cwd=tmp_path).splitlines()[-1].startswith("pass: ")
+
+
+def run(*arguments: str, cwd: Path) -> str:
+    environ = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    done = subprocess.run(arguments, cwd=cwd, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
