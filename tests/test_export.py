@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pico
 import pytest
 from exported import Exported, prepare
 
-from vlm_export import simplify, weights
+from vlm_export import quantize, simplify, weights
 from vlm_export.checkpoint import build_empty, open_checkpoint
+from vlm_export.dtypes import DTYPES
+from vlm_export.metrics import cosine_similarity
 from vlm_export.package import load_manifest
 from vlm_export.trace import IR_VERSION, OPSET, trace
 
@@ -109,4 +112,10 @@ def test_external_data_is_named_and_declared(tmp_path: Path) -> None:
     assert chunks == len(files) > 2
     assert files == ["encoder_model.onnx_data", *(f"encoder_model.onnx_data_{i}" for i in range(1, chunks))]
     assert all((tmp_path / name).stat().st_size <= 20_000 for name in files)
-    onnxruntime.InferenceSession(str(path))
+    pixels = {"pixel_values": np.linspace(-1, 1, 3 * 16 * 16, dtype=np.float32).reshape(1, 3, 16, 16)}
+    expected = onnxruntime.InferenceSession(str(path)).run(None, pixels)[0]
+    for name in ("fp16", "int8"):
+        variant = tmp_path / f"encoder_model_{name}.onnx"
+        assert quantize.quantize(path, DTYPES[name], variant) == 0, "small enough to be one file"
+        made = onnxruntime.InferenceSession(str(variant)).run(None, pixels)[0]
+        assert cosine_similarity(made, expected) > 0.99

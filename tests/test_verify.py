@@ -92,9 +92,9 @@ def test_swapped_outputs_are_named(broken: Exported) -> None:
     assert "present.0.key (case0, batch 1, prefill): it holds cache.0.value: outputs are swapped" in messages(report)
 
 
-@pytest.mark.parametrize("declared", ["4", "num_positions"])
-def test_logits_of_the_image_positions_are_recognised(broken: Exported, declared: str) -> None:
-    """A graph that answers for every vision position, as one forward pass over the image does."""
+@pytest.mark.parametrize(("declared", "rows"), [(4, "4"), ("num_positions", "num_positions"), (1, "4")])
+def test_logits_of_the_image_positions_are_recognised(broken: Exported, declared: int | str, rows: str) -> None:
+    """A graph that answers for every vision position, as one forward pass over the image does, whatever it declares."""
 
     def keep_all_positions(model: ir.Model) -> None:
         graph = model.graph
@@ -106,13 +106,12 @@ def test_logits_of_the_image_positions_are_recognised(broken: Exported, declared
         gather.outputs[0].replace_all_uses_with(gather.inputs[0])
         graph.remove(gather, safe=True)
         logits = next(value for value in graph.outputs if value.name == "logits")
-        size = int(declared) if declared.isdigit() else declared
-        logits.shape = ir.Shape(["batch_size", size, logits.shape[2]])
+        logits.shape = ir.Shape(["batch_size", declared, logits.shape[2]])
 
     edit(broken.graph(DECODER), keep_all_positions)
     report = broken.verify("ort")
     assert report.verdict == "fail"
-    assert "4 rows of logits where the next token's alone is wanted" in messages(report)
+    assert f"{rows} rows of logits where the next token's alone is wanted" in messages(report)
     assert "cannot continue a text" in messages(report)
 
 

@@ -138,9 +138,10 @@ def onnx(recipe: str | None, quantize: tuple[str, ...], layout: str | None, work
 )
 @_common
 def verify(recipe: str | None, runtimes: tuple[str, ...], work: Path | None, as_json: bool) -> None:
-    """Compare every graph and the generated tokens with golden PyTorch outputs.
+    """Compare graphs and tokens with golden outputs.
 
-    Runs ONNX Runtime here and stock transformers.js in Node (installed once, into the cache folder).
+    Golden outputs are the PyTorch model's, recorded with its adapter attached. The graphs run in ONNX Runtime here and
+    in stock transformers.js in Node, which is installed once, into the user's cache folder.
 
     Example: vlm-export verify --runtime ort
     """
@@ -205,7 +206,9 @@ def push(
 @_recipe_argument
 @_common
 def golden(recipe: str | None, work: Path | None, as_json: bool) -> None:
-    """Record golden outputs of the PyTorch model, its adapter attached and nothing merged.
+    """Record golden outputs of the PyTorch model.
+
+    The adapter is attached and nothing is merged. They go to golden/<recipe name>, beside the recipe.
 
     Example: vlm-export golden my-captioner.yaml
     """

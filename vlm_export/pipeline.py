@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from vlm_export import bundled, golden, hub, merge, package, quantize, simplify, trace, verify, weights
+from vlm_export import bundled, golden, hub, merge, package, quantize, signature, simplify, trace, verify, weights
 from vlm_export.artifacts import Work, replaced_folder, write_json
 from vlm_export.checkpoint import build_empty, open_checkpoint, read_json
 from vlm_export.dtypes import DTYPES, FP32
@@ -145,6 +145,14 @@ def run_export(
 
 
 def _graph_file(component: Component, dtype: str, path: Path, chunks: int) -> GraphFile:
+    """What the manifest says of a graph that was just written.
+
+    Raises:
+        CheckFailed: it is not as the family declares it.
+    """
+    found = signature.differences(component, path)
+    if found:
+        raise CheckFailed(f"{path.name}: not the graph that {component.name} is declared to be: {'; '.join(found)}")
     size = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
     return GraphFile(component.name, dtype, path.name, size, chunks)
 

@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import onnxruntime
 import torch
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 from transformers import LogitsProcessorList, NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
-from vlm_export import limits, node_runtime
+from vlm_export import limits, node_runtime, signature
 from vlm_export.checkpoint import Checkpoint, read_json, sha256
 from vlm_export.dtypes import DTYPES, FP32
 from vlm_export.errors import CheckFailed, InputError
-from vlm_export.families.base import Component, TensorSpec
+from vlm_export.families.base import Component
 from vlm_export.golden import GoldenCase, GoldenFolder, array_sha256
 from vlm_export.layouts import find_layout
 from vlm_export.layouts.base import DecoderRun, Driver, Layout, Sessions
@@ -35,7 +34,6 @@ from vlm_export.recipe import Tolerance
 
 Runtime = Literal["ort", "node"]
 RUNTIMES: tuple[Runtime, ...] = ("ort", "node")
-_ORT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)", "float16": "tensor(float16)"}
 _ORT_ERRORS = (  # ONNX Runtime has no common base for them
     ort_state.Fail,
     ort_state.InvalidArgument,
@@ -136,6 +134,8 @@ def verify(
     run = _Verification(repo, manifest, layout, components, golden, tolerances, progress)
     pixels = _golden_pixels(golden)
     wanted = [runtime for runtime in runtimes if runtime != "node" or layout.in_transformers_js]
+    if "node" in wanted:
+        node_runtime.node_home()  # a missing Node is better told before the work than after it
     for name in manifest.dtypes:
         if "ort" in wanted:
             _verify_in_ort(run, name, pixels)
@@ -213,66 +213,22 @@ def _verify_in_ort(run: _Verification, dtype: str, pixels: Sequence[np.ndarray])
 
 
 def _check_signatures(run: _Verification, dtype: str, sessions: Sessions) -> bool:
-    """Every graph loads and declares the inputs and outputs that the family says, by name, type and fixed sizes."""
+    """Every graph loads and has the inputs and outputs that the family declares."""
     good = True
     for component in run.components:
         try:
-            session = sessions.session(component.name)
+            sessions.session(component.name)
         except _ORT_ERRORS as error:
             run.fail(component.name, dtype, "ort", "loads", f"ONNX Runtime: {' '.join(str(error).split())}")
             good = False
             continue
-        problems = [
-            *_signature_problems("input", component.inputs, session.get_inputs()),
-            *_signature_problems("output", component.outputs, session.get_outputs()),
-        ]
-        if problems:
-            run.fail(component.name, dtype, "ort", "signature", "; ".join(problems))
+        found = signature.differences(component, sessions.path(component.name))
+        if found:
+            run.fail(component.name, dtype, "ort", "signature", "; ".join(found))
             good = False
         else:
             run.checks.append(Check(component.name, dtype, "ort", "signature", 0.0, 0.0, "pass"))
     return good
-
-
-def _signature_problems(kind: str, declared: Sequence[TensorSpec], found: Sequence[onnxruntime.NodeArg]) -> list[str]:
-    by_name = {value.name: value for value in found}
-    problems = [f"{kind} {spec.name} is missing" for spec in declared if spec.name not in by_name]
-    problems += [f"{kind} {name} is not declared" for name in by_name.keys() - {spec.name for spec in declared}]
-    for spec in declared:
-        value = by_name.get(spec.name)
-        if value is None:
-            continue
-        if value.type != _ORT_TYPES[spec.dtype]:
-            problems.append(f"{kind} {spec.name} is {value.type}, not {spec.dtype}")
-        if not _same_shape(kind, spec, value.shape):
-            problems.append(f"{kind} {spec.name} has shape {value.shape}, not {list(spec.shape)}{_hint(spec, value)}")
-    return problems
-
-
-def _same_shape(kind: str, spec: TensorSpec, shape: Sequence[Any]) -> bool:
-    """Fixed sizes are equal, and an input's batch axis has the one symbol that transformers.js knows."""
-    if len(shape) != len(spec.shape):
-        return False
-    for declared, found in zip(spec.shape, shape, strict=True):
-        if isinstance(declared, int) and isinstance(found, int) and declared != found:
-            return False
-        if isinstance(declared, str) and isinstance(found, int):
-            return False
-        if kind == "input" and declared == "batch_size" and found != "batch_size":
-            return False
-    return True
-
-
-def _hint(spec: TensorSpec, value: onnxruntime.NodeArg) -> str:
-    if spec.name == "logits" and len(value.shape) == 3 and isinstance(value.shape[1], int) and value.shape[1] > 1:
-        return _VISION_LOGITS.format(count=value.shape[1])
-    return ""
-
-
-_VISION_LOGITS = (
-    ": {count} rows of logits where the next token's alone is wanted: the graph predicts at the image's positions, "
-    "as one forward pass over the image does, and cannot continue a text"
-)
 
 
 def _check_case(run: _Verification, dtype: str, driver: Driver, case: GoldenCase) -> None:
@@ -330,7 +286,7 @@ def _compare(
     if value.shape != reference.shape:
         detail = f"{output} ({where}) has shape {list(value.shape)}, not {list(reference.shape)}"
         if output == "logits" and value.ndim == 3 and value.shape[1] > 1:
-            detail += _VISION_LOGITS.format(count=value.shape[1])
+            detail += signature.VISION_LOGITS.format(count=value.shape[1])
         run.fail(component, dtype, "ort", "shape", detail)
         return
     error = max_relative_error(value, reference)
