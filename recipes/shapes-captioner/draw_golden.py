@@ -14,7 +14,7 @@ from pathlib import Path
 from shapes import draw, sample_scene
 
 SEED = 2_000_000  # apart from training's and the held-out images' seeds
-SIZES: tuple[int | tuple[int, int], ...] = (*[64] * 14, 96, 128, 224, 320, (96, 64), (200, 150))
+SIZES: tuple[int | tuple[int, int], ...] = (*[48] * 14, 64, 96, 224, 320, (96, 64), (200, 150))
 FOLDER = Path(__file__).parents[2] / "golden" / "shapes-captioner" / "images"
 
 

@@ -1,0 +1,391 @@
+"""vlm_export.checkpoint and vlm_export.tensor_file: what is on disk is read and written as it is, or refused by name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pico
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from vlm_export.checkpoint import (
+    Checkpoint,
+    aliases,
+    build_empty,
+    load_tensors,
+    open_checkpoint,
+    pair_lora,
+    read_json,
+    sha256,
+    stored_tensors,
+)
+from vlm_export.errors import InputError
+from vlm_export.prefix_model import PrefixConditioningVLM
+from vlm_export.tensor_file import DTYPES, Entry, write_tensors
+
+HEAD, EMBEDDING = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A distilvit2 checkpoint, tied, with LoRA and a pooling head."""
+    return pico.write_checkpoint(tmp_path / "checkpoint")
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return pico.write_checkpoint(tmp_path / "base", pico.config(), lora=False)
+
+
+def refused(call: Callable[[], object]) -> str:
+    with pytest.raises(InputError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# --- opening ---
+
+
+def test_open(folder: Path) -> None:
+    checkpoint = open_checkpoint(folder)
+    stored = load_file(folder / "model.safetensors")
+    assert checkpoint.family.model_type == checkpoint.config["model_type"] == "prefix_conditioning_vlm"
+    assert checkpoint.unused == tuple(sorted(key for key in stored if ".head." in key))
+    assert len(checkpoint.tensors) + 2 * len(checkpoint.lora) + len(checkpoint.unused) == len(stored)
+    pair = checkpoint.lora["language_model.model.layers.1.self_attn.v_proj"]
+    assert (pair.a.shape, pair.b.shape) == ((4, 32), (16, 4))
+    ref = checkpoint.tensors["language_model.model.layers.1.self_attn.v_proj.weight"]
+    key = "language_model.base_model.model.model.layers.1.self_attn.v_proj.base_layer.weight"
+    assert (ref.file, ref.key, ref.dtype, ref.shape) == (folder / "model.safetensors", key, "F32", (16, 32))
+    assert str(ref) == f"model.safetensors: {key}"
+    assert torch.equal(ref.load(), stored[key])
+
+
+@pytest.mark.parametrize("decoder", ["llama", "gpt2"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_names_are_the_model_s(decoder: str, tied: bool, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(pico.write_checkpoint(tmp_path / "checkpoint", pico.config(decoder, tied=tied)))
+    model = build_empty(checkpoint)
+    assert set(checkpoint.tensors) == {name for name, _ in model.named_parameters()}
+    assert set(checkpoint.lora) <= {name for name, _ in model.named_modules()}
+
+
+def config_of(folder: Path, text: str | bytes) -> None:
+    (folder / "config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+
+
+def values_of(folder: Path, **values: object) -> None:
+    config_of(folder, json.dumps(json.loads((folder / "config.json").read_text()) | values))
+
+
+CONFIGS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "missing": (lambda folder: (folder / "config.json").unlink(), "config.json: no such file"),
+    "cut off": (lambda folder: config_of(folder, '{"model_type": "prefix'), "config.json: not readable as JSON"),
+    "empty": (lambda folder: config_of(folder, ""), "config.json: not readable as JSON"),
+    "not UTF-8": (lambda folder: config_of(folder, b'{"a": "\xff"}'), "config.json: not readable as JSON"),
+    "a list": (lambda folder: config_of(folder, "[1]"), "config.json: holds a JSON list, not an object"),
+    "null": (lambda folder: config_of(folder, "null"), "config.json: holds a JSON NoneType, not an object"),
+    "no model_type": (lambda folder: config_of(folder, "{}"), "config.json: no `model_type`; is this a model folder?"),
+    "another model_type": (
+        lambda folder: values_of(folder, model_type="llava"),
+        "config.json: model_type 'llava' is not supported; supported: prefix_conditioning_vlm",
+    ),
+    "a module that is no family": (
+        lambda folder: values_of(folder, model_type="base"),
+        "config.json: model_type 'base' is not supported",
+    ),
+    "model_type of another kind": (
+        lambda folder: values_of(folder, model_type=["llava"]),
+        "config.json: model_type ['llava'] is not supported",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_config_is_refused(case: str, folder: Path) -> None:
+    spoil, named = CONFIGS[case]
+    spoil(folder)
+    assert named in refused(lambda: open_checkpoint(folder))
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"projection_type": "conv"}, "projection_type is 'conv', not 'linear' or 'mlp'"),
+        ({"text_config": {}}, "'model_type' is missing"),
+        ({"vision_config": None}, "cannot build the model"),
+        ({"text_config": {"model_type": "no-such-model"}}, "no-such-model"),
+    ],
+)
+def test_config_that_describes_no_model(values: dict[str, object], named: str, folder: Path) -> None:
+    values_of(folder, **values)
+    message = refused(lambda: build_empty(open_checkpoint(folder)))
+    assert "config.json: cannot build the model: " in message
+    assert named in message
+
+
+def weights_of(folder: Path, content: bytes) -> None:
+    (folder / "model.safetensors").write_bytes(content)
+
+
+WEIGHTS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "missing": (lambda folder: (folder / "model.safetensors").unlink(), "no model.safetensors (nor model.safetensors"),
+    "only pickles": (
+        lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+        "save the checkpoint as safetensors",
+    ),
+    "empty": (lambda folder: weights_of(folder, b""), "model.safetensors: not a readable safetensors file"),
+    "not safetensors": (lambda folder: weights_of(folder, b"x" * 99), "model.safetensors: not a readable safetensors"),
+    "cut off": (
+        lambda folder: weights_of(folder, (folder / "model.safetensors").read_bytes()[:-4]),
+        "model.safetensors: not a readable safetensors file",
+    ),
+    "a Git LFS pointer": (
+        lambda folder: weights_of(folder, b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
+        "model.safetensors: not a readable safetensors file",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WEIGHTS)
+def test_weights_are_refused(case: str, folder: Path) -> None:
+    spoil, named = WEIGHTS[case]
+    spoil(folder)
+    assert named in refused(lambda: open_checkpoint(folder))
+
+
+def test_two_tensors_of_one_name(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    key = "vision_encoder.vision_model.post_layernorm.weight"
+    tensors[key.replace("vision_model.", "")] = tensors[key].clone()
+    save_file(tensors, folder / "model.safetensors")
+    message = refused(lambda: open_checkpoint(folder))
+    assert "a second tensor for vision_encoder.post_layernorm.weight; keep one of the two" in message
+
+
+def test_module_prefix_is_removed_only_if_all_have_it(tmp_path: Path) -> None:
+    save_file({"module.a": torch.ones(1), "module.module.b": torch.ones(1)}, tmp_path / "model.safetensors")
+    assert list(stored_tensors(tmp_path)) == ["a", "module.b"]
+    save_file({"module.a": torch.ones(1), "b": torch.ones(1)}, tmp_path / "model.safetensors")
+    assert set(stored_tensors(tmp_path)) == {"module.a", "b"}
+
+
+# --- shards ---
+
+
+def sharded(folder: Path, weight_map: object, **shards: dict[str, torch.Tensor]) -> Path:
+    for name, tensors in shards.items():
+        save_file(tensors, folder / f"{name}.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+def test_shards(tmp_path: Path) -> None:
+    weight_map = {"a": "one.safetensors", "b": "two.safetensors"}
+    sharded(tmp_path, weight_map, one={"a": torch.ones(2)}, two={"b": torch.zeros(3)})
+    found = stored_tensors(tmp_path)
+    assert {key: ref.file.name for key, ref in found.items()} == weight_map
+    assert torch.equal(found["b"].load(), torch.zeros(3))
+
+
+SHARDS: dict[str, tuple[object, str]] = {
+    "a shard is missing": (
+        {"a": "one.safetensors", "b": "gone.safetensors"},
+        "gone.safetensors: the index names this shard, and it is not there",
+    ),
+    "above the folder": ({"a": "../one.safetensors"}, "weight_map: '../one.safetensors' is outside"),
+    "an absolute path": ({"a": "/etc/one.safetensors"}, "weight_map: '/etc/one.safetensors' is outside"),
+    "a folder below": ({"a": "below/one.safetensors"}, "weight_map: 'below/one.safetensors' is outside"),
+    "the folder above": ({"a": ".."}, "not a readable safetensors file"),
+    "no map": (None, "model.safetensors.index.json: no weight_map of tensor names to file names"),
+    "a list": (["one.safetensors"], "no weight_map of tensor names to file names"),
+    "numbers": ({"a": 1}, "no weight_map of tensor names to file names"),
+    "the same tensor twice": (
+        {"a": "one.safetensors", "b": "two.safetensors"},
+        "two.safetensors: a: is in one.safetensors too; keep one of the two",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SHARDS)
+def test_shards_are_refused(case: str, tmp_path: Path) -> None:
+    weight_map, named = SHARDS[case]
+    two = {"a": torch.zeros(2), "b": torch.zeros(2)}
+    folder = sharded(tmp_path, weight_map, one={"a": torch.ones(2)}, two=two)
+    assert named in refused(lambda: stored_tensors(folder))
+
+
+def test_broken_index(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text("{")
+    assert "model.safetensors.index.json: not readable as JSON" in refused(lambda: stored_tensors(tmp_path))
+
+
+# --- LoRA pairs: every fault is also planted in whole checkpoints, in test_merge.py ---
+
+
+def test_pairs(folder: Path) -> None:
+    refs = stored_tensors(folder)
+    lora = {key: ref for key, ref in refs.items() if ".lora_" in key}
+    pairs = pair_lora(lora)
+    assert 2 * len(pairs) == len(lora)
+    for module, pair in pairs.items():
+        assert pair.a.key == f"{module}.lora_A.default.weight"
+        assert pair.b.key == f"{module}.lora_B.default.weight"
+
+
+def test_incomplete_pair(folder: Path) -> None:
+    (key, ref), *_ = [(key, ref) for key, ref in stored_tensors(folder).items() if ".lora_B." in key]
+    assert f"{key}: has no lora_A beside it" in refused(lambda: pair_lora({key: ref}))
+
+
+# --- loading ---
+
+
+def test_load_is_float32_and_complete(tmp_path: Path) -> None:
+    settings = pico.config()
+
+    def half(tensors: pico.Tensors) -> None:
+        tensors.update({key: tensor.bfloat16() for key, tensor in tensors.items()})
+
+    folder = pico.write_checkpoint(tmp_path / "base", settings, lora=False, change=half)
+    checkpoint = open_checkpoint(folder)
+    model = load_tensors(build_empty(checkpoint), checkpoint.tensors)
+    stored = load_file(folder / "model.safetensors")
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == torch.float32
+        assert not parameter.requires_grad
+        assert torch.equal(parameter, stored[name].float())
+    assert not [name for name, buffer in model.named_buffers() if buffer.is_meta]
+    assert model.get_parameter(HEAD) is model.get_parameter(EMBEDDING)
+
+
+@torch.inference_mode()
+def test_loaded_model_computes_what_torch_s_does(base: Path) -> None:
+    checkpoint = open_checkpoint(base)
+    expected = PrefixConditioningVLM(dict(checkpoint.config)).eval()
+    expected.load_state_dict(load_file(base / "model.safetensors"), strict=False)
+    inputs = checkpoint.family.sample_inputs(checkpoint.config, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(load_tensors(build_empty(checkpoint), checkpoint.tensors)(*inputs), expected(*inputs))
+
+
+def test_empty_model_has_no_weights(base: Path) -> None:
+    model = build_empty(open_checkpoint(base))
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert not any(buffer.is_meta for buffer in model.buffers())
+    assert not model.training
+
+
+@pytest.mark.parametrize(
+    ("decoder", "embedding"), [("llama", EMBEDDING), ("gpt2", "language_model.transformer.wte.weight")]
+)
+def test_aliases(decoder: str, embedding: str) -> None:
+    def names(tied: bool) -> dict[str, str]:
+        config = pico.config(decoder, tied=tied)
+        family = open_family()
+        return aliases(build_empty(Checkpoint(Path("unwritten"), config, family, {}, {}, ())))
+
+    assert names(tied=True) == {HEAD: embedding}
+    assert names(tied=False) == {}
+
+
+def open_family():
+    from vlm_export.families.base import find_family
+
+    return find_family("prefix_conditioning_vlm", "here")
+
+
+# --- files ---
+
+
+def test_read_json(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"ü": [1]}', encoding="utf-8")
+    assert read_json(tmp_path / "a.json") == {"ü": [1]}
+    assert "not readable as JSON" in refused(lambda: read_json(tmp_path))
+
+
+def test_sha256(tmp_path: Path) -> None:
+    content = os.urandom(1 << 18)
+    (tmp_path / "a").write_bytes(content)
+    assert sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+def tensors(dtype: torch.dtype) -> pico.Tensors:
+    torch.manual_seed(0)
+    shapes = {"matrix": (3, 5), "scalar": (), "nothing": (0, 4), "vector": (7,), "odd": (1, 1, 1)}
+    return {name: torch.randn(shape).to(dtype) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_written_file_is_what_safetensors_reads(dtype: str, tmp_path: Path) -> None:
+    values = tensors(DTYPES[dtype])
+    entries = {name: Entry(dtype, tuple(value.shape), lambda value=value: value) for name, value in values.items()}
+    write_tensors(tmp_path / "a.safetensors", entries)
+    found = load_file(tmp_path / "a.safetensors")
+    assert found.keys() == values.keys()
+    for name, value in values.items():
+        assert (found[name].dtype, found[name].shape) == (value.dtype, value.shape)
+        assert torch.equal(found[name], value)
+    with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}
+    refs = stored_tensors(tmp_path, "a.safetensors")
+    assert {ref.dtype for ref in refs.values()} == {dtype}
+
+
+def test_dtypes_side_by_side_names_and_alignment(tmp_path: Path) -> None:
+    """An odd number of half precision values before the rest, and a name that JSON escapes."""
+    values = {f'{dtype} "ü"': torch.arange(3).to(DTYPES[dtype]) for dtype in reversed(DTYPES)}
+    write_tensors(
+        tmp_path / "a.safetensors",
+        {name: Entry(name.split()[0], (3,), lambda value=value: value) for name, value in values.items()},
+    )
+    found = load_file(tmp_path / "a.safetensors")
+    assert found.keys() == values.keys()
+    assert all(torch.equal(found[name], value) and found[name].dtype == value.dtype for name, value in values.items())
+    header_bytes = int.from_bytes((tmp_path / "a.safetensors").read_bytes()[:8], "little")
+    assert header_bytes % 8 == 0
+
+
+def test_values_are_cast_once_and_any_layout_is_written(tmp_path: Path) -> None:
+    matrix = torch.randn(4, 6)
+    write_tensors(
+        tmp_path / "a.safetensors",
+        {
+            "transposed": Entry("F32", (6, 4), lambda: matrix.T),
+            "half": Entry("BF16", (4, 6), lambda: matrix),
+            "strided": Entry("F16", (4, 3), lambda: matrix[:, ::2]),
+        },
+    )
+    found = load_file(tmp_path / "a.safetensors")
+    assert torch.equal(found["transposed"], matrix.T)
+    assert torch.equal(found["half"], matrix.bfloat16())
+    assert torch.equal(found["strided"], matrix[:, ::2].half())
+
+
+def test_tensors_are_made_one_at_a_time_in_order(tmp_path: Path) -> None:
+    sizes = []
+
+    def make() -> torch.Tensor:
+        sizes.append((tmp_path / "a.safetensors").stat().st_size)
+        return torch.ones(1 << 16)
+
+    write_tensors(tmp_path / "a.safetensors", {name: Entry("F32", (1 << 16,), make) for name in "abc"})
+    assert sizes[1] - sizes[0] >= 4 << 16 - 1
+    assert sizes[2] - sizes[1] == 4 << 16
+
+
+def test_tensor_of_another_shape_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError):
+        write_tensors(tmp_path / "a.safetensors", {"a": Entry("F32", (2, 3), lambda: torch.ones(3, 2))})
+
+
+def test_no_tensors(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "a.safetensors", {})
+    assert load_file(tmp_path / "a.safetensors") == {}

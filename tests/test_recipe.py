@@ -1,0 +1,272 @@
+"""vlm_export.recipe: a recipe is read as it is written; what is misspelt is named, with what was probably meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from vlm_export import bundled, limits
+from vlm_export.dtypes import DTYPES
+from vlm_export.errors import InputError
+from vlm_export.recipe import (
+    AdapterSource,
+    DtypeName,
+    Generation,
+    GoldenInputs,
+    HubMetadata,
+    LayoutName,
+    MetricName,
+    Recipe,
+    Tolerance,
+    find_recipe,
+    load_recipe,
+)
+
+FULL = """
+name: captions-2.b
+model: ./checkpoint
+description: |
+  Two
+  lines.
+revision: 4d7a1ed
+adapters:
+  - {path: org/adapter, revision: main}
+  - path: ../local
+layout: chat
+dtypes: [fp32, int8]
+generation: {max_new_tokens: 12, repetition_penalty: 1, no_repeat_ngram_size: 3}
+image_processor: {size: {height: 8, width: 8}}
+chat_template: "{{ messages }}"
+golden:
+  images: [images/*.png]
+  prompts: [a, the]
+tolerances:
+  - {metric: cosine_similarity, dtype: int8, limit: 0.8, reason: one channel is an outlier}
+hub: {license: mit, language: [en], tags: [t], base_model: [org/base], datasets: [d], repo_id: org/captions}
+"""
+MINIMAL = "name: mine\nmodel: org/model\n"
+
+
+def write(folder: Path, text: str, name: str = "recipe.yaml") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def refused(reference: Path | str) -> str:
+    """The one-line message; it starts with the file that is wrong, if there is one."""
+    with pytest.raises(InputError) as caught:
+        load_recipe(reference) if isinstance(reference, Path) else find_recipe(reference)
+    message = str(caught.value)
+    assert "\n" not in message
+    if isinstance(reference, Path):
+        assert message.startswith(f"{reference}: ")
+    return message
+
+
+def test_every_key(tmp_path: Path) -> None:
+    path = write(tmp_path, FULL)
+    found = load_recipe(path)
+    assert found.path == path.resolve()
+    assert found.name == "captions-2.b"
+    assert found.recipe == Recipe(
+        name="captions-2.b",
+        model="./checkpoint",
+        description="Two\nlines.\n",
+        revision="4d7a1ed",
+        adapters=(AdapterSource("org/adapter", "main"), AdapterSource("../local")),
+        layout="chat",
+        dtypes=("fp32", "int8"),
+        generation=Generation(12, 1.0, 3),
+        image_processor={"size": {"height": 8, "width": 8}},
+        chat_template="{{ messages }}",
+        golden=GoldenInputs(("images/*.png",), ("a", "the")),
+        tolerances=(Tolerance("cosine_similarity", "int8", 0.8, "one channel is an outlier"),),
+        hub=HubMetadata("mit", ("en",), ("t",), ("org/base",), ("d",), "org/captions"),
+    )
+
+
+def test_defaults(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, MINIMAL)).recipe
+    assert recipe == Recipe(name="mine", model="org/model")
+    assert (recipe.layout, recipe.dtypes, recipe.generation) == ("captioner", ("fp32",), Generation(30, 1.0, 0))
+
+
+def test_recipe_is_frozen(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, MINIMAL)).recipe
+    with pytest.raises(AttributeError):
+        recipe.name = "other"  # type: ignore[misc]
+
+
+def test_names_are_those_of_the_tables() -> None:
+    assert set(get_args(DtypeName)) == set(DTYPES)
+    assert sorted(get_args(MetricName)) == limits.metrics()
+
+
+UNKNOWN = {
+    "nmae: a": "nmae: unknown key (did you mean 'name'?)",
+    "adapter: []": "adapter: unknown key (did you mean 'adapters'?)",
+    "quantize: [int8]": "quantize: unknown key",
+    "license: mit": "license: unknown key (it belongs under 'hub')",
+    "max_new_tokens: 3": "max_new_tokens: unknown key (it belongs under 'generation')",
+    "hub: {licence: mit}": "hub.licence: unknown key (did you mean 'license'?)",
+    "golden: {image: [a]}": "golden.image: unknown key (did you mean 'images'?)",
+    "generation: {num_beams: 3}": "generation.num_beams: unknown key",
+    "adapters: [{path: a, revison: b}]": "adapters.0.revison: unknown key (did you mean 'revision'?)",
+    "adapters: [{path: a}, {pth: b}]": "adapters.1.pth: unknown key (did you mean 'path'?)",
+    "hub: {name: a}": "hub.name: unknown key",
+    "1: 2": "1: keys should be strings",
+    '"two\\nlines": 1': "two lines: unknown key",
+}
+
+
+@pytest.mark.parametrize("line", UNKNOWN)
+def test_unknown_key(line: str, tmp_path: Path) -> None:
+    message = refused(write(tmp_path, f"{MINIMAL}{line}\n"))
+    assert UNKNOWN[line] in message
+    if "(" not in UNKNOWN[line]:
+        assert "did you mean" not in message
+
+
+TOLERANCE = "metric: cosine_similarity, dtype: int8, limit: 0.9, reason: because it is measured"
+WRONG = {
+    "layout: caption": "layout: input should be 'captioner', 'chat' or 'components'",
+    "dtypes: fp32": "dtypes: input should be a valid tuple",
+    "dtypes: [fp32, q4]": "dtypes.1: input should be 'fp32', 'fp16', 'int8' or 'q8'",
+    "description: 3": "description: input should be a valid string",
+    "revision: 12345": "revision: input should be a valid string",
+    "adapters: org/adapter": "adapters: input should be a valid tuple",
+    "adapters: [org/adapter]": "adapters.0: input should be a dictionary",
+    "adapters: [{revision: main}]": "adapters.0.path: field required",
+    "generation: greedy": "generation: input should be a dictionary",
+    "generation: {max_new_tokens: 0}": "generation.max_new_tokens: input should be greater than or equal to 1",
+    "generation: {max_new_tokens: 1.5}": "generation.max_new_tokens: input should be a valid integer",
+    "generation: {max_new_tokens: '30'}": "generation.max_new_tokens: input should be a valid integer",
+    "generation: {max_new_tokens: true}": "generation.max_new_tokens: input should be a valid integer",
+    "generation: {repetition_penalty: 0}": "generation.repetition_penalty: input should be greater than 0",
+    "generation: {no_repeat_ngram_size: -1}": "generation.no_repeat_ngram_size: input should be greater than or equal",
+    "image_processor: [a]": "image_processor: input should be a valid dictionary",
+    "hub: {language: en}": "hub.language: input should be a valid tuple",
+    "golden: {prompts: [1]}": "golden.prompts.0: input should be a valid string",
+    f"tolerances: [{{{TOLERANCE.replace('cosine', 'cosin')}}}]": "tolerances.0.metric: input should be 'cosine_sim",
+    f"tolerances: [{{{TOLERANCE.replace('0.9', '.nan')}}}]": "tolerances.0.limit: input should be a finite number",
+    f"tolerances: [{{{TOLERANCE.replace('0.9', '.inf')}}}]": "tolerances.0.limit: input should be a finite number",
+    f"tolerances: [{{{TOLERANCE.replace('because it is measured', 'why')}}}]": "tolerances.0.reason: string should have",
+}
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_wrong_value(line: str, tmp_path: Path) -> None:
+    assert WRONG[line] in refused(write(tmp_path, f"{MINIMAL}{line}\n"))
+
+
+def test_everything_that_is_wrong_is_listed(tmp_path: Path) -> None:
+    message = refused(write(tmp_path, "name: 3\nlayuot: chat\nhub: {tags: x}\n"))
+    for part in ("name: ", "model: field required", "layuot: unknown key (did you mean 'layout'?)", "hub.tags: "):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("name: mine\n", "model: field required"),
+        ("model: org/model\n", "name: field required"),
+        ("{}\n", "name: field required; model: field required"),
+        ("name: null\nmodel: a\n", "name: input should be a valid string"),
+        ("name: mine\nmodel: [a]\n", "model: input should be a valid string"),
+        ("", "a recipe is a mapping with at least `name` and `model`"),
+        ("# nothing yet\n", "a recipe is a mapping"),
+        ("- name: mine\n", "a recipe is a mapping"),
+        ("mine\n", "a recipe is a mapping"),
+        ("name: [mine\nmodel: a\n", "not valid YAML: "),
+        ("name: mine\n\tmodel: a\n", "not valid YAML: "),
+        ("name: !!python/name:os.system\nmodel: a\n", "not valid YAML: could not determine a constructor"),
+        ("name: mine\nmodel: a\nrevision: 2024-99-99\n", "not valid YAML: month must be in 1..12"),
+    ],
+)
+def test_not_a_recipe(text: str, named: str, tmp_path: Path) -> None:
+    assert named in refused(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../other", "a/b", "a b", "-a", ".a", "/a", "ü", "a\\nb", "a\\n"])
+def test_name_that_is_no_folder_name(name: str, tmp_path: Path) -> None:
+    assert "names a folder: use letters, digits" in refused(write(tmp_path, f'name: "{name}"\nmodel: a\n'))
+
+
+def test_not_text(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_bytes(b"name: \xff\n")
+    assert "cannot be read" in refused(tmp_path / "a.yaml")
+    (tmp_path / "b.yaml").mkdir()
+    assert "cannot be read" in refused(tmp_path / "b.yaml")
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    assert "no such recipe file; `vlm-export recipes` lists the bundled ones" in refused(tmp_path / "gone.yaml")
+
+
+# --- which recipe ---
+
+
+@pytest.mark.parametrize("name", bundled.recipe_names())
+def test_bundled_recipe_loads(name: str) -> None:
+    found = find_recipe(name)
+    assert found.name == name
+    assert found.path == (bundled.RECIPES / f"{name}.yaml").resolve()
+    assert found.recipe.description.strip()
+    assert found.recipe.layout in get_args(LayoutName)
+
+
+def test_default_recipe_is_bundled() -> None:
+    assert bundled.DEFAULT_RECIPE in bundled.recipe_names()
+
+
+def test_default_is_the_current_folder_s_else_the_bundled_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe(None).name == bundled.DEFAULT_RECIPE
+    write(tmp_path, MINIMAL, "vlm-export.yaml")
+    found = find_recipe(None)
+    assert (found.name, found.path) == ("mine", (tmp_path / "vlm-export.yaml").resolve())
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    assert find_recipe(None).name == bundled.DEFAULT_RECIPE
+
+
+def test_broken_recipe_in_the_current_folder_is_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "name: mine\n", "vlm-export.yaml")
+    with pytest.raises(InputError, match="vlm-export.yaml: model: field required"):
+        find_recipe(None)
+
+
+def test_bundled_name_and_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, MINIMAL, f"{bundled.DEFAULT_RECIPE}.yaml")
+    assert find_recipe(bundled.DEFAULT_RECIPE).name == bundled.DEFAULT_RECIPE
+    assert find_recipe(f"{bundled.DEFAULT_RECIPE}.yaml").name == "mine"
+    write(tmp_path, MINIMAL, "other.yml")
+    assert find_recipe("other.yml").name == "mine"
+    assert find_recipe(str(tmp_path / "other.yml")).name == "mine"
+
+
+def test_misspelt_recipe_name() -> None:
+    assert refused("shapes-captoner") == "no recipe 'shapes-captoner': did you mean 'shapes-captioner'?"
+    message = refused("zebra")
+    assert "or give the path of a .yaml file" in message
+    assert all(name in message for name in bundled.recipe_names())
+
+
+def test_local_paths_start_at_the_recipe_s_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "org" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    found = load_recipe(write(tmp_path / "recipes", MINIMAL))
+    assert found.local("org/model") is None
+    assert found.local("../org/model") == (tmp_path / "org" / "model").resolve()
+    assert found.local(str(tmp_path / "org")) == (tmp_path / "org").resolve()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert found.local("~/org/model") == (tmp_path / "org" / "model").resolve()
+    assert found.golden_dir == tmp_path.resolve() / "recipes" / "golden" / "mine"
