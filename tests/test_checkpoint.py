@@ -1,4 +1,4 @@
-"""vlm_export.checkpoint and vlm_export.tensor_file: what is on disk is read and written as it is, or refused by name."""
+"""vlm_export.checkpoint and vlm_export.tensor_file: files are read and written as they are, or refused by name."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from vlm_export.checkpoint import (
     stored_tensors,
 )
 from vlm_export.errors import InputError
+from vlm_export.families.base import find_family
 from vlm_export.prefix_model import PrefixConditioningVLM
 from vlm_export.tensor_file import DTYPES, Entry, write_tensors
 
@@ -288,18 +289,11 @@ def test_empty_model_has_no_weights(base: Path) -> None:
 )
 def test_aliases(decoder: str, embedding: str) -> None:
     def names(tied: bool) -> dict[str, str]:
-        config = pico.config(decoder, tied=tied)
-        family = open_family()
-        return aliases(build_empty(Checkpoint(Path("unwritten"), config, family, {}, {}, ())))
+        family = find_family("prefix_conditioning_vlm", "here")
+        return aliases(build_empty(Checkpoint(Path("unwritten"), pico.config(decoder, tied=tied), family, {}, {}, ())))
 
     assert names(tied=True) == {HEAD: embedding}
     assert names(tied=False) == {}
-
-
-def open_family():
-    from vlm_export.families.base import find_family
-
-    return find_family("prefix_conditioning_vlm", "here")
 
 
 # --- files ---
@@ -377,7 +371,6 @@ def test_tensors_are_made_one_at_a_time_in_order(tmp_path: Path) -> None:
         return torch.ones(1 << 16)
 
     write_tensors(tmp_path / "a.safetensors", {name: Entry("F32", (1 << 16,), make) for name in "abc"})
-    assert sizes[1] - sizes[0] >= 4 << 16 - 1
     assert sizes[2] - sizes[1] == 4 << 16
 
 

@@ -513,7 +513,7 @@ FAULTS: dict[str, tuple[Change, tuple[str, ...]]] = {
     "Inf in B": (fill(B, -torch.inf), (f"model.safetensors: {B}: holds NaN or Inf",)),
     "all of B zero": (
         zero(".lora_B."),
-        ("model.safetensors: the adapter changes nothing, every lora_B is zero", f"{LAYER}.k_proj.lora_B"),
+        ("model.safetensors: the adapter changes nothing, every lora_B (or lora_A) is zero", f"{LAYER}.k_proj.lora_B"),
     ),
     "all of A zero": (zero(".lora_A."), ("model.safetensors: the adapter changes nothing",)),
     "LoRA on no module": (
@@ -643,7 +643,10 @@ ADAPTER_FAULTS: dict[str, tuple[Change, tuple[str, ...]]] = {
     "A without B": (drop(PEFT_B), (f"adapter_model.safetensors: {PEFT_A}: has no lora_B beside it",)),
     "one module left out": (
         lambda t: (t.pop(PEFT_A), t.pop(PEFT_B)),
-        ("adapter_config.json: target_modules and the adapter's tensors do not agree on", PEFT_Q),
+        (
+            "adapter_config.json: target_modules ask for language_model.model.layers.0.self_attn.q_proj.lora_A.weight",
+            "which the adapter does not hold",
+        ),
     ),
     "one module too many": (
         put(
@@ -652,7 +655,7 @@ ADAPTER_FAULTS: dict[str, tuple[Change, tuple[str, ...]]] = {
                 PEFT_B.replace("q_proj", "k_proj"): torch.ones(16, 4),
             }
         ),
-        ("target_modules and the adapter's tensors do not agree on", PEFT_A.replace("q_proj", "k_proj")),
+        (f"{PEFT_A.replace('q_proj', 'k_proj')}: the target_modules of adapter_config.json leave it out",),
     ),
     "another rank": (
         put(**{PEFT_A: torch.ones(3, 32), PEFT_B: torch.ones(32, 3)}),
@@ -812,17 +815,31 @@ def scale_without_alpha(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(merging, "_updates", unscaled)
 
 
-def written_upside_down(monkeypatch: pytest.MonkeyPatch) -> None:
+def tower_written_upside_down(monkeypatch: pytest.MonkeyPatch, part: str = "layers.1.mlp.fc1.weight") -> None:
     def upside_down(path: Path, entries: dict[str, Entry]) -> None:
         def flipped(entry: Entry) -> Entry:
             return Entry(entry.dtype, entry.shape, lambda: entry.make().flip(0))
 
-        tensor_file.write_tensors(path, {name: flipped(entry) for name, entry in entries.items()})
+        changed = {name: flipped(entry) if name.endswith(part) else entry for name, entry in entries.items()}
+        tensor_file.write_tensors(path, changed)
 
     monkeypatch.setattr(merging, "write_tensors", upside_down)
 
 
-@pytest.mark.parametrize("mutation", [wrong_scale, one_layer_forgotten, scale_without_alpha, written_upside_down])
+def adapted_weight_written_upside_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    tower_written_upside_down(monkeypatch, "language_model.model.layers.1.self_attn.v_proj.weight")
+
+
+MUTATIONS = [
+    wrong_scale,
+    one_layer_forgotten,
+    scale_without_alpha,
+    tower_written_upside_down,
+    adapted_weight_written_upside_down,
+]
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
 @pytest.mark.parametrize("source", ["embedded", "folder"])
 def test_wrong_merge_is_caught(
     mutation: Callable[[pytest.MonkeyPatch], None],

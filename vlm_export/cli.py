@@ -96,9 +96,9 @@ def merge(recipe: str | None, work: Path | None, as_json: bool) -> None:
 
     Example: vlm-export merge my-captioner.yaml
     """
+    found, folder = _open(recipe, work)
     from vlm_export import pipeline
 
-    found, folder = _open(recipe, work)
     with _Progress(as_json) as progress:
         report = pipeline.run_merge(found, folder, progress)
     lines = [f"merged {report.adapter_tensors} adapter tensors into {report.parameters:,} parameters"]
@@ -122,9 +122,9 @@ def onnx(recipe: str | None, quantize: tuple[str, ...], layout: str | None, work
 
     Example: vlm-export onnx --quantize int8 --quantize q8
     """
+    found, folder = _open(recipe, work)
     from vlm_export import pipeline
 
-    found, folder = _open(recipe, work)
     with _Progress(as_json) as progress:
         manifest = pipeline.run_export(found, folder, progress, dtypes=quantize, layout=layout)
     lines = [f"{graph.file:40} {graph.size_bytes / 1e6:9.2f} MB" for graph in manifest.graphs]
@@ -145,10 +145,10 @@ def verify(recipe: str | None, runtimes: tuple[str, ...], work: Path | None, as_
 
     Example: vlm-export verify --runtime ort
     """
+    found, folder = _open(recipe, work)
     from vlm_export import pipeline
     from vlm_export.verify import RUNTIMES
 
-    found, folder = _open(recipe, work)
     with _Progress(as_json) as progress:
         report = pipeline.run_verify(found, folder, progress, runtimes=runtimes or RUNTIMES)  # type: ignore[arg-type]
     _print(as_json, asdict(report), _report_lines(report, folder.report / pipeline.REPORT))
@@ -182,9 +182,9 @@ def push(
 
     Example: vlm-export push org/model --dry-run
     """
+    found, folder = _open(recipe, work)
     from vlm_export import pipeline
 
-    found, folder = _open(recipe, work)
     if dry_run:
         plan = pipeline.run_plan(folder, repo_id, revision=revision)
         lines = [f"{change.action:7} {change.path} ({change.size_bytes / 1e6:.2f} MB)" for change in plan.changes]
@@ -212,9 +212,9 @@ def golden(recipe: str | None, work: Path | None, as_json: bool) -> None:
 
     Example: vlm-export golden my-captioner.yaml
     """
+    found, _ = _open(recipe, work)
     from vlm_export import pipeline
 
-    found, _ = _open(recipe, work)
     with _Progress(as_json) as progress:
         recorded = pipeline.run_golden(found, progress)
     lines = [f"{image.file}: {image.caption}" for image in recorded.images]

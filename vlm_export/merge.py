@@ -253,7 +253,7 @@ def _no_effect(job: _Merge, adapter: Adapter) -> Iterator[str]:
         yield f"{adapter.source.parent}: the adapter holds no tensors"
     pairs = [update.pair for update in adapter.updates]
     if pairs and not any(pair.b.load().any() and pair.a.load().any() for pair in pairs):
-        yield f"{pairs[0].b.file}: the adapter changes nothing, every lora_B is zero ({pairs[0].b.key}, …)"
+        yield f"{pairs[0].b.file}: the adapter changes nothing, every lora_B (or lora_A) is zero ({pairs[0].b.key}, …)"
     before = {name: job.tensors[name].load() for name in adapter.replaced if name in job.tensors}
     if before and all(torch.equal(adapter.replaced[name].load(), weight) for name, weight in before.items()):
         # modules_to_save: [projection] also matches projection.projection, and PEFT 0.21 then saves a copy of the inner
@@ -314,7 +314,7 @@ def _open_adapter(path: Path, checkpoint: Checkpoint, model: nn.Module) -> Adapt
 
 
 def _adapter_config(source: Path) -> peft.LoraConfig:
-    """PEFT's own reading of `adapter_config.json`, less what concerns training or is done here."""
+    """PEFT's own reading of `adapter_config.json`, without what `Adapter.replaced` stands for."""
     settings = read_json(source)
     if settings.get("peft_type") != "LORA":
         raise InputError(f"{source}: peft_type is {settings.get('peft_type')!r}; only LORA can be merged")
@@ -330,7 +330,7 @@ def _adapter_config(source: Path) -> peft.LoraConfig:
         config = peft.LoraConfig.from_pretrained(str(source.parent))
     except (TypeError, ValueError) as error:
         raise InputError(f"{source}: PEFT cannot read it: {' '.join(str(error).split())}") from error
-    config.modules_to_save, config.bias, config.task_type = None, "none", None
+    config.modules_to_save, config.bias = None, "none"
     return config
 
 
@@ -385,22 +385,26 @@ def _attached(job: _Merge) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def _attach(model: nn.Module, adapter: Adapter) -> peft.PeftModel:
+def _attach(model: nn.Module, adapter: Adapter) -> peft.LoraModel:
     """Let PEFT put LoRA on the modules that it finds by itself, with the scales that it works out by itself."""
-    state = {
-        f"base_model.model.{update.module.removeprefix(adapter.root)}.lora_{part}.weight": ref.load().float()
+    refs = {
+        f"{update.module.removeprefix(adapter.root)}.lora_{part}.weight": ref
         for update in adapter.updates
         for part, ref in (("A", update.pair.a), ("B", update.pair.b))
     }
     try:
-        wrapped = peft.PeftModel(model.get_submodule(adapter.root.rstrip(".")), adapter.config)
-        result: Any = peft.set_peft_model_state_dict(wrapped, state)
+        target = model.get_submodule(adapter.root.rstrip("."))
+        attached = peft.LoraModel(target, adapter.config, "default")
+        result: Any = peft.set_peft_model_state_dict(target, {name: ref.load().float() for name, ref in refs.items()})
     except (RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"{adapter.source}: PEFT cannot attach it: {' '.join(str(error).split())}") from error
-    lost = [*result.unexpected_keys, *(key for key in result.missing_keys if ".lora_" in key)]
-    if lost:
-        raise InputError(f"{adapter.source}: target_modules and the adapter's tensors do not agree on {_all(lost)}")
-    return wrapped
+    file = adapter.source.name
+    problems = [f"{refs[name]}: the target_modules of {file} leave it out" for name in result.unexpected_keys]
+    absent = [name.replace(".default.", ".") for name in result.missing_keys if ".lora_" in name]
+    problems += [f"{adapter.source}: target_modules ask for {name}, which the adapter does not hold" for name in absent]
+    if problems:
+        raise InputError(_all(problems))
+    return attached
 
 
 def _read_back(job: _Merge, folder: Path) -> nn.Module:

@@ -109,16 +109,19 @@ class RecipeFile:
     @property
     def golden_target(self) -> Path:
         """Where golden outputs are recorded: `golden/<name>` beside the recipe, or in the current folder if bundled."""
-        base = Path.cwd() if self.path.parent == bundled.RECIPES else self.path.parent
-        return base / "golden" / self.name
+        return (Path() if self.is_bundled else self.path.parent) / "golden" / self.name
 
     @property
     def golden_dir(self) -> Path:
         """Where they are read: what was recorded here, else what is bundled with a bundled recipe."""
         recorded = self.golden_target
         shipped = bundled.GOLDEN / self.name
-        bundled_alone = self.path.parent == bundled.RECIPES and not recorded.exists() and shipped.exists()
-        return shipped if bundled_alone else recorded
+        return shipped if self.is_bundled and shipped.exists() and not recorded.exists() else recorded
+
+    @property
+    def is_bundled(self) -> bool:
+        """Whether it came with the package."""
+        return self.path.resolve().parent == bundled.RECIPES
 
     def local(self, reference: str) -> Path | None:
         """The existing local path that `reference` names, or None when it can only be a Hub id."""
@@ -168,7 +171,7 @@ def load_recipe(path: Path) -> RecipeFile:
         raise InputError(f"{path}: {_describe(error)}") from error
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", recipe.name):
         raise InputError(f"{path}: name: {recipe.name!r} names a folder: use letters, digits, '.', '_' and '-'")
-    return RecipeFile(recipe, path.resolve())
+    return RecipeFile(recipe, path)
 
 
 _SECTIONS = {
