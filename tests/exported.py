@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,9 +52,14 @@ def silent(what: str, done: int, total: int) -> None:
     """No progress."""
 
 
-def prepare(folder: Path, settings: dict[str, Any] | None = None, **recipe: Any) -> Exported:
+def prepare(
+    folder: Path,
+    settings: dict[str, Any] | None = None,
+    change: Callable[[pico.Tensors], None] = lambda _: None,
+    **recipe: Any,
+) -> Exported:
     """A pico checkpoint with a recipe beside it, merged, its golden outputs recorded; nothing exported yet."""
-    pico.write_checkpoint(folder / "checkpoint", settings)
+    pico.write_checkpoint(folder / "checkpoint", settings, change=change)
     write_images(folder / "images")
     values = {
         "name": "pico",

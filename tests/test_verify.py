@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 from exported import Exported, prepare
 
 from vlm_export import golden, pipeline, verify
@@ -61,6 +62,15 @@ def test_compares_every_output_in_prefill_and_decode_at_both_batches(exported: E
         for phase in ("prefill", "decode step 1", "decode step 2", "decode step 3", "3 tokens in one step"):
             for output in outputs:
                 assert any(f"{output} (" in d and f"batch {batch}, {phase}" in d for d in details), (output, phase)
+
+
+def test_a_half_precision_checkpoint_verifies_in_float32(tmp_path: Path) -> None:
+    def cast(tensors: dict[str, torch.Tensor]) -> None:
+        tensors.update({name: tensor.bfloat16() for name, tensor in tensors.items()})
+
+    made = prepare(tmp_path, change=cast)
+    made.export()
+    assert made.verify("ort").verdict == "pass"
 
 
 def test_a_flipped_weight_fails_where_it_shows(broken: Exported) -> None:

@@ -34,7 +34,9 @@ def rename(key: str) -> str | None:
 
 
 def embedded_lora(config: Config) -> EmbeddedLora | None:
-    return EmbeddedLora(r=config["lora_r"], alpha=config["lora_alpha"]) if "lora_r" in config else None
+    if not {"lora_r", "lora_alpha"} <= config.keys():
+        return None
+    return EmbeddedLora(r=config["lora_r"], alpha=config["lora_alpha"])
 
 
 def merged_config(config: Config) -> dict[str, Any]:

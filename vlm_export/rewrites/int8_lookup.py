@@ -72,7 +72,8 @@ def _rewrite(graph: ir.Graph, lookup: ir.Node, quantized: ir.Value, scale: ir.Va
         nodes.append(ir.node("Unsqueeze", [factor, last]))
         factor = nodes[-1].outputs[0]
     nodes.append(ir.node("Mul", [floats.outputs[0], factor]))
-    nodes[-1].outputs[0].name = lookup.outputs[0].name
+    before, after = lookup.outputs[0], nodes[-1].outputs[0]
+    after.name, after.type, after.shape = before.name, before.type, before.shape
     graph.insert_before(lookup, nodes)
-    lookup.outputs[0].replace_all_uses_with(nodes[-1].outputs[0], replace_graph_outputs=True)
+    before.replace_all_uses_with(after, replace_graph_outputs=True)
     graph.remove(lookup, safe=True)

@@ -81,7 +81,7 @@ def _reversed(shape: ir.Shape | None) -> ir.Shape | None:
 def _replace(graph: ir.Graph, old: ir.Node, new: list[ir.Node]) -> None:
     """Put `new` in the place of `old`; the last one's output takes the name and uses of the old output."""
     before, after = old.outputs[0], new[-1].outputs[0]
-    after.name, after.type = before.name, before.type
+    after.name, after.type, after.shape = before.name, before.type, before.shape
     graph.insert_before(old, new)
     before.replace_all_uses_with(after, replace_graph_outputs=True)
     graph.remove(old, safe=True)
