@@ -4,13 +4,12 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test check install golden clean
+.PHONY: demo test check install chromium golden clean
 
 demo: install
 	python scripts/demo.py
 
-test: install check
-	scripts/install-chromium
+test: install check chromium
 	pytest -n 2 --dist loadfile
 
 check: install
@@ -20,7 +19,13 @@ check: install
 
 install: $(INSTALLED)
 
+chromium:
+	@command -v $${CHROMIUM:-chromium} chromium-browser google-chrome >/dev/null \
+	  || scripts/install-debian-package chromium 'the browser test'
+
 $(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+	  || scripts/install-debian-package python3-venv 'the virtual environment'
 	$(PYTHON) -m venv --clear $(VENV)
 	$(VENV)/bin/python -m pip install --quiet 'pip>=25.1'
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
