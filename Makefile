@@ -20,8 +20,9 @@ check: install
 install: $(INSTALLED)
 
 chromium:
-	@command -v $${CHROMIUM:-chromium} chromium-browser google-chrome >/dev/null \
-	  || scripts/install-debian-package chromium 'the browser test'
+	@for name in $${CHROMIUM:-} chromium chromium-browser google-chrome; do \
+	  command -v $$name >/dev/null && exit 0; \
+	done; scripts/install-debian-package chromium 'the browser test'
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
