@@ -1,20 +1,22 @@
 """The decoder that every layout shares: one traced core, and the front ends that fit it to what a client feeds.
 
-The core takes `inputs_embeds`, `attention_mask`, `position_ids`, `kept_positions` and the flat cache, and knows nothing
-of images or token ids. What differs between layouts is put before it as ONNX text, because it depends on whether the
-past is empty: something the tracer would have to decide once and for all.
+The core takes `inputs_embeds`, `position_ids`, `kept_positions`, an `attention_mask` where there can be padding, and
+the flat cache, and knows nothing of images or token ids. What differs between layouts is put before it as ONNX text,
+because it depends on whether the past is empty: something the tracer would have to decide once and for all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from optimum.utils import NormalizedConfigManager
+import torch
+from optimum.utils import NormalizedConfigManager, NormalizedTextConfigWithGQA
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.cache_utils import DynamicCache
 
+from vlm_export import attention
 from vlm_export.families.base import Component, FrontEnd, TensorSpec
 
 # The front ends, in ONNX's textual syntax. `past` is the key cache of layer 0, whose length is the past's; `embedding`
@@ -53,8 +55,6 @@ _POSITIONS_FROM_PAST = """
     start = Shape <start = 2, end = 3> (past)
     length = Shape <start = 1, end = 2> (inputs_embeds)
     end = Add (start, length)
-    mask_shape = Concat <axis = 0> (batch, end)
-    attention_mask = Expand (unit, mask_shape)
     first_position = Squeeze (start, axis)
     last_position = Squeeze (end, axis)
     positions = Range (first_position, last_position, step)
@@ -88,8 +88,9 @@ class Geometry:
 
     @classmethod
     def of(cls, config: PretrainedConfig) -> Geometry:
-        """Read through optimum's normalized configs, which know what each decoder calls its sizes."""
-        normalized = NormalizedConfigManager.get_normalized_config_class(config.model_type)(config)
+        """Read through optimum's normalized configs, which know older decoders' names; newer ones share Llama's."""
+        names = NormalizedConfigManager._conf.get(config.model_type, NormalizedTextConfigWithGQA)
+        normalized = names(config)
         heads = normalized.num_attention_heads
         return cls(
             layers=normalized.num_layers,
@@ -115,34 +116,42 @@ class DecoderCore(nn.Module):
     Its attribute has the model's own name, so that traced weights have the names of the merged checkpoint.
     """
 
-    def __init__(self, language_model: nn.Module):
+    def __init__(self, language_model: PreTrainedModel):
         super().__init__()
         self.language_model = language_model
 
     def forward(
         self,
         inputs_embeds: Tensor,
-        attention_mask: Tensor,
         position_ids: Tensor,
         kept_positions: Tensor,
         past_key_values: Sequence[Tensor],
+        attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """`[B, S, H]`, `[B, P + S]`, `[B, S]`, `[kept]`, and keys and values `[B, K, P, D]` layer by layer
+        """`[B, S, H]`, `[B, S]`, `[kept]`, keys and values `[B, K, P, D]`, and `[B, P + S]` where there can be padding
         → logits `[B, kept, V]`, and keys and values `[B, K, P + S, D]`.
         """
-        cache = DynamicCache()
-        for layer, (key, value) in enumerate(zip(past_key_values[::2], past_key_values[1::2], strict=True)):
-            cache.update(key, value, layer)
-        outputs = self.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=kept_positions,
-        )
-        present = [tensor for layer in outputs.past_key_values.layers for tensor in (layer.keys, layer.values)]
-        return outputs.logits, *present
+        past = past_key_values
+        fused = attention.is_fused(self.language_model)
+        total = past[0].shape[2] + inputs_embeds.shape[1]
+        cache = attention.flat_cache(past, fused=fused)
+        arguments: dict[str, Any] = {
+            "inputs_embeds": inputs_embeds,
+            "position_ids": position_ids,
+            "past_key_values": cache,
+            "use_cache": True,
+            "logits_to_keep": kept_positions,
+        }
+        if fused:
+            with attention.decoder_run(self.language_model, past, position_ids, attention_mask, total) as present:
+                logits = self.language_model(**arguments).logits
+            pairs = [present[layer] for layer in range(len(past) // 2)]
+        else:
+            if attention_mask is None:
+                attention_mask = torch.ones((inputs_embeds.shape[0], total), dtype=torch.int64)
+            logits = self.language_model(**arguments, attention_mask=attention_mask).logits
+            pairs = [(layer.keys, layer.values) for layer in cache.layers]
+        return logits, *(tensor for pair in pairs for tensor in pair)
 
 
 class EmbedTokens(nn.Module):
@@ -156,14 +165,15 @@ class EmbedTokens(nn.Module):
         return self.language_model.get_input_embeddings()(token_ids)
 
 
-def core_inputs(geometry: Geometry) -> tuple[TensorSpec, ...]:
+def core_inputs(geometry: Geometry, *, padded: bool) -> tuple[TensorSpec, ...]:
     """What the tracer sees."""
+    mask = TensorSpec("attention_mask", "int64", ("batch_size", "total_sequence_length"))
     return (
         TensorSpec("inputs_embeds", "float32", ("batch_size", "sequence_length", geometry.hidden)),
-        TensorSpec("attention_mask", "int64", ("batch_size", "total_sequence_length")),
         TensorSpec("position_ids", "int64", ("batch_size", "sequence_length")),
         TensorSpec("kept_positions", "int64", ("num_logits",)),
         *geometry.cache("past_key_values", "past_sequence_length"),
+        *((mask,) if padded else ()),
     )
 
 
@@ -178,12 +188,13 @@ def decoder(
 ) -> Component:
     """A decoder graph: the traced core behind the front end `text`, whose own inputs are `front`."""
     cache = geometry.cache("past_key_values", "past_sequence_length") if past else ()
+    padded = any(spec.name == "attention_mask" for spec in front)
     return Component(
         name=name,
         module=lambda model: DecoderCore(model.language_model),
         inputs=(*front, *cache),
         outputs=decoder_outputs(geometry, kept),
-        traced_inputs=core_inputs(geometry),
+        traced_inputs=core_inputs(geometry, padded=padded),
         front_end=FrontEnd(text),
     )
 

@@ -7,9 +7,11 @@ fold and fuse (`rewrites`). Weights join in `weights.py`. The only module that c
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import onnx_ir as ir
@@ -17,13 +19,16 @@ import onnxscript.optimizer
 import torch
 from torch import nn
 
+from vlm_export import attention
 from vlm_export.checkpoint import aliases
 from vlm_export.families.base import Component, TensorSpec
-from vlm_export.rewrites import front_end
+from vlm_export.rewrites import front_end, ort_fusions
 from vlm_export.rewrites.int8_lookup import TOKEN_TABLE
 
 OPSET = 20  # the newest that every kernel of ONNX Runtime 1.24 and later has; LayerNormalization needs 17, Gelu 20
 IR_VERSION = 10
+
+UNFUSED = "vlm_export.unfused_attention"  # model metadata: why attention is plain operators
 
 # Sizes that the tracer sees. All differ and none is 0 or 1, which torch.export would take for constants.
 _TRACED_SIZES = {
@@ -44,16 +49,38 @@ def trace(component: Component, model: nn.Module) -> ir.Model:
     shared = aliases(model)
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     with _stand_in_weights(model):
-        structure = _export(component.module(model).eval(), component.trace_signature, component.outputs)
-        embedding = _embedding_name(model)
+        structure, unfused = _export_fused(component, model)
+        embedding = _token_table(model)
     _weights_to_inputs(structure, parameters, shared)
+    if unfused:
+        structure.metadata_props[UNFUSED] = unfused
     if component.front_end is not None:
         front_end.attach(structure, component, embedding=embedding)
-        structure.metadata_props[TOKEN_TABLE] = embedding
+        structure.metadata_props[TOKEN_TABLE] = str(embedding.name)
     _declare(structure, component)
     structure.ir_version = IR_VERSION
     structure.producer_name = "vlm-export"
     return structure
+
+
+def _export_fused(component: Component, model: nn.Module) -> tuple[ir.Model, str]:
+    """Export with attention as one operator; where that cannot be, with plain operators and the reason."""
+    signature = component.trace_signature, component.outputs
+    try:
+        with attention.fused(model):
+            return _export(component.module(model).eval(), *signature), ""
+    except Exception as error:
+        reasons = [cause for cause in _causes(error) if isinstance(cause, attention.CannotFuse)]
+        if not reasons:
+            raise
+    return _export(component.module(model).eval(), *signature), str(reasons[0])
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those it was raised from: the exporter wraps what the traced code raises."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 class _stand_in_weights:
@@ -79,13 +106,12 @@ class _stand_in_weights:
 
 
 def _export(module: nn.Module, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> ir.Model:
-    cached = [spec for spec in inputs if spec.name.startswith("past_key_values.")]
-    plain = [spec for spec in inputs if spec not in cached]
-    arguments: list[Any] = [_sample(spec) for spec in plain]
-    shapes: list[Any] = [_dynamic_axes(spec) for spec in plain]
-    if cached:
-        arguments.append([_sample(spec) for spec in cached])
-        shapes.append([_dynamic_axes(spec) for spec in cached])
+    arguments: list[Any] = []
+    shapes: list[Any] = []
+    for is_cache, specs in itertools.groupby(inputs, lambda spec: spec.name.startswith("past_key_values.")):
+        samples, axes = zip(*((_sample(spec), _dynamic_axes(spec)) for spec in specs), strict=True)
+        arguments += [list(samples)] if is_cache else samples
+        shapes += [list(axes)] if is_cache else axes
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns once per torchvision operator that is not there
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # deprecations inside torch.export; failures raise
@@ -116,10 +142,11 @@ def _dynamic_axes(spec: TensorSpec) -> dict[int, Any]:
     return {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(spec.shape) if isinstance(size, str)}
 
 
-def _embedding_name(model: nn.Module) -> str:
-    """The token table, under the first of its names, which is what `aliases` keeps."""
+def _token_table(model: nn.Module) -> ir.Value:
+    """The token table as a weight input, under the first of its names, which is what `aliases` keeps."""
     table = model.language_model.get_input_embeddings().weight  # type: ignore[union-attr,operator]
-    return next(name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter is table)
+    name = next(name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter is table)
+    return ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(table.shape))
 
 
 def _weights_to_inputs(structure: ir.Model, parameters: set[str], shared: dict[str, str]) -> None:
@@ -131,6 +158,7 @@ def _weights_to_inputs(structure: ir.Model, parameters: set[str], shared: dict[s
         value.replace_all_uses_with(weight)
         graph.inputs.append(weight)
     onnxscript.optimizer.optimize(structure, onnx_shape_inference=False)
+    ort_fusions.fuse(structure)
 
 
 def _declare(structure: ir.Model, component: Component) -> None:

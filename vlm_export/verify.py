@@ -251,9 +251,10 @@ def _check_case(run: _Verification, dtype: str, driver: Driver, case: GoldenCase
         done = driver.step(ids, done.cache, features)
         logits = quantities[f"step{step}.logits"]
         _compare_run(run, dtype, done, logits, quantities, f"{where}, decode step {step + 1}")
-    together = np.array(case.step_token_ids, dtype=np.int64).T
-    done = driver.step(together, after_prefill, features)
-    _compare_run(run, dtype, done, logits, quantities, f"{where}, {together.shape[1]} tokens in one step")
+    if case.batch == 1:  # GroupQueryAttention takes several tokens after a past at this batch only (ORT 1.31)
+        together = np.array(case.step_token_ids, dtype=np.int64).T
+        done = driver.step(together, after_prefill, features)
+        _compare_run(run, dtype, done, logits, quantities, f"{where}, {together.shape[1]} tokens in one step")
 
 
 def _compare_run(

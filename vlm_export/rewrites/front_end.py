@@ -12,7 +12,7 @@ _CACHE = "past_key_values."
 _TYPES = {"float32": "float", "int64": "int64"}
 
 
-def attach(structure: ir.Model, component: Component, *, embedding: str) -> None:
+def attach(structure: ir.Model, component: Component, *, embedding: ir.Value) -> None:
     """Replace the core's inputs by the values that the front end computes, and give the graph the component's inputs.
 
     In the text, `past` stands for the key cache of layer 0 and `embedding` for the weight named `embedding`; a front
@@ -45,9 +45,8 @@ def attach(structure: ir.Model, component: Component, *, embedding: str) -> None
 
     weights = [value for name, value in core.items() if name not in {spec.name for spec in component.trace_signature}]
     if "embedding" in sources:
-        table = next((value for value in weights if value.name == embedding), None)
-        if table is None:
-            table = ir.Value(name=embedding, type=sources["embedding"].type, shape=None)
+        table = next((value for value in weights if value.name == embedding.name), embedding)
+        if table is embedding:
             weights.append(table)
         sources["embedding"].replace_all_uses_with(table)
     if "past" in sources:

@@ -1,0 +1,233 @@
+"""What attention becomes in a graph: one fused operator of ONNX Runtime, or plain ones where none can express it.
+
+transformers lets a function stand in for every attention layer (`AttentionInterface`). While a component is traced,
+ours emits `com.microsoft::GroupQueryAttention` for a decoder, with the flat cache as the operator's own past and
+present and, where the rotation is Llama's, with rotary embedding inside; and `com.microsoft::MultiHeadAttention` for a
+tower. Contracts: onnxruntime's `docs/ContribOperators.md`. Only this module knows transformers' attention interface.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.cache_utils import DynamicCache
+from transformers.masking_utils import AttentionMaskInterface
+from transformers.models.llama import modeling_llama
+
+_NAME = "vlm_export"
+_ROTARY_HEAD_MULTIPLE = 16  # the operator rotates no other head sizes
+_KNOWN_KEYWORDS = {"sliding_window", "softcap", "is_causal", "position_ids", "use_cache", "cache_position"}
+
+
+class CannotFuse(Exception):
+    """This attention is more than the fused operators express; the message says what."""
+
+
+@dataclass
+class _DecoderRun:
+    """One run of a decoder while it is traced: the past that goes into each layer, and the present that comes out."""
+
+    past: Sequence[Tensor]
+    position_ids: Tensor
+    attention_mask: Tensor | None
+    rotary: tuple[Tensor, Tensor] | None
+    present: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+_run: _DecoderRun | None = None
+
+
+class _NewTokensOnly(DynamicCache):
+    """A cache whose layers have the past's length and hand back only the new keys and values: the operator appends."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        return key_states, value_states
+
+
+def flat_cache(past: Sequence[Tensor], *, fused: bool) -> DynamicCache:
+    """The flat `key, value, key, value, …` as the cache that transformers' layers call."""
+    cache = _NewTokensOnly() if fused else DynamicCache()
+    for layer, (key, value) in enumerate(zip(past[::2], past[1::2], strict=True)):
+        DynamicCache.update(cache, key, value, layer)
+    return cache
+
+
+@contextmanager
+def fused(model: nn.Module) -> Iterator[None]:
+    """Within, the attention of every transformers model inside `model` is ours."""
+    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+    before = [part.config._attn_implementation for part in parts]
+    for part in parts:
+        part.config._attn_implementation = _NAME
+    try:
+        yield
+    finally:
+        for part, implementation in zip(parts, before, strict=True):
+            part.config._attn_implementation = implementation
+
+
+def is_fused(language_model: PreTrainedModel) -> bool:
+    """Whether `fused` is in force for this model."""
+    return bool(language_model.config._attn_implementation == _NAME)
+
+
+@contextmanager
+def decoder_run(
+    language_model: PreTrainedModel,
+    past: Sequence[Tensor],
+    position_ids: Tensor,
+    attention_mask: Tensor | None,
+    length: int,
+) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
+    """Within, attention layers take their past from `past`; yields the dict that collects each layer's present.
+
+    `length` is the number of positions after the run, past included.
+    """
+    global _run
+    rotary = _rotary_of(language_model)
+    tables = None
+    if rotary is not None:
+        half = language_model.config.head_dim // 2
+        positions = torch.arange(length).unsqueeze(0)
+        cos, sin = rotary(past[0], positions)
+        tables = (cos[0, :, :half], sin[0, :, :half])
+    _run = _DecoderRun(past, position_ids, attention_mask, tables)
+    # The operator numbers a row's positions from its first one on, which padding breaks: then each is looked up before.
+    stand_in = _leave_to_the_operator if attention_mask is None else _rotate
+    modeling = sys.modules[type(language_model).__module__]
+    original = getattr(modeling, "apply_rotary_pos_emb", None)
+    if tables is not None:
+        modeling.apply_rotary_pos_emb = stand_in  # type: ignore[attr-defined]
+    try:
+        yield _run.present
+    finally:
+        _run = None
+        if tables is not None:
+            modeling.apply_rotary_pos_emb = original  # type: ignore[attr-defined]
+
+
+def _leave_to_the_operator(query: Tensor, key: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    """In the place of `apply_rotary_pos_emb`, where GroupQueryAttention rotates."""
+    return query, key
+
+
+def _rotate(query: Tensor, key: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    """In the place of `apply_rotary_pos_emb`: an operator of its own, with every token's position."""
+    assert _run is not None and _run.rotary is not None
+    query, key = (
+        torch.onnx.ops.symbolic(
+            "com.microsoft::RotaryEmbedding",
+            [heads, _run.position_ids, *_run.rotary],
+            dtype=heads.dtype,
+            shape=heads.shape,
+            version=1,
+        )
+        for heads in (query, key)
+    )
+    return query, key
+
+
+def _rotary_of(language_model: PreTrainedModel) -> nn.Module | None:
+    """The rotary embedding, if the operator's is the same: Llama's own function, on whole heads."""
+    rotary = getattr(language_model.base_model, "rotary_emb", None)
+    function = getattr(sys.modules[type(language_model).__module__], "apply_rotary_pos_emb", None)
+    head_dim = getattr(language_model.config, "head_dim", 0)
+    if rotary is None or function is None or not head_dim or head_dim % _ROTARY_HEAD_MULTIPLE:
+        return None
+    same = inspect.getsource(function) == inspect.getsource(modeling_llama.apply_rotary_pos_emb)
+    parameters = getattr(language_model.config, "rope_parameters", None) or {}
+    whole = parameters.get("partial_rotary_factor", 1.0) == 1.0 and parameters.get("rope_type") in ("default", "linear")
+    return rotary if same and whole else None
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **keywords: Any,
+) -> tuple[Tensor, None]:
+    """Stands in for an attention layer: `[B, heads, S, D]` each → `[B, S, heads, D]`."""
+    unknown = {name for name, given in keywords.items() if given is not None} - _KNOWN_KEYWORDS
+    if unknown:
+        raise CannotFuse(f"{type(module).__name__} passes {', '.join(sorted(unknown))}")
+    scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    if _run is None:
+        if getattr(module, "is_causal", False) or attention_mask is not None:
+            raise CannotFuse(f"{type(module).__name__} is causal or masked outside a decoder")
+        return _multi_head(query, key, value, scale), None
+    return _group_query(module, query, key, value, scale, keywords), None
+
+
+def _multi_head(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    batch, heads, length, size = query.shape
+    merged = torch.onnx.ops.symbolic(
+        "com.microsoft::MultiHeadAttention",
+        [_side_by_side(tensor) for tensor in (query, key, value)],
+        attrs={"num_heads": heads, "scale": scale},
+        dtype=query.dtype,
+        shape=(batch, length, heads * size),
+        version=1,
+    )
+    return merged.reshape(batch, length, heads, size)
+
+
+def _group_query(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, keywords: dict[str, Any]
+) -> Tensor:
+    assert _run is not None
+    batch, heads, length, size = query.shape
+    kv_heads, layer = key.shape[1], int(module.layer_idx)  # type: ignore[arg-type]
+    past_key, past_value = _run.past[2 * layer], _run.past[2 * layer + 1]
+    total = past_key.shape[2] + length
+    total_length = torch.scalar_tensor(total, dtype=torch.int32)
+    inputs: list[Tensor | None] = [_side_by_side(tensor) for tensor in (query, key, value)]
+    inputs += [past_key, past_value, (total_length - 1).expand(batch), total_length]
+    attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": kv_heads, "scale": scale}
+    if _run.attention_mask is not None:
+        inputs += [None, None, None, _bias(_run.attention_mask, length, total, query.dtype)]
+    elif _run.rotary is not None:
+        inputs += _run.rotary
+        attributes["do_rotary"] = 1
+    if keywords.get("sliding_window"):
+        attributes["local_window_size"] = int(keywords["sliding_window"])
+    if keywords.get("softcap"):
+        attributes["softcap"] = float(keywords["softcap"])
+    merged, present_key, present_value = torch.onnx.ops.symbolic_multi_out(
+        "com.microsoft::GroupQueryAttention",
+        inputs,
+        attrs=attributes,
+        dtypes=(query.dtype,) * 3,
+        shapes=((batch, length, heads * size), *((batch, kv_heads, total, size),) * 2),
+        version=1,
+    )
+    _run.present[layer] = (present_key, present_value)
+    return merged.reshape(batch, length, heads, size)
+
+
+def _side_by_side(heads: Tensor) -> Tensor:
+    """`[B, heads, S, D]` → `[B, S, heads · D]`."""
+    batch, _, length, _ = heads.shape
+    return heads.transpose(1, 2).reshape(batch, length, -1)
+
+
+def _bias(attention_mask: Tensor, length: int, total: int, dtype: torch.dtype) -> Tensor:
+    """Padding as an additive bias `[B, 1, S, P + S]`; the operator adds causality itself."""
+    zero, lowest = torch.zeros((), dtype=dtype), torch.full((), torch.finfo(dtype).min, dtype=dtype)
+    bias = torch.where(attention_mask.bool(), zero, lowest)
+    return bias[:, None, None, :].expand(bias.shape[0], 1, length, total)
+
+
+AttentionInterface.register(_NAME, _attention)
+AttentionMaskInterface.register(_NAME, lambda *_, **__: None)
