@@ -52,8 +52,8 @@ class _NewTokensOnly(DynamicCache):
         return key_states, value_states
 
 
-def flat_cache(past: Sequence[Tensor], *, fused: bool) -> DynamicCache:
-    """The flat `key, value, key, value, …` as the cache that transformers' layers call."""
+def flat_cache(past: Sequence[Tensor], *, fused: bool) -> Any:
+    """The flat `key, value, key, value, …` as the `DynamicCache` that transformers' layers call."""
     cache = _NewTokensOnly() if fused else DynamicCache()
     for layer, (key, value) in enumerate(zip(past[::2], past[1::2], strict=True)):
         DynamicCache.update(cache, key, value, layer)
