@@ -8,7 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx_ir as ir
@@ -23,12 +23,18 @@ ONNXSIM_BYTES = 64 << 20  # a structure this large is no structure: something fo
 
 @dataclass(frozen=True)
 class SimplifyReport:
-    """What was done to one graph: node counts, how often each rewrite applied, and why onnxsim did not run, if so."""
+    """What was done to one graph: node counts, how often each rewrite applied, and why onnxsim did not run, if so.
+
+    `nodes_before` are the traced ones, `nodes_after` the finished graph's. `repeated` says by stack how many layers
+    were added to the two that were traced, `not_repeated` why another stack was traced whole.
+    """
 
     nodes_before: int
     nodes_after: int
     rewrites: dict[str, int]
     onnxsim: str
+    repeated: dict[str, int] = field(default_factory=dict)
+    not_repeated: dict[str, str] = field(default_factory=dict)
 
 
 def simplify(
