@@ -21,13 +21,13 @@ TARGETS = {"llama": ["q_proj", "k_proj", "v_proj", "o_proj"], "gpt2": ["c_attn",
 Tensors = dict[str, torch.Tensor]
 
 
-def config(decoder: str = "llama", *, projection: str = "linear", tied: bool = True) -> dict[str, Any]:
+def config(decoder: str = "llama", *, projection: str = "linear", tied: bool = True, layers: int = 2) -> dict[str, Any]:
     """`config.json` of a pico model: a 16-pixel SigLIP tower with 4 patches, and a Llama or GPT-2 decoder."""
     vision = AutoConfig.for_model(
         "siglip_vision_model",
         hidden_size=24,
         intermediate_size=48,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         image_size=16,
         patch_size=8,
@@ -37,12 +37,12 @@ def config(decoder: str = "llama", *, projection: str = "linear", tied: bool = T
         "llama": {
             "hidden_size": 32,
             "intermediate_size": 48,
-            "num_hidden_layers": 2,
+            "num_hidden_layers": layers,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "max_position_embeddings": 64,
         },
-        "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
+        "gpt2": {"n_embd": 32, "n_layer": layers, "n_head": 4, "n_positions": 64},
     }
     text = AutoConfig.for_model(
         decoder, vocab_size=VOCABULARY, tie_word_embeddings=tied, initializer_range=0.2, **sizes[decoder], **ids

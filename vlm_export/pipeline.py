@@ -5,11 +5,14 @@ The only module that knows the order of the stages and where each one's result l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import onnx_ir as ir
+from torch import nn
 
 from vlm_export import bundled, golden, hub, merge, package, quantize, signature, simplify, trace, verify, weights
 from vlm_export.artifacts import Work, replaced_folder, write_json
@@ -20,6 +23,9 @@ from vlm_export.families.base import Component
 from vlm_export.merge import MergeReport
 from vlm_export.package import GraphFile, Manifest
 from vlm_export.recipe import RecipeFile
+from vlm_export.rewrites.repeat_layers import NotRepeatable, repeat_layers
+from vlm_export.simplify import SimplifyReport
+from vlm_export.stacks import find_stacks, two_layer_component, two_layers
 from vlm_export.verify import Report, Runtime
 
 Progress = Callable[[str, int, int], None]  # what, done, of how many
@@ -117,8 +123,7 @@ def run_export(
         onnx.mkdir()
         for component in components:
             progress(f"tracing {component.name}", done, steps)
-            structure = trace.trace(component, model)
-            structure, report = simplify.simplify(structure, component)
+            structure, report = make_structure(component, model)
             reports[component.name] = asdict(report)
             complete = weights.attach_weights(structure, component, merged.tensors)
             fp32 = onnx / f"{component.name}.onnx"
@@ -142,6 +147,32 @@ def run_export(
         package.write_card(folder, recipe, manifest, None)
         progress("done", steps, steps)
     return manifest
+
+
+def make_structure(
+    component: Component, model: nn.Module, whole: Mapping[str, str] | None = None
+) -> tuple[ir.Model, SimplifyReport]:
+    """The simplified structure of a component, at the cost of two layers wherever more of them are alike.
+
+    `whole` says by path why a stack must be traced whole; one whose graph turns out not to repeat joins them.
+    """
+    stacks, refused = find_stacks(component, model, whole or {})
+    with two_layers(model, stacks):
+        traced = trace.trace(two_layer_component(component, stacks), model)
+    structure, report = simplify.simplify(traced, component)
+    repeated: dict[str, int] = {}
+    for stack in stacks:
+        try:
+            repeated[stack.path] = repeat_layers(structure, stack.path, stack.layers, cached=stack.cached)
+        except NotRepeatable as error:
+            return make_structure(component, model, {**(whole or {}), stack.path: str(error)})
+    return structure, replace(
+        report,
+        nodes_after=len(structure.graph),
+        fused=simplify.count_fused(structure),
+        repeated=repeated,
+        not_repeated=refused,
+    )
 
 
 def _graph_file(component: Component, dtype: str, path: Path, chunks: int) -> GraphFile:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx_ir as ir
@@ -34,8 +34,12 @@ ONNXSIM_BYTES = 64 << 20  # a structure this large is no structure: something fo
 
 @dataclass(frozen=True)
 class SimplifyReport:
-    """What was done to one graph: node counts, how often each rewrite applied, what is one operator of ONNX Runtime's
-    and why attention is not, if so, and whether onnxsim ran."""
+    """What was done to one graph: node counts, how often each rewrite applied, and whether onnxsim ran.
+
+    `nodes_before` are the traced ones, `nodes_after` the finished graph's. `fused` counts ONNX Runtime's own operators
+    in it; `unfused_attention` says why attention is none of them, if so. `repeated` says by stack how many layers were
+    added to the two that were traced, `not_repeated` why another stack was traced whole.
+    """
 
     nodes_before: int
     nodes_after: int
@@ -43,6 +47,8 @@ class SimplifyReport:
     fused: dict[str, int]
     unfused_attention: str
     onnxsim: str
+    repeated: dict[str, int] = field(default_factory=dict)
+    not_repeated: dict[str, str] = field(default_factory=dict)
 
 
 def simplify(
@@ -59,9 +65,14 @@ def simplify(
     }
     RemoveUnusedNodesPass()(structure)
     simplified, outcome = _onnxsim(structure, seconds)
-    fused = Counter(node.op_type for node in simplified.graph if node.op_type in _FUSED)
     reason = simplified.metadata_props.get(UNFUSED, "")
-    return simplified, SimplifyReport(before, len(simplified.graph), rewrites, dict(fused), reason, outcome)
+    report = SimplifyReport(before, len(simplified.graph), rewrites, count_fused(simplified), reason, outcome)
+    return simplified, report
+
+
+def count_fused(structure: ir.Model) -> dict[str, int]:
+    """How many nodes are ONNX Runtime's own operators, by operator."""
+    return dict(Counter(node.op_type for node in structure.graph if node.op_type in _FUSED))
 
 
 def _onnxsim(structure: ir.Model, seconds: float) -> tuple[ir.Model, str]:

@@ -41,6 +41,8 @@ def attach_weights(structure: ir.Model, component: Component, tensors: Mapping[s
         graph.register_initializer(value)
     by_name = {value.name: value for value in graph.inputs}
     graph.inputs[:] = [by_name[name] for name in declared]
+    by_name = {value.name: value for value in graph.outputs}
+    graph.outputs[:] = [by_name[spec.name] for spec in component.outputs]
     return structure
 
 

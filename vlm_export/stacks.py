@@ -1,0 +1,176 @@
+"""Stacks of alike layers in a model, and the two-layer model and component that stand for them in a trace.
+
+What an export costs should not grow with depth: layers that are alike are traced once and repeated in the graph
+(`rewrites/repeat_layers.py`). Layer 0 is traced as well, because what all layers share is computed in it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlm_export.families.base import Component, TensorSpec
+
+TRACED = 2  # layers of a stack that are traced: the first, and the one that is repeated
+_CACHE = re.compile(r"(?:past_key_values|present)\.(\d+)\.")
+_PLAIN = (bool, int, float, complex, str, type(None), torch.dtype, torch.Size, type)
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+@dataclass(frozen=True)
+class Stack:
+    """`layers` alike layers in the module list `path` of a model; `cached` if the component's cache is theirs."""
+
+    path: str
+    layers: int
+    cached: bool = False
+
+
+def find_stacks(
+    component: Component, model: nn.Module, whole: Mapping[str, str]
+) -> tuple[tuple[Stack, ...], dict[str, str]]:
+    """The stacks of a component that can be repeated, and by path why others cannot; `whole` are such for a start."""
+    used = set(component.module(model).modules())
+    cached = _cached_layers((*component.trace_signature, *component.outputs))
+    stacks: list[Stack] = []
+    refused: dict[str, str] = {}
+    for path, layers in _module_lists(model):
+        if layers not in used:
+            continue
+        difference = whole.get(path) or _difference(layers) or _config_difference(model, path, len(layers))
+        if difference:
+            refused[path] = difference
+        else:
+            stacks.append(Stack(path, len(layers), cached=len(layers) == cached))
+    if sum(stack.cached for stack in stacks) > 1:
+        return (), refused | {stack.path: "another stack is as deep: the cache could be of either" for stack in stacks}
+    return tuple(stacks), refused
+
+
+@contextmanager
+def two_layers(model: nn.Module, stacks: Iterable[Stack]) -> Iterator[None]:
+    """Cut the stacks of a model to their first two layers while the block runs."""
+    whole: list[tuple[nn.Module, str, nn.Module]] = []
+    try:
+        for stack in stacks:
+            parent, _, name = stack.path.rpartition(".")
+            owner, layers = model.get_submodule(parent), model.get_submodule(stack.path)
+            whole.append((owner, name, layers))
+            setattr(owner, name, nn.ModuleList(list(layers.children())[:TRACED]))
+        yield
+    finally:
+        for owner, name, layers in whole:
+            setattr(owner, name, layers)
+
+
+def two_layer_component(component: Component, stacks: Iterable[Stack]) -> Component:
+    """The component as a model cut by `two_layers` has it: with two layers of cache, if the cache is a stack's."""
+    if not any(stack.cached for stack in stacks):
+        return component
+    return replace(
+        component,
+        inputs=_first_layers(component.inputs),
+        outputs=_first_layers(component.outputs),
+        traced_inputs=_first_layers(component.traced_inputs),
+    )
+
+
+def _first_layers(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    return tuple(spec for spec in specs if _cached_layers([spec]) <= TRACED)
+
+
+def _cached_layers(specs: Iterable[TensorSpec]) -> int:
+    """How many layers have a cache among these tensors."""
+    matches = (_CACHE.match(spec.name) for spec in specs)
+    return max((int(match[1]) + 1 for match in matches if match), default=0)
+
+
+def _module_lists(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:
+    """The outermost module lists that are worth repeating: more layers than are traced, all with parameters."""
+    found: list[tuple[str, nn.ModuleList]] = []
+    for path, module in model.named_modules():
+        if any(path.startswith(f"{outer}.") for outer, _ in found) or not isinstance(module, nn.ModuleList):
+            continue
+        if len(module) > TRACED and all(next(layer.parameters(), None) is not None for layer in module):
+            found.append((path, module))
+    return found
+
+
+def _difference(layers: nn.ModuleList) -> str | None:
+    """How the layers from the second on differ, or None: module types, parameters, buffers and plain attributes."""
+    model_layer = layers[1]
+    expected = dict(model_layer.named_modules())
+    owners: dict[int, int] = {}
+    for index, layer in enumerate(layers):
+        for name, parameter in layer.named_parameters():
+            if owners.setdefault(id(parameter), index) != index:
+                return f"layers {owners[id(parameter)]} and {index} share {name}"
+    for index, layer in enumerate(layers):
+        modules = dict(layer.named_modules())
+        if index < TRACED:
+            continue
+        if modules.keys() != expected.keys():
+            return f"layers 1 and {index} differ in {min(modules.keys() ^ expected.keys())}"
+        for name, module in modules.items():
+            difference = _module_difference(expected[name], module, index)
+            if difference:
+                return f"layers 1 and {index} differ in {'.'.join(part for part in (name, difference) if part)}"
+    return None
+
+
+def _module_difference(expected: nn.Module, module: nn.Module, index: int) -> str | None:
+    """The name of what differs between a module of layer 1 and the same of layer `index`, or None."""
+    if type(expected) is not type(module):
+        return f"{type(expected).__name__} and {type(module).__name__}"
+    for tensors, others in ((expected._parameters, module._parameters), (expected._buffers, module._buffers)):
+        if tensors.keys() != others.keys():
+            return min(tensors.keys() ^ others.keys())
+        for name, tensor in tensors.items():
+            if not _alike(tensor, others[name]):
+                return name
+    ours, theirs = _attributes(expected), _attributes(module)
+    if ours.keys() != theirs.keys():
+        return min(ours.keys() ^ theirs.keys())
+    return next((name for name in ours if not _same(ours[name], theirs[name], index)), None)
+
+
+def _alike(expected: torch.Tensor | None, tensor: torch.Tensor | None) -> bool:
+    """Same shape and type, and for what is no parameter the same values: a buffer is a constant of the graph."""
+    if expected is None or tensor is None:
+        return expected is tensor
+    if (expected.shape, expected.dtype) != (tensor.shape, tensor.dtype):
+        return False
+    return isinstance(expected, nn.Parameter) or expected.is_meta or torch.equal(expected, tensor)
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """What a module's own class has put on it."""
+    return {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
+
+
+def _same(expected: Any, value: Any, index: int) -> bool:
+    """Equal, of one type where equality says nothing, or the layer's own index (from 0 or 1)."""
+    if type(expected) is int and type(value) is int and value - expected == index - 1 and expected in (1, 2):
+        return True
+    if isinstance(expected, (list, tuple)) and isinstance(value, (list, tuple)) and len(expected) == len(value):
+        return all(_same(one, other, index) for one, other in zip(expected, value, strict=True))
+    if isinstance(expected, _PLAIN) or isinstance(value, _PLAIN):
+        return type(expected) is type(value) and expected == value
+    return type(expected) is type(value)
+
+
+def _config_difference(model: nn.Module, path: str, layers: int) -> str | None:
+    """A list in a config around the stack with one entry a layer (`layer_types`), not all alike from the second on."""
+    parts = path.split(".")[:-1]
+    for depth in range(len(parts) + 1):
+        config = getattr(model.get_submodule(".".join(parts[:depth])), "config", None)
+        for name, value in vars(config).items() if hasattr(config, "__dict__") else ():
+            if isinstance(value, (list, tuple)) and len(value) == layers and any(v != value[1] for v in value[2:]):
+                return f"layers differ in the config's {name}"
+    return None
