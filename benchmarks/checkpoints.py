@@ -201,7 +201,9 @@ def _write_config(folder: Path, config: dict[str, Any]) -> None:
 
 
 def _write_weights(folder: Path, entries: dict[str, Entry]) -> None:
-    write_tensors(folder / "model.safetensors", entries)
+    partial_file = folder / "model.safetensors.part"
+    write_tensors(partial_file, entries)
+    partial_file.rename(folder / "model.safetensors")
 
 
 def _write_tokenizer(folder: Path, vocabulary: int) -> None:
@@ -226,7 +228,7 @@ PARTS: dict[str, Callable[[Path, Shape], Path]] = {
 
 
 def main() -> None:
-    """Write the parts that are not there yet."""
+    """Write the parts that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("folder", type=Path)

@@ -155,16 +155,19 @@ def graphs(work: Path, name: str, exports: Callable[[Path], dict[str, Command]])
     found = {}
     for tool in exports(work):
         target = work / "graphs" / name / tool
-        if not (target / "model.onnx").is_file():
-            progress(f"{tool} exports {name}")
-            target.mkdir(parents=True, exist_ok=True)
+        if not target.is_dir():
+            beside = target.with_name(f".{tool}")
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.mkdir(parents=True)
             try:
-                measured(exports(target)[tool], target)
+                done = measured(exports(beside)[tool], beside)
             except CommandFailed as failure:
                 if tool == OURS:
                     raise
                 progress(f"{tool} is left out: {failure}")
                 continue
+            beside.rename(target)
+            progress(f"{tool} exported {name}: {done.seconds:.1f} s, {done.peak_mib:.0f} MiB")
         found[tool] = target / "model.onnx"
     return found
 
