@@ -104,14 +104,14 @@ def rows(results: dict[Job, list[Run]]) -> list[Row]:
     for (shape, by), runs in results.items():
         ours = results.get((shape, OURS), runs)
         row: Row = {"shape": shape, "export by": by}
-        failures = [run.failure for run in runs + ours if run.failure]
+        failures = [run.failure for run in runs if run.failure]
         if failures:
             found.append(row | {"wall s": f"failed: {failures[0]}"})
             continue
         row["wall s"] = statistics.median(_seconds(runs))
         row["peak MiB"] = statistics.median(_peaks(runs))
         row["graph MB"] = runs[0].graph_mb
-        if runs is not ours:
+        if runs is not ours and not any(run.failure for run in ours):
             row["ours, wall ×"] = harness.median_ratio(_seconds(runs), _seconds(ours))
             row["ours, peak ×"] = harness.median_ratio(_peaks(runs), _peaks(ours))
         without = _without_weights(runs)
