@@ -14,6 +14,7 @@ import json
 import shutil
 import statistics
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -50,9 +51,9 @@ class Run:
         return self.measured.seconds - phases["weights_s"] if phases else None
 
 
-def run(command: Callable[[Path], Command], folder: Path) -> Run:
+def run(command: Callable[[Path], Command], work: Path) -> Run:
     """Run a command in an empty folder, which goes away with what it wrote."""
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp(prefix="run-", dir=work))
     try:
         done = harness.measured(command(folder), folder)
         graphs = [file for file in folder.rglob("*.onnx*") if not file.name.startswith(harness.INTERMEDIATE)]
@@ -146,7 +147,7 @@ def main() -> None:
     options = parser.parse_args()
     with harness.workspace(options.keep) as work:
         jobs = WHAT[options.what](work, options.shapes)
-        candidates = {job: partial(run, command, work / "run") for job, command in jobs.items()}
+        candidates = {job: partial(run, command, work) for job, command in jobs.items()}
         results = harness.alternating(options.rounds, candidates)
     harness.report("export", rows(results), what=options.what, rounds=options.rounds)
 
