@@ -1,0 +1,39 @@
+"""Export one component of a merged checkpoint, as `vlm-export onnx` does each of them.
+
+python benchmarks/export_component.py CHECKPOINT language_model FOLDER/model.onnx [fp16]
+
+Prints the seconds of its two phases as JSON: what depends on the structure alone, and what moves weights.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from harness import INTERMEDIATE
+
+from vlm_export import quantize, simplify, trace, weights
+from vlm_export.checkpoint import build_empty, open_checkpoint
+from vlm_export.dtypes import DTYPES
+
+
+def export(source: Path, name: str, target: Path, dtype: str) -> dict[str, float]:
+    """Write `target`; returns the seconds of each phase."""
+    started = time.perf_counter()
+    merged = open_checkpoint(source)
+    component = next(c for c in merged.family.layouts["components"](merged.config) if c.name == name)
+    structure = trace.trace(component, build_empty(merged))
+    structure, _ = simplify.simplify(structure, component)
+    traced = time.perf_counter()
+    fp32 = target if dtype == "fp32" else target.with_name(INTERMEDIATE)
+    weights.save_graph(weights.attach_weights(structure, component, merged.tensors), fp32)
+    if dtype != "fp32":
+        quantize.quantize(fp32, DTYPES[dtype], target)
+    return {"structure_s": traced - started, "weights_s": time.perf_counter() - traced}
+
+
+if __name__ == "__main__":
+    source, name, target, *dtype = sys.argv[1:]
+    print(json.dumps(export(Path(source), name, Path(target), *(dtype or ["fp32"]))))
