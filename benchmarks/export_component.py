@@ -14,7 +14,7 @@ from pathlib import Path
 
 from harness import INTERMEDIATE
 
-from vlm_export import quantize, simplify, trace, weights
+from vlm_export import pipeline, quantize, weights
 from vlm_export.checkpoint import build_empty, open_checkpoint
 from vlm_export.dtypes import DTYPES
 
@@ -24,8 +24,7 @@ def export(source: Path, name: str, target: Path, dtype: str) -> dict[str, float
     started = time.perf_counter()
     merged = open_checkpoint(source)
     component = next(c for c in merged.family.layouts["components"](merged.config) if c.name == name)
-    structure = trace.trace(component, build_empty(merged))
-    structure, _ = simplify.simplify(structure, component)
+    structure, _ = pipeline.make_structure(component, build_empty(merged))
     traced = time.perf_counter()
     fp32 = target if dtype == "fp32" else target.with_name(INTERMEDIATE)
     weights.save_graph(weights.attach_weights(structure, component, merged.tensors), fp32)
