@@ -38,6 +38,8 @@ class _DecoderRun:
     past: Sequence[Tensor]
     position_ids: Tensor
     attention_mask: Tensor | None
+    total_length: Tensor  # int32 scalar: positions after the run, past included
+    last_positions: Tensor  # [B] int32: the last of them in each row
     rotary: tuple[Tensor, Tensor] | None
     present: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
@@ -99,7 +101,9 @@ def decoder_run(
         positions = torch.arange(length).unsqueeze(0)
         cos, sin = rotary(past[0], positions)
         tables = (cos[0, :, :half], sin[0, :, :half])
-    _run = _DecoderRun(past, position_ids, attention_mask, tables)
+    total_length = torch.scalar_tensor(length, dtype=torch.int32)  # once for all layers
+    last_positions = (total_length - 1).expand(past[0].shape[0])
+    _run = _DecoderRun(past, position_ids, attention_mask, total_length, last_positions, tables)
     # The operator numbers a row's positions from its first one on, which padding breaks: then each is looked up before.
     stand_in = _leave_to_the_operator if attention_mask is None else _rotate
     modeling = sys.modules[type(language_model).__module__]
@@ -191,9 +195,8 @@ def _group_query(
     kv_heads, layer = key.shape[1], int(module.layer_idx)  # type: ignore[arg-type]
     past_key, past_value = _run.past[2 * layer], _run.past[2 * layer + 1]
     total = past_key.shape[2] + length
-    total_length = torch.scalar_tensor(total, dtype=torch.int32)
     inputs: list[Tensor | None] = [_side_by_side(tensor) for tensor in (query, key, value)]
-    inputs += [past_key, past_value, (total_length - 1).expand(batch), total_length]
+    inputs += [past_key, past_value, _run.last_positions, _run.total_length]
     attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": kv_heads, "scale": scale}
     if _run.attention_mask is not None:
         inputs += [None, None, None, _bias(_run.attention_mask, length, total, query.dtype)]
