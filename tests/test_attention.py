@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.cache_utils import DynamicCache
 
-from vlm_export import attention, decoder, simplify, weights
+from vlm_export import decoder, simplify, weights
 from vlm_export.checkpoint import stored_tensors
 from vlm_export.metrics import max_relative_error
 from vlm_export.simplify import SimplifyReport
@@ -129,14 +129,13 @@ def test_left_padding_prefill_and_decode(model: Holder, tmp_path: Path) -> None:
 def test_what_no_operator_expresses_falls_back_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = AutoConfig.for_model("llama", **LLAMA_LIKE)
     model = Holder(AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval())
-    monkeypatch.setattr(attention, "_KNOWN_KEYWORDS", set())
-    monkeypatch.setattr(model.language_model.model.layers[1].self_attn, "sliding_window", 4, raising=False)
-    forward = type(model.language_model.model.layers[1].self_attn).forward
+    layer = type(model.language_model.model.layers[1].self_attn)
+    forward = layer.forward
 
     def with_sinks(self: nn.Module, *arguments: Any, **keywords: Any) -> Any:
         return forward(self, *arguments, **keywords, s_aux=torch.zeros(4))
 
-    monkeypatch.setattr(type(model.language_model.model.layers[1].self_attn), "forward", with_sinks)
+    monkeypatch.setattr(layer, "forward", with_sinks)
     _, report = export(model, tmp_path)
     assert "s_aux" in report.unfused_attention
     assert "GroupQueryAttention" not in report.fused

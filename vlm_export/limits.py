@@ -1,8 +1,7 @@
 """Every limit that decides a verdict, by metric and dtype; an exception is a `tolerance` of the recipe, with a reason.
 
-`at_most` limits hold for errors, `at_least` limits for rates. They are judgement, calibrated on shapes-captioner: fp32
-differs from PyTorch by the order of its sums (1e-6); int8's rows are 0.99 and more apart in direction only where an
-activation outlier stretches a scale.
+`at_most` limits hold for errors, `at_least` limits for rates. They are judgement. Measured on
+shapes-captioner, the worst over all outputs: fp32 error 1.8e-6; lowest cosine 0.99999 in fp16 and 0.969 in int8.
 """
 
 from __future__ import annotations
