@@ -37,9 +37,10 @@ class TensorRef:
     dtype: str
     shape: tuple[int, ...]
 
-    def load(self) -> torch.Tensor:
+    def load(self, rows: slice | None = None) -> torch.Tensor:
+        """The tensor, or some of its rows."""
         with safe_open(self.file, framework="pt") as handle:
-            return handle.get_tensor(self.key)
+            return handle.get_tensor(self.key) if rows is None else handle.get_slice(self.key)[rows]
 
     def __str__(self) -> str:
         return f"{self.file.name}: {self.key}"
