@@ -20,7 +20,7 @@ from vlm_export.checkpoint import (
     build_empty,
     load_tensors,
     open_checkpoint,
-    pair_lora,
+
     read_json,
     sha256,
     stored_tensors,

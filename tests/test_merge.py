@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from vlm_export import merge as merging
 from vlm_export import tensor_file
 from vlm_export.errors import CheckFailed, InputError
-from vlm_export.merge import Update, attach, merge
+from vlm_export.merge import attach, merge
 from vlm_export.prefix_model import PrefixConditioningVLM
 from vlm_export.tensor_file import Entry
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import init_empty_weights
@@ -28,9 +28,21 @@ WEIGHTS = "model.safetensors"
 _LORA_KEY = re.compile(r"(?P<module>.+)\.lora_(?P<part>A|B)(\.[A-Za-z0-9_-]+)?\.weight$")
 
 
+class Weight(Protocol):
+    """A tensor that is somewhere else, or is computed when it is asked for. `dtype` is safetensors' name for it."""
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def load(self) -> torch.Tensor: ...
+
+
 @dataclass(frozen=True)
 class TensorRef:
-    """A tensor in a safetensors file: read with `load`."""
+    """A tensor in a safetensors file: read with `load`, which maps it into memory."""
 
     file: Path
     key: str
@@ -46,20 +58,12 @@ class TensorRef:
 
 
 @dataclass(frozen=True)
-class LoraPair:
-    """`ΔW = scale · B @ A` of one module: A is `[r, in]`, B is `[out, r]`."""
-
-    a: TensorRef
-    b: TensorRef
-
-
-@dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint folder, opened.
 
     Attributes:
         tensors: the model's plain tensors by parameter name.
-        lora: LoRA pairs that the checkpoint itself carries, by module name.
+        lora: LoRA tensors that the checkpoint itself carries, by the names that PEFT saves.
         unused: keys that the family says inference never reads.
     """
 
@@ -67,7 +71,7 @@ class Checkpoint:
     config: Mapping[str, Any]
     family: Family
     tensors: Mapping[str, TensorRef]
-    lora: Mapping[str, LoraPair]
+    lora: Mapping[str, TensorRef]
     unused: tuple[str, ...]
 
 
@@ -75,7 +79,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """Read the config and the tensor index of a checkpoint folder.
 
     Raises:
-        InputError: no config, an unsupported model_type, no safetensors, or LoRA tensors without their other half.
+        InputError: no config, an unsupported model_type, no safetensors, or two tensors of one name.
     """
     config = read_json(path / "config.json")
     if "model_type" not in config:
@@ -89,11 +93,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
         if name is None:
             unused.append(key)
             continue
-        target = lora if _LORA_KEY.match(name) else plain
+        found = _LORA_KEY.match(name)
+        target = lora if found else plain
+        name = f"{found['module']}.lora_{found['part']}.weight" if found else name
         if name in target:
             raise InputError(f"{ref}: a second tensor for {name}; keep one of the two")
         target[name] = ref
-    return Checkpoint(path, config, family, plain, pair_lora(lora), tuple(sorted(unused)))
+    return Checkpoint(path, config, family, plain, lora, tuple(sorted(unused)))
 
 
 def stored_tensors(path: Path, whole: str = WEIGHTS) -> dict[str, TensorRef]:
@@ -138,46 +144,6 @@ def _tensors_of(file: Path) -> list[TensorRef]:
         raise InputError(f"{file}: the index names this shard, and it is not there") from None
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file}: not a readable safetensors file: {error}") from error
-
-
-def pair_lora(refs: Mapping[str, TensorRef]) -> dict[str, LoraPair]:
-    """Bring `….lora_A…weight` and `….lora_B…weight` of one module together.
-
-    Raises:
-        InputError: a module has one of the two, or they do not fit each other.
-    """
-    halves: dict[str, dict[str, TensorRef]] = {}
-    for name, ref in refs.items():
-        match = _LORA_KEY.match(name)
-        if match is None:
-            raise InputError(f"{ref}: not LoRA on a linear layer (lora_A, lora_B), which is all that can be merged")
-        parts = halves.setdefault(match["module"], {})
-        if match["part"] in parts:
-            raise InputError(f"{ref}: a second lora_{match['part']} of {match['module']}; keep one adapter")
-        parts[match["part"]] = ref
-    for module, parts in halves.items():
-        if set(parts) != {"A", "B"}:
-            present = next(iter(parts.values()))
-            missing = ({"A", "B"} - set(parts)).pop()
-            raise InputError(f"{present}: has no lora_{missing} beside it for {module}; the adapter is incomplete")
-        a, b = parts["A"].shape, parts["B"].shape
-        if len(a) != 2 or len(b) != 2:
-            raise InputError(f"{parts['B']}: shape {list(b)}, lora_A's is {list(a)}; only matrices can be merged")
-        if a[0] != b[1]:
-            raise InputError(f"{parts['B']}: shape {list(b)} does not fit lora_A's {list(a)}")
-    return {module: LoraPair(parts["A"], parts["B"]) for module, parts in sorted(halves.items())}
-
-
-def load_tensors(model: nn.Module, tensors: Mapping[str, TensorRef]) -> nn.Module:
-    """Fill an empty model with float32 weights; tied parameters stay tied. `tensors` must cover it (see `merge`)."""
-    shared = aliases(model)
-    state = {name: tensors[name].load().float() for name, _ in model.named_parameters()}
-    state |= {alias: state[name] for alias, name in shared.items()}
-    model.load_state_dict(state, strict=False, assign=True)
-    for module in model.modules():
-        if isinstance(module, PreTrainedModel):
-            module.tie_weights()
-    return model.requires_grad_(False)
 
 
 def build_empty(checkpoint: Checkpoint) -> nn.Module:
