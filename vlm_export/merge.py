@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from vlm_export import adapters
 from vlm_export.adapters import Adapter, Attached, all_of
@@ -33,7 +34,7 @@ from vlm_export.checkpoint import (
 )
 from vlm_export.errors import CheckFailed, InputError
 from vlm_export.processing import copy_tokenizer
-from vlm_export.streaming import PART_ELEMENTS, Streamed
+from vlm_export.streaming import PART_ELEMENTS, Streamed, return_freed_memory
 from vlm_export.tensor_file import DTYPES, Entry, write_tensors
 
 MAX_DIFF_VS_ADAPTER = 1e-4  # logits; float32 sums in another order differ by about 1e-6 of their size
@@ -135,6 +136,7 @@ def merge(
         InputError: tensors are missing, left over, of the wrong shape, not finite, or an adapter changes nothing.
         CheckFailed: the merged model does not compute what PEFT computes with the adapter attached.
     """
+    return_freed_memory()
     base, steps = _open(path, adapter_paths)
     last = steps[-1].after if steps else base
     with replaced_folder(out) as folder:
@@ -395,6 +397,9 @@ def _logits(version: Version, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
 
 
 def _run(model: nn.Module, values: Mapping[nn.Parameter, Weight], inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            module.config.use_cache = False  # nobody reads on: keys and values of all layers would stay in memory
     with torch.no_grad(), Streamed({parameter: weight.load for parameter, weight in values.items()}):
         return model(*inputs)
 

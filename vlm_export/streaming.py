@@ -8,6 +8,7 @@ modules that read a parameter of another one, as PEFT's DoRA and some position t
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.utils._pytree import tree_any, tree_map
 
 Source = Callable[[], torch.Tensor]
 PART_ELEMENTS = 1 << 24  # 64 MiB in float32: what a wide matrix is converted and multiplied by at a time
+_M_MMAP_THRESHOLD = -3  # malloc.h
 _TENSOR: Any = torch.Tensor
 _OF_THE_SHAPE = frozenset(
     {
@@ -80,3 +82,14 @@ def row_parts(tensor: torch.Tensor) -> Iterator[slice]:
     """Slices of the first dimension, each of about `PART_ELEMENTS` elements, at least a row."""
     rows = max(1, PART_ELEMENTS * len(tensor) // max(1, tensor.numel()))
     return (slice(start, start + rows) for start in range(0, len(tensor), rows))
+
+
+def return_freed_memory() -> None:
+    """Tell glibc to give blocks of a MiB and more back as soon as they are freed, from now on.
+
+    It raises its limit for doing so to 32 MiB by itself, and then keeps hundreds of MiB of freed weights and logits
+    (measured: 930 MiB at the peak of a 1.7 B decoder's forward, in place of 750). Other allocators are left alone.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 1 << 20)
