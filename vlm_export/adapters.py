@@ -216,7 +216,11 @@ def attach(adapter: Adapter, model: nn.Module) -> Attached:
             state = {wrapped.get(name, name): parameter for name, parameter in stand_ins.items()}
             set_peft_model_state_dict(target, state, ignore_mismatched_sizes=True, low_cpu_mem_usage=True)
     except KeyError as error:
-        raise InputError(f"{adapter.source}: asks for {error.args[0]}, which the adapter does not hold") from error
+        problem = "which the adapter does not hold"
+        if error.args[0] in adapter.tensors:
+            # modules_to_save: [projection] matches projection.projection too; nothing ever trained that inner copy
+            problem = "inside another of modules_to_save, as an untrained copy: name the inner module alone, and train"
+        raise InputError(f"{adapter.source}: asks for {adapter.root}{error.args[0]}, {problem}") from error
     except (RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"{adapter.source}: PEFT cannot attach it: {' '.join(str(error).split())}") from error
     tensors = {parameter: adapter.tensors[name] for name, parameter in stand_ins.items()}
@@ -225,10 +229,9 @@ def attach(adapter: Adapter, model: nn.Module) -> Attached:
         raise InputError(all_of(problems))
     layers: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
-        wrapper: object = module
-        if isinstance(wrapper, BaseTunerLayer | TrainableTokensWrapper):
-            if not any(name.startswith(f"{outer}.") for outer in layers):
-                layers[name] = module
+        inside = any(name.startswith(f"{outer}.") for outer in layers)
+        if not inside and _is_one_of(module, BaseTunerLayer, TrainableTokensWrapper):
+            layers[name] = module
     return Attached(model.eval().requires_grad_(False), tensors, layers)
 
 
@@ -253,6 +256,11 @@ def _misplaced(
         if f".{_NAME}" in name and name not in mismatched and not {parameter} & (tensors.keys() | base):
             name = adapter.root + name.replace(f".{_NAME}", "")
             yield f"{adapter.source}: its settings ask for {name}, which the adapter does not hold"
+
+
+def _is_one_of(value: object, *classes: type) -> bool:
+    """`isinstance`, which does not tell mypy that a layer of PEFT's is no `nn.Module`."""
+    return isinstance(value, classes)
 
 
 def merged_parameters(layer: nn.Module, values: Mapping[nn.Parameter, Weight]) -> dict[str, torch.Tensor]:

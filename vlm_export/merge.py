@@ -269,13 +269,8 @@ def _check_effect(adapter: Adapter, replaced: Mapping[str, tuple[Weight, Weight]
     if pairs and not any(a.load().any() and b.load().any() for a, b in pairs):
         raise InputError(f"{pairs[0][1]}, …: the adapter changes nothing, every lora_B (or lora_A) is zero")
     if adapter.config.modules_to_save and replaced and all(_equal(*pair) for pair in replaced.values()):
-        # modules_to_save: [projection] also matches projection.projection, and PEFT 0.21 then saves a copy of the inner
-        # module that no forward pass, and so no training, ever touched.
         name, (_, weight) = next(iter(replaced.items()))
-        raise InputError(
-            f"{weight}: replaces {name} by what the base model has; "
-            "if modules_to_save names a module around it, PEFT saved an untrained copy: name the inner module"
-        )
+        raise InputError(f"{weight}, …: replaces {name} by what the base model has: it was never trained")
 
 
 def _tie(checkpoint: Checkpoint, tied: Mapping[str, str], weights: dict[str, Weight]) -> Version:
