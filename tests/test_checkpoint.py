@@ -13,11 +13,21 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedModel,
+    SiglipVisionModel,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+)
 
 from vlm_export.checkpoint import (
     Checkpoint,
     aliases,
     build_empty,
+    library_names,
     open_checkpoint,
     read_json,
     sha256,
@@ -246,6 +256,73 @@ def test_aliases(decoder: str, embedding: str) -> None:
 
     assert names(tied=True) == {HEAD: embedding}
     assert names(tied=False) == {}
+
+
+# --- names of other versions of transformers ---
+
+VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+TEXT = {**VISION, "vocab_size": 20, "pad_token_id": 0}
+PAIR = {
+    "vision_config": {"model_type": "siglip_vision_model", "image_size": 8, "patch_size": 4, **VISION},
+    "text_config": {"model_type": "llama", "num_key_value_heads": 1, **TEXT},
+}
+
+
+@pytest.fixture(scope="module")
+def llava() -> LlavaForConditionalGeneration:
+    with torch.device("meta"):
+        return LlavaForConditionalGeneration(LlavaConfig(**PAIR, image_token_index=1))
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        (  # transformers 4.x, at first
+            "language_model.model.layers.0.mlp.up_proj.weight",
+            "model.language_model.layers.0.mlp.up_proj.weight",
+        ),
+        ("language_model.lm_head.weight", "lm_head.weight"),
+        ("multi_modal_projector.linear_1.bias", "model.multi_modal_projector.linear_1.bias"),
+        (
+            "vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight",
+            "model.vision_tower.encoder.layers.0.mlp.fc1.weight",
+        ),
+        (  # 5, unchanged
+            "model.language_model.layers.0.mlp.up_proj.weight",
+            "model.language_model.layers.0.mlp.up_proj.weight",
+        ),
+        (
+            "language_model.model.layers.0.self_attn.q_proj.lora_A.weight",
+            "model.language_model.layers.0.self_attn.q_proj.lora_A.weight",
+        ),
+        ("language_model.model.embed_tokens.lora_embedding_B", "model.language_model.embed_tokens.lora_embedding_B"),
+        ("nothing.like.it", "nothing.like.it"),
+    ],
+)
+def test_names_that_transformers_translates(key: str, name: str, llava: LlavaForConditionalGeneration) -> None:
+    assert library_names(llava)(key) == name
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: LlavaForConditionalGeneration(LlavaConfig(**PAIR, image_token_index=1)),
+        lambda: SmolVLMForConditionalGeneration(
+            SmolVLMConfig(
+                vision_config=PAIR["vision_config"] | {"model_type": "smolvlm_vision"},
+                text_config=PAIR["text_config"],
+                scale_factor=2,
+            )
+        ),
+        lambda: SiglipVisionModel(AutoConfig.for_model(**PAIR["vision_config"])),
+    ],
+)
+def test_what_transformers_saves_is_named_as_it_loads_it(model: Callable[[], PreTrainedModel], tmp_path: Path) -> None:
+    saved = model()
+    saved.save_pretrained(tmp_path)
+    rename = library_names(saved)
+    found = {rename(key) for key in stored_tensors(tmp_path)}
+    assert found == {name for name, _ in saved.named_parameters()}
 
 
 # --- files ---

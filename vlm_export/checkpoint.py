@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,11 +20,14 @@ from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from vlm_export.errors import InputError
 from vlm_export.families.base import Family, find_family
 
 WEIGHTS = "model.safetensors"
+_ADAPTER_PART = re.compile(r"\.(lora_|token_adapter\.|base_layer\.)")
 _LORA_KEY = re.compile(r"(?P<module>.+)\.lora_(?P<part>A|B)(\.[A-Za-z0-9_-]+)?\.weight$")
 
 
@@ -162,6 +165,26 @@ def build_empty(checkpoint: Checkpoint) -> nn.Module:
         if isinstance(module, PreTrainedModel):
             module.tie_weights()  # building on the meta device separates what the config ties
     return model
+
+
+def library_names(model: PreTrainedModel) -> Callable[[str], str]:
+    """For families that are a class of transformers: a checkpoint's tensor name → the name in that class's module tree.
+
+    What the library itself does when it loads: names of transformers 4 and of other frameworks' ports become those of
+    transformers 5, and a bare base model's get the prefix that the class has. LoRA tensors are renamed like the weight
+    of the module that they adapt. `model` may be without weights. Tensors that the library would fuse, split or
+    transpose keep their names, and so are reported as unknown.
+    """
+    renamings = [step for step in get_model_conversion_mapping(model) if isinstance(step, WeightRenaming)]
+    names: dict[str, Any] = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
+
+    def rename(key: str) -> str:
+        adapted = _ADAPTER_PART.search(key)
+        probe = f"{key[: adapted.start()]}.weight" if adapted else key
+        renamed, _ = rename_source_key(probe, renamings, [], model.base_model_prefix, names)
+        return renamed.removesuffix(".weight") + key[adapted.start() :] if adapted else renamed
+
+    return rename
 
 
 def aliases(model: nn.Module) -> dict[str, str]:
