@@ -12,7 +12,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from vlm_export.checkpoint import Checkpoint, Weight, read_json, stored_tensors
 from vlm_export.errors import InputError
+from vlm_export.recipe import Combination
 
 WEIGHTS = "adapter_model.safetensors"
 SETTINGS = "adapter_config.json"
@@ -46,6 +47,7 @@ _WITH_ADAPTER_NAME = re.compile(
 )
 _ADAPTED = re.compile(rf"\.({_PARTS}|token_adapter|trainable_tokens_delta|base_layer)(\.|$)")
 _A = re.compile(r"\.lora_(embedding_)?A(?=\.|$)")
+_FACTOR = re.compile(r"\.lora_([AB]\.weight|embedding_[AB])$")
 _BESIDE_FACTORS = re.compile(r"\.lora_magnitude_vector$|\.lora_B\.bias$")
 _WRAPPERS = re.compile(r"\.(base_layer|original_module|token_adapter|modules_to_save\.default)(?=\.)")
 
@@ -72,8 +74,27 @@ class Adapter:
         """A and B of every module; none where something beside them (a bias, a magnitude) may have an effect."""
         if any(_BESIDE_FACTORS.search(name) for name in self.tensors):
             return []
-        a = [name for name in self.tensors if _A.search(name)]
-        return [(self.tensors[name], self.tensors[_A.sub(r".lora_\1B", name)]) for name in a]
+        names = [(name, _A.sub(r".lora_\1B", name)) for name in self.tensors if _A.search(name)]
+        return [(self.tensors[a], self.tensors[b]) for a, b in names if b in self.tensors]
+
+
+@dataclass(frozen=True)
+class Held:
+    """A tensor in memory, where others are in files."""
+
+    key: str
+    tensor: torch.Tensor
+    dtype: str = "F32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape)
+
+    def load(self) -> torch.Tensor:
+        return self.tensor
+
+    def __str__(self) -> str:
+        return self.key
 
 
 @dataclass(frozen=True)
@@ -233,6 +254,76 @@ def attach(adapter: Adapter, model: nn.Module) -> Attached:
         if not inside and _is_one_of(module, BaseTunerLayer, TrainableTokensWrapper):
             layers[name] = module
     return Attached(model.eval().requires_grad_(False), tensors, layers)
+
+
+def combine(given: Sequence[Adapter], combination: Combination, model: nn.Module) -> Adapter:
+    """One adapter that is PEFT's weighted combination of several; `model` is only looked at.
+
+    Raises:
+        InputError: one of them does not fit the model, they are attached to different parts of it, hold more than
+            LoRA's two factors, or PEFT refuses.
+    """
+    from peft import LoraConfig, LoraModel, get_peft_model_state_dict, set_peft_model_state_dict
+
+    _check_can_be_combined(given)
+    for adapter in given:
+        attach(adapter, copy.deepcopy(model))
+    root = given[0].root
+    target = _of_nothing(model.get_submodule(root.rstrip(".")))
+    names = [f"adapter-{index}" for index in range(len(given))]  # PEFT looks for them between the dots of any path
+    options = {key: getattr(combination, key) for key in ("density", "majority_sign_method", "svd_rank")}
+    # With PEFT's usual beginning, which draws random numbers too, a seed gives what it gives its users.
+    configs = [replace(copy.deepcopy(adapter.config), init_lora_weights=True) for adapter in given]
+    try:
+        with _advice_is_for_training(), torch.random.fork_rng(devices=[]), torch.no_grad():
+            peft_model = LoraModel(target, {names[0]: configs[0]}, names[0])
+            for name, config in zip(names[1:], configs[1:], strict=True):
+                peft_model.peft_config[name] = config
+                peft_model.inject_adapter(target, name)
+            for name, adapter in zip(names, given, strict=True):
+                values = {key: weight.load().float() for key, weight in adapter.tensors.items()}
+                set_peft_model_state_dict(target, values, adapter_name=name)
+            torch.manual_seed(combination.seed)
+            peft_model.add_weighted_adapter(
+                names, list(combination.weights), "combined", combination.type, svd_full_matrices=False, **options
+            )
+            state = get_peft_model_state_dict(target, adapter_name="combined", save_embedding_layers=False)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"combination: PEFT refuses it: {' '.join(str(error).split())}") from error
+    folders = " and ".join(adapter.source.parent.name for adapter in given)
+    source = Path(f"{combination.type} of {folders}")
+    tensors = {name: Held(f"{source}: {name}", tensor) for name, tensor in state.items()}
+    ranks = {_ADAPTED.split(name, maxsplit=1)[0]: held.shape[0] for name, held in tensors.items() if _A.search(name)}
+    pattern = {re.escape(name): rank for name, rank in ranks.items()}
+    config = LoraConfig(  # both factors hold their share of the weights and scales, so that this one's is 1
+        target_modules=sorted(ranks),
+        rank_pattern=pattern,
+        alpha_pattern=dict(pattern),
+        fan_in_fan_out=given[0].config.fan_in_fan_out,
+        init_lora_weights=False,
+    )
+    return Adapter(source, config, root, tensors, tuple(key for adapter in given for key in adapter.unused))
+
+
+def _check_can_be_combined(given: Sequence[Adapter]) -> None:
+    for adapter in given:
+        beside = [weight for name, weight in adapter.tensors.items() if not _FACTOR.search(name)]
+        if beside:
+            raise InputError(f"{beside[0]}: only LoRA's A and B can be combined; merge such adapters in sequence")
+        if adapter.root != given[0].root:
+            raise InputError(
+                f"{adapter.source}: attached to {adapter.root or 'the whole model'}, the first one to "
+                f"{given[0].root or 'the whole model'}; only adapters of the same part can be combined"
+            )
+
+
+def _of_nothing(model: nn.Module) -> nn.Module:
+    """A copy with zeros in the place of weights, which take no memory: PEFT moves adapters to where the weights are."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(torch.zeros(()).expand(parameter.shape), requires_grad=False))
+    return model
 
 
 def _misplaced(

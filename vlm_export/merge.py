@@ -34,6 +34,7 @@ from vlm_export.checkpoint import (
 )
 from vlm_export.errors import CheckFailed, InputError
 from vlm_export.processing import copy_tokenizer
+from vlm_export.recipe import Combination
 from vlm_export.streaming import PART_ELEMENTS, Streamed, return_freed_memory
 from vlm_export.tensor_file import DTYPES, Entry, write_tensors
 
@@ -125,9 +126,16 @@ class _Change:
 
 
 def merge(
-    path: Path, adapter_paths: Sequence[Path], out: Path, *, on_tensor: Callable[[int, int], None] | None = None
+    path: Path,
+    adapter_paths: Sequence[Path],
+    out: Path,
+    *,
+    combination: Combination | None = None,
+    on_tensor: Callable[[int, int], None] | None = None,
 ) -> MergeReport:
-    """Write the plain checkpoint of `path` with its own and the given adapters merged, in order, to the folder `out`.
+    """Write the plain checkpoint of `path` with its own and the given adapters merged to the folder `out`.
+
+    The given ones are merged in order, or as the one that `combination` makes of them.
 
     Tensors keep the dtype that they have on disk, but adapted ones in half precision become float32: rounding
     `W + ΔW` back would change logits by more than a wrong merge may, and ΔW is often below what the rounding takes.
@@ -137,7 +145,7 @@ def merge(
         CheckFailed: the merged model does not compute what PEFT computes with the adapter attached.
     """
     return_freed_memory()
-    base, steps = _open(path, adapter_paths)
+    base, steps = _open(path, adapter_paths, combination)
     last = steps[-1].after if steps else base
     with replaced_folder(out) as folder:
         changes = _stream(last, folder / WEIGHTS, on_tensor)
@@ -163,13 +171,15 @@ def merge(
     return report
 
 
-def attach(path: Path, adapter_paths: Sequence[Path]) -> tuple[Checkpoint, nn.Module]:
+def attach(
+    path: Path, adapter_paths: Sequence[Path], combination: Combination | None = None
+) -> tuple[Checkpoint, nn.Module]:
     """The checkpoint's PyTorch model in float32, in memory, its adapters attached by PEFT; all but the last are merged.
 
     Raises:
         InputError: as `merge`.
     """
-    base, steps = _open(path, adapter_paths)
+    base, steps = _open(path, adapter_paths, combination)
     if not steps:
         model = base.build()
         return base.checkpoint, _fill(model, base.values(model))
@@ -188,17 +198,20 @@ def _fill(model: nn.Module, values: Mapping[nn.Parameter, Weight]) -> nn.Module:
     return model
 
 
-def _open(path: Path, adapter_paths: Sequence[Path]) -> tuple[Version, list[Step]]:
+def _open(path: Path, adapter_paths: Sequence[Path], combination: Combination | None) -> tuple[Version, list[Step]]:
     """Match every tensor with a parameter; list everything that is wrong, not the first."""
     checkpoint = open_checkpoint(path)
     model = build_empty(checkpoint)
     embedded = adapters.embedded_adapter(checkpoint, model)
-    found = [*([embedded] if embedded else []), *(adapters.open_adapter(p, checkpoint, model) for p in adapter_paths)]
+    given = [adapters.open_adapter(adapter_path, checkpoint, model) for adapter_path in adapter_paths]
+    found = [embedded, *given] if embedded else given
     weights: dict[str, TensorRef] = {}
     problems = [*_match_base(checkpoint, model, weights)]
     problems += [problem for adapter in found for problem in _unusable(adapter)]
     if problems:
         raise InputError(all_of(problems))
+    if combination is not None:
+        found[-len(given) :] = [adapters.combine(given, combination, model)]
     base = Version(checkpoint, weights)
     steps: list[Step] = []
     for adapter in found:
@@ -236,6 +249,9 @@ def _unusable(adapter: Adapter) -> Iterator[str]:
             yield f"{weight}: dtype {weight.dtype}; save the adapter in one of {', '.join(DTYPES)}"
         elif not _finite(weight.load()):
             yield f"{weight}: holds NaN or Inf"
+    factors = adapter.factors()
+    if factors and not any(a.load().any() and b.load().any() for a, b in factors):
+        yield f"{factors[0][1]}, …: the adapter changes nothing, every lora_B (or lora_A) is zero"
 
 
 def _step(before: Version, adapter: Adapter) -> Step:
@@ -252,25 +268,18 @@ def _step(before: Version, adapter: Adapter) -> Step:
     weights: dict[str, Weight] = {}
     replaced: dict[str, tuple[Weight, Weight]] = {}
     for name, parameter in attached.base_names():
+        value = values[parameter]
         if parameter in attached.tensors:
-            weights[name], replaced[name] = values[parameter], (before.weights[tied.get(name, name)], values[parameter])
-        elif name not in replaced:
-            layer, inner = attached.layer_of(name)
-            weights[name] = values[parameter]
-            if layer is not None and adapters.merging_changes(layer, inner):
-                weights[name] = Merged(layer, inner, values, values[parameter])
-    _check_effect(adapter, replaced)
-    return Step(before, adapter, attached, values, _tie(before.checkpoint, tied, weights))
-
-
-def _check_effect(adapter: Adapter, replaced: Mapping[str, tuple[Weight, Weight]]) -> None:
-    """Raises InputError for an adapter, or a half of it, that changes nothing."""
-    pairs = adapter.factors()
-    if pairs and not any(a.load().any() and b.load().any() for a, b in pairs):
-        raise InputError(f"{pairs[0][1]}, …: the adapter changes nothing, every lora_B (or lora_A) is zero")
+            replaced[name] = before.weights[tied.get(name, name)], value
+        elif name in replaced:  # what PEFT keeps of the module in whose place it put another
+            continue
+        layer, inner = attached.layer_of(name)
+        merging = layer is not None and adapters.merging_changes(layer, inner)
+        weights[name] = Merged(layer, inner, values, value) if layer is not None and merging else value
     if adapter.config.modules_to_save and replaced and all(_equal(*pair) for pair in replaced.values()):
         name, (_, weight) = next(iter(replaced.items()))
         raise InputError(f"{weight}, …: replaces {name} by what the base model has: it was never trained")
+    return Step(before, adapter, attached, values, _tie(before.checkpoint, tied, weights))
 
 
 def _tie(checkpoint: Checkpoint, tied: Mapping[str, str], weights: dict[str, Weight]) -> Version:
