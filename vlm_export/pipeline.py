@@ -69,7 +69,11 @@ def run_merge(recipe: RecipeFile, work: Work, progress: Progress) -> MergeReport
     """LoRA → plain weights, in `merged/`."""
     found = sources(recipe)
     return merge.merge(
-        found.model, found.adapters, work.merged, on_tensor=lambda done, total: progress("merging", done, total)
+        found.model,
+        found.adapters,
+        work.merged,
+        combination=recipe.recipe.combination,
+        on_tensor=lambda done, total: progress("merging", done, total),
     )
 
 
