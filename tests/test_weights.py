@@ -42,9 +42,8 @@ def test_is_written_as_it_is(
 ) -> None:
     monkeypatch.setattr(weights, "BLOCK_BYTES", block_bytes)
     parts = [tensors[part].load() for part in name.removesuffix(weights.TRANSPOSED).split("+")]
-    expected = (
-        torch.cat([p.T for p in parts] if name.endswith("transposed") else parts, -1) if parts[0].ndim else parts[0]
-    )
+    parts = [part.T for part in parts] if name.endswith("transposed") else parts
+    expected = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
     tensor = weights.CheckpointTensor(name, tensors, dtype)
     with (tmp_path / "weight.bin").open("w+b") as file:
         file.write(b"before")

@@ -34,8 +34,8 @@ class CheckpointTensor(ir.LazyTensor):
         parts, self.transposed = name.removesuffix(TRANSPOSED), name.endswith(TRANSPOSED)
         self.parts = [tensors[part] for part in parts.split(PACKED)]
         shapes = [part.shape[::-1] if self.transposed else part.shape for part in self.parts]
-        self.widths = [shape[-1] if shape else 1 for shape in shapes]
-        shape = ir.Shape([*shapes[0][:-1], sum(self.widths)] if shapes[0] else [])
+        self.widths = [math.prod(shape[1:]) for shape in shapes]
+        shape = ir.Shape([*shapes[0][:-1], sum(shape[-1] for shape in shapes)] if shapes[0] else [])
         super().__init__(self._whole, dtype=dtype, shape=shape, name=parts)
 
     def _whole(self) -> ir.Tensor:
@@ -45,7 +45,7 @@ class CheckpointTensor(ir.LazyTensor):
 
     def tofile(self, file: BinaryIO) -> None:
         """Write the weight at the file's position, which is behind it afterwards."""
-        if self.nbytes <= BLOCK_BYTES:
+        if self.nbytes <= BLOCK_BYTES or len(self.shape) < 2:
             file.write(self.tobytes())
             return
         start, item = file.tell(), self.dtype.bitwidth // 8
@@ -76,6 +76,7 @@ class CheckpointTensor(ir.LazyTensor):
 def _cast(values: torch.Tensor, dtype: ir.DataType) -> np.ndarray:
     if dtype == ir.DataType.FLOAT16 and values.dtype != torch.float16:
         largest = torch.finfo(torch.float16).max
+        values = values.float()
         values = torch.where(values.isfinite(), values.clamp(-largest, largest), values)
     return values.to(_DTYPES[dtype]).contiguous().numpy()
 
