@@ -98,7 +98,10 @@ def test_every_layer_has_the_same_nodes_under_names_of_its_own(exported: Exporte
     for name, path in (("encoder_model", TOWER), ("decoder_model_merged", DECODER[decoder])):
         graph = ir.load(exported.graph(name)).graph
         nodes = [str(node.name) for node in graph]
-        values = [v.name for v in (*(v for n in graph for v in n.outputs), *graph.inputs, *graph.initializers.values())]
+        values = [
+            v.name
+            for v in (*(v for n in graph for v in n.outputs if v.name), *graph.inputs, *graph.initializers.values())
+        ]
         assert len(set(nodes)) == len(nodes)
         assert len(set(values)) == len(values)
         prefixes = [f"{path}.{index}." for index in range(layers)]
