@@ -101,6 +101,8 @@ def merge(recipe: str | None, work: Path | None, as_json: bool) -> None:
 
     with _Progress(as_json) as progress:
         report = pipeline.run_merge(found, folder, progress)
+    for warning in report.warnings:
+        click.echo(f"warning: {warning}", err=True)
     lines = [f"merged {report.adapter_tensors} adapter tensors into {report.parameters:,} parameters"]
     if report.max_abs_diff_vs_adapter is not None:
         lines.append(

@@ -22,15 +22,18 @@ from vlm_export import adapters
 from vlm_export.adapters import Adapter, Attached, all_of
 from vlm_export.artifacts import replaced_folder, write_json
 from vlm_export.checkpoint import (
+    ADAPTER_WEIGHTS,
     WEIGHTS,
     Checkpoint,
     TensorRef,
     Weight,
     aliases,
     build_empty,
+    folder_of,
+    is_pickle,
     open_checkpoint,
     sha256,
-    stored_tensors,
+    weight_files,
 )
 from vlm_export.errors import CheckFailed, InputError
 from vlm_export.processing import copy_tokenizer
@@ -62,6 +65,7 @@ class MergeReport:
     parameters: int
     max_abs_diff_vs_adapter: float | None
     max_abs_diff_vs_base: float | None
+    warnings: list[str]
     schema: int = 1
 
 
@@ -166,6 +170,11 @@ def merge(
             parameters=sum(math.prod(weight.shape) for weight in last.weights.values()),
             max_abs_diff_vs_adapter=versus_adapter,
             max_abs_diff_vs_base=versus_base,
+            warnings=[
+                f"{file}: a pickle, of which only the tensors were read; prefer safetensors"
+                for file in _inputs(path, adapter_paths)
+                if is_pickle(file)
+            ],
         )
         write_json(folder / "merge.json", asdict(report))
     return report
@@ -413,17 +422,17 @@ def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
     return float(torch.stack([(a - b).abs().max() for a, b in zip(one, other, strict=True)]).max())
 
 
+def _inputs(path: Path, adapter_paths: Sequence[Path]) -> Iterator[Path]:
+    """Every file that a merge reads."""
+    yield from (folder_of(path) / "config.json", *weight_files(path))
+    for adapter in adapter_paths:
+        yield from (folder_of(adapter) / adapters.SETTINGS, *weight_files(adapter, ADAPTER_WEIGHTS))
+
+
 def input_hashes(path: Path, adapter_paths: Sequence[Path]) -> dict[str, str]:
     """sha256 of everything that a merge reads, by `<folder>/<file>`, with more folders where two are named alike."""
-    files = [path / "config.json", *_weight_files(path, WEIGHTS)]
-    for adapter in adapter_paths:
-        files += [adapter / adapters.SETTINGS, *_weight_files(adapter, adapters.WEIGHTS)]
     hashes: dict[str, str] = {}
-    for file in dict.fromkeys(file.absolute() for file in files):
+    for file in dict.fromkeys(file.absolute() for file in _inputs(path, adapter_paths)):
         depth = next(depth for depth in range(2, len(file.parts) + 1) if "/".join(file.parts[-depth:]) not in hashes)
         hashes["/".join(file.parts[-depth:])] = sha256(file)
     return hashes
-
-
-def _weight_files(folder: Path, whole: str) -> list[Path]:
-    return sorted({ref.file for ref in stored_tensors(folder, whole).values()})

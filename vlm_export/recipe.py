@@ -40,7 +40,7 @@ _STRICT = ConfigDict(extra="forbid")
 
 @dataclass(frozen=True, config=_STRICT)
 class AdapterSource:
-    """A PEFT adapter folder: a local path or a Hub id, with the revision to pin."""
+    """A PEFT adapter: a local folder or the file of weights in one, or a Hub id, with the revision to pin."""
 
     path: str
     revision: str | None = None
