@@ -360,7 +360,7 @@ def test_attached_combination(
     bases: Callable[[str, bool], Path], pair: Callable[[str], list[Path]], tmp_path: Path
 ) -> None:
     base, path = BASES["llama"], bases("llama", True)
-    _, model = attach(path, pair("llama"), COMBINATIONS["ties"])
+    _, model = attach(path, pair("llama"), combination=COMBINATIONS["ties"])
     merge(path, pair("llama"), tmp_path / "merged", combination=COMBINATIONS["ties"])
     torch.testing.assert_close(logits(model, path), logits(load(tmp_path / "merged", base), path), atol=1e-4, rtol=0)
 

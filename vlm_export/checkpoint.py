@@ -38,7 +38,10 @@ _LORA_KEY = re.compile(r"(?P<module>.+)\.lora_(?P<part>A|B)(\.[A-Za-z0-9_-]+)?\.
 
 
 class Weight(Protocol):
-    """A tensor that is somewhere else, or is computed when it is asked for. `dtype` is safetensors' name for it."""
+    """A tensor that is somewhere else, or is computed when it is asked for. `dtype` is safetensors' name for it.
+
+    `rounded` says what would be left of another value for it, were that stored in the same way.
+    """
 
     @property
     def dtype(self) -> str: ...
@@ -47,6 +50,8 @@ class Weight(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
     def load(self) -> torch.Tensor: ...
+
+    def rounded(self, value: torch.Tensor) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,9 @@ class TensorRef:
             return _unpickled(self.file)[self.key]
         with safe_open(self.file, framework="pt") as handle:
             return handle.get_tensor(self.key)
+
+    def rounded(self, value: torch.Tensor) -> torch.Tensor:
+        return value.to(DTYPES[self.dtype])
 
     def __str__(self) -> str:
         return f"{self.file.name}: {self.key}"

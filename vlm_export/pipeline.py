@@ -83,14 +83,15 @@ def sources(recipe: RecipeFile) -> Sources:
     )
 
 
-def run_merge(recipe: RecipeFile, work: Work, progress: Progress) -> MergeReport:
-    """LoRA → plain weights, in `merged/`."""
+def run_merge(recipe: RecipeFile, work: Work, progress: Progress, *, base: str | None = None) -> MergeReport:
+    """LoRA → plain weights, in `merged/`; `base` in place of the recipe's."""
     found = sources(recipe)
     return merge.merge(
         found.model,
         found.adapters,
         work.merged,
         combination=recipe.recipe.combination,
+        dequantized=(base or recipe.recipe.base) == "dequantized",
         on_tensor=lambda done, total: progress("merging", done, total),
     )
 
