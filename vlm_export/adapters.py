@@ -247,7 +247,7 @@ def attach(adapter: Adapter, model: nn.Module) -> Attached:
     except (RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"{adapter.source}: PEFT cannot attach it: {' '.join(str(error).split())}") from error
     tensors = {parameter: adapter.tensors[name] for name, parameter in stand_ins.items()}
-    problems = [*_misplaced(adapter, target, tensors, base)]
+    problems = [*_misplaced(adapter, target, tensors, base), *_without_bias(adapter, target)]
     if problems:
         raise InputError(all_of(problems))
     layers: dict[str, nn.Module] = {}
@@ -349,6 +349,15 @@ def _misplaced(
         if f".{_NAME}" in name and name not in mismatched and not {parameter} & (tensors.keys() | base):
             name = adapter.root + name.replace(f".{_NAME}", "")
             yield f"{adapter.source}: its settings ask for {name}, which the adapter does not hold"
+
+
+def _without_bias(adapter: Adapter, target: nn.Module) -> Iterator[str]:
+    """Layers whose LoRA bias has no bias to be merged into."""
+    if adapter.config.lora_bias:
+        for name, module in target.named_modules():
+            layer: Any = module
+            if hasattr(layer, "lora_B") and layer.get_base_layer().bias is None:
+                yield f"{adapter.source}: lora_bias: {adapter.root}{name} has no bias that it could be merged into"
 
 
 def _is_one_of(value: object, *classes: type) -> bool:

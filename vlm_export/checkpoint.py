@@ -63,11 +63,13 @@ class TensorRef:
     dtype: str
     shape: tuple[int, ...]
 
-    def load(self) -> torch.Tensor:
+    def load(self, rows: slice | None = None) -> torch.Tensor:
+        """The tensor, or some of its rows."""
         if is_pickle(self.file):
-            return _unpickled(self.file)[self.key]
+            tensor = _unpickled(self.file)[self.key]
+            return tensor if rows is None else tensor[rows]
         with safe_open(self.file, framework="pt") as handle:
-            return handle.get_tensor(self.key)
+            return handle.get_tensor(self.key) if rows is None else handle.get_slice(self.key)[rows]
 
     def rounded(self, value: torch.Tensor) -> torch.Tensor:
         return value.to(DTYPES[self.dtype])

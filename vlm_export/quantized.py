@@ -37,11 +37,12 @@ class FourBit(TensorRef):
     parts: Mapping[str, TensorRef]
     state: Mapping[str, Any]
 
-    def load(self) -> torch.Tensor:
+    def load(self, rows: slice | None = None) -> torch.Tensor:
         packed = super().load().reshape(-1)
         codes = torch.stack([packed >> 4, packed & 15], dim=1).reshape(-1)[: math.prod(self.shape)]
         values = self.parts[".quant_map"].load()[codes.int()]
-        return self._blocks(values, self._scales()).reshape(self.shape).to(DTYPES[self.dtype])
+        whole = self._blocks(values, self._scales()).reshape(self.shape).to(DTYPES[self.dtype])
+        return whole if rows is None else whole[rows]
 
     def _scales(self) -> torch.Tensor:
         scales = self.parts[".absmax"].load()
@@ -74,8 +75,8 @@ class EightBit(TensorRef):
 
     scales: TensorRef
 
-    def load(self) -> torch.Tensor:
-        return super().load() * self.scales.load()[:, None] * (1 / _INT8_MAX)
+    def load(self, rows: slice | None = None) -> torch.Tensor:
+        return super().load(rows) * self.scales.load(rows)[:, None] * (1 / _INT8_MAX)
 
     def rounded(self, value: torch.Tensor) -> torch.Tensor:
         scales = value.abs().amax(1, keepdim=True).clamp_min(torch.finfo().tiny) / _INT8_MAX
