@@ -86,10 +86,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
     lora: dict[str, TensorRef] = {}
     unused = []
     with _reading_config(path):
-        rename_in = family.rename_in(config)
+        name_of = family.names(config)
     for key, ref in stored_tensors(path).items():
-        name = family.rename(key)
-        name = None if name is None else rename_in(name)
+        name = name_of(key)
         if name is None:
             unused.append(key)
             continue

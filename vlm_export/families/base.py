@@ -102,6 +102,16 @@ class Family:
     adapter_roots: Sequence[str] = field(default=("",))
     rename_in: Callable[[Config], Callable[[str], str | None]] = field(default=lambda config: lambda key: key)
 
+    def names(self, config: Config) -> Callable[[str], str | None]:
+        """The whole translation of tensor names for a config: `rename`, then `rename_in`."""
+        rename_in = self.rename_in(config)
+
+        def name(key: str) -> str | None:
+            renamed = self.rename(key)
+            return None if renamed is None else rename_in(renamed)
+
+        return name
+
 
 def names() -> list[str]:
     """Model types of all families: each module of this package but this one is a family."""

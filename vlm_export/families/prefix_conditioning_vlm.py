@@ -29,6 +29,7 @@ def rename(key: str) -> str | None:
     """A checkpoint's key → the key in transformers 5's module tree, or None when inference does not use the tensor."""
     if _UNUSED.match(key):
         return None
+    key = key.replace("vision_encoder.vision_model.", "vision_encoder.", 1)
     key = key.replace("language_model.base_model.model.", "language_model.", 1)
     return key.replace(".base_layer.", ".")
 
