@@ -22,7 +22,7 @@ from torch import nn
 from vlm_export import attention
 from vlm_export.checkpoint import aliases
 from vlm_export.families.base import Component, TensorSpec
-from vlm_export.rewrites import front_end, ort_fusions, same_shape
+from vlm_export.rewrites import embedding_scale, front_end, ort_fusions, same_shape
 from vlm_export.rewrites.int8_lookup import TOKEN_TABLE
 
 OPSET = 20  # the newest that every kernel of ONNX Runtime 1.24 and later has; LayerNormalization needs 17, Gelu 20
@@ -56,6 +56,8 @@ def trace(component: Component, model: nn.Module) -> ir.Model:
     structure.metadata_props.update(notes)
     if component.front_end is not None:
         front_end.attach(structure, component, embedding=embedding)
+        module = model.language_model.get_input_embeddings()  # type: ignore[union-attr,operator]
+        embedding_scale.scale_lookups(structure, str(embedding.name), embedding_scale.scale_of(module))
         structure.metadata_props[TOKEN_TABLE] = str(embedding.name)
     _declare(structure, component)
     structure.ir_version = IR_VERSION
