@@ -28,7 +28,7 @@ LLAMA_LIKE = {
 }
 HALF_OF_A_HEAD = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
 GEMMA_LIKE = LLAMA_LIKE | {"head_dim": 16, "query_pre_attn_scalar": 16}
-# What a decoder's config says beside the number of layers; all of them the client's own text models.
+# What a decoder's config says beside the number of layers; the client knows all of them but seed_oss.
 DECODERS: dict[str, dict[str, Any]] = {
     "llama": LLAMA_LIKE,
     "gpt2": {"n_embd": 32, "n_head": 4, "n_positions": 64},
@@ -41,6 +41,7 @@ DECODERS: dict[str, dict[str, Any]] = {
     | {"head_dim": 8, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
     "gemma": LLAMA_LIKE | {"head_dim": 16},
     "gemma2": GEMMA_LIKE,
+    "seed_oss": LLAMA_LIKE | {"head_dim": 8},
     "gemma3_text": GEMMA_LIKE | {"layer_types": ["sliding_attention", "full_attention"]},
 }
 TARGETS = {name: ["q_proj", "k_proj", "v_proj", "o_proj"] for name in DECODERS} | {

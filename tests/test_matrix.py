@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from safetensors.torch import load_file
 from vlm_export import pipeline, weights
 from vlm_export.checkpoint import build_empty, open_checkpoint, read_json
 from vlm_export.errors import InputError
+from vlm_export.layouts.text_models import LAYERS_FIELD
+from vlm_export.node_runtime import node_home
 from vlm_export.package import load_manifest
 from vlm_export.prefix_model import PrefixConditioningVLM
 
@@ -102,6 +105,30 @@ def test_what_inference_does_not_read_is_neither_merged_nor_exported(exported: E
     merged = open_checkpoint(exported.work.merged).tensors
     graph = ir.load(exported.graph("encoder_model")).graph
     assert set(graph.initializers) >= {name for name in merged if name.startswith("vision_encoder.")}
+
+
+@pytest.mark.parametrize(
+    ("tower", "decoder", "layout"),
+    [("clip_vision_model", "qwen2", "captioner"), ("dinov2", "gemma3_text", "chat"), ("vit", "seed_oss", "captioner")],
+)
+def test_in_transformers_js(tower: str, decoder: str, layout: str, tmp_path: Path) -> None:
+    made = prepare(tmp_path, pico.config(decoder, tower=tower))
+    made.export(layout)
+    report = made.verify("ort", "node")
+    assert report.verdict == "pass", report.failures
+    assert any(check.runtime == "node" for check in report.checks)
+    text_config = read_json(made.work.repo / "config.json")["decoder" if layout == "captioner" else "text_config"]
+    assert text_config["model_type"] == (decoder if decoder in LAYERS_FIELD else "llama")
+
+
+def test_the_client_reads_a_text_models_layers_where_we_say() -> None:
+    source = (node_home() / "node_modules/@huggingface/transformers/src/configs.js").read_text()
+    found = {}
+    for block in source.split("break;"):
+        field = re.search(r"mapping\['num_layers'\] = '(\w+)'", block)
+        found |= {name: field[1] for name in re.findall(r"case '([^']+)':", block) if field}
+    assert {name: found.get(name) for name in LAYERS_FIELD} == LAYERS_FIELD
+    assert "seed_oss" not in found
 
 
 def test_a_tower_of_patches_is_refused_by_name(tmp_path: Path) -> None:
