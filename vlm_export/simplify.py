@@ -28,7 +28,6 @@ _FUSED = {
     "LayerNormalization",
     "SkipLayerNormalization",
     "Gelu",
-    "FastGelu",
     "QuickGelu",
 }
 ONNXSIM_SECONDS = 120

@@ -22,7 +22,7 @@ from torch import nn
 from vlm_export import attention
 from vlm_export.checkpoint import aliases
 from vlm_export.families.base import Component, TensorSpec
-from vlm_export.rewrites import embedding_scale, front_end, ort_fusions, same_shape
+from vlm_export.rewrites import embedding_scale, front_end, gelu, ort_fusions, same_shape
 from vlm_export.rewrites.int8_lookup import TOKEN_TABLE
 
 OPSET = 20  # the newest that every kernel of ONNX Runtime 1.24 and later has; LayerNormalization needs 17, Gelu 20
@@ -162,7 +162,8 @@ def _weights_to_inputs(structure: ir.Model, parameters: set[str], shared: dict[s
         graph.inputs.append(weight)
     onnxscript.optimizer.optimize(structure, onnx_shape_inference=False)
     same_shape.join_reshapes(structure)
-    ort_fusions.fuse(structure)
+    gelu.fuse_gelu(structure)
+    ort_fusions.fuse_norms(structure)
 
 
 def _declare(structure: ir.Model, component: Component) -> None:
