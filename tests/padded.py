@@ -1,4 +1,4 @@
-"""A chat decoder fed a batch of two rows, one of them left-padded, beside PyTorch."""
+"""A decoder on a batch of two rows beside PyTorch; where it takes a mask, one of them is left-padded."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ def compare(session: onnxruntime.InferenceSession, language_model: Any, limit: f
     """Logits and every `present.*` of the prefill and of each step agree where a row is no padding."""
     geometry = Geometry.of(language_model.config)
     embeds = torch.randn(2, 7, geometry.hidden, generator=torch.Generator().manual_seed(1))
+    inputs = [value.name for value in session.get_inputs()]
     mask = torch.tensor([[0, 0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1]])
+    if "attention_mask" not in inputs:
+        mask = torch.ones_like(mask)
     positions = (mask.cumsum(-1) - 1).masked_fill(mask == 0, 1)  # as transformers.js numbers them
     cache: DynamicCache = DynamicCache()
-    inputs = [value.name for value in session.get_inputs()]
     names = [name for name in inputs if name.startswith("past_key_values.")]
     past = [np.zeros((2, geometry.kv_heads, 0, geometry.head_dim), dtype=np.float32)] * len(names)
     for step in range(STEPS):

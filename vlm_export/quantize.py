@@ -21,6 +21,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from vlm_export.dtypes import Dtype
 from vlm_export.rewrites import int8_lookup
+from vlm_export.rewrites.angles import cut_angles, join_angles
 from vlm_export.weights import save_graph
 
 
@@ -32,8 +33,11 @@ def quantize(graph: Path, dtype: Dtype, target: Path) -> int:
 
 
 def _float16(graph: Path, folder: Path) -> ir.Model:
-    converted = convert_float_to_float16(onnx.load(graph), keep_io_types=True, disable_shape_infer=True)
+    source = ir.from_proto(onnx.load(graph))
+    angles = cut_angles(source)
+    converted = convert_float_to_float16(ir.to_proto(source), keep_io_types=True, disable_shape_infer=True)
     model = ir.from_proto(converted)
+    join_angles(model, angles)
     model.graph.sort()  # the converter puts casts of inputs after their first use
     return model
 
