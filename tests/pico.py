@@ -42,7 +42,7 @@ DECODERS: dict[str, dict[str, Any]] = {
     "gemma": LLAMA_LIKE | {"head_dim": 16},
     "gemma2": GEMMA_LIKE,
     "seed_oss": LLAMA_LIKE | {"head_dim": 8},
-    "gemma3_text": GEMMA_LIKE | {"layer_types": ["sliding_attention", "full_attention"]},
+    "gemma3_text": GEMMA_LIKE | {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4},
 }
 TARGETS = {name: ["q_proj", "k_proj", "v_proj", "o_proj"] for name in DECODERS} | {
     "gpt2": ["c_attn", "c_proj"],
