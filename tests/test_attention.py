@@ -133,6 +133,14 @@ def test_a_rotation_of_another_kind_stays_plain_and_says_so(tmp_path: Path) -> N
     padded.compare(session, model.language_model)
 
 
+def test_attention_of_its_own_stays_plain_and_says_so(tmp_path: Path) -> None:
+    sizes = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "rotary_dim": 8, "num_key_value_heads": None}
+    model = holder(Kind("gptj", sizes))
+    session, report = export(model, tmp_path, decoder.chat_decoder)
+    assert report.unfused_attention == "GPTJForCausalLM does not call transformers' attention interface"
+    padded.compare(session, model.language_model)
+
+
 def test_float16_keeps_the_angles_of_far_positions(tmp_path: Path) -> None:
     model = holder(Kind("llama", {"max_position_embeddings": 2048}))
     session, _ = export(model, tmp_path, decoder.plain_decoder)

@@ -21,6 +21,7 @@ from vlm_export.layouts.text_models import LAYERS_FIELD
 from vlm_export.node_runtime import node_home
 from vlm_export.package import load_manifest
 from vlm_export.prefix_model import PrefixConditioningVLM
+from vlm_export.towers import image_processor
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,15 @@ def test_the_client_reads_a_text_models_layers_where_we_say() -> None:
         found |= {name: field[1] for name in re.findall(r"case '([^']+)':", block) if field}
     assert {name: found.get(name) for name in LAYERS_FIELD} == LAYERS_FIELD
     assert "seed_oss" not in found
+
+
+@pytest.mark.parametrize("tower", pico.TOWERS)
+def test_the_client_has_the_towers_image_processor(tower: str) -> None:
+    models = node_home() / "node_modules/@huggingface/transformers/src/models"
+    sources = "".join(path.read_text() for path in models.glob("*/image_processing_*.js"))
+    settings = image_processor(pico.config(tower=tower)["vision_config"])
+    assert f"export class {settings['image_processor_type']} extends ImageProcessor" in sources
+    assert settings.get("crop_size", settings["size"]) == {"height": 16, "width": 16}
 
 
 def test_a_tower_of_patches_is_refused_by_name(tmp_path: Path) -> None:

@@ -112,6 +112,8 @@ def decoder_run(
     try:
         with rotary.replaced():
             yield _run.present
+        if len(_run.present) < len(past) // 2:
+            raise CannotFuse(f"{type(language_model).__name__} does not call transformers' attention interface")
     finally:
         _run = None
         _notes.unfused_rotary = rotary.unfused
