@@ -28,7 +28,8 @@ LLAMA_LIKE = {
 }
 HALF_OF_A_HEAD = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
 GEMMA_LIKE = LLAMA_LIKE | {"head_dim": 16, "query_pre_attn_scalar": 16}
-# What a decoder's config says beside the number of layers; the client knows all of them but seed_oss.
+# What a decoder's config says beside the number of layers, to which a list is repeated; the client knows all of them
+# but seed_oss.
 DECODERS: dict[str, dict[str, Any]] = {
     "llama": LLAMA_LIKE,
     "gpt2": {"n_embd": 32, "n_head": 4, "n_positions": 64},
@@ -97,7 +98,8 @@ def config(
         **TOWERS[tower],
     )
     ids = {"bos_token_id": 256, "eos_token_id": 256, "pad_token_id": 256}
-    sizes = DECODERS[decoder] | {"n_layer" if decoder == "gpt2" else "num_hidden_layers": layers}
+    kinds = {key: (value * layers)[:layers] for key, value in DECODERS[decoder].items() if isinstance(value, list)}
+    sizes = DECODERS[decoder] | kinds | {"n_layer" if decoder == "gpt2" else "num_hidden_layers": layers}
     text = AutoConfig.for_model(
         decoder, vocab_size=VOCABULARY, tie_word_embeddings=tied, initializer_range=0.2, **sizes, **ids
     )
