@@ -16,13 +16,15 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from vlm_export import decoder, quantize, simplify, weights
+from vlm_export import decoder, simplify, variants
 from vlm_export.checkpoint import stored_tensors
 from vlm_export.dtypes import DTYPES
 from vlm_export.families.base import Component
+from vlm_export.graph_file import save_graph
 from vlm_export.metrics import max_relative_error
 from vlm_export.simplify import SimplifyReport
 from vlm_export.trace import trace
+from vlm_export.weights import attach_weights
 
 LLAMA_LIKE = {
     "hidden_size": 64,
@@ -101,7 +103,7 @@ def export(
     save_file(tensors, folder / "model.safetensors")
     made = component(decoder.Geometry.of(model.language_model.config))
     structure, report = simplify.simplify(trace(made, model), made)
-    weights.save_graph(weights.attach_weights(structure, made, stored_tensors(folder)), folder / "decoder.onnx")
+    save_graph(attach_weights(structure, made, stored_tensors(folder)), folder / "decoder.onnx")
     return onnxruntime.InferenceSession(str(folder / "decoder.onnx")), report
 
 
@@ -144,7 +146,10 @@ def test_attention_of_its_own_stays_plain_and_says_so(tmp_path: Path) -> None:
 def test_float16_keeps_the_angles_of_far_positions(tmp_path: Path) -> None:
     model = holder(Kind("llama", {"max_position_embeddings": 2048}))
     session, _ = export(model, tmp_path, decoder.plain_decoder)
-    quantize.quantize(tmp_path / "decoder.onnx", DTYPES["fp16"], tmp_path / "decoder_fp16.onnx")
+    made = decoder.plain_decoder(decoder.Geometry.of(model.language_model.config))
+    structure, _ = simplify.simplify(trace(made, model), made)
+    source = variants.Source(made, structure, stored_tensors(tmp_path))
+    save_graph(variants.make(source, DTYPES["fp16"], tmp_path), tmp_path / "fp16.onnx")
     random = np.random.default_rng(0)
     sizes = {"batch_size": 1, "sequence_length": 1, "past_sequence_length": 1000}
     feeds = {}
@@ -152,7 +157,7 @@ def test_float16_keeps_the_angles_of_far_positions(tmp_path: Path) -> None:
         shape = [sizes.get(size, size) for size in value.shape]
         feeds[value.name] = random.normal(size=shape).astype(np.float32)
     _, expected, *_ = session.run(None, feeds)
-    _, key, *_ = onnxruntime.InferenceSession(str(tmp_path / "decoder_fp16.onnx")).run(None, feeds)
+    _, key, *_ = onnxruntime.InferenceSession(str(tmp_path / "fp16.onnx")).run(None, feeds)
     assert max_relative_error(key[:, :, -1], expected[:, :, -1]) < 2e-3
 
 

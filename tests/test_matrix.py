@@ -14,14 +14,16 @@ import pytest
 from exported import Exported, prepare
 from safetensors.torch import load_file
 
-from vlm_export import pipeline, weights
+from vlm_export import pipeline
 from vlm_export.checkpoint import build_empty, open_checkpoint, read_json
 from vlm_export.errors import InputError
+from vlm_export.graph_file import save_graph
 from vlm_export.layouts.text_models import LAYERS_FIELD
 from vlm_export.node_runtime import node_home
 from vlm_export.package import load_manifest
 from vlm_export.prefix_model import PrefixConditioningVLM
 from vlm_export.towers import image_processor
+from vlm_export.weights import attach_weights
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def test_padded_chat(model: Exported, pair: Pair, tmp_path: Path) -> None:
     assert report.fused["GroupQueryAttention"] == 2
     assert report.fused.get("RotaryEmbedding", 0) == pair.rotations
     path = tmp_path / "decoder.onnx"
-    weights.save_graph(weights.attach_weights(structure, component, merged.tensors), path)
+    save_graph(attach_weights(structure, component, merged.tensors), path)
     reference = PrefixConditioningVLM(dict(merged.config)).eval()
     reference.load_state_dict(load_file(model.work.merged / "model.safetensors"), strict=False)
     padded.compare(onnxruntime.InferenceSession(str(path)), reference.language_model)

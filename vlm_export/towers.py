@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightRenaming
 
+from vlm_export.checkpoint import library_names
 from vlm_export.errors import InputError
 
 _HALF = [0.5, 0.5, 0.5]
@@ -142,14 +141,12 @@ def image_processor(values: Mapping[str, Any]) -> dict[str, Any]:
 def tower_names(values: Mapping[str, Any]) -> Callable[[str], str | None]:
     """A tower's tensor names: transformers 4's → today's, by the library's own table; None for what is not built."""
     with torch.device("meta"):
-        table = get_model_conversion_mapping(build_tower(values))
-    renamings = [renaming for renaming in table if isinstance(renaming, WeightRenaming)]
+        names = library_names(build_tower(values))
     absent = tuple(_tower(values).absent)
 
     def name(key: str) -> str | None:
-        for renaming in renamings:
-            key, _ = renaming.rename_source_key(key)
-        return None if any(key == path or key.startswith(f"{path}.") for path in absent) else key
+        renamed = names(key)
+        return None if any(renamed == path or renamed.startswith(f"{path}.") for path in absent) else renamed
 
     return name
 

@@ -40,7 +40,7 @@ def cut_angles(model: ir.Model) -> Angles:
 
 
 def join_angles(model: ir.Model, angles: Angles) -> None:
-    """Put the nodes back into the converted graph, whose other values kept their names."""
+    """Put the nodes back into the converted graph, whose other values kept their names; it must be sorted then."""
     graph = model.graph
     known = {value.name: value for value in (*graph.inputs, *graph.initializers.values())}
     known |= {value.name: value for node in graph for value in node.outputs}
@@ -56,7 +56,6 @@ def join_angles(model: ir.Model, angles: Angles) -> None:
             known[made.name].replace_all_uses_with(made)
             graph.inputs.remove(known[made.name])
     graph.extend(angles.nodes)
-    graph.sort()
 
 
 def _own_constants(nodes: tuple[ir.Node, ...]) -> tuple[ir.Value, ...]:
