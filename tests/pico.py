@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,41 +12,96 @@ import peft
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, PreTrainedTokenizerFast, SiglipVisionModel
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 from vlm_export.prefix_model import PrefixConditioningVLM
+from vlm_export.towers import build_tower
 
 VOCABULARY = 260
 END = "<|endoftext|>"
-TARGETS = {"llama": ["q_proj", "k_proj", "v_proj", "o_proj"], "gpt2": ["c_attn", "c_proj"]}
+LLAMA_LIKE = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+HALF_OF_A_HEAD = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+GEMMA_LIKE = LLAMA_LIKE | {"head_dim": 16, "query_pre_attn_scalar": 16}
+# What a decoder's config says beside the number of layers, to which a list is repeated; the client knows all of them
+# but seed_oss.
+DECODERS: dict[str, dict[str, Any]] = {
+    "llama": LLAMA_LIKE,
+    "gpt2": {"n_embd": 32, "n_head": 4, "n_positions": 64},
+    "smollm3": LLAMA_LIKE | {"head_dim": 16, "no_rope_layers": [1, 0]},
+    "opt": {k: v for k, v in LLAMA_LIKE.items() if k != "num_key_value_heads"}
+    | {"ffn_dim": 48, "word_embed_proj_dim": 16, "do_layer_norm_before": False},
+    "qwen2": LLAMA_LIKE,
+    "qwen3": LLAMA_LIKE | {"head_dim": 16},
+    "phi3": LLAMA_LIKE
+    | {"head_dim": 8, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+    "gemma": LLAMA_LIKE | {"head_dim": 16},
+    "gemma2": GEMMA_LIKE,
+    "seed_oss": LLAMA_LIKE | {"head_dim": 8},
+    "gemma3_text": GEMMA_LIKE | {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4},
+}
+TARGETS = {name: ["q_proj", "k_proj", "v_proj", "o_proj"] for name in DECODERS} | {
+    "gpt2": ["c_attn", "c_proj"],
+    "opt": ["q_proj", "v_proj"],
+    "phi3": ["qkv_proj", "o_proj"],
+}
+TOWERS: dict[str, dict[str, Any]] = {
+    "siglip_vision_model": {},
+    "clip_vision_model": {},
+    "vit": {},
+    "dinov2": {"mlp_ratio": 2},
+    "dinov2_with_registers": {"mlp_ratio": 2, "num_register_tokens": 3},
+}
+# Names of today's transformers → those of transformers 4, which a checkpoint has on disk.
+_WITHIN_VISION_MODEL = [(r"^", "vision_model.")]
+_QUERY_KEY_VALUE = [
+    (rf"attention\.{name[0]}_proj", f"attention.attention.{name}") for name in ("query", "key", "value")
+]
+_OLD_TOWER_NAMES = {
+    "siglip_vision_model": _WITHIN_VISION_MODEL,
+    "clip_vision_model": _WITHIN_VISION_MODEL,
+    "vit": [
+        *_QUERY_KEY_VALUE,
+        (r"attention\.o_proj", "attention.output.dense"),
+        (r"mlp\.fc1", "intermediate.dense"),
+        (r"mlp\.fc2", "output.dense"),
+        (r"^layers\.", "encoder.layer."),
+    ],
+}
+_OLD_TOWER_NAMES["dinov2"] = [*_QUERY_KEY_VALUE, (r"attention\.o_proj", "attention.output.dense")]
+_OLD_TOWER_NAMES["dinov2_with_registers"] = _OLD_TOWER_NAMES["dinov2"]
 Tensors = dict[str, torch.Tensor]
 
 
-def config(decoder: str = "llama", *, projection: str = "linear", tied: bool = True, layers: int = 2) -> dict[str, Any]:
-    """`config.json` of a pico model: a 16-pixel SigLIP tower with 4 patches, and a Llama or GPT-2 decoder."""
+def config(
+    decoder: str = "llama",
+    *,
+    tower: str = "siglip_vision_model",
+    projection: str = "linear",
+    tied: bool = True,
+    layers: int = 2,
+) -> dict[str, Any]:
+    """`config.json` of a pico model: a tower of 16 pixels and 4 patches, and a decoder."""
     vision = AutoConfig.for_model(
-        "siglip_vision_model",
+        tower,
         hidden_size=24,
         intermediate_size=48,
         num_hidden_layers=layers,
         num_attention_heads=2,
         image_size=16,
         patch_size=8,
+        **TOWERS[tower],
     )
     ids = {"bos_token_id": 256, "eos_token_id": 256, "pad_token_id": 256}
-    sizes: dict[str, dict[str, Any]] = {
-        "llama": {
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": layers,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 64,
-        },
-        "gpt2": {"n_embd": 32, "n_layer": layers, "n_head": 4, "n_positions": 64},
-    }
+    kinds = {key: (value * layers)[:layers] for key, value in DECODERS[decoder].items() if isinstance(value, list)}
+    sizes = DECODERS[decoder] | kinds | {"n_layer" if decoder == "gpt2" else "num_hidden_layers": layers}
     text = AutoConfig.for_model(
-        decoder, vocab_size=VOCABULARY, tie_word_embeddings=tied, initializer_range=0.2, **sizes[decoder], **ids
+        decoder, vocab_size=VOCABULARY, tie_word_embeddings=tied, initializer_range=0.2, **sizes, **ids
     )
     return {
         "model_type": "prefix_conditioning_vlm",
@@ -84,8 +140,9 @@ def write_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     if lora:
         add_adapter(model, settings)
-        tensors = {to_disk(name): tensor for name, tensor in model.state_dict().items()}
-        tensors |= _pooling_head(settings)
+        tower = settings["vision_config"]["model_type"]
+        whole = dict(model.state_dict()) | _unused_of_tower(settings)
+        tensors = {to_disk(name, tower): tensor for name, tensor in whole.items()}
     else:
         tensors = dict(model.state_dict())
         settings = {key: value for key, value in settings.items() if not key.startswith("lora_")}
@@ -121,9 +178,13 @@ def add_adapter(model: PrefixConditioningVLM, settings: dict[str, Any], *, seed:
     _fill_adapter(model)
 
 
-def to_disk(name: str) -> str:
+def to_disk(name: str, tower: str = "siglip_vision_model") -> str:
     """A parameter name of the wrapped model → the key in a distilvit2 checkpoint."""
-    name = name.replace("vision_encoder.", "vision_encoder.vision_model.", 1)
+    if name.startswith("vision_encoder."):
+        name = name.removeprefix("vision_encoder.")
+        for pattern, old in _OLD_TOWER_NAMES[tower]:
+            name = re.sub(pattern, old, name)
+        return f"vision_encoder.{name}"
     return name.replace("language_model.", "language_model.base_model.model.", 1)
 
 
@@ -150,6 +211,8 @@ def _fill_adapter(model: torch.nn.Module) -> None:
             torch.nn.init.normal_(parameter, std=0.2)
 
 
-def _pooling_head(settings: dict[str, Any]) -> Tensors:
-    tower = SiglipVisionModel(AutoConfig.for_model(**settings["vision_config"]))
-    return {f"vision_encoder.vision_model.{k}": v for k, v in tower.state_dict().items() if k.startswith("head.")}
+def _unused_of_tower(settings: dict[str, Any]) -> Tensors:
+    """What a tower has in transformers and not in ours: its pooler or head, its mask token."""
+    whole = AutoModel.from_config(AutoConfig.for_model(**settings["vision_config"]))
+    used = build_tower(settings["vision_config"]).state_dict()
+    return {f"vision_encoder.{name}": tensor for name, tensor in whole.state_dict().items() if name not in used}

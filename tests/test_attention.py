@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
+import padded
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.cache_utils import DynamicCache
 
-from vlm_export import decoder, simplify
+from vlm_export import decoder, simplify, variants
 from vlm_export.checkpoint import stored_tensors
+from vlm_export.dtypes import DTYPES
+from vlm_export.families.base import Component
 from vlm_export.graph_file import save_graph
 from vlm_export.metrics import max_relative_error
 from vlm_export.simplify import SimplifyReport
@@ -34,33 +38,47 @@ LLAMA_LIKE = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama, rotary in the operator": ("llama", {}),
-    "llama, rotary outside": ("llama", {"hidden_size": 32}),
-    "llama, linear rope": ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}),
-    "llama, llama3 rope": (
-        "llama",
-        {
-            "rope_parameters": {
-                "rope_type": "llama3",
-                "rope_theta": 1e4,
-                "factor": 8.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 32,
-            }
-        },
+
+
+def rope(kind: str, **settings: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 1e4, **settings}}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A decoder's `model_type` and settings, and where its rotations go if there is no padding."""
+
+    model_type: str
+    changes: dict[str, Any] = field(default_factory=dict)
+    inside: bool = True  # GroupQueryAttention does them; else RotaryEmbedding, two a layer
+
+
+# The prefill has 7 positions and three steps follow: kinds of rope that change with the length do so at 8.
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+LONGROPE = {
+    "short_factor": [1.0] * 8,
+    "long_factor": [1.5 + 0.5 * i for i in range(8)],
+    "factor": 8.0,
+    "original_max_position_embeddings": 8,
+}
+HALF = {"head_dim": 32} | rope("default", partial_rotary_factor=0.5)
+DECODERS = {
+    "llama": Kind("llama"),
+    "a head size that the operator does not rotate": Kind("llama", {"hidden_size": 32}, inside=False),
+    "linear rope": Kind("llama", rope("linear", factor=2.0)),
+    "llama3 rope": Kind("llama", rope("llama3", **LLAMA3)),
+    "yarn, which scales what it rotates": Kind("llama", rope("yarn", factor=4.0, original_max_position_embeddings=16)),
+    "longrope, which changes with the length": Kind("llama", rope("longrope", **LONGROPE)),
+    "dynamic rope, which changes with the length": Kind(
+        "llama", rope("dynamic", factor=4.0) | {"max_position_embeddings": 8}
     ),
-    "qwen2, bias": ("qwen2", {}),
-    "qwen3, norms of query and key": ("qwen3", {"head_dim": 16}),
-    "mistral, sliding window": ("mistral", {"sliding_window": 4}),
-    "gemma2, caps and windows": ("gemma2", {"head_dim": 16, "sliding_window": 4, "query_pre_attn_scalar": 16}),
-    "phi3, fused projections": ("phi3", {}),
-    "gpt2, learned positions": (
-        "gpt2",
-        {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "num_key_value_heads": None},
-    ),
-    "opt, offset positions": ("opt", {"ffn_dim": 48, "word_embed_proj_dim": 64, "num_key_value_heads": None}),
+    "half of a head": Kind("phi3", HALF),
+    "half of a head, cut before it is rotated": Kind("phi", HALF, inside=False),
+    "pairs of half of a head": Kind("glm", HALF),
+    "norms after rotation": Kind("hunyuan_v1_dense", {"head_dim": 16}, inside=False),
+    "sliding window": Kind("mistral", {"sliding_window": 4}),
+    "caps and windows": Kind("gemma2", {"head_dim": 16, "sliding_window": 4, "query_pre_attn_scalar": 16}),
+    "two ropes": Kind("gemma3_text", {"head_dim": 16, "layer_types": ["sliding_attention", "full_attention"]}),
 }
 
 
@@ -72,65 +90,79 @@ class Holder(nn.Module):
         self.language_model = language_model
 
 
-@pytest.fixture(params=DECODERS)
-def model(request: pytest.FixtureRequest) -> Holder:
-    model_type, changes = DECODERS[request.param]
+def holder(kind: Kind) -> Holder:
     torch.manual_seed(0)
-    config = AutoConfig.for_model(model_type, **(LLAMA_LIKE | {"initializer_range": 0.2} | changes))
+    config = AutoConfig.for_model(kind.model_type, **(LLAMA_LIKE | {"initializer_range": 0.2} | kind.changes))
     return Holder(AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval())
 
 
-def export(model: Holder, folder: Path) -> tuple[onnxruntime.InferenceSession, SimplifyReport]:
-    """The chat layout's decoder, the one that padding can reach."""
+def export(
+    model: Holder, folder: Path, component: Callable[[decoder.Geometry], Component]
+) -> tuple[onnxruntime.InferenceSession, SimplifyReport]:
     tensors = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     save_file(tensors, folder / "model.safetensors")
-    component = decoder.chat_decoder(decoder.Geometry.of(model.language_model.config))
-    structure, report = simplify.simplify(trace(component, model), component)
-    save_graph(attach_weights(structure, component, stored_tensors(folder)), folder / "decoder.onnx")
+    made = component(decoder.Geometry.of(model.language_model.config))
+    structure, report = simplify.simplify(trace(made, model), made)
+    save_graph(attach_weights(structure, made, stored_tensors(folder)), folder / "decoder.onnx")
     return onnxruntime.InferenceSession(str(folder / "decoder.onnx")), report
 
 
-def test_left_padding_prefill_and_decode(model: Holder, tmp_path: Path) -> None:
-    session, report = export(model, tmp_path)
-    assert report.unfused_attention == ""
+CASES = [
+    *((name, decoder.chat_decoder) for name in DECODERS),
+    *((name, decoder.plain_decoder) for name, kind in DECODERS.items() if kind.inside),
+]
+
+
+@pytest.mark.parametrize(("name", "component"), CASES)
+def test_computes_what_pytorch_computes(
+    name: str, component: Callable[[decoder.Geometry], Component], tmp_path: Path
+) -> None:
+    kind = DECODERS[name]
+    model = holder(kind)
+    session, report = export(model, tmp_path, component)
+    assert (report.unfused_attention, report.unfused_rotary) == ("", "")
     assert report.fused["GroupQueryAttention"] == 2
-    language_model: Any = model.language_model
-    geometry = decoder.Geometry.of(language_model.config)
-    embeds = torch.randn(2, 7, geometry.hidden, generator=torch.Generator().manual_seed(1))
-    mask = torch.tensor([[0, 0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1]])
-    positions = (mask.cumsum(-1) - 1).masked_fill(mask == 0, 1)  # as transformers.js numbers them
-    cache: DynamicCache = DynamicCache()
-    past = [np.zeros((2, geometry.kv_heads, 0, geometry.head_dim), dtype=np.float32)] * (2 * geometry.layers)
-    for step in range(4):
-        with torch.inference_mode():
-            reference = language_model(
-                inputs_embeds=embeds,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                logits_to_keep=1,
-            )
-        feeds = {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": positions}
-        names = [value.name for value in session.get_inputs() if value.name.startswith("past_key_values.")]
-        arrays = {name: tensor.numpy() for name, tensor in feeds.items()} | dict(zip(names, past, strict=True))
-        wanted = {value.name for value in session.get_inputs()}
-        arrays["num_logits_to_keep"] = np.array(1, dtype=np.int64)
-        logits, *past = session.run(None, {name: array for name, array in arrays.items() if name in wanted})
-        assert max_relative_error(logits, reference.logits.numpy()) < 1e-4, step
-        for layer, values in enumerate(cache.layers):
-            for place, tensor in enumerate((values.keys, values.values)):
-                ours, theirs = past[2 * layer + place], tensor.numpy()
-                kept = theirs.shape[2]  # transformers' own cache of a windowed layer forgets what is outside it
-                real = mask.bool().numpy()[:, None, -kept:, None]
-                assert max_relative_error(np.where(real, ours[:, :, -kept:], 0), np.where(real, theirs, 0)) < 1e-4
-        embeds = torch.randn(2, 1, geometry.hidden, generator=torch.Generator().manual_seed(step))
-        mask = torch.cat([mask, torch.ones(2, 1, dtype=torch.int64)], dim=1)
-        positions = mask.sum(-1, keepdim=True) - 1
+    inside = kind.inside and component is decoder.plain_decoder
+    assert report.fused.get("RotaryEmbedding", 0) == (0 if inside else 4)
+    padded.compare(session, model.language_model)
+
+
+def test_a_rotation_of_another_kind_stays_plain_and_says_so(tmp_path: Path) -> None:
+    model = holder(Kind("cohere"))  # its table repeats each number where Llama's repeats all of them
+    session, report = export(model, tmp_path, decoder.chat_decoder)
+    assert report.unfused_rotary.endswith("apply_rotary_pos_emb does not rotate halves or pairs of a head")
+    assert report.fused["GroupQueryAttention"] == 2
+    padded.compare(session, model.language_model)
+
+
+def test_attention_of_its_own_stays_plain_and_says_so(tmp_path: Path) -> None:
+    sizes = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "rotary_dim": 8, "num_key_value_heads": None}
+    model = holder(Kind("gptj", sizes))
+    session, report = export(model, tmp_path, decoder.chat_decoder)
+    assert report.unfused_attention == "GPTJForCausalLM does not call transformers' attention interface"
+    padded.compare(session, model.language_model)
+
+
+def test_float16_keeps_the_angles_of_far_positions(tmp_path: Path) -> None:
+    model = holder(Kind("llama", {"max_position_embeddings": 2048}))
+    session, _ = export(model, tmp_path, decoder.plain_decoder)
+    made = decoder.plain_decoder(decoder.Geometry.of(model.language_model.config))
+    structure, _ = simplify.simplify(trace(made, model), made)
+    source = variants.Source(made, structure, stored_tensors(tmp_path))
+    save_graph(variants.make(source, DTYPES["fp16"], tmp_path), tmp_path / "fp16.onnx")
+    random = np.random.default_rng(0)
+    sizes = {"batch_size": 1, "sequence_length": 1, "past_sequence_length": 1000}
+    feeds = {}
+    for value in session.get_inputs():
+        shape = [sizes.get(size, size) for size in value.shape]
+        feeds[value.name] = random.normal(size=shape).astype(np.float32)
+    _, expected, *_ = session.run(None, feeds)
+    _, key, *_ = onnxruntime.InferenceSession(str(tmp_path / "fp16.onnx")).run(None, feeds)
+    assert max_relative_error(key[:, :, -1], expected[:, :, -1]) < 2e-3
 
 
 def test_what_no_operator_expresses_falls_back_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = AutoConfig.for_model("llama", **LLAMA_LIKE)
-    model = Holder(AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval())
+    model = holder(Kind("llama"))
     layer = type(model.language_model.model.layers[1].self_attn)
     forward = layer.forward
 
@@ -138,6 +170,6 @@ def test_what_no_operator_expresses_falls_back_and_says_so(tmp_path: Path, monke
         return forward(self, *arguments, **keywords, s_aux=torch.zeros(4))
 
     monkeypatch.setattr(layer, "forward", with_sinks)
-    _, report = export(model, tmp_path)
+    _, report = export(model, tmp_path, decoder.chat_decoder)
     assert "s_aux" in report.unfused_attention
     assert "GroupQueryAttention" not in report.fused

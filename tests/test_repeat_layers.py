@@ -114,6 +114,19 @@ def test_every_layer_has_the_same_nodes_under_names_of_its_own(exported: Exporte
         assert used == used[:1] * layers
 
 
+@pytest.mark.parametrize(("decoder", "layers", "added"), [("gemma3_text", 7, 2), ("smollm3", 6, 2)])
+def test_kinds_of_layers_that_take_turns_are_repeated_together(
+    decoder: str, layers: int, added: int, tmp_path: Path
+) -> None:
+    made = prepare(tmp_path, pico.config(decoder, layers=layers))
+    made.export("captioner", ["fp32"])
+    simplified = load_manifest(made.work.repo).simplified["decoder_model_merged"]
+    assert (simplified["repeated"], simplified["not_repeated"]) == ({DECODER["llama"]: added}, {})
+    assert simplified["fused"]["GroupQueryAttention"] == layers
+    report = made.verify("ort")
+    assert report.verdict == "pass", report.failures
+
+
 def widen(layer: nn.Module) -> None:
     layer.mlp.up_proj = nn.Linear(32, 50, bias=False, device="meta")
 
@@ -145,6 +158,14 @@ def test_layers_that_differ_are_no_stack(change: Callable[[nn.Module], None], wh
     assert [stack.path for stack in find_stacks(component, model, {})[0]] == [DECODER["llama"]]
     change(model.language_model.model.layers[2])
     assert find_stacks(component, model, {}) == ((), {DECODER["llama"]: f"layers 1 and 2 differ in {where}"})
+
+
+def test_a_layer_unlike_its_kind_is_no_stack(tmp_path: Path) -> None:
+    merged = checkpoint(tmp_path, pico.config("smollm3", layers=6))
+    model, component = build_empty(merged), merged.family.layouts["captioner"](merged.config)[1]
+    assert [(stack.period, stack.traced) for stack in find_stacks(component, model, {})[0]] == [(2, 4)]
+    widen(model.language_model.model.layers[5])
+    assert find_stacks(component, model, {})[1] == {DECODER["llama"]: "layers 3 and 5 differ in mlp.up_proj.weight"}
 
 
 def test_kinds_of_layers_in_the_config_are_no_stack(tmp_path: Path) -> None:

@@ -137,9 +137,10 @@ def open_adapter(path: Path, checkpoint: Checkpoint, model: nn.Module) -> Adapte
     config = _read_config(source)
     stored = {key.removeprefix("base_model.model."): ref for key, ref in stored_tensors(path, ADAPTER_WEIGHTS).items()}
     known = {name for name, _ in [*model.named_modules(), *model.named_parameters(remove_duplicate=False)]}
+    name_of = checkpoint.family.names(checkpoint.config)
 
     def named(root: str) -> dict[str, Weight]:
-        names = {key: checkpoint.family.rename(root + without_adapter_name(key)) for key in stored}
+        names = {key: name_of(root + without_adapter_name(key)) for key in stored}
         return {name: stored[key] for key, name in names.items() if name is not None}
 
     def unknown(root: str) -> list[Weight]:

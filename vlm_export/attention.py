@@ -2,14 +2,12 @@
 
 transformers lets a function stand in for every attention layer (`AttentionInterface`). While a component is traced,
 ours emits `com.microsoft::GroupQueryAttention` for a decoder, with the flat cache as the operator's own past and
-present and, where the rotation is Llama's, with rotary embedding inside; and `com.microsoft::MultiHeadAttention` for a
+present and, where it can, with rotary embedding inside (`rotary.py`); and `com.microsoft::MultiHeadAttention` for a
 tower. Contracts: onnxruntime's `docs/ContribOperators.md`. Only this module knows transformers' attention interface.
 """
 
 from __future__ import annotations
 
-import inspect
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,10 +18,11 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 from transformers.masking_utils import AttentionMaskInterface
-from transformers.models.llama import modeling_llama
+
+from vlm_export.rotary import Rotary, find_rotation
 
 _NAME = "vlm_export"
-_ROTARY_HEAD_MULTIPLE = 16  # the operator rotates no other head sizes
+_BIAS_INPUT = 10  # of GroupQueryAttention
 _KNOWN_KEYWORDS = {"sliding_window", "softcap", "is_causal", "position_ids", "use_cache", "cache_position"}
 
 
@@ -32,19 +31,26 @@ class CannotFuse(Exception):
 
 
 @dataclass
+class Notes:
+    """What stayed plain operators in a graph whose attention is fused, and why."""
+
+    unfused_rotary: str = ""
+
+
+@dataclass
 class _DecoderRun:
     """One run of a decoder while it is traced: the past that goes into each layer, and the present that comes out."""
 
     past: Sequence[Tensor]
-    position_ids: Tensor
-    attention_mask: Tensor | None
+    bias: Tensor | None  # [B, 1, S, P + S]: padding
     total_length: Tensor  # int32 scalar: positions after the run, past included
     last_positions: Tensor  # [B] int32: the last of them in each row
-    rotary: tuple[Tensor, Tensor] | None
+    rotary: Rotary
     present: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 _run: _DecoderRun | None = None
+_notes = Notes()
 
 
 class _NewTokensOnly(DynamicCache):
@@ -63,14 +69,17 @@ def flat_cache(past: Sequence[Tensor], *, fused: bool) -> Any:
 
 
 @contextmanager
-def fused(model: nn.Module) -> Iterator[None]:
-    """Within, the attention of every transformers model inside `model` is ours."""
+def fused(model: nn.Module) -> Iterator[Notes]:
+    """Within, the attention of every transformers model inside `model` is ours; yields what is noted of it."""
+    global _notes
+    _notes = Notes()
     parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
     before = [part.config._attn_implementation for part in parts]
     for part in parts:
         part.config._attn_implementation = _NAME
+        find_rotation(part)  # by trying it, which is too late while tracing
     try:
-        yield
+        yield _notes
     finally:
         for part, implementation in zip(parts, before, strict=True):
             part.config._attn_implementation = implementation
@@ -94,62 +103,20 @@ def decoder_run(
     `length` is the number of positions after the run, past included.
     """
     global _run
-    rotary = _rotary_of(language_model)
-    tables = None
-    if rotary is not None:
-        half = language_model.config.head_dim // 2
-        positions = torch.arange(length).unsqueeze(0)
-        cos, sin = rotary(past[0], positions)
-        tables = (cos[0, :, :half], sin[0, :, :half])
-    total_length = torch.scalar_tensor(length, dtype=torch.int32)  # once for all layers
+    total_length = torch.scalar_tensor(length, dtype=torch.int32)  # once for all layers, as are the next two
     last_positions = (total_length - 1).expand(past[0].shape[0])
-    _run = _DecoderRun(past, position_ids, attention_mask, total_length, last_positions, tables)
-    # The operator numbers a row's positions from its first one on, which padding breaks: then each is looked up before.
-    stand_in = _leave_to_the_operator if attention_mask is None else _rotate
-    modeling = sys.modules[type(language_model).__module__]
-    original = getattr(modeling, "apply_rotary_pos_emb", None)
-    if tables is not None:
-        modeling.apply_rotary_pos_emb = stand_in  # type: ignore[attr-defined]
+    bias = None if attention_mask is None else _bias(attention_mask, position_ids.shape[1], past[0].dtype)
+    # The operator numbers a row's positions from its first one on, which padding breaks: then it cannot rotate.
+    rotary = Rotary(language_model, position_ids, length if attention_mask is None else None)
+    _run = _DecoderRun(past, bias, total_length, last_positions, rotary)
     try:
-        yield _run.present
+        with rotary.replaced():
+            yield _run.present
+        if len(_run.present) < len(past) // 2:
+            raise CannotFuse(f"{type(language_model).__name__} does not call transformers' attention interface")
     finally:
         _run = None
-        if tables is not None:
-            modeling.apply_rotary_pos_emb = original  # type: ignore[attr-defined]
-
-
-def _leave_to_the_operator(query: Tensor, key: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-    """In the place of `apply_rotary_pos_emb`, where GroupQueryAttention rotates."""
-    return query, key
-
-
-def _rotate(query: Tensor, key: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-    """In the place of `apply_rotary_pos_emb`: an operator of its own, with every token's position."""
-    assert _run is not None and _run.rotary is not None
-    query, key = (
-        torch.onnx.ops.symbolic(
-            "com.microsoft::RotaryEmbedding",
-            [heads, _run.position_ids, *_run.rotary],
-            dtype=heads.dtype,
-            shape=heads.shape,
-            version=1,
-        )
-        for heads in (query, key)
-    )
-    return query, key
-
-
-def _rotary_of(language_model: PreTrainedModel) -> nn.Module | None:
-    """The rotary embedding, if the operator's is the same: Llama's own function, on whole heads."""
-    rotary = getattr(language_model.base_model, "rotary_emb", None)
-    function = getattr(sys.modules[type(language_model).__module__], "apply_rotary_pos_emb", None)
-    head_dim = getattr(language_model.config, "head_dim", 0)
-    if rotary is None or function is None or not head_dim or head_dim % _ROTARY_HEAD_MULTIPLE:
-        return None
-    same = inspect.getsource(function) == inspect.getsource(modeling_llama.apply_rotary_pos_emb)
-    parameters = getattr(language_model.config, "rope_parameters", None) or {}
-    whole = parameters.get("partial_rotary_factor", 1.0) == 1.0 and parameters.get("rope_type") in ("default", "linear")
-    return rotary if same and whole else None
+        _notes.unfused_rotary = rotary.unfused
 
 
 def _attention(
@@ -191,18 +158,22 @@ def _group_query(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, keywords: dict[str, Any]
 ) -> Tensor:
     assert _run is not None
+    attributes: dict[str, Any] = {}
+    tables: tuple[Tensor, ...] = ()
+    rotated = _run.rotary.inside(query, key)
+    if rotated is not None:
+        query, key = rotated.before
+        tables = rotated.tables
+        attributes = {"do_rotary": 1} | ({"rotary_interleaved": 1} if rotated.interleaved else {})
     batch, heads, length, size = query.shape
     kv_heads, layer = key.shape[1], int(module.layer_idx)  # type: ignore[arg-type]
     past_key, past_value = _run.past[2 * layer], _run.past[2 * layer + 1]
     total = past_key.shape[2] + length
     inputs: list[Tensor | None] = [_side_by_side(tensor) for tensor in (query, key, value)]
-    inputs += [past_key, past_value, _run.last_positions, _run.total_length]
-    attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": kv_heads, "scale": scale}
-    if _run.attention_mask is not None:
-        inputs += [None, None, None, _bias(_run.attention_mask, length, total, query.dtype)]
-    elif _run.rotary is not None:
-        inputs += _run.rotary
-        attributes["do_rotary"] = 1
+    inputs += [past_key, past_value, _run.last_positions, _run.total_length, *tables]
+    if _run.bias is not None:
+        inputs += [None] * (_BIAS_INPUT - len(inputs)) + [_run.bias]
+    attributes |= {"num_heads": heads, "kv_num_heads": kv_heads, "scale": scale}
     if keywords.get("sliding_window"):
         attributes["local_window_size"] = int(keywords["sliding_window"])
     if keywords.get("softcap"):
@@ -225,11 +196,11 @@ def _side_by_side(heads: Tensor) -> Tensor:
     return heads.transpose(1, 2).reshape(batch, length, -1)
 
 
-def _bias(attention_mask: Tensor, length: int, total: int, dtype: torch.dtype) -> Tensor:
-    """Padding as an additive bias `[B, 1, S, P + S]`; the operator adds causality itself."""
+def _bias(attention_mask: Tensor, length: int, dtype: torch.dtype) -> Tensor:
+    """Padding `[B, P + S]` as an additive bias `[B, 1, S, P + S]`; the operator adds causality itself."""
     zero, lowest = torch.zeros((), dtype=dtype), torch.full((), torch.finfo(dtype).min, dtype=dtype)
     bias = torch.where(attention_mask.bool(), zero, lowest)
-    return bias[:, None, None, :].expand(bias.shape[0], 1, length, total)
+    return bias[:, None, None, :].expand(-1, 1, length, -1)
 
 
 AttentionInterface.register(_NAME, _attention)

@@ -12,7 +12,8 @@ import hashlib
 import json
 import pickle
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -111,8 +112,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
     plain: dict[str, TensorRef] = {}
     lora: dict[str, TensorRef] = {}
     unused = []
+    with _reading_config(path):
+        name_of = family.names(config)
     for key, ref in stored_tensors(path).items():
-        name = family.rename(key)
+        name = name_of(key)
         if name is None:
             unused.append(key)
             continue
@@ -219,16 +222,22 @@ def build_empty(checkpoint: Checkpoint) -> nn.Module:
     Raises:
         InputError: the config does not describe a model.
     """
-    try:
-        with init_empty_weights(include_buffers=False):
-            model = checkpoint.family.build(dict(checkpoint.config)).eval()
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        detail = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise InputError(f"{checkpoint.path / 'config.json'}: cannot build the model: {detail}") from error
+    with _reading_config(checkpoint.path), init_empty_weights(include_buffers=False):
+        model = checkpoint.family.build(dict(checkpoint.config)).eval()
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             module.tie_weights()  # building on the meta device separates what the config ties
     return model
+
+
+@contextmanager
+def _reading_config(path: Path) -> Iterator[None]:
+    """Within, what a model's class raises is about the folder's `config.json`."""
+    try:
+        yield
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        detail = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise InputError(f"{path / 'config.json'}: cannot build the model: {detail}") from error
 
 
 def library_names(model: PreTrainedModel) -> Callable[[str], str]:

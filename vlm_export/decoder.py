@@ -78,7 +78,10 @@ _NUM_LOGITS_TO_KEEP = """
 
 @dataclass(frozen=True)
 class Geometry:
-    """Sizes of a decoder: `layers` × (key, value) of `[batch, kv_heads, past, head_dim]`."""
+    """Sizes of a decoder: `layers` × (key, value) of `[batch, kv_heads, past, head_dim]`.
+
+    `hidden` is an embedding's size.
+    """
 
     layers: int
     kv_heads: int
@@ -96,7 +99,7 @@ class Geometry:
             layers=normalized.num_layers,
             kv_heads=getattr(normalized, "num_key_value_heads", None) or heads,
             head_dim=getattr(config, "head_dim", None) or normalized.hidden_size // heads,
-            hidden=normalized.hidden_size,
+            hidden=getattr(config, "word_embed_proj_dim", None) or normalized.hidden_size,  # OPT may project to hidden
             vocabulary=normalized.vocab_size,
         )
 

@@ -21,6 +21,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors.numpy import load_file, save_file
 from torch import nn
+from transformers.cache_utils import DynamicCache
 
 from vlm_export import merge
 from vlm_export.artifacts import replaced_folder, write_json
@@ -217,7 +218,8 @@ class _Recorder:
         values |= self.family.encode(self.model, values["pixel_values"])
         prompt = self.language_model.get_input_embeddings()(torch.tensor(prompt_ids, dtype=torch.int64))
         embeds = torch.cat([values["image_features"], prompt], dim=1)
-        output = self.language_model(inputs_embeds=embeds, use_cache=True)
+        cache: Any = DynamicCache()  # the model's own would forget what is outside a layer's window
+        output = self.language_model(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
         values["prefill.logits"] = output.logits[:, -1:]
         steps = []
         for step in range(DECODE_STEPS):
@@ -225,8 +227,8 @@ class _Recorder:
             steps.append(tokens[:, 0].tolist())
             output = self.language_model(input_ids=tokens, past_key_values=output.past_key_values, use_cache=True)
             values[f"step{step}.logits"] = output.logits
-        for layer, cache in enumerate(output.past_key_values.layers):
-            values |= {f"cache.{layer}.key": cache.keys, f"cache.{layer}.value": cache.values}
+        for index, layer in enumerate(cache.layers):
+            values |= {f"cache.{index}.key": layer.keys, f"cache.{index}.value": layer.values}
         return GoldenCase(name, len(pixels), prompt_ids, steps), values
 
 

@@ -188,7 +188,9 @@ def make_structure(
     repeated: dict[str, int] = {}
     for stack in stacks:
         try:
-            repeated[stack.path] = repeat_layers(structure, stack.path, stack.layers, cached=stack.cached)
+            repeated[stack.path] = repeat_layers(
+                structure, stack.path, stack.layers, cached=stack.cached, period=stack.period
+            )
         except NotRepeatable as error:
             return make_structure(component, model, {**(whole or {}), stack.path: str(error)})
     packed = pack_attention(structure)

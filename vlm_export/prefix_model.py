@@ -1,6 +1,7 @@
 """The prefix-conditioning captioner as a PyTorch module: tower → projection → prefix of a decoder-only language model.
 
-transformers has no class for this architecture, so the module is ours. Its attribute names are the key prefixes of
+transformers has no class for this architecture, so the module is ours. The prefix is the tower's last hidden state, as
+in distilvit2: all of it, class and register tokens included. Its attribute names are the key prefixes of
 distilvit2 checkpoints, and its dimensions come from the two nested configs of their `config.json`.
 """
 
@@ -10,7 +11,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+from vlm_export.towers import build_tower, tower_config
 
 
 class ProjectionHead(nn.Module):
@@ -43,16 +46,16 @@ class PrefixConditioningVLM(nn.Module):
 
     def __init__(self, config: dict[str, Any]):
         super().__init__()
-        vision_config = nested_config(config["vision_config"])
-        text_config = nested_config(config["text_config"])
-        self.vision_encoder = AutoModel.from_config(vision_config)
+        vision_config = tower_config(config["vision_config"])
+        language_model = AutoModelForCausalLM.from_config(nested_config(config["text_config"]))
+        self.vision_encoder = build_tower(config["vision_config"])
         self.projection = ProjectionHead(
             vision_config.hidden_size,
-            text_config.hidden_size,
+            language_model.get_input_embeddings().embedding_dim,
             config.get("projection_type", "linear"),
             config.get("mlp_hidden_dim", 2048),
         )
-        self.language_model = AutoModelForCausalLM.from_config(text_config)
+        self.language_model = language_model
 
     def image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """`[batch, 3, H, W] float32` → the prefix, `[batch, patches, text_dim] float32`."""
@@ -66,12 +69,6 @@ class PrefixConditioningVLM(nn.Module):
 
 
 def nested_config(values: dict[str, Any]) -> PretrainedConfig:
-    """The transformers config of a nested `vision_config` or `text_config` dict, by its `model_type`.
-
-    The pooling head of SigLIP-style towers is never built: a prefix uses the patches, not the pooled vector.
-    """
+    """The transformers config of a nested `text_config` dict, by its `model_type`."""
     values = dict(values)
-    model_type = values.pop("model_type")
-    if "vision_use_head" in values or model_type.startswith("siglip"):
-        values["vision_use_head"] = False
-    return AutoConfig.for_model(model_type, **values)
+    return AutoConfig.for_model(values.pop("model_type"), **values)

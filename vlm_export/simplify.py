@@ -17,16 +17,18 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from vlm_export.families.base import Component
 from vlm_export.rewrites import gather_positions, weight_layout
-from vlm_export.trace import UNFUSED
+from vlm_export.trace import UNFUSED, UNFUSED_ROTARY
 
 _FUSED = {
     "GroupQueryAttention",
     "MultiHeadAttention",
+    "RotaryEmbedding",
     "SimplifiedLayerNormalization",
     "SkipSimplifiedLayerNormalization",
     "LayerNormalization",
     "SkipLayerNormalization",
     "Gelu",
+    "QuickGelu",
 }
 ONNXSIM_SECONDS = 120
 ONNXSIM_BYTES = 64 << 20  # a structure this large is no structure: something folded a weight into it
@@ -37,8 +39,9 @@ class SimplifyReport:
     """What was done to one graph: node counts, how often each rewrite applied, and whether onnxsim ran.
 
     `nodes_before` are the traced ones, `nodes_after` the finished graph's. `fused` counts ONNX Runtime's own operators
-    in it; `unfused_attention` says why attention is none of them, if so. `repeated` says by stack how many layers were
-    added to the two that were traced, `not_repeated` why another stack was traced whole.
+    in it; `unfused_attention` and `unfused_rotary` say why attention and rotary embedding are none of them, if so.
+    `repeated` says by stack how many layers were added to the two that were traced, `not_repeated` why another stack
+    was traced whole.
     """
 
     nodes_before: int
@@ -47,6 +50,7 @@ class SimplifyReport:
     fused: dict[str, int]
     unfused_attention: str
     onnxsim: str
+    unfused_rotary: str = ""
     repeated: dict[str, int] = field(default_factory=dict)
     not_repeated: dict[str, str] = field(default_factory=dict)
 
@@ -65,8 +69,10 @@ def simplify(
     }
     RemoveUnusedNodesPass()(structure)
     simplified, outcome = _onnxsim(structure, seconds)
-    reason = simplified.metadata_props.get(UNFUSED, "")
-    report = SimplifyReport(before, len(simplified.graph), rewrites, count_fused(simplified), reason, outcome)
+    attention, rotary = (simplified.metadata_props.get(name, "") for name in (UNFUSED, UNFUSED_ROTARY))
+    report = SimplifyReport(
+        before, len(simplified.graph), rewrites, count_fused(simplified), attention, outcome, unfused_rotary=rotary
+    )
     return simplified, report
 
 

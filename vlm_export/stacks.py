@@ -1,7 +1,8 @@
 """Stacks of alike layers in a model, and the two-layer model and component that stand for them in a trace.
 
 What an export costs should not grow with depth: layers that are alike are traced once and repeated in the graph
-(`rewrites/repeat_layers.py`). Layer 0 is traced as well, because what all layers share is computed in it.
+(`rewrites/repeat_layers.py`). Layer 0 is traced as well, because what all layers share is computed in it. Where kinds
+of layers take turns (Gemma 3's windows, SmolLM3's layers without rotary embedding), a period of them is such a layer.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import nn
 
 from vlm_export.families.base import Component, TensorSpec
 
-TRACED = 2  # layers of a stack that are traced: the first, and the one that is repeated
+TRACED = 2  # periods of a stack that are traced: the first, and the one that is repeated
 _CACHE = re.compile(r"(?:past_key_values|present)\.(\d+)\.")
 _PLAIN = (bool, int, float, complex, str, type(None), torch.dtype, torch.Size, type)
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
@@ -25,11 +26,19 @@ _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 @dataclass(frozen=True)
 class Stack:
-    """`layers` alike layers in the module list `path` of a model; `cached` if the component's cache is theirs."""
+    """`layers` layers in the module list `path` of a model; `cached` if the component's cache is theirs.
+
+    Those `period` apart are alike. What is left over of whole periods comes first.
+    """
 
     path: str
     layers: int
     cached: bool = False
+    period: int = 1
+
+    @property
+    def traced(self) -> int:
+        return self.layers % self.period + TRACED * self.period
 
 
 def find_stacks(
@@ -43,11 +52,13 @@ def find_stacks(
     for path, layers in _module_lists(model):
         if layers not in used:
             continue
-        difference = whole.get(path) or _difference(layers) or _config_difference(model, path, len(layers))
+        lists = _lists_in_config(model, path, len(layers))
+        stack = Stack(path, len(layers), len(layers) == cached, _period(lists, len(layers)))
+        difference = whole.get(path) or _difference(layers, stack) or _list_difference(lists, stack)
         if difference:
             refused[path] = difference
         else:
-            stacks.append(Stack(path, len(layers), cached=len(layers) == cached))
+            stacks.append(stack)
     if sum(stack.cached for stack in stacks) > 1:
         return (), refused | {stack.path: "another stack is as deep: the cache could be of either" for stack in stacks}
     return tuple(stacks), refused
@@ -55,14 +66,14 @@ def find_stacks(
 
 @contextmanager
 def two_layers(model: nn.Module, stacks: Iterable[Stack]) -> Iterator[None]:
-    """Cut the stacks of a model to their first two layers while the block runs."""
+    """Cut the stacks of a model to their first two layers, or periods, while the block runs."""
     whole: list[tuple[nn.Module, str, nn.Module]] = []
     try:
         for stack in stacks:
             parent, _, name = stack.path.rpartition(".")
             owner, layers = model.get_submodule(parent), model.get_submodule(stack.path)
             whole.append((owner, name, layers))
-            setattr(owner, name, nn.ModuleList(list(layers.children())[:TRACED]))
+            setattr(owner, name, nn.ModuleList(list(layers.children())[: stack.traced]))
         yield
     finally:
         for owner, name, layers in whole:
@@ -71,18 +82,19 @@ def two_layers(model: nn.Module, stacks: Iterable[Stack]) -> Iterator[None]:
 
 def two_layer_component(component: Component, stacks: Iterable[Stack]) -> Component:
     """The component as a model cut by `two_layers` has it: with two layers of cache, if the cache is a stack's."""
-    if not any(stack.cached for stack in stacks):
+    traced = next((stack.traced for stack in stacks if stack.cached), None)
+    if traced is None:
         return component
     return replace(
         component,
-        inputs=_first_layers(component.inputs),
-        outputs=_first_layers(component.outputs),
-        traced_inputs=_first_layers(component.traced_inputs),
+        inputs=_first_layers(component.inputs, traced),
+        outputs=_first_layers(component.outputs, traced),
+        traced_inputs=_first_layers(component.traced_inputs, traced),
     )
 
 
-def _first_layers(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
-    return tuple(spec for spec in specs if _cached_layers([spec]) <= TRACED)
+def _first_layers(specs: Sequence[TensorSpec], traced: int) -> tuple[TensorSpec, ...]:
+    return tuple(spec for spec in specs if _cached_layers([spec]) <= traced)
 
 
 def _cached_layers(specs: Iterable[TensorSpec]) -> int:
@@ -102,30 +114,30 @@ def _module_lists(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:
     return found
 
 
-def _difference(layers: nn.ModuleList) -> str | None:
-    """How the layers from the second on differ, or None: module types, parameters, buffers and plain attributes."""
-    model_layer = layers[1]
-    expected = dict(model_layer.named_modules())
+def _difference(layers: nn.ModuleList, stack: Stack) -> str | None:
+    """How layers of one kind differ, or None: module types, parameters, buffers and plain attributes.
+
+    Those after the traced ones are compared with the second traced of their kind; `repeat_layers` compares the first.
+    """
     owners: dict[int, int] = {}
     for index, layer in enumerate(layers):
         for name, parameter in layer.named_parameters():
             if owners.setdefault(id(parameter), index) != index:
                 return f"layers {owners[id(parameter)]} and {index} share {name}"
-    for index, layer in enumerate(layers):
-        modules = dict(layer.named_modules())
-        if index < TRACED:
-            continue
+    for index in range(stack.traced, len(layers)):
+        model = stack.traced - stack.period + (index - stack.traced) % stack.period
+        expected, modules = (dict(layers[i].named_modules()) for i in (model, index))
         if modules.keys() != expected.keys():
-            return f"layers 1 and {index} differ in {min(modules.keys() ^ expected.keys())}"
+            return f"layers {model} and {index} differ in {min(modules.keys() ^ expected.keys())}"
         for name, module in modules.items():
-            difference = _module_difference(expected[name], module, index)
+            difference = _module_difference(expected[name], module, model, index)
             if difference:
-                return f"layers 1 and {index} differ in {'.'.join(part for part in (name, difference) if part)}"
+                return f"layers {model} and {index} differ in {'.'.join(part for part in (name, difference) if part)}"
     return None
 
 
-def _module_difference(expected: nn.Module, module: nn.Module, index: int) -> str | None:
-    """The name of what differs between a module of layer 1 and the same of layer `index`, or None."""
+def _module_difference(expected: nn.Module, module: nn.Module, model: int, index: int) -> str | None:
+    """The name of what differs between a module of layer `model` and the same of layer `index`, or None."""
     if type(expected) is not type(module):
         return f"{type(expected).__name__} and {type(module).__name__}"
     for tensors, others in ((expected._parameters, module._parameters), (expected._buffers, module._buffers)):
@@ -137,7 +149,7 @@ def _module_difference(expected: nn.Module, module: nn.Module, index: int) -> st
     ours, theirs = _attributes(expected), _attributes(module)
     if ours.keys() != theirs.keys():
         return min(ours.keys() ^ theirs.keys())
-    return next((name for name in ours if not _same(ours[name], theirs[name], index)), None)
+    return next((name for name in ours if not _same(ours[name], theirs[name], model, index)), None)
 
 
 def _alike(expected: torch.Tensor | None, tensor: torch.Tensor | None) -> bool:
@@ -154,23 +166,42 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
 
 
-def _same(expected: Any, value: Any, index: int) -> bool:
+def _same(expected: Any, value: Any, model: int, index: int) -> bool:
     """Equal, of one type where equality says nothing, or the layer's own index (from 0 or 1)."""
-    if type(expected) is int and type(value) is int and value - expected == index - 1 and expected in (1, 2):
+    if type(expected) is int and type(value) is int and (expected - model, value - index) in ((0, 0), (1, 1)):
         return True
     if isinstance(expected, (list, tuple)) and isinstance(value, (list, tuple)) and len(expected) == len(value):
-        return all(_same(one, other, index) for one, other in zip(expected, value, strict=True))
+        return all(_same(one, other, model, index) for one, other in zip(expected, value, strict=True))
     if isinstance(expected, _PLAIN) or isinstance(value, _PLAIN):
         return type(expected) is type(value) and expected == value
     return type(expected) is type(value)
 
 
-def _config_difference(model: nn.Module, path: str, layers: int) -> str | None:
-    """A list in a config around the stack with one entry a layer (`layer_types`), not all alike from the second on."""
+def _lists_in_config(model: nn.Module, path: str, layers: int) -> dict[str, Sequence[Any]]:
+    """Lists in a config around the stack with one entry a layer (`layer_types`)."""
     parts = path.split(".")[:-1]
+    found: dict[str, Sequence[Any]] = {}
     for depth in range(len(parts) + 1):
         config = getattr(model.get_submodule(".".join(parts[:depth])), "config", None)
         for name, value in vars(config).items() if hasattr(config, "__dict__") else ():
-            if isinstance(value, (list, tuple)) and len(value) == layers and any(v != value[1] for v in value[2:]):
-                return f"layers differ in the config's {name}"
+            if isinstance(value, (list, tuple)) and len(value) == layers:
+                found[name] = value
+    return found
+
+
+def _period(lists: Mapping[str, Sequence[Any]], layers: int) -> int:
+    """After how many layers the kinds in all the lists repeat, if fewer are traced then than there are; else 1."""
+    for period in range(1, layers // TRACED):
+        stack = Stack("", layers, period=period)
+        if stack.traced < layers and _list_difference(lists, stack) is None:
+            return period
+    return 1
+
+
+def _list_difference(lists: Mapping[str, Sequence[Any]], stack: Stack) -> str | None:
+    """What says that layers which should be alike are not, but for the first of each kind."""
+    period = stack.period
+    for name, values in lists.items():
+        if any(values[i] != values[i - period] for i in range(stack.traced, stack.layers)):
+            return f"layers differ in the config's {name}"
     return None

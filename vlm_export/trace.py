@@ -22,13 +22,14 @@ from torch import nn
 from vlm_export import attention
 from vlm_export.checkpoint import aliases
 from vlm_export.families.base import Component, TensorSpec
-from vlm_export.rewrites import front_end, ort_fusions, same_shape
+from vlm_export.rewrites import embedding_scale, front_end, gelu, ort_fusions, same_shape
 from vlm_export.rewrites.int8_lookup import TOKEN_TABLE
 
 OPSET = 20  # the newest that every kernel of ONNX Runtime 1.24 and later has; LayerNormalization needs 17, Gelu 20
 IR_VERSION = 10
 
 UNFUSED = "vlm_export.unfused_attention"  # model metadata: why attention is plain operators
+UNFUSED_ROTARY = "vlm_export.unfused_rotary"  # the same of rotary embedding
 
 # Sizes that the tracer sees. All differ and none is 0 or 1, which torch.export would take for constants.
 _TRACED_SIZES = {
@@ -49,13 +50,14 @@ def trace(component: Component, model: nn.Module) -> ir.Model:
     shared = aliases(model)
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     with _stand_in_weights(model):
-        structure, unfused = _export_fused(component, model)
+        structure, notes = _export_fused(component, model)
         embedding = _token_table(model)
     _weights_to_inputs(structure, parameters, shared)
-    if unfused:
-        structure.metadata_props[UNFUSED] = unfused
+    structure.metadata_props.update(notes)
     if component.front_end is not None:
         front_end.attach(structure, component, embedding=embedding)
+        module = model.language_model.get_input_embeddings()  # type: ignore[union-attr,operator]
+        embedding_scale.scale_lookups(structure, str(embedding.name), embedding_scale.scale_of(module))
         structure.metadata_props[TOKEN_TABLE] = str(embedding.name)
     _declare(structure, component)
     structure.ir_version = IR_VERSION
@@ -63,17 +65,18 @@ def trace(component: Component, model: nn.Module) -> ir.Model:
     return structure
 
 
-def _export_fused(component: Component, model: nn.Module) -> tuple[ir.Model, str]:
-    """Export with attention as one operator; where that cannot be, with plain operators and the reason."""
+def _export_fused(component: Component, model: nn.Module) -> tuple[ir.Model, dict[str, str]]:
+    """Export with attention as one operator; where that cannot be, with plain operators and the reason as metadata."""
     signature = component.trace_signature, component.outputs
     try:
-        with attention.fused(model):
-            return _export(component.module(model).eval(), *signature), ""
+        with attention.fused(model) as notes:
+            structure = _export(component.module(model).eval(), *signature)
+        return structure, {UNFUSED_ROTARY: notes.unfused_rotary} if notes.unfused_rotary else {}
     except Exception as error:
         reasons = [cause for cause in _causes(error) if isinstance(cause, attention.CannotFuse)]
         if not reasons:
             raise
-    return _export(component.module(model).eval(), *signature), str(reasons[0])
+    return _export(component.module(model).eval(), *signature), {UNFUSED: str(reasons[0])}
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -159,7 +162,8 @@ def _weights_to_inputs(structure: ir.Model, parameters: set[str], shared: dict[s
         graph.inputs.append(weight)
     onnxscript.optimizer.optimize(structure, onnx_shape_inference=False)
     same_shape.join_reshapes(structure)
-    ort_fusions.fuse(structure)
+    gelu.fuse_gelu(structure)
+    ort_fusions.fuse_norms(structure)
 
 
 def _declare(structure: ir.Model, component: Component) -> None:

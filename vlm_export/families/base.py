@@ -76,6 +76,7 @@ class Family:
     Attributes:
         build: an uninitialised model for a config, its parameter names being those of a merged checkpoint.
         rename: a checkpoint's tensor name (LoRA parts included) → the model's, or None for what inference never uses.
+        rename_in: by config, what `rename` gives → the same, where the names depend on the parts of the model.
         embedded_lora: the settings of LoRA tensors inside the checkpoint itself.
         adapter_roots: prefixes below which a PEFT adapter may have been attached.
         merged_config: `config.json` of the merged checkpoint.
@@ -99,6 +100,17 @@ class Family:
     image_processor: Callable[[Config], dict[str, Any]]
     layouts: Mapping[str, Callable[[Config], tuple[Component, ...]]]
     adapter_roots: Sequence[str] = field(default=("",))
+    rename_in: Callable[[Config], Callable[[str], str | None]] = field(default=lambda config: lambda key: key)
+
+    def names(self, config: Config) -> Callable[[str], str | None]:
+        """The whole translation of tensor names for a config: `rename`, then `rename_in`."""
+        rename_in = self.rename_in(config)
+
+        def name(key: str) -> str | None:
+            renamed = self.rename(key)
+            return None if renamed is None else rename_in(renamed)
+
+        return name
 
 
 def names() -> list[str]:

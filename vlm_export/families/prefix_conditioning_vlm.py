@@ -7,20 +7,21 @@ Checkpoints hold one `config.json` and one state dict in which PEFT's wrapping o
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 
-from vlm_export import decoder
+from vlm_export import decoder, towers
 from vlm_export.families.base import Component, Config, EmbeddedLora, Family, TensorSpec
 from vlm_export.prefix_model import PrefixConditioningVLM, nested_config
 
-# What a checkpoint may carry and inference never reads: SigLIP's pooling head, and buffers of older transformers.
+# What a checkpoint may carry and inference never reads: buffers of older transformers.
 _UNUSED = re.compile(
-    r"vision_encoder\.(vision_model\.)?head\.|.*\.(position_ids|rotary_emb\.inv_freq|attn\.masked_bias)$"
-    r"|language_model\..*\.h\.\d+\.attn\.bias$"
+    r".*\.(position_ids|rotary_emb\.inv_freq|attn\.masked_bias)$|language_model\..*\.h\.\d+\.attn\.bias$"
 )
+_TOWER = "vision_encoder."
 _LORA_KEYS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
 
 
@@ -31,6 +32,19 @@ def rename(key: str) -> str | None:
     key = key.replace("vision_encoder.vision_model.", "vision_encoder.", 1)
     key = key.replace("language_model.base_model.model.", "language_model.", 1)
     return key.replace(".base_layer.", ".")
+
+
+def rename_in(config: Config) -> Callable[[str], str | None]:
+    """The tower's part of the translation, which depends on its kind: poolers and heads are not used."""
+    names = towers.tower_names(config["vision_config"])
+
+    def name(key: str) -> str | None:
+        if not key.startswith(_TOWER):
+            return key
+        inner = names(key.removeprefix(_TOWER))
+        return None if inner is None else _TOWER + inner
+
+    return name
 
 
 def embedded_lora(config: Config) -> EmbeddedLora | None:
@@ -56,24 +70,11 @@ def encode(model: PrefixConditioningVLM, pixel_values: Tensor) -> dict[str, Tens
 
 
 def image_tokens(config: Config) -> int:
-    return (config["vision_config"]["image_size"] // config["vision_config"]["patch_size"]) ** 2
+    return towers.image_tokens(config["vision_config"])
 
 
 def image_processor(config: Config) -> dict[str, Any]:
-    """What the tower's own `preprocessor_config.json` says: google/siglip-base-patch16-224's, at the tower's size."""
-    size = config["vision_config"]["image_size"]
-    return {
-        "image_processor_type": "SiglipImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"height": size, "width": size},
-        "resample": 3,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-    }
+    return towers.image_processor(config["vision_config"])
 
 
 class Encoder(nn.Module):
@@ -125,7 +126,7 @@ def chat(config: Config) -> tuple[Component, ...]:
 
 def components(config: Config) -> tuple[Component, ...]:
     geometry = _geometry(config)
-    features = _features("last_hidden_state", config, nested_config(config["vision_config"]).hidden_size)
+    features = _features("last_hidden_state", config, towers.tower_config(config["vision_config"]).hidden_size)
     prefix = _features("projected_prefix", config, geometry.hidden)
     return (
         Component("vision_encoder", lambda model: Encoder(model.vision_encoder, None), (_pixels(config),), (features,)),
@@ -140,6 +141,7 @@ FAMILY = Family(
     model_type="prefix_conditioning_vlm",
     build=PrefixConditioningVLM,
     rename=rename,
+    rename_in=rename_in,
     embedded_lora=embedded_lora,
     merged_config=merged_config,
     language_model=lambda model: model.language_model,

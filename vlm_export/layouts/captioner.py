@@ -22,6 +22,7 @@ from vlm_export.layouts.base import (
     decoder_run,
     generation_config,
 )
+from vlm_export.layouts.text_models import known_text_config
 
 _DECODER = "decoder_model_merged"
 
@@ -37,7 +38,7 @@ class Captioner(Layout):
             "architectures": ["VisionEncoderDecoderModel"],
             "is_encoder_decoder": True,
             "encoder": dict(facts.config["vision_config"]),
-            "decoder": {**facts.config["text_config"], "decoder_start_token_id": start},
+            "decoder": {**known_text_config(facts.config["text_config"]), "decoder_start_token_id": start},
             "decoder_start_token_id": start,
             "pad_token_id": facts.pad_token_id,
         }

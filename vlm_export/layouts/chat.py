@@ -21,6 +21,7 @@ from vlm_export.layouts.base import (
     decoder_run,
     generation_config,
 )
+from vlm_export.layouts.text_models import known_text_config
 
 _DECODER = "decoder_model_merged"
 
@@ -35,7 +36,7 @@ class Chat(Layout):
             "architectures": ["LlavaForConditionalGeneration"],
             "image_token_index": facts.image_token_id,  # what 3.x reads
             "image_token_id": facts.image_token_id,
-            "text_config": dict(facts.config["text_config"]),
+            "text_config": known_text_config(facts.config["text_config"]),
             "vision_config": dict(facts.config["vision_config"]),
         }
         # The processor writes floor(size / patch_size)² + num_additional_image_tokens image tokens. A patch larger than

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from vlm_export.families.base import Component
 
+PREFIX = "front_end."  # of the values that a front end computes
 _CACHE = "past_key_values."
 _TYPES = {"float32": "float", "int64": "int64"}
 
@@ -38,7 +39,7 @@ def attach(structure: ir.Model, component: Component, *, embedding: ir.Value) ->
     nodes = list(front)
     for node in nodes:
         for output in node.outputs:
-            output.name = f"front_end.{output.name}"
+            output.name = f"{PREFIX}{output.name}"
     front.remove(nodes)
     front.inputs.clear()
     graph.insert_before(graph[0], nodes)

@@ -10,11 +10,14 @@ Weights are graph inputs with the checkpoint's names, so they say which layer a 
 3. Layer 0 must be the same graph: same operators, attributes, constants and wiring. Then what layer 1 does to its
    hidden state can be done again.
 4. Layer 1 is cloned once for each further layer, with that layer's weights and cache.
+
+Where kinds of layers take turns, a period of them is what is called a layer here.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -36,7 +39,10 @@ class NotRepeatable(Exception):
 
 @dataclass(frozen=True)
 class _Layer:
-    """What belongs to one traced layer: its weights by name within the layer, its cache by part, its hidden state."""
+    """What belongs to one traced layer: its weights and its cache by name within it, and its hidden state.
+
+    A name within a layer begins with the position within a period: `0.self_attn.q_proj.weight`, `0.key`.
+    """
 
     weights: dict[str, ir.Value]
     past: dict[str, ir.Value]
@@ -52,40 +58,50 @@ class _Layer:
         return [self.hidden, *self.present.values()]
 
 
-def repeat_layers(structure: ir.Model, path: str, layers: int, *, cached: bool) -> int:
+def repeat_layers(structure: ir.Model, path: str, layers: int, *, cached: bool, period: int = 1) -> int:
     """Repeat layer 1 of the stack whose weights are named `{path}.{layer}.…`, until there are `layers`.
 
     With `cached`, `past_key_values.{layer}.…` and `present.{layer}.…` are the layers' own. New inputs and outputs
-    follow the others. Returns how many layers were added.
+    follow the others. With a `period` above 1, that many layers are repeated together; `layers % period` come before
+    the first of them. Returns how many layers were added.
 
     Raises:
         NotRepeatable: the two traced layers are not alike; `structure` is unchanged.
     """
     graph = structure.graph
-    first, second, nodes = _find_layers(graph, path, cached)
+    start = layers % period
+    first, second, nodes = _find_layers(graph, path, cached, start, period)
     users = [(use.node, use.idx) for use in second.hidden.uses() if use.node.op_type not in _SHAPE_ONLY]
     hidden, anchor = second.hidden, nodes[-1]
-    for index in range(2, layers):
+    for index in range(start + 2 * period, layers, period):
         copies: dict[ir.Value, ir.Value] = {first.hidden: hidden}
         for part, weight in second.weights.items():
-            copies[weight] = _input(graph, weight, f"{path}.{index}.{part}")
+            copies[weight] = _input(graph, weight, f"{path}.{_of_layer(part, index)}")
         for part, past in second.past.items():
-            copies[past] = _input(graph, past, f"{_PAST}{index}.{part}")
+            copies[past] = _input(graph, past, f"{_PAST}{_of_layer(part, index)}")
         clones = [_clone(node, copies, f"{path}.{index}") for node in nodes]
         graph.insert_after(anchor, clones)
         anchor = clones[-1]
         for part, present in second.present.items():
-            copies[present].name = f"{_PRESENT}{index}.{part}"
+            copies[present].name = f"{_PRESENT}{_of_layer(part, index)}"
             graph.outputs.append(copies[present])
         hidden = copies[second.hidden]
     _continue_from(graph, second.hidden, hidden, users)
     graph.sort()
-    return layers - 2
+    return layers - start - 2 * period
 
 
-def _find_layers(graph: ir.Graph, path: str, cached: bool) -> tuple[_Layer, _Layer, list[ir.Node]]:
+def _of_layer(part: str, index: int) -> str:
+    """The name within a layer (`0.key`) as that of a layer from `index` on (`6.key`)."""
+    position, rest = part.split(".", 1)
+    return f"{index + int(position)}.{rest}"
+
+
+def _find_layers(
+    graph: ir.Graph, path: str, cached: bool, start: int = 0, period: int = 1
+) -> tuple[_Layer, _Layer, list[ir.Node]]:
     """The two traced layers, and the nodes of the second in the graph's order."""
-    first, second = (_own_values(graph, path, index, cached) for index in (0, 1))
+    first, second = (_own_values(graph, path, range(i, i + period), cached) for i in (start, start + period))
     after_second = _downstream(second[0].values())
     errors: list[NotRepeatable] = []
     for before in reversed([value for value in _passages(graph, first) if value not in after_second]):
@@ -102,17 +118,19 @@ def _find_layers(graph: ir.Graph, path: str, cached: bool) -> tuple[_Layer, _Lay
     raise max(errors, key=lambda error: error.matched, default=nothing)
 
 
-def _own_values(graph: ir.Graph, path: str, index: int, cached: bool) -> _Own:
-    """The weights, cache inputs and cache outputs of a traced layer, by their names within the layer."""
+def _own_values(graph: ir.Graph, path: str, indices: range, cached: bool) -> _Own:
+    """The weights, cache inputs and cache outputs of a traced layer, by their names within it."""
 
     def named(values: Iterable[ir.Value], prefix: str) -> dict[str, ir.Value]:
-        return {str(v.name).removeprefix(prefix): v for v in values if str(v.name).startswith(prefix)}
+        pattern = re.compile(re.escape(prefix) + r"(\d+)\.(.+)")
+        matches = ((pattern.match(str(value.name)), value) for value in values)
+        return {f"{int(m[1]) - indices[0]}.{m[2]}": value for m, value in matches if m and int(m[1]) in indices}
 
-    weights = named(graph.inputs, f"{path}.{index}.")
+    weights = named(graph.inputs, f"{path}.")
     if not any(weight.uses() for weight in weights.values()):
-        raise NotRepeatable(f"the graph uses no weight of layer {index}")
-    past = named(graph.inputs, f"{_PAST}{index}.") if cached else {}
-    present = named(graph.outputs, f"{_PRESENT}{index}.") if cached else {}
+        raise NotRepeatable(f"the graph uses no weight of layer {indices[0]}")
+    past = named(graph.inputs, _PAST) if cached else {}
+    present = named(graph.outputs, _PRESENT) if cached else {}
     return weights, past, present
 
 
