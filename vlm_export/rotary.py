@@ -129,7 +129,7 @@ def rotation(function: Callable[..., Any]) -> str | None:
         heads = torch.rand(1, 2, 3, size, generator=generator)
         try:
             query, key = function(heads, heads[:, :1], cos, sin)
-        except (RuntimeError, TypeError):
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
             if size == 8:
                 return None
             continue
