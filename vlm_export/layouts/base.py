@@ -21,13 +21,15 @@ class RepoFacts:
     """What the config files of a repo are made of.
 
     Attributes:
-        config: the model's, with what ends a text.
+        config: the model's, as the checkpoint has it.
+        text_config: of the language model inside it, complete, with what ends a text.
         generation: the recipe's.
         processor: the checkpoint's `processor_config.json` without what belongs in `preprocessor_config.json`.
         free_token_id: the id after the tokenizer's last.
     """
 
     config: Mapping[str, Any]
+    text_config: Mapping[str, Any]
     generation: Mapping[str, Any]
     processor: Mapping[str, Any]
     eos_token_ids: Sequence[int]
