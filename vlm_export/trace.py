@@ -38,7 +38,7 @@ _TRACED_SIZES = {
     "total_sequence_length": 8,
     "num_logits": 2,
 }
-_DTYPES = {"float32": torch.float32, "int64": torch.int64}
+_DTYPES = {"float32": torch.float32, "int64": torch.int64, "bool": torch.bool}
 
 
 def trace(component: Component, model: nn.Module) -> ir.Model:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from vlm_export.families.base import Component
 
 _CACHE = "past_key_values."
-_TYPES = {"float32": "float", "int64": "int64"}
+_TYPES = {"float32": "float", "int64": "int64", "bool": "bool"}
 
 
 def attach(structure: ir.Model, component: Component, *, embedding: ir.Value) -> None:
