@@ -89,6 +89,9 @@ class Holder(nn.Module):
         super().__init__()
         self.language_model = language_model
 
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
 
 def holder(kind: Kind) -> Holder:
     torch.manual_seed(0)

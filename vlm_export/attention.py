@@ -135,17 +135,20 @@ def _attention(
         raise CannotFuse(f"{type(module).__name__} passes {', '.join(sorted(unknown))}")
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     if _run is None:
-        if getattr(module, "is_causal", False) or attention_mask is not None:
-            raise CannotFuse(f"{type(module).__name__} is causal or masked outside a decoder")
-        return _multi_head(query, key, value, scale), None
+        if getattr(module, "is_causal", False):
+            raise CannotFuse(f"{type(module).__name__} is causal outside a decoder")
+        return _multi_head(query, key, value, scale, attention_mask), None
     return _group_query(module, query, key, value, scale, keywords), None
 
 
-def _multi_head(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+def _multi_head(query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Tensor | None) -> Tensor:
+    """`bias` is additive, `[B, 1 or heads, S, S]`."""
     batch, heads, length, size = query.shape
+    if bias is not None and (bias.dtype != query.dtype or bias.dim() != 4):
+        raise CannotFuse(f"a mask is {bias.dtype} of {bias.dim()} dimensions, not an additive bias")
     merged = torch.onnx.ops.symbolic(
         "com.microsoft::MultiHeadAttention",
-        [_side_by_side(tensor) for tensor in (query, key, value)],
+        [*(_side_by_side(tensor) for tensor in (query, key, value)), *(() if bias is None else (None, None, bias))],
         attrs={"num_heads": heads, "scale": scale},
         dtype=query.dtype,
         shape=(batch, length, heads * size),

@@ -10,7 +10,7 @@ from vlm_export.families.base import Component
 
 PREFIX = "front_end."  # of the values that a front end computes
 _CACHE = "past_key_values."
-_TYPES = {"float32": "float", "int64": "int64"}
+_TYPES = {"float32": "float", "int64": "int64", "bool": "bool"}
 
 
 def attach(structure: ir.Model, component: Component, *, embedding: ir.Value) -> None:
