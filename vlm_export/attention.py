@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.models.llama import modeling_llama
 
@@ -36,7 +36,7 @@ class _DecoderRun:
     """One run of a decoder while it is traced: the past that goes into each layer, and the present that comes out."""
 
     past: Sequence[Tensor]
-    position_ids: Tensor
+    position_ids: Tensor | None  # where tokens are rotated one by one
     attention_mask: Tensor | None
     total_length: Tensor  # int32 scalar: positions after the run, past included
     last_positions: Tensor  # [B] int32: the last of them in each row
@@ -62,6 +62,28 @@ def flat_cache(past: Sequence[Tensor], *, fused: bool) -> Any:
     return cache
 
 
+class _CarriedCross(DynamicCache):
+    """Cross keys and values that a layer computes anew, behind those that it did not have to: one of the two is empty."""
+
+    def __init__(self, past: Sequence[Tensor]):
+        super().__init__()
+        self.past = past
+        self.new: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        self.new[layer_idx] = (key_states, value_states)
+        past_key, past_value = self.past[2 * layer_idx], self.past[2 * layer_idx + 1]
+        return torch.cat([past_key, key_states], dim=2), torch.cat([past_value, value_states], dim=2)
+
+
+def cross_cache(
+    past: Sequence[Tensor], cross_past: Sequence[Tensor], *, fused: bool
+) -> tuple[EncoderDecoderCache, dict[int, tuple[Tensor, Tensor]]]:
+    """Two flat caches as one that a decoder's cross-attention calls too, and the dict that collects its new entries."""
+    carried = _CarriedCross(cross_past)
+    return EncoderDecoderCache(flat_cache(past, fused=fused), carried), carried.new
+
+
 @contextmanager
 def fused(model: nn.Module) -> Iterator[None]:
     """Within, the attention of every transformers model inside `model` is ours."""
@@ -85,7 +107,7 @@ def is_fused(language_model: PreTrainedModel) -> bool:
 def decoder_run(
     language_model: PreTrainedModel,
     past: Sequence[Tensor],
-    position_ids: Tensor,
+    position_ids: Tensor | None,
     attention_mask: Tensor | None,
     length: int,
 ) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
@@ -167,18 +189,20 @@ def _attention(
     if unknown:
         raise CannotFuse(f"{type(module).__name__} passes {', '.join(sorted(unknown))}")
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-    if _run is None:
-        if getattr(module, "is_causal", False) or attention_mask is not None:
+    causal = getattr(module, "is_causal", _run is not None)
+    if _run is None or not causal:
+        if causal or attention_mask is not None:
             raise CannotFuse(f"{type(module).__name__} is causal or masked outside a decoder")
-        return _multi_head(query, key, value, scale), None
+        return _multi_head(query, key, value, scale, split=_run is not None), None
     return _group_query(module, query, key, value, scale, keywords), None
 
 
-def _multi_head(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+def _multi_head(query: Tensor, key: Tensor, value: Tensor, scale: float, *, split: bool) -> Tensor:
+    """Attention to everything. `split` leaves keys and values `[B, heads, L, D]`, as they lie in a cache."""
     batch, heads, length, size = query.shape
     merged = torch.onnx.ops.symbolic(
         "com.microsoft::MultiHeadAttention",
-        [_side_by_side(tensor) for tensor in (query, key, value)],
+        [_side_by_side(query), *((key, value) if split else map(_side_by_side, (key, value)))],
         attrs={"num_heads": heads, "scale": scale},
         dtype=query.dtype,
         shape=(batch, length, heads * size),
