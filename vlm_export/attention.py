@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import MethodType
 from typing import Any
 
 import torch
@@ -20,7 +21,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.masking_utils import AttentionMaskInterface
+from transformers.models.bart.modeling_bart import BartAttention
 from transformers.models.llama import modeling_llama
+from transformers.models.trocr.modeling_trocr import TrOCRAttention
 
 _NAME = "vlm_export"
 _ROTARY_HEAD_MULTIPLE = 16  # the operator rotates no other head sizes
@@ -92,10 +95,34 @@ def fused(model: nn.Module) -> Iterator[None]:
     for part in parts:
         part.config._attn_implementation = _NAME
     try:
-        yield
+        with _interface_of_trocr(parts):
+            yield
     finally:
         for part, implementation in zip(parts, before, strict=True):
             part.config._attn_implementation = implementation
+
+
+@contextmanager
+def _interface_of_trocr(parts: Sequence[PreTrainedModel]) -> Iterator[None]:
+    """TrOCR's attention is written out in plain operators; Bart's, of which it is a copy, asks the interface.
+
+    Drop this when transformers' TrOCRAttention calls ALL_ATTENTION_FUNCTIONS.
+    """
+    layers = {layer: part.config for part in parts for layer in part.modules() if isinstance(layer, TrOCRAttention)}
+
+    def forward(self: Any, hidden_states: Tensor, key_value_states: Tensor | None = None, **keywords: Any) -> Any:
+        self.is_causal = key_value_states is None
+        keywords.pop("output_attentions", None)
+        return BartAttention.forward(self, hidden_states, key_value_states, **keywords)
+
+    for layer, config in layers.items():
+        layer.config, layer.forward = config, MethodType(forward, layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            for name in ("config", "forward", "is_causal"):
+                layer.__dict__.pop(name, None)
 
 
 def is_fused(language_model: PreTrainedModel) -> bool:
