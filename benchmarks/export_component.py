@@ -23,7 +23,7 @@ def export(source: Path, name: str, target: Path, dtype: str) -> dict[str, float
     """Write `target`; returns the seconds of each phase."""
     started = time.perf_counter()
     merged = open_checkpoint(source)
-    component = next(c for c in merged.family.layouts["components"](merged.config) if c.name == name)
+    component = next(c for c in merged.family.layouts["components"].components(merged.config) if c.name == name)
     structure, _ = pipeline.make_structure(component, build_empty(merged))
     traced = time.perf_counter()
     fp32 = target if dtype == "fp32" else target.with_name(INTERMEDIATE)

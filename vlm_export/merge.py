@@ -35,7 +35,7 @@ from vlm_export.checkpoint import (
     stored_tensors,
 )
 from vlm_export.errors import CheckFailed, InputError
-from vlm_export.processing import copy_tokenizer
+from vlm_export.processing import copy_processor
 from vlm_export.tensor_file import DTYPES, Entry, write_tensors
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -151,7 +151,7 @@ def merge(
     with replaced_folder(out) as folder:
         _stream(job, folder / WEIGHTS, on_tensor)
         write_json(folder / "config.json", checkpoint.family.merged_config(checkpoint.config))
-        copy_tokenizer(checkpoint.path, folder)
+        copy_processor(checkpoint.path, folder)
         versus_adapter, versus_base = _prove(job, folder)
         report = MergeReport(
             adapter_tensors=sum(2 * len(adapter.updates) + len(adapter.replaced) for adapter in job.adapters),
@@ -420,9 +420,9 @@ def _prove(job: _Merge, folder: Path) -> tuple[float | None, float | None]:
     family, config = job.checkpoint.family, job.checkpoint.config
     inputs = family.sample_inputs(config, torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        ours = load_tensors(build_empty(merged), merged.tensors)(*inputs)
-        base = load_tensors(build_empty(job.checkpoint), job.base)(*inputs)
-        adapted = _attached(job)(*inputs)
+        ours = family.reference(load_tensors(build_empty(merged), merged.tensors)).prefill(inputs).logits
+        base = family.reference(load_tensors(build_empty(job.checkpoint), job.base)).prefill(inputs).logits
+        adapted = family.reference(_attached(job)).prefill(inputs).logits
     versus_adapter, versus_base = float((ours - adapted).abs().max()), float((ours - base).abs().max())
     if not versus_adapter <= MAX_DIFF_VS_ADAPTER:
         raise CheckFailed(

@@ -19,9 +19,12 @@ from transformers import AutoImageProcessor, PreTrainedTokenizerFast
 
 from vlm_export.checkpoint import read_json
 from vlm_export.errors import InputError
+from vlm_export.families.base import Prompt
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _PREPROCESSOR = "preprocessor_config.json"
+_PROCESSOR = "processor_config.json"
+_PROCESSOR_FILES = (_PREPROCESSOR, _PROCESSOR, "chat_template.json", "generation_config.json")
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
@@ -37,6 +40,18 @@ def copy_tokenizer(source: Path, target: Path) -> None:
             shutil.copyfile(source / name, target / name)
 
 
+def copy_processor(source: Path, target: Path) -> None:
+    """Copy the tokenizer's files, and those of the image processor and of generation that there are.
+
+    Raises:
+        InputError: there is no `tokenizer.json`.
+    """
+    copy_tokenizer(source, target)
+    for name in _PROCESSOR_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """The Python tokenizer of a checkpoint or exported repo, from its `tokenizer.json`."""
     return PreTrainedTokenizerFast.from_pretrained(folder)
@@ -45,13 +60,46 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 def image_processor_settings(
     checkpoint: Path, default: Mapping[str, Any], override: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Flat `preprocessor_config.json` settings: the checkpoint's own or `default`, under the recipe's `override`."""
+    """Flat `preprocessor_config.json` settings: the checkpoint's own or `default`, under the recipe's `override`.
+
+    Raises:
+        InputError: there are none.
+    """
     settings = dict(default)
     if (checkpoint / _PREPROCESSOR).is_file():
         settings = read_json(checkpoint / _PREPROCESSOR)
-    elif (checkpoint / "processor_config.json").is_file():  # transformers 5 nests it there
-        settings = dict(read_json(checkpoint / "processor_config.json").get("image_processor", settings))
+    elif (checkpoint / _PROCESSOR).is_file():  # transformers 5 nests it there
+        settings = dict(read_json(checkpoint / _PROCESSOR).get("image_processor", settings))
+    if not settings:
+        raise InputError(f"{checkpoint}: no {_PREPROCESSOR}; save the processor beside the model")
     return settings | dict(override)
+
+
+def processor_settings(checkpoint: Path) -> dict[str, Any]:
+    """`processor_config.json` without the processors inside it, or nothing where there is none."""
+    if not (checkpoint / _PROCESSOR).is_file():
+        return {}
+    settings = read_json(checkpoint / _PROCESSOR)
+    return {key: value for key, value in settings.items() if not isinstance(value, dict)}
+
+
+class PixelsAndPrompt:
+    """Feeds an image processor's pixels, and the ids of a text that needs no place for the image (`Feeder`)."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]):
+        self.settings = settings
+        self.tokenizer = load_tokenizer(folder)
+
+    def texts(self, prompts: Sequence[Prompt]) -> tuple[str, ...]:
+        for prompt in prompts:
+            if not isinstance(prompt, str):
+                raise InputError("golden.prompts: a captioner continues a text; it has no use for a conversation")
+        return ("", *(str(prompt) for prompt in prompts))
+
+    def feed(self, images: Sequence[Path], text: str) -> dict[str, np.ndarray]:
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        input_ids = np.array([ids] * len(images), dtype=np.int64).reshape(len(images), -1)
+        return {"pixel_values": pixel_values(images, self.settings), "input_ids": input_ids}
 
 
 def pixel_values(images: Sequence[Path], settings: Mapping[str, Any]) -> np.ndarray:
