@@ -24,7 +24,8 @@ from vlm_export.families.base import Prompt
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _PREPROCESSOR = "preprocessor_config.json"
 _PROCESSOR = "processor_config.json"
-_PROCESSOR_FILES = (_PREPROCESSOR, _PROCESSOR, "chat_template.json", "generation_config.json")
+_GENERATION = "generation_config.json"
+_PROCESSOR_FILES = (_PREPROCESSOR, _PROCESSOR, "chat_template.json", _GENERATION)
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
@@ -72,7 +73,18 @@ def image_processor_settings(
         settings = dict(read_json(checkpoint / _PROCESSOR).get("image_processor", settings))
     if not settings:
         raise InputError(f"{checkpoint}: no {_PREPROCESSOR}; save the processor beside the model")
-    return settings | dict(override)
+    return _in_todays_words(settings) | dict(override)
+
+
+def _in_todays_words(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a feature extractor, as transformers 4.25 and before wrote them, as an image processor's.
+
+    Their `size` is one number, which transformers.js takes for the longest edge where Python takes it for both.
+    """
+    if "feature_extractor_type" not in settings:
+        return settings
+    values = _load_image_processor(settings).to_dict()
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def processor_settings(checkpoint: Path) -> dict[str, Any]:
@@ -81,6 +93,11 @@ def processor_settings(checkpoint: Path) -> dict[str, Any]:
         return {}
     settings = read_json(checkpoint / _PROCESSOR)
     return {key: value for key, value in settings.items() if not isinstance(value, dict)}
+
+
+def stored_generation(checkpoint: Path) -> dict[str, Any]:
+    """`generation_config.json`, or nothing where there is none."""
+    return read_json(checkpoint / _GENERATION) if (checkpoint / _GENERATION).is_file() else {}
 
 
 class PixelsAndPrompt:
@@ -108,13 +125,17 @@ def pixel_values(images: Sequence[Path], settings: Mapping[str, Any]) -> np.ndar
     Raises:
         InputError: a file is missing or no image, or the settings name no image processor.
     """
+    processor = _load_image_processor(settings)
+    return processor(images=[open_image(path) for path in images], return_tensors="np")["pixel_values"]
+
+
+def _load_image_processor(settings: Mapping[str, Any]) -> Any:
     with tempfile.TemporaryDirectory(prefix="vlm-export-") as folder:
         Path(folder, _PREPROCESSOR).write_text(json.dumps(dict(settings)), encoding="utf-8")
         try:
-            processor = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
+            return AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
         except (ValueError, OSError, ImportError) as error:
             raise InputError(f"image processor settings: {' '.join(str(error).split())}") from error
-    return processor(images=[open_image(path) for path in images], return_tensors="np")["pixel_values"]
 
 
 def open_image(path: Path) -> Image.Image:

@@ -146,7 +146,7 @@ def _dynamic_axes(spec: TensorSpec) -> dict[int, Any]:
 
 def _token_table(model: nn.Module) -> ir.Value:
     """The token table as a weight input, under the first of its names, which is what `aliases` keeps."""
-    table = model.language_model.get_input_embeddings().weight  # type: ignore[union-attr,operator]
+    table = model.get_input_embeddings().weight  # type: ignore[operator]
     name = next(name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter is table)
     return ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(table.shape))
 

@@ -164,6 +164,7 @@ def find_family(model_type: str, source: str) -> Family:
     Raises:
         InputError: no family has that name.
     """
-    if model_type not in names():
+    module = model_type.replace("-", "_")
+    if module not in names():
         raise InputError(f"{source}: model_type {model_type!r} is not supported; supported: {', '.join(names())}")
-    return importlib.import_module(f"{families.__name__}.{model_type}").FAMILY
+    return importlib.import_module(f"{families.__name__}.{module}").FAMILY
