@@ -273,7 +273,7 @@ def test_loaded_model_computes_what_torch_s_does(base: Path) -> None:
     checkpoint = open_checkpoint(base)
     expected = PrefixConditioningVLM(dict(checkpoint.config)).eval()
     expected.load_state_dict(load_file(base / "model.safetensors"), strict=False)
-    inputs = checkpoint.family.sample_inputs(checkpoint.config, torch.Generator().manual_seed(1))
+    inputs = checkpoint.family.sample_inputs(checkpoint.config, torch.Generator().manual_seed(1)).values()
     torch.testing.assert_close(load_tensors(build_empty(checkpoint), checkpoint.tensors)(*inputs), expected(*inputs))
 
 

@@ -51,7 +51,7 @@ class GoldenImage:
 
 @dataclass(frozen=True)
 class GoldenCase:
-    """One run on the first `batch` images with one text, and the greedy token of each decode step."""
+    """One run on `batch` images with one text, and the greedy token of each decode step."""
 
     name: str
     batch: int
@@ -179,7 +179,7 @@ class _Recorder:
 
     @torch.inference_mode()
     def image(self, path: Path, text: str) -> GoldenImage:
-        fed = self.feeder.feed([path], text)
+        fed = self.feeder.feed(path, text)
         output = self.reference.generate(
             _tensors(fed),
             do_sample=False,
@@ -207,10 +207,17 @@ class _Recorder:
         tensors: dict[str, np.ndarray] = {}
         for index, text in enumerate(texts):
             name, batch = f"case{index}", 2 if index else 1
-            steps, values = self._case(self.feeder.feed(images[:batch], text))
+            steps, values = self._case(self._batch(images, text) if index else self.feeder.feed(images[0], text))
             cases.append(GoldenCase(name, batch, text, steps))
             tensors |= {f"{name}/{key}": value.contiguous().numpy() for key, value in values.items()}
         return cases, tensors
+
+    def _batch(self, images: Sequence[Path], text: str) -> dict[str, np.ndarray]:
+        """The first image and the next that is fed in the same shapes, or itself: a batch without padding."""
+        first = self.feeder.feed(images[0], text)
+        others = (self.feeder.feed(path, text) for path in images[1:])
+        second = next((fed for fed in others if all(fed[name].shape == first[name].shape for name in first)), first)
+        return {name: np.concatenate([first[name], second[name]]) for name in first}
 
     @torch.inference_mode()
     def _case(self, arrays: dict[str, np.ndarray]) -> tuple[list[list[int]], dict[str, torch.Tensor]]:

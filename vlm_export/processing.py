@@ -113,10 +113,9 @@ class PixelsAndPrompt:
                 raise InputError("golden.prompts: a captioner continues a text; it has no use for a conversation")
         return ("", *(str(prompt) for prompt in prompts))
 
-    def feed(self, images: Sequence[Path], text: str) -> dict[str, np.ndarray]:
+    def feed(self, image: Path, text: str) -> dict[str, np.ndarray]:
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        input_ids = np.array([ids] * len(images), dtype=np.int64).reshape(len(images), -1)
-        return {"pixel_values": pixel_values(images, self.settings), "input_ids": input_ids}
+        return {"pixel_values": pixel_values([image], self.settings), "input_ids": np.array([ids], dtype=np.int64)}
 
 
 def pixel_values(images: Sequence[Path], settings: Mapping[str, Any]) -> np.ndarray:

@@ -181,7 +181,7 @@ def _check_comparable(repo: Path, manifest: Manifest, golden: GoldenFolder) -> N
 
 def _golden_feeds(golden: GoldenFolder, feeder: Feeder) -> list[Arrays]:
     """What the golden images are fed as, made anew: it must be the very pixels that the golden was recorded on."""
-    feeds = [feeder.feed([path], golden.facts.text) for path in golden.image_paths()]
+    feeds = [feeder.feed(path, golden.facts.text) for path in golden.image_paths()]
     for image, fed in zip(golden.facts.images, feeds, strict=True):
         if array_sha256(fed["pixel_values"]) != image.pixel_values_sha256:
             raise InputError(

@@ -117,8 +117,8 @@ class Feeder(Protocol):
             InputError: a prompt that this family has no use for, or no prompt where there must be one.
         """
 
-    def feed(self, images: Sequence[Path], text: str) -> dict[str, np.ndarray]:
-        """Named arrays for a batch, one row an image, each with the same text."""
+    def feed(self, image: Path, text: str) -> dict[str, np.ndarray]:
+        """Named arrays for a batch of one."""
 
 
 @dataclass(frozen=True)
