@@ -30,16 +30,26 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "vit": _TOWER,
     "deit": _TOWER,
     "siglip_vision_model": _TOWER,
-    "swin": {"image_size": 16, "patch_size": 2, "embed_dim": 8, "depths": [2, 2], "num_heads": [1, 2], "window_size": 4},
+    "swin": {
+        "image_size": 16,
+        "patch_size": 2,
+        "embed_dim": 8,
+        "depths": [2, 2],
+        "num_heads": [1, 2],
+        "window_size": 4,
+    },
 }
 DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", {"n_embd": 32, "n_head": 4, "n_positions": 40}),
     "bert": ("bert", _BERT),
     "roberta": ("roberta", _BERT),
-    "trocr": ("trocr", _BART | {"scale_embedding": True, "cross_attention_hidden_size": 24}),
+    "trocr": (
+        "trocr",
+        _BART | {"scale_embedding": True, "layernorm_embedding": False, "cross_attention_hidden_size": 24},
+    ),
     "trocr, sinusoidal": (
         "trocr",
-        _BART | {"use_learned_position_embeddings": False, "layernorm_embedding": False, "tie_word_embeddings": False},
+        _BART | {"use_learned_position_embeddings": False, "tie_word_embeddings": False},
     ),
     "mbart": ("mbart", _BART | {"scale_embedding": True, "encoder_attention_heads": 8}),
 }
@@ -58,9 +68,10 @@ PREPROCESSOR = {
 
 def config(encoder: str = "vit", decoder: str = "gpt2", *, layers: int = 2) -> VisionEncoderDecoderConfig:
     model_type, sizes = DECODERS[decoder]
-    name = {"gpt2": "n_layer", "trocr": "decoder_layers", "mbart": "decoder_layers"}.get(model_type, "num_hidden_layers")
+    depth = {"gpt2": "n_layer", "trocr": "decoder_layers", "mbart": "decoder_layers"}
+    sizes = sizes | {depth.get(model_type, "num_hidden_layers"): layers}
     tokens = {"bos_token_id": START, "eos_token_id": END, "pad_token_id": 0, "decoder_start_token_id": START}
-    text = AutoConfig.for_model(model_type, vocab_size=pico.VOCABULARY, **sizes, **{name: layers}, **tokens)
+    text = AutoConfig.for_model(model_type, vocab_size=pico.VOCABULARY, **sizes, **tokens)
     vision = AutoConfig.for_model(encoder, **ENCODERS[encoder])
     return VisionEncoderDecoderConfig.from_encoder_decoder_configs(vision, text, **tokens)
 
@@ -71,7 +82,8 @@ def model(settings: VisionEncoderDecoderConfig, *, seed: int = 0) -> VisionEncod
     made = VisionEncoderDecoderModel(settings).eval().requires_grad_(False)
     for name, parameter in made.named_parameters():
         norm = "norm" in name.lower() and name.endswith("weight")
-        nn.init.normal_(parameter, mean=float(norm), std=0.2)
+        looking = "crossattention" in name or "encoder_attn." in name
+        nn.init.normal_(parameter, mean=float(norm), std=0.4 if looking else 0.2)
     made.decoder.tie_weights()
     return made
 

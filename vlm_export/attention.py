@@ -66,14 +66,16 @@ def flat_cache(past: Sequence[Tensor], *, fused: bool) -> Any:
 
 
 class _CarriedCross(DynamicCache):
-    """Cross keys and values that a layer computes anew, behind those that it did not have to: one of the two is empty."""
+    """Cross keys and values that a layer computes, behind those that are there already: one of the two is empty."""
 
     def __init__(self, past: Sequence[Tensor]):
         super().__init__()
         self.past = past
         self.new: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
         self.new[layer_idx] = (key_states, value_states)
         past_key, past_value = self.past[2 * layer_idx], self.past[2 * layer_idx + 1]
         return torch.cat([past_key, key_states], dim=2), torch.cat([past_value, value_states], dim=2)

@@ -239,7 +239,10 @@ def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
 
 
 def _cache_tensors(cache: Any) -> dict[str, torch.Tensor]:
-    """A cache by transformers.js's names after `past_key_values`: `cache.0.key`, or `cache.0.decoder.key`, …"""
+    """A cache by transformers.js's names after `past_key_values`: `cache.0.key`, or `cache.0.decoder.key`, …
+
+    Layers that hold nothing are none: Bart's kin make as many as the encoder has that they are without.
+    """
     parts = {"": cache}
     if isinstance(cache, EncoderDecoderCache):
         parts = {"decoder.": cache.self_attention_cache, "encoder.": cache.cross_attention_cache}
@@ -248,6 +251,7 @@ def _cache_tensors(cache: Any) -> dict[str, torch.Tensor]:
         for part, layers in parts.items()
         for index, layer in enumerate(layers.layers)
         for name, tensor in (("key", layer.keys), ("value", layer.values))
+        if tensor is not None
     }
 
 

@@ -30,7 +30,7 @@ from vlm_export.verify import Report, Runtime
 
 Progress = Callable[[str, int, int], None]  # what, done, of how many
 _VERSIONS = ("vlm-export", "torch", "transformers", "peft", "onnx", "onnxruntime", "onnxscript", "onnxsim")
-_CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.jinja")
+_CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt", "*.model")
 REPORT = "report.json"
 
 

@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from transformers import AutoImageProcessor, PreTrainedTokenizerFast
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
 from vlm_export.checkpoint import read_json
 from vlm_export.errors import InputError
 from vlm_export.families.base import Prompt
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_TOKENIZER = "tokenizer.json"
+_TOKENIZER_FILES = (_TOKENIZER, "tokenizer_config.json", "chat_template.jinja")
 _PREPROCESSOR = "preprocessor_config.json"
 _PROCESSOR = "processor_config.json"
 _GENERATION = "generation_config.json"
@@ -29,13 +30,14 @@ _PROCESSOR_FILES = (_PREPROCESSOR, _PROCESSOR, "chat_template.json", _GENERATION
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer's files.
+    """Copy the tokenizer's files; transformers.js needs a `tokenizer.json`, which older checkpoints lack.
 
     Raises:
-        InputError: there is no `tokenizer.json`, which transformers.js needs.
+        InputError: there is none, and none can be made.
     """
-    if not (source / "tokenizer.json").is_file():
-        raise InputError(f"{source}: no tokenizer.json; save the tokenizer with a fast tokenizer class")
+    if not (source / _TOKENIZER).is_file():
+        load_tokenizer(source).save_pretrained(target)
+        return
     for name in _TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
@@ -54,8 +56,22 @@ def copy_processor(source: Path, target: Path) -> None:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The Python tokenizer of a checkpoint or exported repo, from its `tokenizer.json`."""
-    return PreTrainedTokenizerFast.from_pretrained(folder)
+    """The Python tokenizer of a checkpoint or exported repo, from its `tokenizer.json` or what it can be made of.
+
+    Raises:
+        InputError: there is neither.
+    """
+    if (folder / _TOKENIZER).is_file():
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    try:
+        made = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (ValueError, OSError, ImportError, TypeError) as error:
+        made, reason = None, f" ({' '.join(str(error).split())[:200]})"
+    else:
+        reason = ""
+    if not isinstance(made, PreTrainedTokenizerFast):
+        raise InputError(f"{folder}: no {_TOKENIZER}; save the tokenizer with a fast tokenizer class{reason}")
+    return made
 
 
 def image_processor_settings(

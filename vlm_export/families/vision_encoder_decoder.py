@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -119,14 +119,10 @@ class Reference:
     def generate(self, fed: Mapping[str, Tensor], **options: Any) -> Any:
         ids = fed["input_ids"]
         start = int(ids[0, 0])
-        return self.model.generate(
-            fed["pixel_values"], decoder_input_ids=ids, decoder_start_token_id=start, **options
-        )
+        return self.model.generate(fed["pixel_values"], decoder_input_ids=ids, decoder_start_token_id=start, **options)
 
     def _run(self, ids: Tensor, past: Any, fed: Mapping[str, Tensor]) -> Any:
-        return self.model(
-            pixel_values=fed["pixel_values"], decoder_input_ids=ids, past_key_values=past, use_cache=True
-        )
+        return self.model(pixel_values=fed["pixel_values"], decoder_input_ids=ids, past_key_values=past, use_cache=True)
 
 
 class PixelsAndStart(PixelsAndPrompt):
@@ -136,9 +132,9 @@ class PixelsAndStart(PixelsAndPrompt):
         super().__init__(folder, settings)
         self.start = start_token_id(config, stored_generation(folder))
 
-    def feed(self, images: Sequence[Path], text: str) -> dict[str, np.ndarray]:
-        fed = super().feed(images, text)
-        start = np.full((len(images), 1), self.start, dtype=np.int64)
+    def feed(self, image: Path, text: str) -> dict[str, np.ndarray]:
+        fed = super().feed(image, text)
+        start = np.array([[self.start]], dtype=np.int64)
         return fed | {"input_ids": np.concatenate([start, fed["input_ids"]], axis=1)}
 
 
