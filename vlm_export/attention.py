@@ -83,7 +83,7 @@ class _CarriedCross(DynamicCache):
 
 def cross_cache(
     past: Sequence[Tensor], cross_past: Sequence[Tensor], *, fused: bool
-) -> tuple[EncoderDecoderCache, dict[int, tuple[Tensor, Tensor]]]:
+) -> tuple[Any, dict[int, tuple[Tensor, Tensor]]]:
     """Two flat caches as one that a decoder's cross-attention calls too, and the dict that collects its new entries."""
     carried = _CarriedCross(cross_past)
     return EncoderDecoderCache(flat_cache(past, fused=fused), carried), carried.new
@@ -118,7 +118,7 @@ def _interface_of_trocr(parts: Sequence[PreTrainedModel]) -> Iterator[None]:
         return BartAttention.forward(self, hidden_states, key_value_states, **keywords)
 
     for layer, config in layers.items():
-        layer.config, layer.forward = config, MethodType(forward, layer)
+        layer.__dict__ |= {"config": config, "forward": MethodType(forward, layer)}
     try:
         yield
     finally:

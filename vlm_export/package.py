@@ -17,6 +17,7 @@ from vlm_export.dtypes import DTYPES
 from vlm_export.errors import InputError
 from vlm_export.golden import eos_token_ids
 from vlm_export.layouts.base import Client, RepoFacts
+from vlm_export.processing import chat_template as own_template
 from vlm_export.processing import (
     copy_tokenizer,
     image_processor_settings,
@@ -89,7 +90,7 @@ def write_config_files(folder: Path, recipe: RecipeFile, merged: Checkpoint, man
         write_json(folder / name, values)
     if client.own_token is not None:
         _add_token(folder, client.own_token, facts.free_token_id)
-    _finish_tokenizer(folder, recipe.recipe.chat_template or _own_template(merged.path) or client.chat_template)
+    _finish_tokenizer(folder, recipe.recipe.chat_template or own_template(merged.path) or client.chat_template)
     write_json(folder / MANIFEST, asdict(manifest))
     shutil.copyfile(recipe.path, folder / "recipe.yaml")
 
@@ -105,8 +106,11 @@ def _facts(recipe: RecipeFile, merged: Checkpoint, client: Client) -> RepoFacts:
         )
     if client.own_token in tokenizer.get_vocab():
         raise InputError(f"{merged.path / 'tokenizer.json'}: has a token {client.own_token!r} of its own; rename it")
+    text = text_config.to_dict()
     return RepoFacts(
-        config=_client_model_config(merged.config, eos[0]),
+        config=merged.config,
+        # A null in it, `eos_token_id` above all, would win over generation_config.json in transformers.js.
+        text_config={key: value for key, value in text.items() if value is not None} | {"eos_token_id": eos[0]},
         generation=asdict(recipe.recipe.generation),
         stored_generation=stored_generation(merged.path),
         processor=processor_settings(merged.path),
@@ -114,12 +118,6 @@ def _facts(recipe: RecipeFile, merged: Checkpoint, client: Client) -> RepoFacts:
         pad_token_id=eos[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         free_token_id=len(tokenizer),
     )
-
-
-def _client_model_config(config: Mapping[str, Any], eos: int) -> dict[str, Any]:
-    """The model's config with an `eos_token_id` in its text config: transformers.js lets a null there win over all."""
-    text = {key: value for key, value in config.get("text_config", {}).items() if value is not None}
-    return {**config, "text_config": {**text, "eos_token_id": eos}} if text else dict(config)
 
 
 def _client_config(manifest: Manifest) -> dict[str, Any]:
@@ -151,16 +149,6 @@ def _add_token(folder: Path, token: str, token_id: int) -> None:
         }
     )
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
-
-
-def _own_template(checkpoint: Path) -> str | list[dict[str, str]] | None:
-    """A checkpoint's chat template, from any of the three places where transformers has kept it."""
-    if (checkpoint / "chat_template.jinja").is_file():
-        return (checkpoint / "chat_template.jinja").read_text(encoding="utf-8")
-    for name in ("chat_template.json", "tokenizer_config.json"):
-        if (checkpoint / name).is_file() and "chat_template" in (settings := read_json(checkpoint / name)):
-            return settings["chat_template"]
-    return None
 
 
 def _finish_tokenizer(folder: Path, chat_template: str | list[dict[str, str]] | None) -> None:

@@ -115,6 +115,7 @@ def run_export(
     names = list(dict.fromkeys([FP32.name, *(dtypes or recipe.recipe.dtypes)]))
     components = merged.family.layouts[layout].components(merged.config)
     model = build_empty(merged)
+    merged.family.trim(model)
     graphs: list[GraphFile] = []
     reports: dict[str, dict[str, Any]] = {}
     steps, done = len(components) * len(names), 0

@@ -55,6 +55,7 @@ class PrefixConditioningVLM(nn.Module):
         self.language_model = AutoModelForCausalLM.from_config(text_config)
 
     def get_input_embeddings(self) -> nn.Module:
+        """The token table, by transformers' name for it."""
         return self.language_model.get_input_embeddings()
 
     def image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2.exceptions import TemplateError
 from PIL import Image, UnidentifiedImageError
-from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
 from vlm_export.checkpoint import read_json
 from vlm_export.errors import InputError
@@ -116,6 +117,16 @@ def stored_generation(checkpoint: Path) -> dict[str, Any]:
     return read_json(checkpoint / _GENERATION) if (checkpoint / _GENERATION).is_file() else {}
 
 
+def chat_template(checkpoint: Path) -> str | list[dict[str, str]] | None:
+    """A checkpoint's chat template, from any of the three places where transformers has kept it."""
+    if (checkpoint / "chat_template.jinja").is_file():
+        return (checkpoint / "chat_template.jinja").read_text(encoding="utf-8")
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        if (checkpoint / name).is_file() and "chat_template" in (settings := read_json(checkpoint / name)):
+            return settings["chat_template"]
+    return None
+
+
 class PixelsAndPrompt:
     """Feeds an image processor's pixels, and the ids of a text that needs no place for the image (`Feeder`)."""
 
@@ -166,3 +177,44 @@ def open_image(path: Path) -> Image.Image:
         raise InputError(f"{path}: no such image") from None
     except (UnidentifiedImageError, OSError) as error:
         raise InputError(f"{path}: not a readable image: {error}") from error
+
+
+class ChatProcessor:
+    """Feeds what the model's own processor makes of an image and a text that says where it goes (`Feeder`).
+
+    The processor is read from the very files that a repo gets: a flat `preprocessor_config.json`, and
+    `processor_config.json` for the rest. `fed` are the arrays that the client feeds too.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], fed: Sequence[str]):
+        self.fed = fed
+        with tempfile.TemporaryDirectory(prefix="vlm-export-") as scratch:
+            copy_tokenizer(folder, Path(scratch))
+            for name, values in ((_PREPROCESSOR, dict(settings)), (_PROCESSOR, processor_settings(folder))):
+                Path(scratch, name).write_text(json.dumps(values), encoding="utf-8")
+            if (template := chat_template(folder)) is not None:
+                Path(scratch, "chat_template.json").write_text(json.dumps({"chat_template": template}))
+            try:
+                self.processor = AutoProcessor.from_pretrained(scratch, backend="pil", trust_remote_code=False)
+            except (ValueError, OSError, ImportError, KeyError, TypeError) as error:
+                raise InputError(f"{folder}: processor: {' '.join(str(error).split())}") from error
+
+    def texts(self, prompts: Sequence[Prompt]) -> tuple[str, ...]:
+        if not prompts:
+            raise InputError("golden.prompts: a chat model needs one: a conversation, or a text with its image token")
+        return tuple(self._text(prompt) for prompt in prompts)
+
+    def _text(self, prompt: Prompt) -> str:
+        text = prompt
+        if not isinstance(prompt, str):
+            try:
+                text = self.processor.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=False)
+            except (ValueError, TypeError, KeyError, TemplateError) as error:
+                raise InputError(f"golden.prompts: the chat template: {' '.join(str(error).split())}") from error
+        if str(text).count(self.processor.image_token) != 1:
+            raise InputError(f"golden.prompts: {text!r} needs the image token {self.processor.image_token!r} once")
+        return str(text)
+
+    def feed(self, image: Path, text: str) -> dict[str, np.ndarray]:
+        made = self.processor(images=[open_image(image)], text=[text], return_tensors="np")
+        return {name: np.asarray(made[name]) for name in self.fed}

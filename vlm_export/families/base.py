@@ -136,6 +136,7 @@ class Family:
         reference: the model as transformers runs it.
         feeder: from a checkpoint's folder, its config and image processor settings.
         layouts: by name.
+        trim: drops from an empty model the layers that no graph runs.
         image_processor: `preprocessor_config.json` where the checkpoint has none, or nothing if it must have one.
     """
 
@@ -149,6 +150,7 @@ class Family:
     reference: Callable[[Any], Reference]
     feeder: Callable[[Path, Config, Mapping[str, Any]], Feeder]
     layouts: Mapping[str, Layout]
+    trim: Callable[[Any], None] = field(default=lambda model: None)
     image_processor: Callable[[Config], dict[str, Any]] = field(default=lambda config: {})
     adapter_roots: Sequence[str] = field(default=("",))
 

@@ -72,7 +72,7 @@ def build(config: dict[str, Any]) -> VisionEncoderDecoderModel:
 
 def text_config(config: Config) -> PretrainedConfig:
     """The decoder's, with the special tokens that the whole model's config gives."""
-    decoder = model_config(config).decoder
+    decoder: Any = model_config(config).decoder
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if config.get(name) is not None:
             setattr(decoder, name, config[name])
@@ -103,7 +103,7 @@ def sample_inputs(config: Config, generator: Generator) -> dict[str, Tensor]:
 class Reference:
     """transformers' own model; `input_ids` begin with the start token."""
 
-    def __init__(self, model: VisionEncoderDecoderModel):
+    def __init__(self, model: Any):
         self.model = model
         model.generation_config = GenerationConfig()  # older configs hold rules of generation, which the recipe gives
 

@@ -21,7 +21,8 @@ class RepoFacts:
     """What the config files of a repo are made of.
 
     Attributes:
-        config: the model's, with what ends a text.
+        config: the model's, as the checkpoint has it.
+        text_config: of the language model inside it, complete, with what ends a text.
         generation: the recipe's.
         stored_generation: the checkpoint's `generation_config.json`, or nothing.
         processor: the checkpoint's `processor_config.json` without what belongs in `preprocessor_config.json`.
@@ -29,6 +30,7 @@ class RepoFacts:
     """
 
     config: Mapping[str, Any]
+    text_config: Mapping[str, Any]
     generation: Mapping[str, Any]
     stored_generation: Mapping[str, Any]
     processor: Mapping[str, Any]

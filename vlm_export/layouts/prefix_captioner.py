@@ -42,7 +42,7 @@ class PrefixCaptioner(Client):
             "architectures": ["VisionEncoderDecoderModel"],
             "is_encoder_decoder": True,
             "encoder": dict(facts.config["vision_config"]),
-            "decoder": {**facts.config["text_config"], "decoder_start_token_id": start},
+            "decoder": {**facts.text_config, "decoder_start_token_id": start},
             "decoder_start_token_id": start,
             "pad_token_id": facts.pad_token_id,
         }

@@ -37,7 +37,7 @@ class PrefixChat(Chat):
             "architectures": ["LlavaForConditionalGeneration"],
             "image_token_index": facts.free_token_id,  # what 3.x reads
             "image_token_id": facts.free_token_id,
-            "text_config": dict(facts.config["text_config"]),
+            "text_config": dict(facts.text_config),
             "vision_config": dict(facts.config["vision_config"]),
         }
         return {
