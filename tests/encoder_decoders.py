@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import peft
 import pico
 import torch
 from torch import nn
@@ -86,6 +88,17 @@ def model(settings: VisionEncoderDecoderConfig, *, seed: int = 0) -> VisionEncod
         nn.init.normal_(parameter, mean=float(norm), std=0.4 if looking else 0.2)
     made.decoder.tie_weights()
     return made
+
+
+def write_adapter(folder: Path, settings: VisionEncoderDecoderConfig, targets: Sequence[str], *, seed: int = 1) -> Path:
+    """A PEFT adapter folder (saved by PEFT) with non-zero weights."""
+    wrapped = peft.get_peft_model(model(settings), peft.LoraConfig(r=4, lora_alpha=8, target_modules=list(targets)))
+    torch.manual_seed(seed)
+    for name, parameter in wrapped.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(parameter, std=0.2)
+    wrapped.save_pretrained(folder)
+    return folder
 
 
 def write_checkpoint(folder: Path, settings: VisionEncoderDecoderConfig, *, seed: int = 0) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,17 @@ from encoder_decoders import DECODERS, ENCODERS, END, START
 from exported import TOLERANCES, Exported, silent, write_images
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from test_browser import SOFTWARE_WEBGPU, WASM, Inputs, visit
 
 from vlm_export import pipeline
 from vlm_export.artifacts import Work
 from vlm_export.checkpoint import read_json
 from vlm_export.errors import InputError
+from vlm_export.golden import load_golden
 from vlm_export.layouts.base import Sessions
 from vlm_export.layouts.encoder_decoder import _Driver
 from vlm_export.metrics import max_relative_error
-from vlm_export.processing import image_processor_settings, load_tokenizer
+from vlm_export.processing import image_processor_settings, load_tokenizer, pixel_values
 from vlm_export.recipe import load_recipe
 from vlm_export.verify import Report
 
@@ -219,6 +221,25 @@ def test_checkpoints_of_transformers_4_and_before(tmp_path: Path) -> None:
     assert "encoder.pooler.dense.weight" in unused
 
 
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")
+def test_lora_on_decoder_and_tower(tmp_path: Path) -> None:
+    """GPT-2's Conv1D, whose weights lie transposed, its cross-attention, and the tower's linear layers."""
+    targets = ["c_attn", "q_attn", "c_proj", "q_proj", "v_proj", "enc_to_dec_proj"]
+    made = prepare(tmp_path, adapters=[{"path": "adapter"}])
+    encoder_decoders.write_adapter(tmp_path / "adapter", encoder_decoders.config(layers=LAYERS), targets)
+    report = export(made).verify()
+    assert report.verdict == "pass", report.failures
+    merged = read_json(made.work.merged / "merge.json")
+    names = (
+        "encoder.layers.0.attention.q_proj",
+        "decoder.transformer.h.1.attn.c_attn",
+        "decoder.transformer.h.2.crossattention.q_attn",
+        "enc_to_dec_proj",
+    )
+    assert all(merged["layers"][name] > 0.01 for name in names)
+    assert merged["max_abs_diff_vs_adapter"] < 1e-4 < 1e-3 < merged["max_abs_diff_vs_base"]
+
+
 def test_no_start_token(tmp_path: Path) -> None:
     made = prepare(tmp_path)
     config = read_json(tmp_path / "checkpoint" / "config.json")
@@ -228,6 +249,24 @@ def test_no_start_token(tmp_path: Path) -> None:
     (tmp_path / "checkpoint" / "generation_config.json").unlink()
     with pytest.raises(InputError, match="decoder_start_token_id: not set"):
         pipeline.run_golden(made.recipe, silent)
+
+
+@pytest.mark.parametrize(
+    ("options", "flags", "session"),
+    [({}, WASM, ("wasm", "q8")), ({"device": "webgpu"}, SOFTWARE_WEBGPU, ("webgpu", "fp32"))],
+    ids=["wasm", "webgpu"],
+)
+def test_in_a_browser(
+    vit_gpt2: Exported, options: dict[str, str], flags: Sequence[str], session: tuple[str, str], tmp_path: Path
+) -> None:
+    """Tensors without rows, which later runs give, pass through its runtimes."""
+    golden = load_golden(vit_gpt2.recipe.golden_dir, vit_gpt2.recipe.name)
+    pixels = pixel_values(golden.image_paths()[:1], golden.facts.image_processor)
+    pixels.astype("<f4").tofile(tmp_path / "pixels.f32")
+    images = golden.facts.images[:1]
+    seen = visit(vit_gpt2.work.repo, "captioner", Inputs(tmp_path, pixels.shape, images), options, flags)
+    assert seen.sessions == {session}
+    assert [caption["token_ids"] for caption in seen.answer["captions"]] == [image.token_ids for image in images]
 
 
 def test_a_feature_extractor_becomes_an_image_processor(tmp_path: Path) -> None:
