@@ -14,6 +14,8 @@ from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     CLIPImageProcessor,
+    Idefics3ImageProcessor,
+    Idefics3Processor,
     LlavaProcessor,
     PreTrainedTokenizerFast,
     SiglipImageProcessor,
@@ -31,7 +33,10 @@ TEXTS: dict[str, dict[str, Any]] = {
     "llama": {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2},
     "qwen2": {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True},
 }
-ADAPTED = r".*language_model.*\.(q_proj|v_proj|down_proj)|.*vision_tower.*\.q_proj|.*multi_modal_projector\.linear_1"
+ADAPTED = (
+    r".*(language|text)_model.*\.(q_proj|v_proj|down_proj)|.*vision_.*\.q_proj"
+    r"|.*multi_modal_projector\.linear_1|.*connector.*\.proj"
+)
 
 
 def text_config(model_type: str) -> dict[str, Any]:
@@ -126,3 +131,26 @@ def tokenizer(special: list[str]) -> PreTrainedTokenizerFast:
 
 def read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
+
+
+def write_tiled(folder: Path, model_type: str = "idefics3") -> Path:
+    """An Idefics3 or SmolVLM checkpoint: tiles of 16 pixels, 16 patches that become 4 rows."""
+    tower = {key: value for key, value in tower_config("siglip_vision_model", 3).items() if key != "model_type"}
+    config = AutoConfig.for_model(
+        model_type,
+        vision_config={**tower, "patch_size": 4, "initializer_range": 0.2},
+        text_config={**text_config("llama"), "max_position_embeddings": 512},
+        image_token_id=257,
+        scale_factor=2,
+        pad_token_id=256,
+    )
+    save_model(folder, config)
+    special = [IMAGE_TOKEN, "<fake_token_around_image>", "<global-img>"]
+    special += [f"<row_{row}_col_{column}>" for row in (1, 2, 3) for column in (1, 2, 3)]
+    Idefics3Processor(
+        Idefics3ImageProcessor(size={"longest_edge": 48}, max_image_size={"longest_edge": 16}),
+        tokenizer(special),
+        image_seq_len=4,
+        chat_template=TEMPLATE,
+    ).save_pretrained(folder)
+    return folder

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime
 import pico_chat
 import pytest
-from exported import Exported, record
+import torch
+from exported import Exported, record, write_images
+from PIL import Image
+from transformers import AutoModelForImageTextToText
 
-from vlm_export import pipeline
+from vlm_export import pipeline, weights
+from vlm_export.checkpoint import build_empty, open_checkpoint
 from vlm_export.errors import InputError
 from vlm_export.families.base import find_family
+from vlm_export.metrics import max_relative_error
 from vlm_export.package import load_manifest
+from vlm_export.simplify import SimplifyReport
 from vlm_export.verify import Report
 
 KINDS: dict[str, Callable[[Path], Path]] = {
@@ -24,7 +33,8 @@ KINDS: dict[str, Callable[[Path], Path]] = {
     "llava, siglip, qwen2": lambda folder: pico_chat.write_llava(
         folder, "qwen2", "siglip_vision_model", vision_feature_layer=-1, vision_feature_select_strategy="full"
     ),
-    "llava, several layers": lambda folder: pico_chat.write_llava(folder, vision_feature_layer=[0, 3, -2]),
+    "idefics3": pico_chat.write_tiled,
+    "smolvlm": lambda folder: pico_chat.write_tiled(folder, "smolvlm"),
 }
 GOLDEN = {"images": ["images/*.png"], "prompts": [pico_chat.CONVERSATION, "<image>a cat", "is <image> a cat?"]}
 
@@ -33,14 +43,55 @@ def prepare(folder: Path, write: Callable[[Path], Path]) -> Exported:
     """A checkpoint with an adapter on text model, tower and projector, merged, and its golden outputs."""
     checkpoint = write(folder / "checkpoint")
     pico_chat.write_adapter(folder / "adapter", checkpoint)
+    write_images(folder / "images")
+    wide = np.random.default_rng(1).integers(0, 255, (12, 40, 3), dtype=np.uint8)
+    Image.fromarray(wide).save(folder / "images" / "wide.png")
     return record(folder, adapters=[{"path": "adapter"}], layout="chat", golden=GOLDEN)
 
 
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]:
+    """Exports a kind in fp32 and q8, once."""
+
+    @cache
+    def once(kind: str) -> Exported:
+        made = prepare(tmp_path_factory.mktemp("chat"), KINDS[kind])
+        made.export("chat", ["q8"])
+        return made
+
+    return once
+
+
 @pytest.fixture(scope="module", params=KINDS)
-def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    made = prepare(tmp_path_factory.mktemp("chat"), KINDS[request.param])
-    made.export("chat", ["q8"])
-    return made
+def exported(request: pytest.FixtureRequest, make: Callable[[str], Exported]) -> Exported:
+    return make(request.param)
+
+
+@pytest.fixture(scope="module", params=["idefics3", "smolvlm"])
+def tiled(request: pytest.FixtureRequest, make: Callable[[str], Exported]) -> Exported:
+    return make(request.param)
+
+
+@pytest.fixture
+def llava(make: Callable[[str], Exported], tmp_path: Path) -> Exported:
+    """A copy that the test may spoil."""
+    return make("llava, clip, llama").copy(tmp_path / "copy")
+
+
+def export_tower(made: Exported, target: Path, **changes: Any) -> SimplifyReport:
+    """The vision encoder alone, under a changed config."""
+    merged = open_checkpoint(made.work.merged)
+    changed = replace(merged, config={**merged.config, **changes})
+    component = merged.family.layouts["chat"].components(changed.config)[0]
+    model = build_empty(changed)
+    merged.family.trim(model)
+    structure, report = pipeline.make_structure(component, model)
+    weights.save_graph(weights.attach_weights(structure, component, merged.tensors), target)
+    return report
+
+
+def merged_model(made: Exported) -> Any:
+    return AutoModelForImageTextToText.from_pretrained(made.work.merged, attn_implementation="eager").eval()
 
 
 def failures(report: Report) -> str:
@@ -62,9 +113,10 @@ def test_verifies_in_both_runtimes(exported: Exported) -> None:
 
 def test_the_adapter_was_everywhere(exported: Exported) -> None:
     adapted = "\n".join(json.loads((exported.work.merged / "merge.json").read_text())["layers"])
-    for place in ("layers.1.self_attn.v_proj", "layers.0.mlp.down_proj", "layers.0.self_attn.q_proj", "linear_1"):
+    for place in ("layers.1.self_attn.v_proj", "layers.0.mlp.down_proj"):
         assert place in adapted
     assert any("vision" in module for module in adapted.splitlines())
+    assert any("projector" in module or "connector" in module for module in adapted.splitlines())
 
 
 def test_attention_is_fused(exported: Exported) -> None:
@@ -90,22 +142,66 @@ def test_a_wrong_position_is_caught(exported: Exported, tmp_path: Path) -> None:
     assert "image_features (case0, batch 1)" in failures(report)
 
 
-def test_a_wrong_feature_layer_is_caught(tmp_path: Path) -> None:
-    made = prepare(tmp_path, pico_chat.write_llava)
-    path = made.work.merged / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"vision_feature_layer": -1}))
-    made.export("chat")
-    report = made.verify("ort")
+def test_a_wrong_feature_layer_is_caught(llava: Exported) -> None:
+    export_tower(llava, llava.graph("vision_encoder"), vision_feature_layer=-1)
+    report = llava.verify("ort")
+    assert {check.component for check in report.failures} == {"vision_encoder"}
     assert "vision_encoder fp32 max_relative_error: image_features" in failures(report)
 
 
-def test_the_layers_above_the_feature_layer_are_left_out(tmp_path: Path) -> None:
-    made = prepare(tmp_path, pico_chat.write_llava)
-    made.export("chat")
-    assert simplified(made, "vision_encoder")["repeated"] == {"model.vision_tower.encoder.layers": 1}
-    weights = ir.load(made.graph("vision_encoder")).graph.initializers
-    assert {name.split(".")[4] for name in weights if "encoder.layers" in name} == {"0", "1", "2"}
-    assert not any("post_layernorm" in name for name in weights)
+def test_the_layers_above_the_feature_layer_are_left_out(llava: Exported) -> None:
+    assert simplified(llava, "vision_encoder")["repeated"] == {"model.vision_tower.encoder.layers": 1}
+    initializers = ir.load(llava.graph("vision_encoder")).graph.initializers
+    assert {name.split(".")[4] for name in initializers if "encoder.layers" in name} == {"0", "1", "2"}
+    assert not any("post_layernorm" in name for name in initializers)
+
+
+def test_features_of_several_layers(tmp_path: Path) -> None:
+    made = prepare(tmp_path, lambda folder: pico_chat.write_llava(folder, vision_feature_layer=[0, 3, -3]))
+    report = export_tower(made, tmp_path / "tower.onnx")
+    assert report.repeated == {}
+    pixels = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = torch.stack(merged_model(made).get_image_features(pixels, return_dict=True).pooler_output)
+    (features,) = onnxruntime.InferenceSession(tmp_path / "tower.onnx").run(None, {"pixel_values": pixels.numpy()})
+    assert max_relative_error(features, expected.numpy()) < 1e-5
+
+
+def run_tiles(made: Exported, pixels: torch.Tensor, mask: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """`image_features` of the graph and of PyTorch, as rows."""
+    session = onnxruntime.InferenceSession(made.graph("vision_encoder"))
+    feeds = {"pixel_values": pixels.numpy(), "pixel_attention_mask": mask.numpy()}
+    (features,) = session.run(None, feeds)
+    with torch.inference_mode():
+        rows = merged_model(made).get_image_features(pixels, mask, return_dict=True).pooler_output
+    return features.reshape(-1, features.shape[-1]), torch.cat(rows).numpy()
+
+
+@pytest.mark.parametrize(("batch", "tiles"), [(1, 1), (1, 7), (2, 3)])
+def test_any_number_of_tiles(tiled: Exported, batch: int, tiles: int) -> None:
+    pixels = torch.rand(batch, tiles, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    features, expected = run_tiles(tiled, pixels, torch.ones(batch, tiles, 16, 16, dtype=torch.bool))
+    assert features.shape == (batch * tiles * 4, 32)
+    assert max_relative_error(features, expected) < 1e-5
+
+
+def test_tiles_of_padding_are_dropped(tiled: Exported) -> None:
+    pixels = torch.rand(2, 3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    mask = torch.ones(2, 3, 16, 16, dtype=torch.bool)
+    pixels[0, 1:], mask[0, 1:] = 0, False
+    features, expected = run_tiles(tiled, pixels, mask)
+    assert features.shape == (4 * 4, 32)
+    assert max_relative_error(features, expected) < 1e-5
+
+
+def test_padding_within_a_tile_is_not_seen(tiled: Exported) -> None:
+    pixels = torch.rand(1, 3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    mask = torch.ones(1, 3, 16, 16, dtype=torch.bool)
+    mask[0, 1, 9:], mask[0, 2, :, 5:] = False, False
+    features, expected = run_tiles(tiled, pixels, mask)
+    assert max_relative_error(features, expected) < 1e-5
+    everything, _ = run_tiles(tiled, pixels, torch.ones_like(mask))
+    assert max_relative_error(everything[4:], expected[4:]) > 1e-2, "the mask matters"
 
 
 @pytest.mark.parametrize(
@@ -131,7 +227,10 @@ def test_a_conversation_is_no_use_to_a_captioner(tmp_path: Path) -> None:
 
 def test_names_of_transformers_4() -> None:
     renamed = find_family("llava", "test").rename
-    assert renamed("language_model.model.layers.0.mlp.up_proj.weight") == "model.language_model.layers.0.mlp.up_proj.weight"
+    assert (
+        renamed("language_model.model.layers.0.mlp.up_proj.weight")
+        == "model.language_model.layers.0.mlp.up_proj.weight"
+    )
     assert renamed("language_model.lm_head.weight") == "lm_head.weight"
     assert renamed("vision_tower.vision_model.pre_layrnorm.bias") == "model.vision_tower.pre_layrnorm.bias"
     assert renamed("multi_modal_projector.linear_2.bias") == "model.multi_modal_projector.linear_2.bias"

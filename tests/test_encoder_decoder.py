@@ -97,10 +97,11 @@ def test_says_what_pytorch_says(encoder: str, decoder: str, tmp_path: Path, requ
     assert {f"present.{layer}.{part}" for layer in range(LAYERS) for part in parts} <= outputs
     golden = read_json(made.recipe.golden_dir / "golden.json")
     assert len({tuple(image["token_ids"]) for image in golden["images"]}) > 1, "the image does not matter"
-    simplified = read_json(made.work.repo / "export.json")["simplified"][DECODER]
-    assert simplified["unfused_attention"] == ""
-    assert simplified["fused"]["GroupQueryAttention"] == simplified["fused"]["MultiHeadAttention"] == LAYERS
-    assert list(simplified["repeated"].values()) == [1]
+    simplified = read_json(made.work.repo / "export.json")["simplified"]
+    assert simplified["encoder_model"]["unfused_attention"] == simplified[DECODER]["unfused_attention"] == ""
+    fused = simplified[DECODER]["fused"]
+    assert fused["GroupQueryAttention"] == fused["MultiHeadAttention"] == LAYERS
+    assert list(simplified[DECODER]["repeated"].values()) == [1]
 
 
 class _Graphs:

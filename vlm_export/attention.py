@@ -220,18 +220,27 @@ def _attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     causal = getattr(module, "is_causal", _run is not None)
     if _run is None or not causal:
-        if causal or attention_mask is not None:
-            raise CannotFuse(f"{type(module).__name__} is causal or masked outside a decoder")
-        return _multi_head(query, key, value, scale, split=_run is not None), None
+        if causal:
+            raise CannotFuse(f"{type(module).__name__} is causal outside a decoder")
+        cached = _run is not None  # cross-attention
+        return _multi_head(query, key, value, scale, attention_mask, cached=cached), None
     return _group_query(module, query, key, value, scale, keywords), None
 
 
-def _multi_head(query: Tensor, key: Tensor, value: Tensor, scale: float, *, split: bool) -> Tensor:
-    """Attention to everything. `split` leaves keys and values `[B, heads, L, D]`, as they lie in a cache."""
+def _multi_head(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Tensor | None, *, cached: bool
+) -> Tensor:
+    """`bias` is additive, `[B, 1 or heads, S, L]`; `cached` keys and values stay `[B, heads, L, D]`, as they lie."""
     batch, heads, length, size = query.shape
+    if bias is not None and (bias.dtype != query.dtype or bias.dim() != 4):
+        raise CannotFuse(f"a mask is {bias.dtype} of {bias.dim()} dimensions, not an additive bias")
     merged = torch.onnx.ops.symbolic(
         "com.microsoft::MultiHeadAttention",
-        [_side_by_side(query), *((key, value) if split else map(_side_by_side, (key, value)))],
+        [
+            _side_by_side(query),
+            *((key, value) if cached else map(_side_by_side, (key, value))),
+            *(() if bias is None else (None, None, bias)),
+        ],
         attrs={"num_heads": heads, "scale": scale},
         dtype=query.dtype,
         shape=(batch, length, heads * size),

@@ -21,7 +21,7 @@ _DTYPES = {"dtype", "torch_dtype"}
 
 
 def load_config(values: Mapping[str, Any]) -> PretrainedConfig:
-    """The transformers config of a `config.json`, in float32 throughout: parts would be built in the dtypes it names."""
+    """The transformers config of a `config.json`, in float32: parts would be built in the dtypes that it names."""
     return AutoConfig.for_model(**_without_dtypes(values))
 
 

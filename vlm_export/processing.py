@@ -90,7 +90,10 @@ def image_processor_settings(
         settings = dict(read_json(checkpoint / _PROCESSOR).get("image_processor", settings))
     if not settings:
         raise InputError(f"{checkpoint}: no {_PREPROCESSOR}; save the processor beside the model")
-    return _in_todays_words(settings) | dict(override)
+    settings = _in_todays_words(settings)
+    if name := settings.get("image_processor_type"):  # what does the work is no concern of a client
+        settings["image_processor_type"] = name.removesuffix("Fast").removesuffix("Pil")
+    return settings | dict(override)
 
 
 def _in_todays_words(settings: dict[str, Any]) -> dict[str, Any]:
@@ -183,14 +186,25 @@ class ChatProcessor:
     """Feeds what the model's own processor makes of an image and a text that says where it goes (`Feeder`).
 
     The processor is read from the very files that a repo gets: a flat `preprocessor_config.json`, and
-    `processor_config.json` for the rest. `fed` are the arrays that the client feeds too.
+    `processor_config.json` for the rest, under the settings of `processor`. `fed` are the arrays that
+    the client feeds, and their types.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], fed: Sequence[str]):
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        fed: Mapping[str, type[np.generic]],
+        *,
+        processor_class: str,
+        **processor: Any,
+    ):
         self.fed = fed
+        named = {"processor_class": processor_class}
+        files = {_PREPROCESSOR: {**settings, **named}, _PROCESSOR: {**processor_settings(folder), **processor, **named}}
         with tempfile.TemporaryDirectory(prefix="vlm-export-") as scratch:
             copy_tokenizer(folder, Path(scratch))
-            for name, values in ((_PREPROCESSOR, dict(settings)), (_PROCESSOR, processor_settings(folder))):
+            for name, values in files.items():
                 Path(scratch, name).write_text(json.dumps(values), encoding="utf-8")
             if (template := chat_template(folder)) is not None:
                 Path(scratch, "chat_template.json").write_text(json.dumps({"chat_template": template}))
@@ -217,4 +231,4 @@ class ChatProcessor:
 
     def feed(self, image: Path, text: str) -> dict[str, np.ndarray]:
         made = self.processor(images=[open_image(image)], text=[text], return_tensors="np")
-        return {name: np.asarray(made[name]) for name in self.fed}
+        return {name: np.asarray(made[name]).astype(dtype) for name, dtype in self.fed.items()}

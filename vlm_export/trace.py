@@ -40,7 +40,7 @@ _TRACED_SIZES = {
     "new_encoder_sequence_length": 7,
     "num_logits": 2,
 }
-_DTYPES = {"float32": torch.float32, "int64": torch.int64}
+_DTYPES = {"float32": torch.float32, "int64": torch.int64, "bool": torch.bool}
 
 
 def trace(component: Component, model: nn.Module) -> ir.Model:

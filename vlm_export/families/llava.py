@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Generator, Tensor, nn
-from transformers import LlavaForConditionalGeneration
+from transformers import AutoModelForImageTextToText
 
 from vlm_export.chat_model import ChatReference, load_config, sample_ids, text_components, text_config
 from vlm_export.clip_like import FeatureEncoder, image_features, trim_tower
@@ -54,7 +55,8 @@ def sample_inputs(config: Config, generator: Generator) -> dict[str, Tensor]:
 
 
 def feeder(folder: Path, config: Config, settings: Mapping[str, Any]) -> ChatProcessor:
-    return ChatProcessor(folder, settings, ("pixel_values", "input_ids", "attention_mask"))
+    fed: dict[str, type[np.generic]] = {"pixel_values": np.float32, "input_ids": np.int64, "attention_mask": np.int64}
+    return ChatProcessor(folder, settings, fed, processor_class="LlavaProcessor")
 
 
 def chat(config: Config) -> tuple[Component, ...]:
@@ -65,14 +67,16 @@ def chat(config: Config) -> tuple[Component, ...]:
         module=FeatureEncoder,
         inputs=(TensorSpec("pixel_values", "float32", ("num_images", 3, size, size)),),
         outputs=(
-            TensorSpec("image_features", "float32", ("num_images", image_tokens(config), loaded.text_config.hidden_size)),
+            TensorSpec(
+                "image_features", "float32", ("num_images", image_tokens(config), loaded.text_config.hidden_size)
+            ),
         ),
     )
     return encoder, *text_components(config, "model.language_model")
 
 
 def build(config: dict[str, Any]) -> nn.Module:
-    return LlavaForConditionalGeneration(load_config(config))
+    return AutoModelForImageTextToText.from_config(load_config(config))
 
 
 FAMILY = Family(

@@ -32,7 +32,10 @@ class PrefixComponents(Client):
     chat_template = CHAT_TEMPLATE
 
     def config(self, facts: RepoFacts) -> dict[str, dict[str, Any]]:
-        return {"config.json": {**facts.config, "text_config": dict(facts.text_config)}, "generation_config.json": generation_config(facts)}
+        return {
+            "config.json": {**facts.config, "text_config": dict(facts.text_config)},
+            "generation_config.json": generation_config(facts),
+        }
 
     def driver(self, sessions: Sessions, files: Mapping[str, dict[str, Any]]) -> _Driver:
         return _Driver(sessions)

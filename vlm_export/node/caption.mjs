@@ -24,6 +24,7 @@ import {
     AutoModelForImageTextToText,
     AutoProcessor,
     BaseStreamer,
+    Idefics3Processor,
     PreTrainedModel,
     RawImage,
     Tensor,
@@ -121,12 +122,13 @@ async function loadCaptioner(id, dtype) {
 /** @type {(id: string, dtype: string) => Promise<Loaded>} */
 async function loadChat(id, dtype) {
     const processor = await AutoProcessor.from_pretrained(id);
+    const textFirst = processor instanceof Idefics3Processor;
     const model = await AutoModelForImageTextToText.from_pretrained(id, { dtype });
 
     /** @type {Loaded['caption']} */
     async function caption(item, options) {
         const image = item.image ? await RawImage.read(item.image) : blankImage(item.pixel_values);
-        const inputs = await processor(image, item.prompt);
+        const inputs = await (textFirst ? processor(item.prompt, image) : processor(image, item.prompt));
         if (item.pixel_values) {
             inputs.pixel_values = await readTensor(item.pixel_values);
         }

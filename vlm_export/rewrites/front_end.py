@@ -10,7 +10,7 @@ from vlm_export.families.base import Component
 
 _CACHE = "past_key_values."
 _PASTS = {"past": f"{_CACHE}0.key", "cross_past": f"{_CACHE}0.encoder.key"}  # what a front end calls layer 0's
-_TYPES = {"float32": "float", "int64": "int64"}
+_TYPES = {"float32": "float", "int64": "int64", "bool": "bool"}
 
 
 def attach(structure: ir.Model, component: Component, *, embedding: ir.Value) -> None:
