@@ -56,7 +56,7 @@ def run(command: Callable[[Path], Command], work: Path) -> Run:
     folder = Path(tempfile.mkdtemp(prefix="run-", dir=work))
     try:
         done = harness.measured(command(folder), folder)
-        graphs = [file for file in folder.rglob("*.onnx*") if not file.name.startswith(harness.INTERMEDIATE)]
+        graphs = folder.rglob("*.onnx*")
         return Run(done, sum(file.stat().st_size for file in graphs) / 1e6)
     except CommandFailed as failure:
         return Run(None, failure=str(failure))

@@ -14,11 +14,11 @@ import sys
 import time
 from pathlib import Path
 
-from harness import INTERMEDIATE
-
-from vlm_export import pipeline, quantize, weights
+from vlm_export import pipeline, variants
 from vlm_export.checkpoint import build_empty, open_checkpoint
 from vlm_export.dtypes import DTYPES
+from vlm_export.graph_file import save_graph
+from vlm_export.variants import Source
 
 
 def export(source: Path, name: str, target: Path, dtype: str) -> dict[str, float]:
@@ -29,10 +29,8 @@ def export(source: Path, name: str, target: Path, dtype: str) -> dict[str, float
     component = next(c for c in layout.components(merged.config) if c.name == name)
     structure, _ = pipeline.make_structure(component, build_empty(merged))
     traced = time.perf_counter()
-    fp32 = target if dtype == "fp32" else target.with_name(INTERMEDIATE)
-    weights.save_graph(weights.attach_weights(structure, component, merged.tensors), fp32)
-    if dtype != "fp32":
-        quantize.quantize(fp32, DTYPES[dtype], target)
+    variant = variants.make(Source(component, structure, merged.tensors), DTYPES[dtype], target.parent)
+    save_graph(variant, target)
     return {"structure_s": traced - started, "weights_s": time.perf_counter() - traced}
 
 

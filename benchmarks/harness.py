@@ -31,7 +31,6 @@ OURS = "vlm-export"
 OPTIMUM = "optimum-onnx"
 GENAI = "onnxruntime-genai"
 EAGER = "PyTorch eager"
-INTERMEDIATE = "fp32.onnx"  # what export_component.py leaves beside a graph in another dtype
 # Both come from PyPI. optimum-onnx 0.1.0 needs transformers 4; the builder of onnxruntime-genai names no requirements.
 _REQUIREMENTS = {
     OPTIMUM: ("torch==2.13.*", "optimum-onnx==0.1.0", "transformers==4.57.*", "onnxruntime==1.31.*", "accelerate"),

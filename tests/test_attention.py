@@ -14,11 +14,13 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.cache_utils import DynamicCache
 
-from vlm_export import decoder, simplify, weights
+from vlm_export import decoder, simplify
 from vlm_export.checkpoint import stored_tensors
+from vlm_export.graph_file import save_graph
 from vlm_export.metrics import max_relative_error
 from vlm_export.simplify import SimplifyReport
 from vlm_export.trace import trace
+from vlm_export.weights import attach_weights
 
 LLAMA_LIKE = {
     "hidden_size": 64,
@@ -87,7 +89,7 @@ def export(model: Holder, folder: Path) -> tuple[onnxruntime.InferenceSession, S
     save_file(tensors, folder / "model.safetensors")
     component = decoder.chat_decoder(decoder.Geometry.of(model.language_model.config))
     structure, report = simplify.simplify(trace(component, model), component)
-    weights.save_graph(weights.attach_weights(structure, component, stored_tensors(folder)), folder / "decoder.onnx")
+    save_graph(attach_weights(structure, component, stored_tensors(folder)), folder / "decoder.onnx")
     return onnxruntime.InferenceSession(str(folder / "decoder.onnx")), report
 
 

@@ -13,21 +13,28 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedModel,
+    SiglipVisionModel,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+)
 
 from vlm_export.checkpoint import (
     Checkpoint,
     aliases,
     build_empty,
-    load_tensors,
+    library_names,
     open_checkpoint,
-    pair_lora,
     read_json,
     sha256,
     stored_tensors,
 )
 from vlm_export.errors import InputError
 from vlm_export.families.base import find_family
-from vlm_export.prefix_model import PrefixConditioningVLM
 from vlm_export.tensor_file import DTYPES, Entry, write_tensors
 
 HEAD, EMBEDDING = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
@@ -60,9 +67,9 @@ def test_open(folder: Path) -> None:
     stored = load_file(folder / "model.safetensors")
     assert checkpoint.family.model_type == checkpoint.config["model_type"] == "prefix_conditioning_vlm"
     assert checkpoint.unused == tuple(sorted(key for key in stored if ".head." in key))
-    assert len(checkpoint.tensors) + 2 * len(checkpoint.lora) + len(checkpoint.unused) == len(stored)
-    pair = checkpoint.lora["language_model.model.layers.1.self_attn.v_proj"]
-    assert (pair.a.shape, pair.b.shape) == ((4, 32), (16, 4))
+    assert len(checkpoint.tensors) + len(checkpoint.lora) + len(checkpoint.unused) == len(stored)
+    a, b = (checkpoint.lora[f"language_model.model.layers.1.self_attn.v_proj.lora_{part}.weight"] for part in "AB")
+    assert (a.shape, b.shape) == ((4, 32), (16, 4))
     ref = checkpoint.tensors["language_model.model.layers.1.self_attn.v_proj.weight"]
     key = "language_model.base_model.model.model.layers.1.self_attn.v_proj.base_layer.weight"
     assert (ref.file, ref.key, ref.dtype, ref.shape) == (folder / "model.safetensors", key, "F32", (16, 32))
@@ -76,7 +83,7 @@ def test_names_are_the_model_s(decoder: str, tied: bool, tmp_path: Path) -> None
     checkpoint = open_checkpoint(pico.write_checkpoint(tmp_path / "checkpoint", pico.config(decoder, tied=tied)))
     model = build_empty(checkpoint)
     assert set(checkpoint.tensors) == {name for name, _ in model.named_parameters()}
-    assert set(checkpoint.lora) <= {name for name, _ in model.named_modules()}
+    assert {name.partition(".lora_")[0] for name in checkpoint.lora} <= {name for name, _ in model.named_modules()}
 
 
 def config_of(folder: Path, text: str | bytes) -> None:
@@ -96,8 +103,8 @@ CONFIGS: dict[str, tuple[Callable[[Path], None], str]] = {
     "null": (lambda folder: config_of(folder, "null"), "config.json: holds a JSON NoneType, not an object"),
     "no model_type": (lambda folder: config_of(folder, "{}"), "config.json: no `model_type`; is this a model folder?"),
     "another model_type": (
-        lambda folder: values_of(folder, model_type="llava"),
-        "config.json: model_type 'llava' is not supported; supported: prefix_conditioning_vlm",
+        lambda folder: values_of(folder, model_type="internvl"),
+        "config.json: model_type 'internvl' is not supported; supported: ",
     ),
     "a module that is no family": (
         lambda folder: values_of(folder, model_type="base"),
@@ -229,52 +236,7 @@ def test_broken_index(tmp_path: Path) -> None:
     assert "model.safetensors.index.json: not readable as JSON" in refused(lambda: stored_tensors(tmp_path))
 
 
-# --- LoRA pairs: every fault is also planted in whole checkpoints, in test_merge.py ---
-
-
-def test_pairs(folder: Path) -> None:
-    refs = stored_tensors(folder)
-    lora = {key: ref for key, ref in refs.items() if ".lora_" in key}
-    pairs = pair_lora(lora)
-    assert 2 * len(pairs) == len(lora)
-    for module, pair in pairs.items():
-        assert pair.a.key == f"{module}.lora_A.default.weight"
-        assert pair.b.key == f"{module}.lora_B.default.weight"
-
-
-def test_incomplete_pair(folder: Path) -> None:
-    (key, ref), *_ = [(key, ref) for key, ref in stored_tensors(folder).items() if ".lora_B." in key]
-    assert f"{key}: has no lora_A beside it" in refused(lambda: pair_lora({key: ref}))
-
-
 # --- loading ---
-
-
-def test_load_is_float32_and_complete(tmp_path: Path) -> None:
-    settings = pico.config()
-
-    def half(tensors: pico.Tensors) -> None:
-        tensors.update({key: tensor.bfloat16() for key, tensor in tensors.items()})
-
-    folder = pico.write_checkpoint(tmp_path / "base", settings, lora=False, change=half)
-    checkpoint = open_checkpoint(folder)
-    model = load_tensors(build_empty(checkpoint), checkpoint.tensors)
-    stored = load_file(folder / "model.safetensors")
-    for name, parameter in model.named_parameters():
-        assert parameter.dtype == torch.float32
-        assert not parameter.requires_grad
-        assert torch.equal(parameter, stored[name].float())
-    assert not [name for name, buffer in model.named_buffers() if buffer.is_meta]
-    assert model.get_parameter(HEAD) is model.get_parameter(EMBEDDING)
-
-
-@torch.inference_mode()
-def test_loaded_model_computes_what_torch_s_does(base: Path) -> None:
-    checkpoint = open_checkpoint(base)
-    expected = PrefixConditioningVLM(dict(checkpoint.config)).eval()
-    expected.load_state_dict(load_file(base / "model.safetensors"), strict=False)
-    inputs = checkpoint.family.sample_inputs(checkpoint.config, torch.Generator().manual_seed(1)).values()
-    torch.testing.assert_close(load_tensors(build_empty(checkpoint), checkpoint.tensors)(*inputs), expected(*inputs))
 
 
 def test_empty_model_has_no_weights(base: Path) -> None:
@@ -294,6 +256,73 @@ def test_aliases(decoder: str, embedding: str) -> None:
 
     assert names(tied=True) == {HEAD: embedding}
     assert names(tied=False) == {}
+
+
+# --- names of other versions of transformers ---
+
+VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+TEXT = {**VISION, "vocab_size": 20, "pad_token_id": 0}
+PAIR = {
+    "vision_config": {"model_type": "siglip_vision_model", "image_size": 8, "patch_size": 4, **VISION},
+    "text_config": {"model_type": "llama", "num_key_value_heads": 1, **TEXT},
+}
+
+
+@pytest.fixture(scope="module")
+def llava() -> LlavaForConditionalGeneration:
+    with torch.device("meta"):
+        return LlavaForConditionalGeneration(LlavaConfig(**PAIR, image_token_index=1))
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        (  # transformers 4.x, at first
+            "language_model.model.layers.0.mlp.up_proj.weight",
+            "model.language_model.layers.0.mlp.up_proj.weight",
+        ),
+        ("language_model.lm_head.weight", "lm_head.weight"),
+        ("multi_modal_projector.linear_1.bias", "model.multi_modal_projector.linear_1.bias"),
+        (
+            "vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight",
+            "model.vision_tower.encoder.layers.0.mlp.fc1.weight",
+        ),
+        (  # 5, unchanged
+            "model.language_model.layers.0.mlp.up_proj.weight",
+            "model.language_model.layers.0.mlp.up_proj.weight",
+        ),
+        (
+            "language_model.model.layers.0.self_attn.q_proj.lora_A.weight",
+            "model.language_model.layers.0.self_attn.q_proj.lora_A.weight",
+        ),
+        ("language_model.model.embed_tokens.lora_embedding_B", "model.language_model.embed_tokens.lora_embedding_B"),
+        ("nothing.like.it", "nothing.like.it"),
+    ],
+)
+def test_names_that_transformers_translates(key: str, name: str, llava: LlavaForConditionalGeneration) -> None:
+    assert library_names(llava)(key) == name
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: LlavaForConditionalGeneration(LlavaConfig(**PAIR, image_token_index=1)),
+        lambda: SmolVLMForConditionalGeneration(
+            SmolVLMConfig(
+                vision_config=PAIR["vision_config"] | {"model_type": "smolvlm_vision"},
+                text_config=PAIR["text_config"],
+                scale_factor=2,
+            )
+        ),
+        lambda: SiglipVisionModel(AutoConfig.for_model(**PAIR["vision_config"])),
+    ],
+)
+def test_what_transformers_saves_is_named_as_it_loads_it(model: Callable[[], PreTrainedModel], tmp_path: Path) -> None:
+    saved = model()
+    saved.save_pretrained(tmp_path)
+    rename = library_names(saved)
+    found = {rename(key) for key in stored_tensors(tmp_path)}
+    assert found == {name for name, _ in saved.named_parameters()}
 
 
 # --- files ---

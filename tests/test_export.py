@@ -11,12 +11,14 @@ import pico
 import pytest
 from exported import Exported, prepare
 
-from vlm_export import quantize, simplify, weights
+from vlm_export import simplify, variants
 from vlm_export.checkpoint import build_empty, open_checkpoint
-from vlm_export.dtypes import DTYPES
+from vlm_export.dtypes import DTYPES, FP32
+from vlm_export.graph_file import save_graph
 from vlm_export.metrics import cosine_similarity
 from vlm_export.package import load_manifest
 from vlm_export.trace import IR_VERSION, OPSET, trace
+from vlm_export.variants import Source
 
 KINDS = {
     "llama, linear, tied": pico.config(),
@@ -105,9 +107,9 @@ def test_external_data_is_named_and_declared(tmp_path: Path) -> None:
     merged = open_checkpoint(model.work.merged)
     component = merged.family.layouts["captioner"].components(merged.config)[0]
     structure, _ = simplify.simplify(trace(component, build_empty(merged)), component)
-    complete = weights.attach_weights(structure, component, merged.tensors)
+    source = Source(component, structure, merged.tensors)
     path = tmp_path / "encoder_model.onnx"
-    chunks = weights.save_graph(complete, path, inline_bytes=0, chunk_bytes=20_000)
+    chunks = save_graph(variants.make(source, FP32, tmp_path), path, inline_bytes=0, chunk_bytes=20_000)
     files = sorted(file.name for file in tmp_path.glob("encoder_model.onnx_data*"))
     assert chunks == len(files) > 2
     assert files == ["encoder_model.onnx_data", *(f"encoder_model.onnx_data_{i}" for i in range(1, chunks))]
@@ -115,7 +117,7 @@ def test_external_data_is_named_and_declared(tmp_path: Path) -> None:
     pixels = {"pixel_values": np.linspace(-1, 1, 3 * 16 * 16, dtype=np.float32).reshape(1, 3, 16, 16)}
     expected = onnxruntime.InferenceSession(str(path)).run(None, pixels)[0]
     for name in ("fp16", "int8"):
-        variant = tmp_path / f"encoder_model_{name}.onnx"
-        assert quantize.quantize(path, DTYPES[name], variant) == 0, "small enough to be one file"
+        variant = source.path(DTYPES[name], tmp_path)
+        assert save_graph(variants.make(source, DTYPES[name], tmp_path), variant) == 0, "small enough to be one file"
         made = onnxruntime.InferenceSession(str(variant)).run(None, pixels)[0]
         assert cosine_similarity(made, expected) > 0.99

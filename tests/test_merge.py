@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -17,10 +19,11 @@ import torch
 from pico import Tensors
 from safetensors.torch import load_file, save_file
 
+from vlm_export import adapters, tensor_file
 from vlm_export import merge as merging
-from vlm_export import tensor_file
+from vlm_export.adapters import Attached
 from vlm_export.errors import CheckFailed, InputError
-from vlm_export.merge import Update, attach, merge
+from vlm_export.merge import attach, merge
 from vlm_export.prefix_model import PrefixConditioningVLM
 from vlm_export.tensor_file import Entry
 
@@ -506,34 +509,40 @@ FAULTS: dict[str, tuple[Change, tuple[str, ...]]] = {
     "Inf in B": (fill(B, -torch.inf), (f"model.safetensors: {B}: holds NaN or Inf",)),
     "all of B zero": (
         zero(".lora_B."),
-        ("model.safetensors: the adapter changes nothing, every lora_B (or lora_A) is zero", f"{LAYER}.k_proj.lora_B"),
+        (f"model.safetensors: {LAYER}.k_proj.lora_B", "the adapter changes nothing, every lora_B (or lora_A) is zero"),
     ),
-    "all of A zero": (zero(".lora_A."), ("model.safetensors: the adapter changes nothing",)),
+    "all of A zero": (zero(".lora_A."), ("the adapter changes nothing",)),
     "LoRA on no module": (
         put(**{f"{NO_MODULE}A.default.weight": torch.ones(4, 32), f"{NO_MODULE}B.default.weight": torch.ones(32, 4)}),
         (f"model.safetensors: {NO_MODULE}A.default.weight: no such module in the model",),
     ),
-    "A without B": (drop(B), (f"model.safetensors: {A}: has no lora_B beside it", "q_proj; the adapter is incomplete")),
-    "B without A": (drop(A), (f"model.safetensors: {B}: has no lora_A beside it",)),
+    "A without B": (
+        drop(B),
+        ("config.json: its settings ask for language_model.model.layers.0.self_attn.q_proj.lora_B", "does not hold"),
+    ),
+    "B without A": (
+        drop(A),
+        ("config.json: its settings ask for language_model.model.layers.0.self_attn.q_proj.lora_A", "does not hold"),
+    ),
     "A and B of other ranks": (
         put(**{B: torch.ones(32, 5)}),
-        (f"model.safetensors: {B}: shape [32, 5] does not fit lora_A's [4, 32]",),
+        (f"model.safetensors: {B}: shape [32, 5]; the model and config.json want [32, 4]",),
     ),
     "another rank than the config's": (
         put(**{A: torch.ones(5, 32), B: torch.ones(32, 5)}),
-        (f"model.safetensors: {A}: rank 5, config.json says 4",),
+        (f"model.safetensors: {A}: shape [5, 32]; the model and config.json want [4, 32]",),
     ),
     "A of another input": (
         put(**{A: torch.ones(4, 31)}),
-        (f"model.safetensors: {B}: B @ A is [32, 31], which does not fit", "q_proj.weight [32, 32]"),
+        (f"model.safetensors: {A}: shape [4, 31]; the model and config.json want [4, 32]",),
     ),
     "shards that were never gathered": (
         put(**{A: torch.ones(0), B: torch.ones(0)}),
-        (f"model.safetensors: {B}: shape [0], lora_A's is [0]; only matrices can be merged",),
+        (f"model.safetensors: {B}: shape [0]; the model and config.json want [32, 4]",),
     ),
     "two adapters in one checkpoint": (
         put(**{A.replace("default", "other"): torch.ones(4, 32)}),
-        (f"model.safetensors: {A.replace('default', 'other')}: a second lora_A of language_model.model.layers.0",),
+        (f"model.safetensors: {A.replace('default', 'other')}: a second tensor for language_model.model.layers.0",),
     ),
     "DoRA": (
         put(**{f"{LAYER}.q_proj.lora_magnitude_vector.default.weight": torch.ones(32)}),
@@ -590,6 +599,12 @@ def test_no_tokenizer(disk: Path, tmp_path: Path) -> None:
     assert "no tokenizer.json" in refused(source, [], tmp_path / "work")
 
 
+def test_nothing_but_merge_and_golden_imports_peft() -> None:
+    code = "import sys, vlm_export.pipeline; print([name for name in sys.modules if name.partition('.')[0] == 'peft'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_previous_merge_survives_an_error(disk: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
     merge(disk / "tied", [], work / "merged")
@@ -614,7 +629,7 @@ ADAPTER_FAULTS: dict[str, tuple[Change, tuple[str, ...]]] = {
     ),
     "of another width": (
         put(**{PEFT_A: torch.ones(4, 33)}),
-        (f"adapter_model.safetensors: {PEFT_B}: B @ A is [32, 33]", "q_proj.weight [32, 32]"),
+        (f"adapter_model.safetensors: {PEFT_A}: shape [4, 33]; the model and adapter_config.json want [4, 32]",),
     ),
     "an unknown parameter": (
         put(**{"base_model.model.bridge.weight": torch.ones(2)}),
@@ -622,7 +637,7 @@ ADAPTER_FAULTS: dict[str, tuple[Change, tuple[str, ...]]] = {
     ),
     "a replaced parameter of another shape": (
         put(**{"base_model.model.projection.projection.weight": torch.ones(2, 2)}),
-        ("base_model.model.projection.projection.weight: shape [2, 2], projection.projection.weight is [32, 24]",),
+        ("base_model.model.projection.projection.weight: shape [2, 2]; the model and", "want [32, 24]"),
     ),
     "a replaced parameter of no float dtype": (
         put(**{"base_model.model.projection.projection.bias": torch.ones(32, dtype=torch.int32)}),
@@ -632,11 +647,14 @@ ADAPTER_FAULTS: dict[str, tuple[Change, tuple[str, ...]]] = {
         put(**{"base_model.model.projection.projection.bias": torch.full((32,), torch.nan)}),
         ("adapter_model.safetensors: base_model.model.projection.projection.bias: holds NaN or Inf",),
     ),
-    "A without B": (drop(PEFT_B), (f"adapter_model.safetensors: {PEFT_A}: has no lora_B beside it",)),
+    "A without B": (
+        drop(PEFT_B),
+        ("adapter_config.json: its settings ask for language_model.model.layers.0.self_attn.q_proj.lora_B.weight",),
+    ),
     "one module left out": (
         lambda t: (t.pop(PEFT_A), t.pop(PEFT_B)),
         (
-            "adapter_config.json: target_modules ask for language_model.model.layers.0.self_attn.q_proj.lora_A.weight",
+            "adapter_config.json: its settings ask for language_model.model.layers.0.self_attn.q_proj.lora_A.weight",
             "which the adapter does not hold",
         ),
     ),
@@ -651,15 +669,15 @@ ADAPTER_FAULTS: dict[str, tuple[Change, tuple[str, ...]]] = {
     ),
     "another rank": (
         put(**{PEFT_A: torch.ones(3, 32), PEFT_B: torch.ones(32, 3)}),
-        (f"adapter_model.safetensors: {PEFT_A}: rank 3, adapter_config.json says 4",),
+        (f"adapter_model.safetensors: {PEFT_A}: shape [3, 32]; the model and adapter_config.json want [4, 32]",),
     ),
     "NaN in A": (fill(PEFT_A, torch.nan), (f"adapter_model.safetensors: {PEFT_A}: holds NaN or Inf",)),
     "Inf in B": (fill(PEFT_B, torch.inf), (f"adapter_model.safetensors: {PEFT_B}: holds NaN or Inf",)),
-    "all of B zero": (zero(".lora_B."), ("adapter_model.safetensors: the adapter changes nothing", ".lora_B.weight")),
+    "all of B zero": (zero(".lora_B."), (".lora_B.weight, …: the adapter changes nothing",)),
     "no tensors": (lambda t: t.clear(), ("the adapter holds no tensors",)),
     "LoRA on an embedding": (
         put(**{"base_model.model.language_model.model.embed_tokens.lora_embedding_A": torch.ones(4, 260)}),
-        ("base_model.model.language_model.model.embed_tokens.lora_embedding_A: not LoRA on a linear layer",),
+        ("base_model.model.language_model.model.embed_tokens.lora_embedding_A: the target_modules", "leave it out"),
     ),
     "LoRA on a convolution": (
         put(
@@ -668,7 +686,7 @@ ADAPTER_FAULTS: dict[str, tuple[Change, tuple[str, ...]]] = {
                 "base_model.model.vision_encoder.embeddings.patch_embedding.lora_B.weight": torch.ones(24, 4, 1, 1),
             }
         ),
-        ("patch_embedding.lora_B.weight: shape [24, 4, 1, 1]", "only matrices can be merged"),
+        ("patch_embedding.lora_B.weight: the target_modules of adapter_config.json leave it out",),
     ),
     "LoRA on a norm": (
         put(
@@ -677,7 +695,7 @@ ADAPTER_FAULTS: dict[str, tuple[Change, tuple[str, ...]]] = {
                 "base_model.model.language_model.model.norm.lora_B.weight": torch.ones(32, 4),
             }
         ),
-        ("base_model.model.language_model.model.norm.lora_A.weight: adapts a LlamaRMSNorm; only linear layers",),
+        ("base_model.model.language_model.model.norm.lora_A.weight: the target_modules", "leave it out"),
     ),
 }
 
@@ -693,51 +711,36 @@ def test_fault_in_an_adapter(fault: str, disk: Path, tmp_path: Path) -> None:
 def test_second_of_two_adapters_changes_nothing(disk: Path, tmp_path: Path) -> None:
     idle = spoiled(disk / "language", tmp_path / "idle", zero(".lora_B."))
     message = refused(disk / "base", [disk / "whole", idle], tmp_path / "work")
-    assert "adapter_model.safetensors: the adapter changes nothing" in message
-
-
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        ({"target_modules": ["lm_head"]}, "lm_head.lora_A.weight: adapts language_model.lm_head, which is tied"),
-        ({"modules_to_save": ["lm_head"]}, "lm_head.weight: replaces language_model.lm_head.weight, which is tied"),
-        ({"modules_to_save": ["embed_tokens"]}, "embed_tokens.weight, which is tied"),
-    ],
-)
-def test_adapter_on_tied_weights(options: dict[str, Any], named: str, tmp_path: Path) -> None:
-    base = pico.write_checkpoint(tmp_path / "base", TIED, lora=False)
-    message = refused(base, [save_adapter(tmp_path / "adapter", TIED, **options)], tmp_path / "work")
-    assert "adapter_model.safetensors: base_model.model.language_model." in message
-    assert named in message
+    assert "adapter_model.safetensors: base_model.model.model.layers.0" in message
+    assert "the adapter changes nothing" in message
 
 
 def test_untrained_copy_of_a_replaced_module(disk: Path, tmp_path: Path) -> None:
     """PEFT 0.21 saves a copy that nothing ever trained when `modules_to_save` matches a module and one inside it."""
     model = load_plain(disk / "base", UNTIED)
     config = peft.LoraConfig(r=4, target_modules=TARGETS, modules_to_save=["projection"], init_lora_weights=False)
-    wrapped = peft.get_peft_model(model, config)
-    for name, parameter in wrapped.named_parameters():
-        if name.endswith("projection.modules_to_save.default.projection.weight"):  # what the forward pass uses
-            torch.nn.init.ones_(parameter)
-    wrapped.save_pretrained(tmp_path / "adapter")
+    peft.get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+    message = refused(disk / "base", [tmp_path / "adapter"], tmp_path / "work")
+    assert "adapter_config.json: asks for projection.projection." in message
+    assert "as an untrained copy: name the inner module alone" in message
+
+
+def test_replaced_module_that_was_never_trained(disk: Path, tmp_path: Path) -> None:
+    config = peft.LoraConfig(target_modules=TARGETS, modules_to_save=["projection.projection"], init_lora_weights=False)
+    peft.get_peft_model(load_plain(disk / "base", UNTIED), config).save_pretrained(tmp_path / "adapter")
     message = refused(disk / "base", [tmp_path / "adapter"], tmp_path / "work")
     assert "adapter_model.safetensors: base_model.model.projection.projection." in message
-    assert "by what the base model has" in message
-    assert "name the inner module" in message
+    assert "by what the base model has: it was never trained" in message
 
 
 REFUSED_SETTINGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
-    "DoRA": ({"use_dora": True}, ("use_dora: DoRA",)),
     "activated LoRA": ({"alora_invocation_tokens": [1, 2]}, ("alora_invocation_tokens: activated LoRA",)),
     "Arrow": ({"arrow_config": {"top_k": 3}}, ("arrow_config: Arrow routing",)),
     "KaSA": ({"kasa_config": {"beta": 1e-4}}, ("kasa_config: KaSA",)),
     "MonteCLoRA": ({"monteclora_config": {"a": 1}}, ("monteclora_config: MonteCLoRA",)),
     "layer replication": ({"layer_replication": [[0, 2], [1, 2]]}, ("layer_replication: layer replication",)),
-    "bare parameters": ({"target_parameters": ["experts.w"]}, ("target_parameters: LoRA on bare parameters",)),
-    "trainable tokens": ({"trainable_token_indices": [3]}, ("trainable_token_indices: trainable tokens",)),
     "QALoRA": ({"use_qalora": True}, ("use_qalora: QALoRA",)),
     "BD-LoRA": ({"use_bdlora": {"nblocks": 2}}, ("use_bdlora: BD-LoRA",)),
-    "LoRA bias": ({"lora_bias": True}, ("lora_bias: LoRA bias",)),
     "IA3": ({"peft_type": "IA3"}, ("peft_type is 'IA3'; only LORA can be merged",)),
     "AdaLoRA": ({"peft_type": "ADALORA"}, ("peft_type is 'ADALORA'",)),
     "no kind": ({"peft_type": None}, ("peft_type is None",)),
@@ -769,9 +772,9 @@ def test_refused_adapter_settings(setting: str, disk: Path, tmp_path: Path) -> N
 
 def test_every_variant_of_lora_is_known() -> None:
     """A variant that PEFT adds must be refused or merged on purpose, never by ignorance."""
-    mergeable = {"velora_config"}  # another backward pass, the same forward
+    mergeable = {"use_dora", "velora_config"}  # VeLoRA: another backward pass, the same forward
     variants = {name for name, f in peft.LoraConfig.__dataclass_fields__.items() if f.metadata.get("is_lora_variant")}
-    assert variants - mergeable <= merging._UNSUPPORTED.keys()
+    assert variants - mergeable <= adapters._UNSUPPORTED.keys()
 
 
 @pytest.mark.parametrize("missing", ["adapter_config.json", "adapter_model.safetensors"])
@@ -784,27 +787,32 @@ def test_adapter_file_missing(missing: str, disk: Path, tmp_path: Path) -> None:
 # --- the proof ---
 
 
+Delta = Callable[[Any, str], torch.Tensor]
+
+
+def change_delta(monkeypatch: pytest.MonkeyPatch, changed: Callable[[Any, torch.Tensor], torch.Tensor]) -> None:
+    """What PEFT merges, but not what it computes with."""
+    delta: Delta = peft.tuners.lora.Linear.get_delta_weight
+    monkeypatch.setattr(
+        peft.tuners.lora.Linear, "get_delta_weight", lambda self, adapter: changed(self, delta(self, adapter))
+    )
+
+
 def wrong_scale(monkeypatch: pytest.MonkeyPatch) -> None:
-    delta = Update.delta
-    monkeypatch.setattr(Update, "delta", lambda self, *, transposed: 1.01 * delta(self, transposed=transposed))
+    change_delta(monkeypatch, lambda layer, delta: 1.01 * delta)
 
 
 def one_layer_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    delta = Update.delta
+    layer_of = Attached.layer_of
 
-    def forgetful(self: Update, *, transposed: bool) -> torch.Tensor:
-        return delta(self, transposed=transposed) * ("layers.1.self_attn.v_proj" not in self.module)
+    def forgetful(self: Attached, name: str) -> tuple[torch.nn.Module | None, str]:
+        return (None, "") if "layers.1.self_attn.v_proj" in name else layer_of(self, name)
 
-    monkeypatch.setattr(Update, "delta", forgetful)
+    monkeypatch.setattr(Attached, "layer_of", forgetful)
 
 
 def scale_without_alpha(monkeypatch: pytest.MonkeyPatch) -> None:
-    updates = merging._updates
-
-    def unscaled(*arguments: Any) -> tuple[Update, ...]:
-        return tuple(Update(update.module, update.pair, 1.0) for update in updates(*arguments))
-
-    monkeypatch.setattr(merging, "_updates", unscaled)
+    change_delta(monkeypatch, lambda layer, delta: delta / layer.scaling["default"])
 
 
 def tower_written_upside_down(monkeypatch: pytest.MonkeyPatch, part: str = "layers.1.mlp.fc1.weight") -> None:
@@ -849,12 +857,7 @@ def test_wrong_merge_is_caught(
 
 def test_untransposed_conv1d_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = pico.write_checkpoint(tmp_path / "source", GPT2)
-    delta = Update.delta
-
-    def untransposed(self: Update, *, transposed: bool) -> torch.Tensor:
-        return delta(self, transposed=transposed and "attn.c_proj" not in self.module)  # it is square
-
-    monkeypatch.setattr(Update, "delta", untransposed)
+    change_delta(monkeypatch, lambda layer, delta: delta.T if len(delta) == delta.shape[1] else delta)  # attn.c_proj
     assert "the merge is wrong" in refused(source, [], tmp_path / "work", CheckFailed)
 
 

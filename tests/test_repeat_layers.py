@@ -16,12 +16,14 @@ import torch
 from exported import Exported, prepare
 from torch import nn
 
-from vlm_export import pipeline, stacks, weights
+from vlm_export import pipeline, stacks
 from vlm_export.checkpoint import Checkpoint, build_empty, open_checkpoint
 from vlm_export.families.base import Component
+from vlm_export.graph_file import save_graph
 from vlm_export.package import load_manifest
 from vlm_export.rewrites.repeat_layers import NotRepeatable, repeat_layers
 from vlm_export.stacks import find_stacks
+from vlm_export.weights import attach_weights
 
 TOWER = "vision_encoder.encoder.layers"
 DECODER = {"llama": "language_model.model.layers", "gpt2": "language_model.transformer.h"}
@@ -65,7 +67,7 @@ def test_computes_what_tracing_every_layer_computes(decoder: str, tmp_path: Path
             structure, report = pipeline.make_structure(component, build_empty(merged), whole)
             assert bool(report.repeated) is not bool(whole)
             path = tmp_path / f"{component.name}_{len(results)}.onnx"
-            weights.save_graph(weights.attach_weights(structure, component, merged.tensors), path)
+            save_graph(attach_weights(structure, component, merged.tensors), path)
             results.append(run(path, component))
         repeated, traced = results
         assert list(repeated) == list(traced) == [spec.name for spec in component.outputs]

@@ -10,47 +10,55 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from vlm_export.errors import InputError
 from vlm_export.families.base import Family, find_family
 
 WEIGHTS = "model.safetensors"
+_ADAPTER_PART = re.compile(r"\.(lora_|token_adapter\.|base_layer\.)")
 _LORA_KEY = re.compile(r"(?P<module>.+)\.lora_(?P<part>A|B)(\.[A-Za-z0-9_-]+)?\.weight$")
+
+
+class Weight(Protocol):
+    """A tensor that is somewhere else, or is computed when it is asked for. `dtype` is safetensors' name for it."""
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def load(self) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)
 class TensorRef:
-    """A tensor in a safetensors file: read with `load`."""
+    """A tensor in a safetensors file: read with `load`, which maps it into memory."""
 
     file: Path
     key: str
     dtype: str
     shape: tuple[int, ...]
 
-    def load(self) -> torch.Tensor:
+    def load(self, rows: slice | None = None) -> torch.Tensor:
+        """The tensor, or some of its rows."""
         with safe_open(self.file, framework="pt") as handle:
-            return handle.get_tensor(self.key)
+            return handle.get_tensor(self.key) if rows is None else handle.get_slice(self.key)[rows]
 
     def __str__(self) -> str:
         return f"{self.file.name}: {self.key}"
-
-
-@dataclass(frozen=True)
-class LoraPair:
-    """`ΔW = scale · B @ A` of one module: A is `[r, in]`, B is `[out, r]`."""
-
-    a: TensorRef
-    b: TensorRef
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ class Checkpoint:
 
     Attributes:
         tensors: the model's plain tensors by parameter name.
-        lora: LoRA pairs that the checkpoint itself carries, by module name.
+        lora: LoRA tensors that the checkpoint itself carries, by the names that PEFT saves.
         unused: keys that the family says inference never reads.
     """
 
@@ -67,7 +75,7 @@ class Checkpoint:
     config: Mapping[str, Any]
     family: Family
     tensors: Mapping[str, TensorRef]
-    lora: Mapping[str, LoraPair]
+    lora: Mapping[str, TensorRef]
     unused: tuple[str, ...]
 
 
@@ -75,7 +83,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """Read the config and the tensor index of a checkpoint folder.
 
     Raises:
-        InputError: no config, an unsupported model_type, no safetensors, or LoRA tensors without their other half.
+        InputError: no config, an unsupported model_type, no safetensors, or two tensors of one name.
     """
     config = read_json(path / "config.json")
     if "model_type" not in config:
@@ -89,11 +97,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
         if name is None:
             unused.append(key)
             continue
-        target = lora if _LORA_KEY.match(name) else plain
+        found = _LORA_KEY.match(name)
+        target = lora if found else plain
+        name = f"{found['module']}.lora_{found['part']}.weight" if found else name
         if name in target:
             raise InputError(f"{ref}: a second tensor for {name}; keep one of the two")
         target[name] = ref
-    return Checkpoint(path, config, family, plain, pair_lora(lora), tuple(sorted(unused)))
+    return Checkpoint(path, config, family, plain, lora, tuple(sorted(unused)))
 
 
 def stored_tensors(path: Path, whole: str = WEIGHTS) -> dict[str, TensorRef]:
@@ -140,46 +150,6 @@ def _tensors_of(file: Path) -> list[TensorRef]:
         raise InputError(f"{file}: not a readable safetensors file: {error}") from error
 
 
-def pair_lora(refs: Mapping[str, TensorRef]) -> dict[str, LoraPair]:
-    """Bring `….lora_A…weight` and `….lora_B…weight` of one module together.
-
-    Raises:
-        InputError: a module has one of the two, or they do not fit each other.
-    """
-    halves: dict[str, dict[str, TensorRef]] = {}
-    for name, ref in refs.items():
-        match = _LORA_KEY.match(name)
-        if match is None:
-            raise InputError(f"{ref}: not LoRA on a linear layer (lora_A, lora_B), which is all that can be merged")
-        parts = halves.setdefault(match["module"], {})
-        if match["part"] in parts:
-            raise InputError(f"{ref}: a second lora_{match['part']} of {match['module']}; keep one adapter")
-        parts[match["part"]] = ref
-    for module, parts in halves.items():
-        if set(parts) != {"A", "B"}:
-            present = next(iter(parts.values()))
-            missing = ({"A", "B"} - set(parts)).pop()
-            raise InputError(f"{present}: has no lora_{missing} beside it for {module}; the adapter is incomplete")
-        a, b = parts["A"].shape, parts["B"].shape
-        if len(a) != 2 or len(b) != 2:
-            raise InputError(f"{parts['B']}: shape {list(b)}, lora_A's is {list(a)}; only matrices can be merged")
-        if a[0] != b[1]:
-            raise InputError(f"{parts['B']}: shape {list(b)} does not fit lora_A's {list(a)}")
-    return {module: LoraPair(parts["A"], parts["B"]) for module, parts in sorted(halves.items())}
-
-
-def load_tensors(model: nn.Module, tensors: Mapping[str, TensorRef]) -> nn.Module:
-    """Fill an empty model with float32 weights; tied parameters stay tied. `tensors` must cover it (see `merge`)."""
-    shared = aliases(model)
-    state = {name: tensors[name].load().float() for name, _ in model.named_parameters()}
-    state |= {alias: state[name] for alias, name in shared.items()}
-    model.load_state_dict(state, strict=False, assign=True)
-    for module in model.modules():
-        if isinstance(module, PreTrainedModel):
-            module.tie_weights()
-    return model.requires_grad_(False)
-
-
 def build_empty(checkpoint: Checkpoint) -> nn.Module:
     """The checkpoint's model with real buffers and parameters on the meta device: structure without weights.
 
@@ -196,6 +166,26 @@ def build_empty(checkpoint: Checkpoint) -> nn.Module:
         if isinstance(module, PreTrainedModel):
             module.tie_weights()  # building on the meta device separates what the config ties
     return model
+
+
+def library_names(model: PreTrainedModel) -> Callable[[str], str]:
+    """For families that are a class of transformers: a checkpoint's tensor name → the name in that class's module tree.
+
+    What the library itself does when it loads: names of transformers 4 and of other frameworks' ports become those of
+    transformers 5, and a bare base model's get the prefix that the class has. LoRA tensors are renamed like the weight
+    of the module that they adapt. `model` may be without weights. Tensors that the library would fuse, split or
+    transpose keep their names, and so are reported as unknown.
+    """
+    renamings = [step for step in get_model_conversion_mapping(model) if isinstance(step, WeightRenaming)]
+    names: dict[str, Any] = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
+
+    def rename(key: str) -> str:
+        adapted = _ADAPTER_PART.search(key)
+        probe = f"{key[: adapted.start()]}.weight" if adapted else key
+        renamed, _ = rename_source_key(probe, renamings, [], model.base_model_prefix, names)
+        return renamed.removesuffix(".weight") + key[adapted.start() :] if adapted else renamed
+
+    return rename
 
 
 def aliases(model: nn.Module) -> dict[str, str]:

@@ -9,19 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Quantizer = Literal["none", "float16", "dynamic_int8"]
+Maker = Literal["float32", "float16", "dynamic_int8"]
 
 
 @dataclass(frozen=True)
 class Dtype:
-    """One row: `name` as users and transformers.js write it, `suffix` of the file, and the quantizer that makes it."""
+    """One row: `name` as users and transformers.js write it, `suffix` of the file, and how `variants.py` makes it."""
 
     name: str
     suffix: str
-    quantizer: Quantizer
+    made_by: Maker
 
 
-FP32 = Dtype("fp32", "", "none")
+FP32 = Dtype("fp32", "", "float32")
 DTYPES: dict[str, Dtype] = {
     dtype.name: dtype
     for dtype in (

@@ -14,18 +14,20 @@ from typing import Any
 import onnx_ir as ir
 from torch import nn
 
-from vlm_export import bundled, golden, hub, merge, package, quantize, signature, simplify, trace, verify, weights
+from vlm_export import bundled, golden, hub, merge, package, signature, simplify, trace, variants, verify
 from vlm_export.artifacts import Work, replaced_folder, write_json
 from vlm_export.checkpoint import build_empty, open_checkpoint, read_json
 from vlm_export.dtypes import DTYPES, FP32
 from vlm_export.errors import CheckFailed, InputError
 from vlm_export.families.base import Component
+from vlm_export.graph_file import save_graph
 from vlm_export.merge import MergeReport
 from vlm_export.package import GraphFile, Manifest
 from vlm_export.recipe import RecipeFile
 from vlm_export.rewrites.repeat_layers import NotRepeatable, repeat_layers
 from vlm_export.simplify import SimplifyReport
 from vlm_export.stacks import find_stacks, two_layer_component, two_layers
+from vlm_export.variants import Source
 from vlm_export.verify import Report, Runtime
 
 Progress = Callable[[str, int, int], None]  # what, done, of how many
@@ -67,7 +69,11 @@ def run_merge(recipe: RecipeFile, work: Work, progress: Progress) -> MergeReport
     """LoRA → plain weights, in `merged/`."""
     found = sources(recipe)
     return merge.merge(
-        found.model, found.adapters, work.merged, on_tensor=lambda done, total: progress("merging", done, total)
+        found.model,
+        found.adapters,
+        work.merged,
+        combination=recipe.recipe.combination,
+        on_tensor=lambda done, total: progress("merging", done, total),
     )
 
 
@@ -126,14 +132,10 @@ def run_export(
             progress(f"tracing {component.name}", done, steps)
             structure, report = make_structure(component, model)
             reports[component.name] = asdict(report)
-            complete = weights.attach_weights(structure, component, merged.tensors)
-            fp32 = onnx / f"{component.name}.onnx"
-            graphs.append(_graph_file(component, FP32.name, fp32, weights.save_graph(complete, fp32)))
-            done += 1
-            for name in names[1:]:
+            source = Source(component, structure, merged.tensors)
+            for name in names:
                 progress(f"{component.name} in {name}", done, steps)
-                target = onnx / f"{component.name}{DTYPES[name].suffix}.onnx"
-                graphs.append(_graph_file(component, name, target, quantize.quantize(fp32, DTYPES[name], target)))
+                graphs.append(_write(source, name, onnx))
                 done += 1
         manifest = Manifest(
             recipe=recipe.name,
@@ -176,16 +178,19 @@ def make_structure(
     )
 
 
-def _graph_file(component: Component, dtype: str, path: Path, chunks: int) -> GraphFile:
-    """What the manifest says of a graph that was just written.
+def _write(source: Source, dtype: str, folder: Path) -> GraphFile:
+    """Write a variant; returns what the manifest says of it.
 
     Raises:
         CheckFailed: it is not as the family declares it.
     """
-    found = signature.differences(component, path)
+    component, graph = source.component, variants.make(source, DTYPES[dtype], folder)
+    path = source.path(DTYPES[dtype], folder)
+    found = signature.differences(component, graph.graph)
     if found:
         raise CheckFailed(f"{path.name}: not the graph that {component.name} is declared to be: {'; '.join(found)}")
-    size = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
+    chunks = save_graph(graph, path)
+    size = sum(file.stat().st_size for file in folder.glob(f"{path.name}*"))
     return GraphFile(component.name, dtype, path.name, size, chunks)
 
 

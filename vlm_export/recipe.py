@@ -21,6 +21,19 @@ from vlm_export.errors import InputError
 LayoutName = Literal["captioner", "chat", "components"]
 DtypeName = Literal["fp32", "fp16", "int8", "q8"]
 MetricName = Literal["cosine_similarity", "max_relative_error", "teacher_forced_top1_agreement", "tokens_exact_rate"]
+CombinationType = Literal[
+    "linear",
+    "cat",
+    "svd",
+    "ties",
+    "ties_svd",
+    "dare_linear",
+    "dare_linear_svd",
+    "dare_ties",
+    "dare_ties_svd",
+    "magnitude_prune",
+    "magnitude_prune_svd",
+]
 LOCAL_RECIPE = "vlm-export.yaml"
 _STRICT = ConfigDict(extra="forbid")
 
@@ -31,6 +44,23 @@ class AdapterSource:
 
     path: str
     revision: str | None = None
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Combination:
+    """How several adapters become one before it is merged, as PEFT's `add_weighted_adapter` does it.
+
+    Without it they are merged one after the other. `weights` has one for each of `adapters`; `density` is the share of
+    values that ties, dare and magnitude_prune keep, and `seed` chooses those of dare; `svd_rank` is the rank of what an
+    svd gives (by default the largest of the adapters').
+    """
+
+    type: CombinationType
+    weights: tuple[float, ...] = Field(min_length=1)
+    density: float | None = Field(default=None, gt=0, le=1)
+    seed: int = Field(default=0, ge=0, strict=True)
+    majority_sign_method: Literal["total", "frequency"] = "total"
+    svd_rank: int | None = Field(default=None, ge=1, strict=True)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -86,6 +116,7 @@ class Recipe:
     description: str = ""
     revision: str | None = None
     adapters: tuple[AdapterSource, ...] = ()
+    combination: Combination | None = None
     layout: LayoutName = "captioner"
     dtypes: tuple[DtypeName, ...] = ("fp32",)
     generation: Generation = Field(default_factory=Generation)
@@ -172,11 +203,27 @@ def load_recipe(path: Path) -> RecipeFile:
         raise InputError(f"{path}: {_describe(error)}") from error
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", recipe.name):
         raise InputError(f"{path}: name: {recipe.name!r} names a folder: use letters, digits, '.', '_' and '-'")
+    _check_combination(recipe, path)
     return RecipeFile(recipe, path)
+
+
+def _check_combination(recipe: Recipe, path: Path) -> None:
+    """Raises InputError for weights or a density that do not belong to the adapters or the type of combination."""
+    combination = recipe.combination
+    if combination is None:
+        return
+    if len(combination.weights) != len(recipe.adapters):
+        weights, adapters = len(combination.weights), len(recipe.adapters)
+        raise InputError(f"{path}: combination.weights: {weights} for {adapters} adapters; give each of them one")
+    thins_out = combination.type.startswith(("ties", "dare", "magnitude_prune"))
+    if thins_out != (combination.density is not None):
+        need = "needs one, above 0 and up to 1" if thins_out else "has no use for it; remove it"
+        raise InputError(f"{path}: combination.density: {combination.type} {need}")
 
 
 _SECTIONS = {
     "adapters": AdapterSource,
+    "combination": Combination,
     "generation": Generation,
     "golden": GoldenInputs,
     "tolerances": Tolerance,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import onnx_ir as ir
 
@@ -16,15 +15,14 @@ VISION_LOGITS = (
 )
 
 
-def differences(component: Component, graph: Path) -> list[str]:
-    """Everything in which a graph file differs from the declaration; empty when it is as declared.
+def differences(component: Component, graph: ir.Graph) -> list[str]:
+    """Everything in which a graph differs from the declaration; empty when it is as declared.
 
     Inputs and outputs in every dtype are float32, int64 and bool: transformers.js never casts between graphs.
     """
-    model = ir.load(graph)
     return [
-        *_differences("input", component.inputs, model.graph.inputs),
-        *_differences("output", component.outputs, model.graph.outputs),
+        *_differences("input", component.inputs, graph.inputs),
+        *_differences("output", component.outputs, graph.outputs),
     ]
 
 

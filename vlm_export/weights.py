@@ -1,84 +1,104 @@
-"""Join a structure with the weights of a merged checkpoint, tensor by tensor, into a file that clients can load.
+"""Join a structure with the weights of a merged checkpoint, which stay on disk until the graph is written.
 
-External data follows transformers.js: `<file>.onnx_data`, then `_data_1`, …; each chunk below 1 GB, so that a browser
-can fetch it into one ArrayBuffer; small constants stay inside the graph, which shape inference needs.
+A weight input's name says what it is made of: `WEIGHT`, `WEIGHT|transposed`, or several of them packed side by side,
+`q+k+v|transposed`, by the names of the merged checkpoint.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+import math
+from collections.abc import Iterator, Mapping
+from typing import BinaryIO
 
 import numpy as np
 import onnx_ir as ir
+import torch
 
 from vlm_export.checkpoint import TensorRef
 from vlm_export.families.base import Component
-from vlm_export.rewrites.weight_layout import TRANSPOSED
 
-INLINE_BYTES = 1_000_000_000  # a file above this keeps its weights beside it
-CHUNK_BYTES = 1_000_000_000
-SMALL_BYTES = 1024  # constants below this are inline in every case
+PACKED = "+"  # joins the names of the weights that are packed into one, along its last axis
+TRANSPOSED = "|transposed"  # suffix of a weight input that joins transposed
+BLOCK_BYTES = 16 << 20  # a weight above this is written in blocks of this size in float32
+_DTYPES = {ir.DataType.FLOAT: torch.float32, ir.DataType.FLOAT16: torch.float16}
 
 
-def attach_weights(structure: ir.Model, component: Component, tensors: Mapping[str, TensorRef]) -> ir.Model:
-    """Turn the weight inputs of a structure into float32 initializers that are read from the checkpoint when saved.
+class CheckpointTensor(ir.LazyTensor):
+    """A weight in the layout and dtype of its graph, read from the checkpoint when it is written.
 
-    Changes `structure` and returns it.
+    A large one is read in blocks: neither it nor what it becomes is ever in memory as a whole. Finite values that
+    float16 cannot hold become its largest ones.
+    """
+
+    def __init__(self, name: str, tensors: Mapping[str, TensorRef], dtype: ir.DataType):
+        parts, self.transposed = name.removesuffix(TRANSPOSED), name.endswith(TRANSPOSED)
+        self.parts = [tensors[part] for part in parts.split(PACKED)]
+        shapes = [part.shape[::-1] if self.transposed else part.shape for part in self.parts]
+        self.widths = [math.prod(shape[1:]) for shape in shapes]
+        shape = ir.Shape([*shapes[0][:-1], sum(shape[-1] for shape in shapes)] if shapes[0] else [])
+        super().__init__(self._whole, dtype=dtype, shape=shape, name=parts)
+
+    def _whole(self) -> ir.Tensor:
+        parts = [part.load() for part in self.parts]
+        parts = [part.T for part in parts] if self.transposed else parts
+        return ir.Tensor(_cast(torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0], self.dtype), name=self.name)
+
+    def tofile(self, file: BinaryIO) -> None:
+        """Write the weight at the file's position, which is behind it afterwards."""
+        if self.nbytes <= BLOCK_BYTES or len(self.shape) < 2:
+            file.write(self.tobytes())
+            return
+        start, item = file.tell(), self.dtype.bitwidth // 8
+        for row, column, block in self._blocks():
+            if block.shape[1] == sum(self.widths):
+                file.seek(start + row * sum(self.widths) * item)
+                file.write(block.data)
+                continue
+            for number, values in enumerate(block, start=row):
+                file.seek(start + (number * sum(self.widths) + column) * item)
+                file.write(values.data)
+        file.seek(start + self.nbytes)
+
+    def _blocks(self) -> Iterator[tuple[int, int, np.ndarray]]:
+        """Row, column and values of rectangles that cover the matrix, each from some rows of one part."""
+        column = 0
+        for part, width in zip(self.parts, self.widths, strict=True):
+            count = max(1, BLOCK_BYTES * part.shape[0] // (4 * math.prod(part.shape)))
+            for first in range(0, part.shape[0], count):
+                values = part.load(slice(first, first + count))
+                if self.transposed:
+                    yield 0, column + first, _cast(values.T, self.dtype)
+                else:
+                    yield first, column, _cast(values.reshape(len(values), -1), self.dtype)
+            column += width
+
+
+def _cast(values: torch.Tensor, dtype: ir.DataType) -> np.ndarray:
+    if dtype == ir.DataType.FLOAT16 and values.dtype != torch.float16:
+        largest = torch.finfo(torch.float16).max
+        values = values.float()
+        values = torch.where(values.isfinite(), values.clamp(-largest, largest), values)
+    return values.to(_DTYPES[dtype]).contiguous().numpy()
+
+
+def attach_weights(
+    structure: ir.Model, component: Component, tensors: Mapping[str, TensorRef], dtype: ir.DataType = ir.DataType.FLOAT
+) -> ir.Model:
+    """A copy of a structure whose weight inputs are initializers, each read when the graph is written.
 
     Raises:
         KeyError: the graph asks for a weight that the checkpoint does not have.
     """
-    graph = structure.graph
+    model = structure.clone()
+    graph = model.graph
     declared = [spec.name for spec in component.inputs]
     for value in [value for value in graph.inputs if value.name not in declared]:
-        assert value.name is not None
-        name = value.name.removesuffix(TRANSPOSED)
-        value.const_value = _float32(tensors[name], transposed=value.name.endswith(TRANSPOSED))
-        value.name = name
-        value.shape = ir.Shape(value.const_value.shape)
+        tensor = CheckpointTensor(str(value.name), tensors, dtype)
+        value.name, value.shape, value.const_value = tensor.name, tensor.shape, tensor
         graph.inputs.remove(value)
         graph.register_initializer(value)
     by_name = {value.name: value for value in graph.inputs}
     graph.inputs[:] = [by_name[name] for name in declared]
     by_name = {value.name: value for value in graph.outputs}
     graph.outputs[:] = [by_name[spec.name] for spec in component.outputs]
-    return structure
-
-
-def _float32(ref: TensorRef, *, transposed: bool) -> ir.LazyTensor:
-    def load() -> ir.Tensor:
-        array = ref.load().float().numpy()
-        return ir.Tensor(np.ascontiguousarray(array.T) if transposed else array)
-
-    shape = ref.shape[::-1] if transposed else ref.shape
-    return ir.LazyTensor(load, dtype=ir.DataType.FLOAT, shape=ir.Shape(shape), name=ref.key)
-
-
-def save_graph(model: ir.Model, path: Path, *, inline_bytes: int = INLINE_BYTES, chunk_bytes: int = CHUNK_BYTES) -> int:
-    """Write a graph, with external data where it would pass `inline_bytes`. Returns the number of data chunks."""
-    large = [
-        value
-        for value in model.graph.initializers.values()
-        if value.const_value is not None and value.const_value.nbytes >= SMALL_BYTES
-    ]
-    if sum(value.const_value.nbytes for value in large if value.const_value is not None) <= inline_bytes:
-        ir.save(model, path)
-        return 0
-    chunks: list[list[ir.Value]] = []
-    filled = chunk_bytes
-    for value in large:
-        assert value.const_value is not None
-        if filled + value.const_value.nbytes > chunk_bytes and (not chunks or chunks[-1]):
-            chunks.append([])
-            filled = 0
-        chunks[-1].append(value)
-        filled += value.const_value.nbytes
-    for index, chunk in enumerate(chunks):
-        name = f"{path.name}_data{f'_{index}' if index else ''}"
-        tensors = [value.const_value for value in chunk if value.const_value is not None]
-        external = ir.external_data.convert_tensors_to_external(tensors, path.parent, name)
-        for value, tensor in zip(chunk, external, strict=True):
-            value.const_value = tensor
-    ir.save(model, path)
-    return len(chunks)
+    return model

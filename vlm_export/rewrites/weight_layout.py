@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-TRANSPOSED = "|transposed"  # suffix of a weight input that joins transposed
+from vlm_export.weights import TRANSPOSED
 
 
 def gemm_to_matmul(structure: ir.Model, weights: set[str]) -> int:

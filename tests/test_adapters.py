@@ -1,0 +1,387 @@
+"""Every kind of adapter that PEFT writes and that can be merged, on every family: logits of the merged checkpoint,
+loaded by torch, are those of PEFT's own model with the adapter attached, and not the base's.
+
+A family joins with one line in `BASES`; a kind is one line in `KINDS`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import peft
+import pico
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig
+
+from vlm_export.checkpoint import build_empty, open_checkpoint
+from vlm_export.errors import InputError
+from vlm_export.merge import MergeReport, attach, merge
+from vlm_export.prefix_model import PrefixConditioningVLM
+from vlm_export.recipe import Combination
+
+
+@dataclass(frozen=True)
+class Base:
+    """A pico model and the names of its parts, as `target_modules` spell them; `tied` says whether the head may be."""
+
+    config: Callable[[bool], dict[str, Any]]
+    model: Callable[[dict[str, Any]], torch.nn.Module]
+    attention: tuple[str, ...]
+    with_bias: str
+    embedding: str
+    language_model: str = "language_model"
+    patches: str = "patch_embedding"
+    tower: str = r"vision_encoder.*\.fc1"
+    bridge: str = "projection.projection"
+    vocabulary: int = pico.VOCABULARY
+
+
+def prefix(model_type: str, **text: Any) -> Callable[[bool], dict[str, Any]]:
+    """`config.json` of a prefix-conditioning captioner with this decoder."""
+
+    def config(tied: bool) -> dict[str, Any]:
+        if not text:
+            return pico.config(model_type, tied=tied)
+        ids = {"bos_token_id": 256, "eos_token_id": 256, "pad_token_id": 256, "vocab_size": pico.VOCABULARY}
+        decoder = AutoConfig.for_model(model_type, tie_word_embeddings=tied, **ids, **text)
+        return pico.config() | {"text_config": decoder.to_dict()}
+
+    return config
+
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
+QWEN2 = {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2, "initializer_range": 0.2}
+OPT = {**SIZES, "ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.2}
+BASES = {
+    "llama": Base(prefix("llama"), PrefixConditioningVLM, ("q_proj", "v_proj"), "fc1", "embed_tokens"),
+    "gpt2": Base(prefix("gpt2"), PrefixConditioningVLM, ("c_attn", "c_proj"), "c_attn", "wte"),
+    "qwen2": Base(prefix("qwen2", **QWEN2), PrefixConditioningVLM, ("q_proj", "o_proj"), "q_proj", "embed_tokens"),
+    "opt": Base(prefix("opt", **OPT), PrefixConditioningVLM, ("q_proj", "fc2"), "q_proj", "embed_tokens"),
+}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Options of `LoraConfig` for a base; where it attaches; whether the base's head is tied, and still is then; the
+    size of what it trains."""
+
+    options: Callable[[Base], dict[str, Any]]
+    root: Callable[[Base], str] = lambda base: ""
+    tied: bool = True
+    tied_after: bool = True
+    std: float = 0.2
+
+
+def on_decoder(base: Base) -> str:
+    return base.language_model
+
+
+HEAD = "lm_head"
+KINDS = {
+    "LoRA": Kind(lambda base: {}),
+    "LoRA on the decoder": Kind(lambda base: {"task_type": "CAUSAL_LM"}, on_decoder),
+    "all linear": Kind(lambda base: {"target_modules": "all-linear"}, on_decoder),
+    "rsLoRA": Kind(lambda base: {"use_rslora": True}),
+    "patterns": Kind(
+        lambda base: {
+            "rank_pattern": {base.attention[0]: 2, base.attention[1]: 6},
+            "alpha_pattern": {base.attention[0]: 5},
+        }
+    ),
+    "DoRA": Kind(lambda base: {"use_dora": True}),
+    "DoRA and rsLoRA on an embedding": Kind(
+        lambda base: {"use_dora": True, "use_rslora": True, "target_modules": [base.embedding, *base.attention]},
+        on_decoder,
+        tied=False,
+        tied_after=False,
+    ),
+    "bias of LoRA": Kind(lambda base: {"lora_bias": True, "target_modules": [base.with_bias]}),
+    "all biases": Kind(lambda base: {"bias": "all"}),
+    "biases beside LoRA": Kind(lambda base: {"bias": "lora_only"}),
+    "embedding": Kind(lambda base: {"target_modules": [base.embedding]}, tied=False, tied_after=False),
+    "tied embedding": Kind(lambda base: {"target_modules": [base.embedding]}, on_decoder, tied_after=False),
+    "head": Kind(lambda base: {"target_modules": [HEAD]}, tied=False, tied_after=False),
+    "tied head": Kind(lambda base: {"target_modules": [HEAD]}, tied_after=False),
+    "embedding and head that stay tied": Kind(
+        lambda base: {"target_modules": [base.embedding, HEAD], "ensure_weight_tying": True}, on_decoder
+    ),
+    "saved modules": Kind(lambda base: {"modules_to_save": [base.bridge]}),
+    "saved head": Kind(lambda base: {"modules_to_save": [HEAD]}, on_decoder, tied_after=False),
+    "saved embedding": Kind(lambda base: {"modules_to_save": [base.embedding]}, on_decoder, tied_after=False),
+    "saved embedding that stays tied": Kind(
+        lambda base: {"modules_to_save": [base.embedding], "ensure_weight_tying": True}, on_decoder
+    ),
+    "trained tokens": Kind(lambda base: {"trainable_token_indices": {base.embedding: [1, 7, 65]}}, on_decoder),
+    "trained tokens of an untied model": Kind(
+        lambda base: {"trainable_token_indices": {base.embedding: [1, 7, 65]}}, tied=False, tied_after=False
+    ),
+    "convolution": Kind(lambda base: {"target_modules": [base.patches]}),
+    "DoRA on a convolution": Kind(lambda base: {"target_modules": [base.patches], "use_dora": True}),
+    "tower and bridge": Kind(lambda base: {"target_modules": rf".*({base.tower}|{base.bridge})"}),
+    "bare parameters": Kind(
+        lambda base: {"target_modules": [], "target_parameters": [f"{base.bridge}.weight"]},
+    ),
+}
+
+# PEFT 0.21 knows the embeddings that it can tie by their names, and GPT-2's has another one.
+NO_TIE = "gpt2"
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], Path]:
+    """The folder of a base, tied or not, written at its first use."""
+    folder = tmp_path_factory.mktemp("bases")
+
+    def find(name: str, tied: bool) -> Path:
+        path = folder / f"{name}-{'tied' if tied else 'untied'}"
+        return path if path.exists() else pico.write_checkpoint(path, BASES[name].config(tied), lora=False)
+
+    return find
+
+
+def load(path: Path, base: Base) -> torch.nn.Module:
+    """A plain checkpoint, loaded by torch; shared parameters may be stored once."""
+    model = base.model(json.loads((path / "config.json").read_text()))
+    tensors = load_file(path / "model.safetensors")
+    result = model.load_state_dict(tensors, strict=False)
+    shared = {id(parameter) for name, parameter in model.named_parameters() if name in tensors}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    assert not result.unexpected_keys
+    assert all(id(parameters[name]) in shared for name in result.missing_keys)
+    return model.eval()
+
+
+def write_adapter(folder: Path, model: torch.nn.Module, base: Base, kind: Kind, *, seed: int = 1) -> Path:
+    """What PEFT saves of a model with all that the adapter trains at random."""
+    options = {"r": 4, "lora_alpha": 8, "target_modules": list(base.attention), **kind.options(base)}
+    wrapped = peft.get_peft_model(model.get_submodule(kind.root(base)), peft.LoraConfig(**options))
+    torch.manual_seed(seed)
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=kind.std)
+    wrapped.save_pretrained(folder)
+    return folder
+
+
+@torch.inference_mode()
+def logits(model: torch.nn.Module, path: Path) -> torch.Tensor:
+    checkpoint = open_checkpoint(path)
+    return model(*checkpoint.family.sample_inputs(checkpoint.config, torch.Generator().manual_seed(3)))
+
+
+def adapted_logits(path: Path, base: Base, kind: Kind, adapter: Path) -> torch.Tensor:
+    """By PEFT alone, nothing merged."""
+    model = load(path, base)
+    peft.PeftModel.from_pretrained(model.get_submodule(kind.root(base)), str(adapter))
+    return logits(model.eval(), path)
+
+
+CASES = [(kind, name) for kind in KINDS for name in BASES if not (name == NO_TIE and "stay" in kind)]
+
+
+@pytest.mark.parametrize(("kind_name", "name"), CASES)
+def test_merged_is_what_peft_computes(
+    kind_name: str, name: str, bases: Callable[[str, bool], Path], tmp_path: Path
+) -> None:
+    base, kind = BASES[name], KINDS[kind_name]
+    path = bases(name, kind.tied)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adapter = write_adapter(tmp_path / "adapter", load(path, base), base, kind)
+        expected = adapted_logits(path, base, kind, adapter)
+    report = merge(path, [adapter], tmp_path / "merged")
+    merged = logits(load(tmp_path / "merged", base), path)
+    assert (merged - expected).abs().max() <= 1e-4
+    assert (merged - logits(load(path, base), path)).abs().max() > 1e-2
+    assert_reported(report, tmp_path / "merged", kind)
+
+
+def test_head_that_peft_forgets_to_tie_is_refused(bases: Callable[[str, bool], Path], tmp_path: Path) -> None:
+    base, kind = BASES[NO_TIE], KINDS["embedding and head that stay tied"]
+    path = bases(NO_TIE, True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adapter = write_adapter(tmp_path / "adapter", load(path, base), base, kind)
+    with pytest.raises(InputError, match=r"lm_head\.lora_A\.weight: the target_modules of .* leave it out"):
+        merge(path, [adapter], tmp_path / "merged")
+
+
+def assert_reported(report: MergeReport, merged: Path, kind: Kind) -> None:
+    assert report.max_abs_diff_vs_adapter is not None and report.max_abs_diff_vs_adapter <= 1e-4
+    assert report.max_abs_diff_vs_base is not None and report.max_abs_diff_vs_base > 1e-2
+    assert json.loads((merged / "merge.json").read_text())["layers"] == report.layers
+    assert bool(report.tied) is kind.tied_after
+    names = {name for name, _ in build_empty(open_checkpoint(merged)).named_parameters()}
+    assert set(load_file(merged / "model.safetensors")) == names
+
+
+# --- several adapters as one ---
+
+WEIGHTS = (0.7, -0.4)
+COMBINATIONS = {
+    "linear": Combination("linear", WEIGHTS),
+    "cat": Combination("cat", WEIGHTS),
+    "svd": Combination("svd", WEIGHTS),
+    "svd of a lower rank": Combination("svd", WEIGHTS, svd_rank=2),
+    "ties": Combination("ties", WEIGHTS, density=0.5),
+    "ties by frequency": Combination("ties", WEIGHTS, density=0.5, majority_sign_method="frequency"),
+    "ties_svd": Combination("ties_svd", WEIGHTS, density=0.5),
+    "dare_linear": Combination("dare_linear", WEIGHTS, density=0.5, seed=3),
+    "dare_linear_svd": Combination("dare_linear_svd", WEIGHTS, density=0.5, seed=3),
+    "dare_ties": Combination("dare_ties", WEIGHTS, density=0.5, seed=3),
+    "dare_ties_svd": Combination("dare_ties_svd", WEIGHTS, density=0.5, seed=3),
+    "magnitude_prune": Combination("magnitude_prune", WEIGHTS, density=0.5),
+    "magnitude_prune_svd": Combination("magnitude_prune_svd", WEIGHTS, density=0.5),
+}
+
+
+@pytest.fixture(scope="module")
+def pair(bases: Callable[[str, bool], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Path]]:
+    """Two adapters of a base, with other scales, one of them on more modules."""
+    folder = tmp_path_factory.mktemp("pairs")
+
+    def find(name: str) -> list[Path]:
+        base, paths = BASES[name], [folder / name / which for which in ("first", "second")]
+        if not paths[0].exists():
+            more = [*base.attention, base.bridge]
+            kinds = [Kind(lambda base: {"lora_alpha": 6}), Kind(lambda base: {"lora_alpha": 3, "target_modules": more})]
+            for seed, (path, kind) in enumerate(zip(paths, kinds, strict=True)):
+                write_adapter(path, load(bases(name, True), base), base, kind, seed=seed)
+        return paths
+
+    return find
+
+
+@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("combination_name", COMBINATIONS)
+def test_combination_is_what_peft_computes(
+    combination_name: str,
+    name: str,
+    bases: Callable[[str, bool], Path],
+    pair: Callable[[str], list[Path]],
+    tmp_path: Path,
+) -> None:
+    base, combination, path = BASES[name], COMBINATIONS[combination_name], bases(name, True)
+    first, second = pair(name)
+    model = load(path, base)
+    wrapped = peft.PeftModel.from_pretrained(model, str(first), adapter_name="first")
+    wrapped.load_adapter(str(second), adapter_name="second")
+    torch.manual_seed(combination.seed)
+    wrapped.add_weighted_adapter(
+        ["first", "second"],
+        list(WEIGHTS),
+        "both",
+        combination.type,
+        svd_rank=combination.svd_rank,
+        density=combination.density,
+        majority_sign_method=combination.majority_sign_method,
+    )
+    wrapped.set_adapter("both")
+    report = merge(path, [first, second], tmp_path / "merged", combination=combination)
+    merged = logits(load(tmp_path / "merged", base), path)
+    assert (merged - logits(model.eval(), path)).abs().max() <= 1e-4
+    assert (merged - logits(load(path, base), path)).abs().max() > 1e-2
+    assert_reported(report, tmp_path / "merged", KINDS["LoRA"])
+    files = ["adapter_config.json", "adapter_model.safetensors"]
+    assert list(report.inputs_sha256)[2:] == [f"{which}/{file}" for which in ("first", "second") for file in files]
+
+
+def delta(adapter: Path, module: str, scale: float) -> torch.Tensor:
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    if f"base_model.model.{module}.lora_A.weight" not in tensors:
+        return torch.zeros(())
+    a, b = (tensors[f"base_model.model.{module}.lora_{part}.weight"].double() for part in "AB")
+    return scale * (b @ a)
+
+
+@pytest.mark.parametrize("combination_name", ["cat", "svd"])
+def test_exact_combinations_by_hand(
+    combination_name: str, bases: Callable[[str, bool], Path], pair: Callable[[str], list[Path]], tmp_path: Path
+) -> None:
+    """`W + Σ weight · alpha / r · B A`; an svd of rank 8 loses nothing of two adapters of rank 4."""
+    combination = replace(COMBINATIONS[combination_name], svd_rank=8 if combination_name == "svd" else None)
+    path, (first, second) = bases("llama", True), pair("llama")
+    merge(path, [first, second], tmp_path / "merged", combination=combination)
+    before, after = (load_file(folder / "model.safetensors") for folder in (path, tmp_path / "merged"))
+    for module in ("language_model.model.layers.1.self_attn.v_proj", "projection.projection"):
+        change = delta(first, module, WEIGHTS[0] * 6 / 4) + delta(second, module, WEIGHTS[1] * 3 / 4)
+        expected = before[f"{module}.weight"].double() + change
+        torch.testing.assert_close(after[f"{module}.weight"].double(), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_tensor_left_out_of_a_combined_adapter(
+    bases: Callable[[str, bool], Path], pair: Callable[[str], list[Path]], tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(pair("llama")[1], tmp_path / "other"))
+    settings = json.loads((other / "adapter_config.json").read_text()) | {"target_modules": ["q_proj"]}
+    (other / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match=r"v_proj\.lora_A\.weight: the target_modules of adapter_config.json leave it"):
+        adapters = [pair("llama")[0], other]
+        merge(bases("llama", True), adapters, tmp_path / "merged", combination=COMBINATIONS["cat"])
+
+
+def test_dare_depends_on_the_seed_alone(
+    bases: Callable[[str, bool], Path], pair: Callable[[str], list[Path]], tmp_path: Path
+) -> None:
+    def merged(name: str, seed: int) -> dict[str, torch.Tensor]:
+        combination = Combination("dare_ties", WEIGHTS, density=0.5, seed=seed)
+        merge(bases("llama", True), pair("llama"), tmp_path / name, combination=combination)
+        return load_file(tmp_path / name / "model.safetensors")
+
+    first, again, other = merged("first", 1), merged("again", 1), merged("other", 2)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_rank_stabilized_adapters_are_combined_with_their_own_scales(
+    bases: Callable[[str, bool], Path], tmp_path: Path
+) -> None:
+    """PEFT 0.21 would let the sum inherit the first one's `use_rslora`, and so scale it by √r once more."""
+    base, path = BASES["llama"], bases("llama", True)
+    adapters = [
+        write_adapter(tmp_path / str(seed), load(path, base), base, Kind(lambda base: {"use_rslora": True}), seed=seed)
+        for seed in (0, 1)
+    ]
+    merge(path, adapters, tmp_path / "merged", combination=Combination("cat", (1, 1)))
+    merge(path, adapters, tmp_path / "in-sequence")
+    both = (logits(load(tmp_path / name, base), path) for name in ("merged", "in-sequence"))
+    torch.testing.assert_close(*both, atol=1e-4, rtol=0)
+
+
+def test_attached_combination(
+    bases: Callable[[str, bool], Path], pair: Callable[[str], list[Path]], tmp_path: Path
+) -> None:
+    base, path = BASES["llama"], bases("llama", True)
+    _, model = attach(path, pair("llama"), COMBINATIONS["ties"])
+    merge(path, pair("llama"), tmp_path / "merged", combination=COMBINATIONS["ties"])
+    torch.testing.assert_close(logits(model, path), logits(load(tmp_path / "merged", base), path), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [
+        (KINDS["DoRA"], r"lora_magnitude_vector: only LoRA's A and B can be combined; merge such adapters in sequence"),
+        (KINDS["saved modules"], r"projection\.projection\.\w+: only LoRA's A and B can be combined"),
+        (
+            KINDS["LoRA on the decoder"],
+            r"attached to language_model\., the first one to the whole model; only adapters",
+        ),
+        (Kind(lambda base: {"r": 2}), r"combination: PEFT refuses it: All adapters must have the same r value"),
+        (Kind(lambda base: {}, std=0), r"lora_B\.weight, …: the adapter changes nothing"),
+    ],
+)
+def test_what_cannot_be_combined(
+    kind: Kind, named: str, bases: Callable[[str, bool], Path], pair: Callable[[str], list[Path]], tmp_path: Path
+) -> None:
+    base, path = BASES["llama"], bases("llama", True)
+    other = write_adapter(tmp_path / "other", load(path, base), base, kind)
+    with pytest.raises(InputError, match=named):
+        merge(path, [pair("llama")[0], other], tmp_path / "merged", combination=COMBINATIONS["linear"])

@@ -1,0 +1,396 @@
+"""Adapters: what is in a PEFT folder (or in a checkpoint that carries LoRA itself), and what PEFT makes of it.
+
+PEFT decides which module each tensor belongs to, how the module computes with it, and what merging it gives: it is put
+on a model without weights, and only the layers that are being merged are filled, one at a time. The only module that
+imports peft, inside the functions that need it: the import takes a second, and most commands do not.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from vlm_export.checkpoint import Checkpoint, Weight, read_json, stored_tensors
+from vlm_export.errors import InputError
+from vlm_export.recipe import Combination
+
+WEIGHTS = "adapter_model.safetensors"
+SETTINGS = "adapter_config.json"
+_NAME = "default"  # PEFT's name for the adapter in the model
+# Kinds that merging cannot describe, or that need more than the adapter's own tensors.
+_UNSUPPORTED = {
+    "alora_invocation_tokens": "activated LoRA",
+    "arrow_config": "Arrow routing",
+    "kasa_config": "KaSA",
+    "layer_replication": "layer replication",
+    "monteclora_config": "MonteCLoRA",
+    "use_bdlora": "BD-LoRA",
+    "use_qalora": "QALoRA",
+}
+_INITS_THAT_CHANGE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_PARTS = r"lora_(?:A|B|embedding_A|embedding_B|magnitude_vector)"
+# `….lora_A.default.weight`: how in-memory state dicts spell what PEFT saves as `….lora_A.weight`.
+_WITH_ADAPTER_NAME = re.compile(
+    r"(?P<part>\.lora_[AB])\.[^.]+(?P<kind>\.(?:weight|bias))$"
+    r"|(?P<embedding>\.lora_embedding_[AB])\.[^.]+$"
+    r"|(?P<magnitude>\.lora_magnitude_vector)(?:\.[^.]+)?\.weight$"
+)
+_ADAPTED = re.compile(rf"\.({_PARTS}|token_adapter|trainable_tokens_delta|base_layer)(\.|$)")
+_A = re.compile(r"\.lora_(embedding_)?A(?=\.|$)")
+_FACTOR = re.compile(r"\.lora_([AB]\.weight|embedding_[AB])$")
+_BESIDE_FACTORS = re.compile(r"\.lora_magnitude_vector$|\.lora_B\.bias$")
+_WRAPPERS = re.compile(r"\.(base_layer|original_module|token_adapter|modules_to_save\.default)(?=\.)")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter, its tensors matched with the model's modules.
+
+    Attributes:
+        source: the file that its settings come from.
+        config: a `peft.LoraConfig`.
+        root: prefix of the submodule that PEFT attaches it to.
+        tensors: by the names that PEFT saves, below `root`.
+        unused: keys that the family says inference never reads.
+    """
+
+    source: Path
+    config: Any
+    root: str
+    tensors: Mapping[str, Weight]
+    unused: tuple[str, ...]
+
+    def factors(self) -> list[tuple[Weight, Weight]]:
+        """A and B of every module; none where something beside them (a bias, a magnitude) may have an effect."""
+        if any(_BESIDE_FACTORS.search(name) for name in self.tensors):
+            return []
+        names = [(name, _A.sub(r".lora_\1B", name)) for name in self.tensors if _A.search(name)]
+        return [(self.tensors[a], self.tensors[b]) for a, b in names if b in self.tensors]
+
+
+@dataclass(frozen=True)
+class Held:
+    """A tensor in memory, where others are in files."""
+
+    key: str
+    tensor: torch.Tensor
+    dtype: str = "F32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape)
+
+    def load(self) -> torch.Tensor:
+        return self.tensor
+
+    def __str__(self) -> str:
+        return self.key
+
+
+@dataclass(frozen=True)
+class Attached:
+    """A model without weights, with an adapter that PEFT has put on it.
+
+    Attributes:
+        tensors: the adapter's, by the parameter that stands for each in `model`.
+        layers: what PEFT put in the place of modules, by their names, where merging has something to compute.
+    """
+
+    model: nn.Module
+    tensors: Mapping[nn.Parameter, Weight]
+    layers: Mapping[str, nn.Module]
+
+    def base_names(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Every parameter under its name in the model without adapter; several have one name where PEFT keeps both."""
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            if not _ADAPTED.search(_WRAPPERS.sub("", f".{name}")):
+                yield _WRAPPERS.sub("", name), parameter
+
+    def layer_of(self, name: str) -> tuple[nn.Module | None, str]:
+        """The layer that a parameter of the base model is in, if any, and its name inside the original module."""
+        module, _, inner = name.rpartition(".")
+        while module and module not in self.layers:
+            module, _, outer = module.rpartition(".")
+            inner = f"{outer}.{inner}"
+        return self.layers.get(module), inner
+
+
+def open_adapter(path: Path, checkpoint: Checkpoint, model: nn.Module) -> Adapter:
+    """Read a PEFT folder and find where in the model it attaches.
+
+    Raises:
+        InputError: a kind that cannot be merged, or tensors of modules that the model does not have.
+    """
+    source = path / SETTINGS
+    config = _read_config(source)
+    stored = {key.removeprefix("base_model.model."): ref for key, ref in stored_tensors(path, WEIGHTS).items()}
+    known = {name for name, _ in [*model.named_modules(), *model.named_parameters(remove_duplicate=False)]}
+
+    def named(root: str) -> dict[str, Weight]:
+        names = {key: checkpoint.family.rename(root + without_adapter_name(key)) for key in stored}
+        return {name: stored[key] for key, name in names.items() if name is not None}
+
+    def unknown(root: str) -> list[Weight]:
+        return [ref for name, ref in named(root).items() if _ADAPTED.split(name, maxsplit=1)[0] not in known]
+
+    root = min(checkpoint.family.adapter_roots, key=lambda root: len(unknown(root)))
+    if unknown(root):
+        raise InputError(all_of([f"{ref}: no such module in the base model" for ref in unknown(root)]))
+    tensors = named(root)
+    unused = tuple(ref.key for ref in stored.values() if ref not in tensors.values())
+    return Adapter(source, config, root, {name.removeprefix(root): ref for name, ref in tensors.items()}, unused)
+
+
+def embedded_adapter(checkpoint: Checkpoint, model: nn.Module) -> Adapter | None:
+    """The LoRA tensors that a checkpoint itself holds; their settings are in its config.
+
+    Raises:
+        InputError: there are tensors without settings, or settings without tensors.
+    """
+    from peft import LoraConfig
+
+    source = checkpoint.path / "config.json"
+    settings = checkpoint.family.embedded_lora(checkpoint.config)
+    if settings is None and not checkpoint.lora:
+        return None
+    if settings is None:
+        key = next(iter(checkpoint.lora.values())).key
+        raise InputError(f"{source}: no lora_r and lora_alpha, but the checkpoint holds LoRA tensors ({key}, …)")
+    if not checkpoint.lora:
+        raise InputError(
+            f"{source}: asks for LoRA (lora_r), but the checkpoint holds no LoRA tensors; "
+            "remove lora_r if the adapter is merged already"
+        )
+    modules = dict(model.named_modules())
+    targets = {name: _ADAPTED.split(name, maxsplit=1)[0] for name in checkpoint.lora}
+    unknown = [ref for name, ref in checkpoint.lora.items() if targets[name] not in modules]
+    if unknown:
+        raise InputError(all_of([f"{ref}: no such module in the model" for ref in unknown]))
+    config = LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        target_modules=sorted(set(targets.values())),
+        fan_in_fan_out=all(isinstance(modules[name], Conv1D) for name in targets.values()),
+    )
+    return Adapter(source, config, "", checkpoint.lora, ())
+
+
+def without_adapter_name(key: str) -> str:
+    """A LoRA tensor's key as PEFT saves it, whatever the adapter was called in memory."""
+    return _WITH_ADAPTER_NAME.sub(lambda found: "".join(part for part in found.groups() if part), key)
+
+
+def _read_config(source: Path) -> Any:
+    """PEFT's own reading of `adapter_config.json`."""
+    from peft import LoraConfig
+
+    settings = read_json(source)
+    if settings.get("peft_type") != "LORA":
+        raise InputError(f"{source}: peft_type is {settings.get('peft_type')!r}; only LORA can be merged")
+    for key, kind in _UNSUPPORTED.items():
+        if settings.get(key):
+            raise InputError(f"{source}: {key}: {kind} cannot be merged by this version")
+    if str(settings.get("init_lora_weights")).lower().startswith(_INITS_THAT_CHANGE_BASE):
+        raise InputError(
+            f"{source}: init_lora_weights: {settings['init_lora_weights']!r} changes the base weights: "
+            "save the adapter with `path_initial_model_for_weight_conversion` first"
+        )
+    try:
+        config = LoraConfig.from_pretrained(str(source.parent))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{source}: PEFT cannot read it: {' '.join(str(error).split())}") from error
+    config.init_lora_weights = False  # how training began; some ways need the weights, which are not there
+    return config
+
+
+def attach(adapter: Adapter, model: nn.Module) -> Attached:
+    """Let PEFT put an adapter on the modules of a model without weights, which it changes.
+
+    Raises:
+        InputError: PEFT refuses, or the modules that it finds and the adapter's tensors are not the same.
+    """
+    from peft import LoraModel, set_peft_model_state_dict
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import TrainableTokensWrapper
+
+    base = set(model.parameters())
+    stand_ins = {
+        name: nn.Parameter(torch.empty(weight.shape, device="meta"), requires_grad=False)
+        for name, weight in adapter.tensors.items()
+    }
+    try:
+        with _advice_is_for_training():
+            target = model.get_submodule(adapter.root.rstrip("."))
+            LoraModel(target, copy.deepcopy(adapter.config), _NAME, low_cpu_mem_usage=True)
+            inner = [name for name, _ in target.named_parameters(remove_duplicate=False) if ".base_layer." in name]
+            wrapped = {name.replace(".base_layer.", "."): name for name in inner}  # a bias beside LoRA
+            state = {wrapped.get(name, name): parameter for name, parameter in stand_ins.items()}
+            set_peft_model_state_dict(target, state, ignore_mismatched_sizes=True, low_cpu_mem_usage=True)
+    except KeyError as error:
+        problem = "which the adapter does not hold"
+        if error.args[0] in adapter.tensors:
+            # modules_to_save: [projection] matches projection.projection too; nothing ever trained that inner copy
+            problem = "inside another of modules_to_save, as an untrained copy: name the inner module alone, and train"
+        raise InputError(f"{adapter.source}: asks for {adapter.root}{error.args[0]}, {problem}") from error
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"{adapter.source}: PEFT cannot attach it: {' '.join(str(error).split())}") from error
+    tensors = {parameter: adapter.tensors[name] for name, parameter in stand_ins.items()}
+    problems = [*_misplaced(adapter, target, tensors, base)]
+    if problems:
+        raise InputError(all_of(problems))
+    layers: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in layers)
+        if not inside and _is_one_of(module, BaseTunerLayer, TrainableTokensWrapper):
+            layers[name] = module
+    return Attached(model.eval().requires_grad_(False), tensors, layers)
+
+
+def combine(given: Sequence[Adapter], combination: Combination, model: nn.Module) -> Adapter:
+    """One adapter that is PEFT's weighted combination of several; `model` is only looked at.
+
+    Raises:
+        InputError: one of them does not fit the model, they are attached to different parts of it, hold more than
+            LoRA's two factors, or PEFT refuses.
+    """
+    from peft import LoraConfig, LoraModel, get_peft_model_state_dict, set_peft_model_state_dict
+
+    _check_can_be_combined(given)
+    for adapter in given:
+        attach(adapter, copy.deepcopy(model))
+    root = given[0].root
+    target = _of_nothing(model.get_submodule(root.rstrip(".")))
+    names = [f"adapter-{index}" for index in range(len(given))]  # PEFT looks for them between the dots of any path
+    options = {key: getattr(combination, key) for key in ("density", "majority_sign_method", "svd_rank")}
+    # With PEFT's usual beginning, which draws random numbers too, a seed gives what it gives its users.
+    configs = [replace(copy.deepcopy(adapter.config), init_lora_weights=True) for adapter in given]
+    try:
+        with _advice_is_for_training(), torch.random.fork_rng(devices=[]), torch.no_grad():
+            peft_model = LoraModel(target, {names[0]: configs[0]}, names[0])
+            for name, config in zip(names[1:], configs[1:], strict=True):
+                peft_model.peft_config[name] = config
+                peft_model.inject_adapter(target, name)
+            for name, adapter in zip(names, given, strict=True):
+                values = {key: weight.load().float() for key, weight in adapter.tensors.items()}
+                set_peft_model_state_dict(target, values, adapter_name=name)
+            torch.manual_seed(combination.seed)
+            peft_model.add_weighted_adapter(
+                names, list(combination.weights), "combined", combination.type, svd_full_matrices=False, **options
+            )
+            state = get_peft_model_state_dict(target, adapter_name="combined", save_embedding_layers=False)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"combination: PEFT refuses it: {' '.join(str(error).split())}") from error
+    folders = " and ".join(adapter.source.parent.name for adapter in given)
+    source = Path(f"{combination.type} of {folders}")
+    tensors = {name: Held(f"{source}: {name}", tensor) for name, tensor in state.items()}
+    ranks = {_ADAPTED.split(name, maxsplit=1)[0]: held.shape[0] for name, held in tensors.items() if _A.search(name)}
+    pattern = {re.escape(name): rank for name, rank in ranks.items()}
+    config = LoraConfig(  # both factors hold their share of the weights and scales, so that this one's is 1
+        target_modules=sorted(ranks),
+        rank_pattern=pattern,
+        alpha_pattern=dict(pattern),
+        fan_in_fan_out=given[0].config.fan_in_fan_out,
+        init_lora_weights=False,
+    )
+    return Adapter(source, config, root, tensors, tuple(key for adapter in given for key in adapter.unused))
+
+
+def _check_can_be_combined(given: Sequence[Adapter]) -> None:
+    for adapter in given:
+        beside = [weight for name, weight in adapter.tensors.items() if not _FACTOR.search(name)]
+        if beside:
+            raise InputError(f"{beside[0]}: only LoRA's A and B can be combined; merge such adapters in sequence")
+        if adapter.root != given[0].root:
+            raise InputError(
+                f"{adapter.source}: attached to {adapter.root or 'the whole model'}, the first one to "
+                f"{given[0].root or 'the whole model'}; only adapters of the same part can be combined"
+            )
+
+
+def _of_nothing(model: nn.Module) -> nn.Module:
+    """A copy with zeros in the place of weights, which take no memory: PEFT moves adapters to where the weights are."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(torch.zeros(()).expand(parameter.shape), requires_grad=False))
+    return model
+
+
+def _misplaced(
+    adapter: Adapter, target: nn.Module, tensors: Mapping[nn.Parameter, Weight], base: set[nn.Parameter]
+) -> Iterator[str]:
+    """Tensors that PEFT has no parameter for, or one of another shape, and parameters that got none."""
+    parameters = dict(target.named_parameters(remove_duplicate=False))
+    placed = set(parameters.values())
+    saved_as = {name.replace(f".{_NAME}", ""): name for name in parameters}
+    mismatched = set()
+    for (parameter, weight), name in zip(tensors.items(), adapter.tensors, strict=True):
+        if parameter not in placed:
+            expected = saved_as.get(name, saved_as.get(f"{name}.weight", saved_as.get(_WRAPPERS.sub("", name))))
+            if expected is None:
+                yield f"{weight}: the target_modules of {adapter.source.name} leave it out"
+            else:
+                mismatched.add(expected)
+                wanted = list(parameters[expected].shape)
+                yield f"{weight}: shape {list(weight.shape)}; the model and {adapter.source.name} want {wanted}"
+    for name, parameter in parameters.items():
+        if f".{_NAME}" in name and name not in mismatched and not {parameter} & (tensors.keys() | base):
+            name = adapter.root + name.replace(f".{_NAME}", "")
+            yield f"{adapter.source}: its settings ask for {name}, which the adapter does not hold"
+
+
+def _is_one_of(value: object, *classes: type) -> bool:
+    """`isinstance`, which does not tell mypy that a layer of PEFT's is no `nn.Module`."""
+    return isinstance(value, classes)
+
+
+def merged_parameters(layer: nn.Module, values: Mapping[nn.Parameter, Weight]) -> dict[str, torch.Tensor]:
+    """What a layer of `Attached.layers` leaves when its adapter is merged: float32, by name in the original module.
+
+    The layer itself stays as it is.
+    """
+    filled: Any = copy.deepcopy(layer)
+    sources = dict(layer.named_parameters(remove_duplicate=False))
+    for name, _ in list(filled.named_parameters(remove_duplicate=False)):
+        owner, _, leaf = name.rpartition(".")
+        value = values[sources[name]].load().to(torch.float32, copy=True)  # PEFT adds in place
+        setattr(filled.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
+    with torch.no_grad(), _advice_is_for_training():
+        if hasattr(filled, "unload_and_optionally_merge_module"):
+            original = filled.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
+        else:
+            filled.merge()
+            original = filled.get_base_layer()
+    return {name: parameter.detach() for name, parameter in original.named_parameters()}
+
+
+def merging_changes(layer: nn.Module, name: str) -> bool:
+    """Whether merging a layer changes the parameter `name` of its original module."""
+    wrapped = [module.parameter_name for module in layer.modules() if hasattr(module, "parameter_name")]
+    if wrapped:  # LoRA on bare parameters
+        return name in wrapped
+    return not name.endswith("bias") or any(getattr(layer, "lora_bias", {}).values())
+
+
+@contextmanager
+def _advice_is_for_training() -> Iterator[None]:
+    """PEFT warns of settings that matter to those who train; what matters to a merge is checked here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def all_of(problems: Sequence[str], shown: int = 5) -> str:
+    """One line that lists what is wrong, cut after `shown`."""
+    rest = f"; and {len(problems) - shown} more" if len(problems) > shown else ""
+    return "; ".join(problems[:shown]) + rest
