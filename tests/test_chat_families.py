@@ -33,6 +33,7 @@ KINDS: dict[str, Callable[[Path], Path]] = {
     "llava, siglip, qwen2": lambda folder: pico_chat.write_llava(
         folder, "qwen2", "siglip_vision_model", vision_feature_layer=-1, vision_feature_select_strategy="full"
     ),
+    "llava_onevision": pico_chat.write_onevision,
     "idefics3": pico_chat.write_tiled,
     "smolvlm": lambda folder: pico_chat.write_tiled(folder, "smolvlm"),
 }
