@@ -214,6 +214,15 @@ def test_head_that_peft_forgets_to_tie_is_refused(bases: Callable[[str, bool], P
         merge(path, [adapter], tmp_path / "merged")
 
 
+def test_lora_bias_needs_a_bias(bases: Callable[[str, bool], Path], tmp_path: Path) -> None:
+    base, path = BASES["llama"], bases("llama", True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adapter = write_adapter(tmp_path / "adapter", load(path, base), base, Kind(lambda base: {"lora_bias": True}))
+    with pytest.raises(InputError, match=r"lora_bias: language_model\.model\.layers\.0\.self_attn\.q_proj has no bias"):
+        merge(path, [adapter], tmp_path / "merged")
+
+
 def assert_reported(report: MergeReport, merged: Path, kind: Kind) -> None:
     assert report.max_abs_diff_vs_adapter is not None and report.max_abs_diff_vs_adapter <= 1e-4
     assert report.max_abs_diff_vs_base is not None and report.max_abs_diff_vs_base > 1e-2
@@ -360,7 +369,7 @@ def test_attached_combination(
     bases: Callable[[str, bool], Path], pair: Callable[[str], list[Path]], tmp_path: Path
 ) -> None:
     base, path = BASES["llama"], bases("llama", True)
-    _, model = attach(path, pair("llama"), COMBINATIONS["ties"])
+    _, model = attach(path, pair("llama"), combination=COMBINATIONS["ties"])
     merge(path, pair("llama"), tmp_path / "merged", combination=COMBINATIONS["ties"])
     torch.testing.assert_close(logits(model, path), logits(load(tmp_path / "merged", base), path), atol=1e-4, rtol=0)
 

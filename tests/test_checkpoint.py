@@ -32,6 +32,7 @@ from vlm_export.checkpoint import (
     read_json,
     sha256,
     stored_tensors,
+    weight_files,
 )
 from vlm_export.errors import InputError
 from vlm_export.families.base import find_family
@@ -144,11 +145,37 @@ def weights_of(folder: Path, content: bytes) -> None:
     (folder / "model.safetensors").write_bytes(content)
 
 
+def pickled(folder: Path, content: object, **options: object) -> None:
+    """Put a pickle in the place of the folder's safetensors."""
+    (folder / "model.safetensors").unlink()
+    torch.save(content, folder / "pytorch_model.bin", **options)
+
+
 WEIGHTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "missing": (lambda folder: (folder / "model.safetensors").unlink(), "no model.safetensors (nor model.safetensors"),
-    "only pickles": (
+    "safetensors that are called a pickle": (
         lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
-        "save the checkpoint as safetensors",
+        "pytorch_model.bin: not tensors alone, or too old; save it as safetensors",
+    ),
+    "a pickle that runs code": (
+        lambda folder: pickled(folder, {"a": torch.ones(1), "b": Path("/")}),
+        "pytorch_model.bin: not tensors alone, or too old; save it as safetensors",
+    ),
+    "a pickle of more than tensors": (
+        lambda folder: pickled(folder, {"state_dict": {"a": torch.ones(1)}}),
+        "pytorch_model.bin: holds more than named tensors; save the model's state_dict as safetensors",
+    ),
+    "a pickle of a list": (
+        lambda folder: pickled(folder, [torch.ones(1)]),
+        "pytorch_model.bin: holds more than named tensors",
+    ),
+    "a pickle of before PyTorch 1.6": (
+        lambda folder: pickled(folder, {"a": torch.ones(1)}, _use_new_zipfile_serialization=False),
+        "pytorch_model.bin: not tensors alone, or too old; save it as safetensors",
+    ),
+    "an empty pickle": (
+        lambda folder: (pickled(folder, {}), (folder / "pytorch_model.bin").write_bytes(b""))[0],
+        "pytorch_model.bin: not tensors alone, or too old",
     ),
     "empty": (lambda folder: weights_of(folder, b""), "model.safetensors: not a readable safetensors file"),
     "not safetensors": (lambda folder: weights_of(folder, b"x" * 99), "model.safetensors: not a readable safetensors"),
@@ -168,6 +195,38 @@ def test_weights_are_refused(case: str, folder: Path) -> None:
     spoil, named = WEIGHTS[case]
     spoil(folder)
     assert named in refused(lambda: open_checkpoint(folder))
+
+
+def test_pickle_is_read_like_safetensors(folder: Path) -> None:
+    before = open_checkpoint(folder)
+    expected = {name: ref.load().clone() for name, ref in before.tensors.items()}
+    pickled(folder, load_file(folder / "model.safetensors"))
+    after = open_checkpoint(folder)
+    for name, ref in after.tensors.items():
+        assert (ref.dtype, ref.shape) == (before.tensors[name].dtype, before.tensors[name].shape)
+        assert torch.equal(ref.load(), expected[name])
+    assert after.lora.keys() == before.lora.keys()
+    assert {ref.file.name for ref in after.tensors.values()} == {"pytorch_model.bin"}
+
+
+def test_safetensors_before_pickles(folder: Path) -> None:
+    torch.save({"nothing": torch.ones(1)}, folder / "pytorch_model.bin")
+    assert weight_files(folder) == [folder / "model.safetensors"]
+
+
+def test_pickled_shards(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(2, dtype=torch.bfloat16)}, tmp_path / "one.bin")
+    torch.save({"b": torch.zeros(3, dtype=torch.int64)}, tmp_path / "two.bin")
+    index = {"weight_map": {"a": "one.bin", "b": "two.bin"}}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    assert {key: ref.dtype for key, ref in stored_tensors(tmp_path).items()} == {"a": "BF16", "b": "torch.int64"}
+
+
+def test_one_file_of_weights(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "epoch-3.safetensors")
+    checkpoint = open_checkpoint(folder / "epoch-3.safetensors")
+    assert checkpoint.path == folder
+    assert {ref.file.name for ref in checkpoint.tensors.values()} == {"epoch-3.safetensors"}
 
 
 def test_two_tensors_of_one_name(folder: Path) -> None:
@@ -358,7 +417,7 @@ def test_written_file_is_what_safetensors_reads(dtype: str, tmp_path: Path) -> N
         assert torch.equal(found[name], value)
     with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
         assert file.metadata() == {"format": "pt"}
-    refs = stored_tensors(tmp_path, "a.safetensors")
+    refs = stored_tensors(tmp_path / "a.safetensors")
     assert {ref.dtype for ref in refs.values()} == {dtype}
 
 

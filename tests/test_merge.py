@@ -459,6 +459,29 @@ def test_attached_model_is_adapted_and_not_merged(name: str, disk: Path, tmp_pat
     torch.testing.assert_close(logits(model), logits(load_plain(tmp_path / "merged", UNTIED)), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("which", ["model", "adapter"])
+def test_pickles_are_merged_with_a_warning(which: str, disk: Path, tmp_path: Path) -> None:
+    base, adapter = spoiled(disk / "base", tmp_path / "base"), spoiled(disk / "whole", tmp_path / "adapter")
+    folder, whole, pickle = {
+        "model": (base, "model.safetensors", "pytorch_model.bin"),
+        "adapter": (adapter, "adapter_model.safetensors", "adapter_model.bin"),
+    }[which]
+    torch.save(load_file(folder / whole), folder / pickle)
+    assert merge(base, [adapter], tmp_path / "expected").warnings == []
+    (folder / whole).unlink()
+    report = merge(base, [adapter], tmp_path / "merged")
+    assert report.warnings == [f"{folder / pickle}: a pickle, of which only the tensors were read; prefer safetensors"]
+    assert f"{folder.name}/{pickle}" in report.inputs_sha256
+    merged, expected = (tmp_path / name / "model.safetensors" for name in ("merged", "expected"))
+    assert merged.read_bytes() == expected.read_bytes()
+
+
+def test_files_of_weights_in_the_place_of_folders(disk: Path, tmp_path: Path) -> None:
+    base, adapter = disk / "base" / "model.safetensors", disk / "whole" / "adapter_model.safetensors"
+    by_file = merge(base, [adapter], tmp_path / "by-file")
+    assert by_file == merge(base.parent, [adapter.parent], tmp_path / "by-folder")
+
+
 # --- planted faults: every one is an InputError that names the tensor ---
 
 

@@ -12,6 +12,7 @@ from vlm_export.dtypes import DTYPES
 from vlm_export.errors import InputError
 from vlm_export.recipe import (
     AdapterSource,
+    Combination,
     DtypeName,
     Generation,
     GoldenInputs,
@@ -31,6 +32,8 @@ description: |
   Two
   lines.
 revision: 4d7a1ed
+base: dequantized
+combination: {type: ties, weights: [0.7, -0.3], density: 0.5, seed: 3, majority_sign_method: frequency}
 adapters:
   - {path: org/adapter, revision: main}
   - path: ../local
@@ -76,6 +79,8 @@ def test_every_key(tmp_path: Path) -> None:
         model="./checkpoint",
         description="Two\nlines.\n",
         revision="4d7a1ed",
+        base="dequantized",
+        combination=Combination("ties", (0.7, -0.3), 0.5, 3, "frequency"),
         adapters=(AdapterSource("org/adapter", "main"), AdapterSource("../local")),
         layout="chat",
         dtypes=("fp32", "int8"),
@@ -116,6 +121,8 @@ UNKNOWN = {
     "generation: {num_beams: 3}": "generation.num_beams: unknown key",
     "adapters: [{path: a, revison: b}]": "adapters.0.revison: unknown key (did you mean 'revision'?)",
     "adapters: [{path: a}, {pth: b}]": "adapters.1.pth: unknown key (did you mean 'path'?)",
+    "combination: {type: cat, weight: [1]}": "combination.weight: unknown key (did you mean 'weights'?)",
+    "weights: [1]": "weights: unknown key (it belongs under 'combination')",
     "hub: {name: a}": "hub.name: unknown key",
     "1: 2": "1: keys should be strings",
     '"zebra\\nfish": 1': "zebra fish: unknown key",
@@ -140,6 +147,15 @@ WRONG = {
     "adapters: org/adapter": "adapters: input should be a valid tuple",
     "adapters: [org/adapter]": "adapters.0: input should be a dictionary",
     "adapters: [{revision: main}]": "adapters.0.path: field required",
+    "base: quantized": "base: input should be 'original' or 'dequantized'",
+    "combination: {type: mean, weights: [1]}": "combination.type: input should be 'linear', 'cat', 'svd', 'ties'",
+    "combination: {type: cat}": "combination.weights: field required",
+    "combination: {type: cat, weights: []}": "combination.weights: tuple should have at least 1 item",
+    "combination: {type: cat, weights: [1]}": "combination.weights: 1 for 0 adapters; give each of them one",
+    "adapters: [{path: a}]\ncombination: {type: cat, weights: [1, 2]}": "combination.weights: 2 for 1 adapters",
+    "combination: {type: ties, weights: [1], density: 0}": "combination.density: input should be greater than 0",
+    "adapters: [{path: a}]\ncombination: {type: ties, weights: [1]}": "combination.density: ties needs one, above 0",
+    "adapters: [{path: a}]\ncombination: {type: svd, weights: [1], density: 1}": "svd has no use for it; remove it",
     "generation: greedy": "generation: input should be a dictionary",
     "generation: {max_new_tokens: 0}": "generation.max_new_tokens: input should be greater than or equal to 1",
     "generation: {max_new_tokens: 1.5}": "generation.max_new_tokens: input should be a valid integer",

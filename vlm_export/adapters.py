@@ -20,11 +20,10 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from vlm_export.checkpoint import Checkpoint, Weight, read_json, stored_tensors
+from vlm_export.checkpoint import ADAPTER_WEIGHTS, Checkpoint, Weight, folder_of, read_json, stored_tensors
 from vlm_export.errors import InputError
 from vlm_export.recipe import Combination
 
-WEIGHTS = "adapter_model.safetensors"
 SETTINGS = "adapter_config.json"
 _NAME = "default"  # PEFT's name for the adapter in the model
 # Kinds that merging cannot describe, or that need more than the adapter's own tensors.
@@ -93,6 +92,9 @@ class Held:
     def load(self) -> torch.Tensor:
         return self.tensor
 
+    def rounded(self, value: torch.Tensor) -> torch.Tensor:
+        return value
+
     def __str__(self) -> str:
         return self.key
 
@@ -126,14 +128,14 @@ class Attached:
 
 
 def open_adapter(path: Path, checkpoint: Checkpoint, model: nn.Module) -> Adapter:
-    """Read a PEFT folder and find where in the model it attaches.
+    """Read a PEFT folder, or the file of weights in one, and find where in the model it attaches.
 
     Raises:
         InputError: a kind that cannot be merged, or tensors of modules that the model does not have.
     """
-    source = path / SETTINGS
+    source = folder_of(path) / SETTINGS
     config = _read_config(source)
-    stored = {key.removeprefix("base_model.model."): ref for key, ref in stored_tensors(path, WEIGHTS).items()}
+    stored = {key.removeprefix("base_model.model."): ref for key, ref in stored_tensors(path, ADAPTER_WEIGHTS).items()}
     known = {name for name, _ in [*model.named_modules(), *model.named_parameters(remove_duplicate=False)]}
 
     def named(root: str) -> dict[str, Weight]:
@@ -157,8 +159,6 @@ def embedded_adapter(checkpoint: Checkpoint, model: nn.Module) -> Adapter | None
     Raises:
         InputError: there are tensors without settings, or settings without tensors.
     """
-    from peft import LoraConfig
-
     source = checkpoint.path / "config.json"
     settings = checkpoint.family.embedded_lora(checkpoint.config)
     if settings is None and not checkpoint.lora:
@@ -171,6 +171,8 @@ def embedded_adapter(checkpoint: Checkpoint, model: nn.Module) -> Adapter | None
             f"{source}: asks for LoRA (lora_r), but the checkpoint holds no LoRA tensors; "
             "remove lora_r if the adapter is merged already"
         )
+    from peft import LoraConfig
+
     modules = dict(model.named_modules())
     targets = {name: _ADAPTED.split(name, maxsplit=1)[0] for name in checkpoint.lora}
     unknown = [ref for name, ref in checkpoint.lora.items() if targets[name] not in modules]
@@ -245,7 +247,7 @@ def attach(adapter: Adapter, model: nn.Module) -> Attached:
     except (RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"{adapter.source}: PEFT cannot attach it: {' '.join(str(error).split())}") from error
     tensors = {parameter: adapter.tensors[name] for name, parameter in stand_ins.items()}
-    problems = [*_misplaced(adapter, target, tensors, base)]
+    problems = [*_misplaced(adapter, target, tensors, base), *_without_bias(adapter, target)]
     if problems:
         raise InputError(all_of(problems))
     layers: dict[str, nn.Module] = {}
@@ -347,6 +349,15 @@ def _misplaced(
         if f".{_NAME}" in name and name not in mismatched and not {parameter} & (tensors.keys() | base):
             name = adapter.root + name.replace(f".{_NAME}", "")
             yield f"{adapter.source}: its settings ask for {name}, which the adapter does not hold"
+
+
+def _without_bias(adapter: Adapter, target: nn.Module) -> Iterator[str]:
+    """Layers whose LoRA bias has no bias to be merged into."""
+    if adapter.config.lora_bias:
+        for name, module in target.named_modules():
+            layer: Any = module
+            if hasattr(layer, "lora_B") and layer.get_base_layer().bias is None:
+                yield f"{adapter.source}: lora_bias: {adapter.root}{name} has no bias that it could be merged into"
 
 
 def _is_one_of(value: object, *classes: type) -> bool:

@@ -1,7 +1,8 @@
 """Checkpoints on disk: which tensors there are, under which names, and where their bytes lie. Nothing is loaded here
 before it is asked for.
 
-A checkpoint folder holds `config.json` and its weights as safetensors, whole or sharded. Keys are translated once, by
+A checkpoint folder holds `config.json` and its weights as safetensors, whole or sharded; pickles (`.bin`) are read
+without running what they ask for. Keys are translated once, by
 the family, into the names of transformers 5's module tree; everything after this module uses those.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,14 +27,21 @@ from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from vlm_export.errors import InputError
 from vlm_export.families.base import Family, find_family
+from vlm_export.tensor_file import DTYPES
 
 WEIGHTS = "model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_PICKLES = {WEIGHTS: "pytorch_model.bin", ADAPTER_WEIGHTS: "adapter_model.bin"}
+_SAFETENSORS_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _ADAPTER_PART = re.compile(r"\.(lora_|token_adapter\.|base_layer\.)")
 _LORA_KEY = re.compile(r"(?P<module>.+)\.lora_(?P<part>A|B)(\.[A-Za-z0-9_-]+)?\.weight$")
 
 
 class Weight(Protocol):
-    """A tensor that is somewhere else, or is computed when it is asked for. `dtype` is safetensors' name for it."""
+    """A tensor that is somewhere else, or is computed when it is asked for. `dtype` is safetensors' name for it.
+
+    `rounded` says what would be left of another value for it, were that stored in the same way.
+    """
 
     @property
     def dtype(self) -> str: ...
@@ -42,10 +51,12 @@ class Weight(Protocol):
 
     def load(self) -> torch.Tensor: ...
 
+    def rounded(self, value: torch.Tensor) -> torch.Tensor: ...
+
 
 @dataclass(frozen=True)
 class TensorRef:
-    """A tensor in a safetensors file: read with `load`, which maps it into memory."""
+    """A tensor in a file: read with `load`, which maps it into memory."""
 
     file: Path
     key: str
@@ -54,8 +65,14 @@ class TensorRef:
 
     def load(self, rows: slice | None = None) -> torch.Tensor:
         """The tensor, or some of its rows."""
+        if is_pickle(self.file):
+            tensor = _unpickled(self.file)[self.key]
+            return tensor if rows is None else tensor[rows]
         with safe_open(self.file, framework="pt") as handle:
             return handle.get_tensor(self.key) if rows is None else handle.get_slice(self.key)[rows]
+
+    def rounded(self, value: torch.Tensor) -> torch.Tensor:
+        return value.to(DTYPES[self.dtype])
 
     def __str__(self) -> str:
         return f"{self.file.name}: {self.key}"
@@ -63,9 +80,10 @@ class TensorRef:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint folder, opened.
+    """A checkpoint, opened.
 
     Attributes:
+        path: its folder.
         tensors: the model's plain tensors by parameter name.
         lora: LoRA tensors that the checkpoint itself carries, by the names that PEFT saves.
         unused: keys that the family says inference never reads.
@@ -80,15 +98,16 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Read the config and the tensor index of a checkpoint folder.
+    """Read the config and the tensor index of a checkpoint: a folder, or the file of weights in one.
 
     Raises:
         InputError: no config, an unsupported model_type, no safetensors, or two tensors of one name.
     """
-    config = read_json(path / "config.json")
+    folder = folder_of(path)
+    config = read_json(folder / "config.json")
     if "model_type" not in config:
-        raise InputError(f"{path / 'config.json'}: no `model_type`; is this a model folder?")
-    family = find_family(config["model_type"], str(path / "config.json"))
+        raise InputError(f"{folder / 'config.json'}: no `model_type`; is this a model folder?")
+    family = find_family(config["model_type"], str(folder / "config.json"))
     plain: dict[str, TensorRef] = {}
     lora: dict[str, TensorRef] = {}
     unused = []
@@ -103,30 +122,69 @@ def open_checkpoint(path: Path) -> Checkpoint:
         if name in target:
             raise InputError(f"{ref}: a second tensor for {name}; keep one of the two")
         target[name] = ref
-    return Checkpoint(path, config, family, plain, lora, tuple(sorted(unused)))
+    return Checkpoint(folder, config, family, plain, lora, tuple(sorted(unused)))
+
+
+def folder_of(path: Path) -> Path:
+    """Where a checkpoint's or adapter's settings lie: the folder itself, or that of its one file of weights."""
+    return path.parent if path.is_file() else path
 
 
 def stored_tensors(path: Path, whole: str = WEIGHTS) -> dict[str, TensorRef]:
-    """Every tensor of a folder's safetensors file or shards, by key, a DataParallel `module.` prefix removed.
+    """Every tensor of a folder's file or shards, or of one file, by key, a DataParallel `module.` prefix removed.
 
     Raises:
-        InputError: there are no safetensors, a shard is missing, or a file cannot be read.
+        InputError: there are no weights, a shard is missing, or a file cannot be read.
     """
-    index_file = path / f"{whole}.index.json"
-    if (path / whole).is_file():
-        files = [path / whole]
-    elif index_file.is_file():
-        files = [path / name for name in _shard_names(index_file)]
-    else:
-        raise InputError(f"{path}: no {whole} (nor {index_file.name}); save the checkpoint as safetensors")
     refs: dict[str, TensorRef] = {}
-    for ref in (ref for file in files for ref in _tensors_of(file)):
+    for ref in (ref for file in weight_files(path, whole) for ref in _tensors_of(file)):
         if ref.key in refs:
             raise InputError(f"{ref}: is in {refs[ref.key].file.name} too; keep one of the two")
         refs[ref.key] = ref
     if refs and all(key.startswith("module.") for key in refs):
         return {key.removeprefix("module."): ref for key, ref in refs.items()}
     return refs
+
+
+def weight_files(path: Path, whole: str = WEIGHTS) -> list[Path]:
+    """The files that hold the weights of a checkpoint, or of an adapter, as the name of its `whole` file says.
+
+    Safetensors are preferred to pickles.
+
+    Raises:
+        InputError: there are none.
+    """
+    if path.is_file():
+        return [path]
+    for name in (whole, _PICKLES[whole]):
+        index = path / f"{name}.index.json"
+        if (path / name).is_file():
+            return [path / name]
+        if index.is_file():
+            return [path / shard for shard in _shard_names(index)]
+    raise InputError(f"{path}: no {whole} (nor {whole}.index.json, {_PICKLES[whole]}); save the weights as safetensors")
+
+
+def is_pickle(file: Path) -> bool:
+    return file.suffix in (".bin", ".pt", ".pth")
+
+
+def _unpickled(file: Path) -> dict[str, torch.Tensor]:
+    """A pickled state dict, its tensors mapped into memory, nothing in it executed.
+
+    Raises:
+        InputError: it holds something else, or its format is older than PyTorch 1.6's and cannot be mapped.
+    """
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError:
+        raise
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"{file}: not tensors alone, or too old; save it as safetensors: {reason}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise InputError(f"{file}: holds more than named tensors; save the model's state_dict as safetensors")
+    return state
 
 
 def _shard_names(index_file: Path) -> list[str]:
@@ -141,6 +199,11 @@ def _shard_names(index_file: Path) -> list[str]:
 
 def _tensors_of(file: Path) -> list[TensorRef]:
     try:
+        if is_pickle(file):
+            return [
+                TensorRef(file, key, _SAFETENSORS_NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
+                for key, tensor in _unpickled(file).items()
+            ]
         with safe_open(file, framework="pt") as handle:
             slices = {key: handle.get_slice(key) for key in handle.keys()}  # noqa: SIM118 - not a dict
             return [TensorRef(file, key, part.get_dtype(), tuple(part.get_shape())) for key, part in slices.items()]

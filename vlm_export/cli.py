@@ -90,8 +90,9 @@ def main() -> None:
 
 @main.command()
 @_recipe_argument
+@click.option("--base", type=click.Choice(["original", "dequantized"]), help="In place of the recipe's.")
 @_common
-def merge(recipe: str | None, work: Path | None, as_json: bool) -> None:
+def merge(recipe: str | None, base: str | None, work: Path | None, as_json: bool) -> None:
     """Merge LoRA adapters into plain weights, in merged/.
 
     Example: vlm-export merge my-captioner.yaml
@@ -100,7 +101,9 @@ def merge(recipe: str | None, work: Path | None, as_json: bool) -> None:
     from vlm_export import pipeline
 
     with _Progress(as_json) as progress:
-        report = pipeline.run_merge(found, folder, progress)
+        report = pipeline.run_merge(found, folder, progress, base=base)
+    for warning in report.warnings:
+        click.echo(f"warning: {warning}", err=True)
     lines = [f"merged {report.adapter_tensors} adapter tensors into {report.parameters:,} parameters"]
     if report.max_abs_diff_vs_adapter is not None:
         lines.append(

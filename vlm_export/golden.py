@@ -126,7 +126,12 @@ def record(
         raise InputError(
             f"{recipe.path}: golden.images: {len(images)} image(s) found, at least {MIN_IMAGES} are needed"
         )
-    checkpoint, model = merge.attach(model_path, adapter_paths, recipe.recipe.combination)
+    checkpoint, model = merge.attach(
+        model_path,
+        adapter_paths,
+        combination=recipe.recipe.combination,
+        dequantized=recipe.recipe.base == "dequantized",
+    )
     settings = image_processor_settings(
         checkpoint.path, checkpoint.family.image_processor(checkpoint.config), recipe.recipe.image_processor
     )

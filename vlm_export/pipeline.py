@@ -24,7 +24,9 @@ from vlm_export.graph_file import save_graph
 from vlm_export.merge import MergeReport
 from vlm_export.package import GraphFile, Manifest
 from vlm_export.recipe import RecipeFile
+from vlm_export.rewrites.pack_attention import pack_attention
 from vlm_export.rewrites.repeat_layers import NotRepeatable, repeat_layers
+from vlm_export.rewrites.skip_norms import join_norms
 from vlm_export.simplify import SimplifyReport
 from vlm_export.stacks import find_stacks, two_layer_component, two_layers
 from vlm_export.variants import Source
@@ -32,47 +34,72 @@ from vlm_export.verify import Report, Runtime
 
 Progress = Callable[[str, int, int], None]  # what, done, of how many
 _VERSIONS = ("vlm-export", "torch", "transformers", "peft", "onnx", "onnxruntime", "onnxscript", "onnxsim")
-_CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.jinja", "merges.txt", "vocab.txt", "*.model")
+_MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "model-*.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model-*.bin",
+    "pytorch_model.bin.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",  # this and the next three: what older checkpoints have instead of tokenizer.json
+    "merges.txt",
+    "vocab.txt",
+    "sentencepiece.bpe.model",
+    "chat_template.*",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 REPORT = "report.json"
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Local folders of the model and its adapters."""
+    """Local folders, or files of weights in them, of the model and its adapters."""
 
     model: Path
     adapters: tuple[Path, ...]
 
 
 def sources(recipe: RecipeFile) -> Sources:
-    """Where the recipe's model and adapters lie, downloaded from the Hub when they are not local.
+    """Where the recipe's model and adapters lie: local folders or files of weights, else what is needed of Hub repos.
 
     Raises:
-        InputError: neither a local folder nor a repo of the Hub, or the Hub cannot be reached.
+        InputError: neither a local path nor a repo of the Hub, or the Hub cannot be reached.
     """
 
-    def find(reference: str, revision: str | None, key: str) -> Path:
+    def find(reference: str, revision: str | None, key: str, files: tuple[str, ...]) -> Path:
         local = recipe.local(reference)
         if local is not None:
             return local
         if reference.startswith((".", "/", "~")) or reference.count("/") != 1:
             raise InputError(f"{recipe.path}: {key}: {reference!r} is neither a local folder nor a Hub id (org/name)")
-        return hub.download(reference, revision=revision, allow_patterns=_CHECKPOINT_FILES)
+        return hub.download(reference, revision=revision, allow_patterns=files)
 
     return Sources(
-        find(recipe.recipe.model, recipe.recipe.revision, "model"),
-        tuple(find(a.path, a.revision, f"adapters.{i}.path") for i, a in enumerate(recipe.recipe.adapters)),
+        find(recipe.recipe.model, recipe.recipe.revision, "model", _MODEL_FILES),
+        tuple(
+            find(adapter.path, adapter.revision, f"adapters.{index}.path", _ADAPTER_FILES)
+            for index, adapter in enumerate(recipe.recipe.adapters)
+        ),
     )
 
 
-def run_merge(recipe: RecipeFile, work: Work, progress: Progress) -> MergeReport:
-    """LoRA → plain weights, in `merged/`."""
+def run_merge(recipe: RecipeFile, work: Work, progress: Progress, *, base: str | None = None) -> MergeReport:
+    """LoRA → plain weights, in `merged/`; `base` in place of the recipe's."""
     found = sources(recipe)
     return merge.merge(
         found.model,
         found.adapters,
         work.merged,
         combination=recipe.recipe.combination,
+        dequantized=(base or recipe.recipe.base) == "dequantized",
         on_tensor=lambda done, total: progress("merging", done, total),
     )
 
@@ -169,8 +196,11 @@ def make_structure(
             repeated[stack.path] = repeat_layers(structure, stack.path, stack.layers, cached=stack.cached)
         except NotRepeatable as error:
             return make_structure(component, model, {**(whole or {}), stack.path: str(error)})
+    packed = pack_attention(structure)
+    joined = join_norms(structure)
     return structure, replace(
         report,
+        rewrites={**report.rewrites, "pack_attention": packed, "join_norms": joined},
         nodes_after=len(structure.graph),
         fused=simplify.count_fused(structure),
         repeated=repeated,

@@ -21,6 +21,7 @@ from vlm_export.errors import InputError
 LayoutName = Literal["captioner", "chat", "components"]
 DtypeName = Literal["fp32", "fp16", "int8", "q8"]
 MetricName = Literal["cosine_similarity", "max_relative_error", "teacher_forced_top1_agreement", "tokens_exact_rate"]
+BaseName = Literal["original", "dequantized"]
 CombinationType = Literal[
     "linear",
     "cat",
@@ -40,7 +41,7 @@ _STRICT = ConfigDict(extra="forbid")
 
 @dataclass(frozen=True, config=_STRICT)
 class AdapterSource:
-    """A PEFT adapter folder: a local path or a Hub id, with the revision to pin."""
+    """A PEFT adapter: a local folder or the file of weights in one, or a Hub id, with the revision to pin."""
 
     path: str
     revision: str | None = None
@@ -109,12 +110,17 @@ class HubMetadata:
 
 @dataclass(frozen=True, config=_STRICT)
 class Recipe:
-    """A checked recipe. `model` is a path relative to the recipe's file, an absolute path, or a Hub id."""
+    """A checked recipe. `model` is a path relative to the recipe's file, an absolute path, or a Hub id.
+
+    `base` says what adapters are merged into where the model's weights are quantized: not into those, but into the
+    `original` 16-bit model, which `model` then has to name; or into them, `dequantized`.
+    """
 
     name: str
     model: str
     description: str = ""
     revision: str | None = None
+    base: BaseName = "original"
     adapters: tuple[AdapterSource, ...] = ()
     combination: Combination | None = None
     layout: LayoutName = "captioner"

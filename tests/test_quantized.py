@@ -1,0 +1,170 @@
+"""vlm_export.quantized: what bitsandbytes wrote is read back as it reads it, and adapters are merged into it.
+
+`data/bitsandbytes-0.50.2.safetensors` holds weights that this version of the library quantized, the values it read back
+(`expected.`), and what it left of the tensor `other` (`rounded.`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pico
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+
+from vlm_export.checkpoint import Checkpoint, TensorRef, open_checkpoint, stored_tensors
+from vlm_export.errors import InputError
+from vlm_export.families.base import find_family
+from vlm_export.merge import attach, merge
+from vlm_export.quantized import base_weights
+
+WRITTEN = Path(__file__).parent / "data" / "bitsandbytes-0.50.2.safetensors"
+KINDS = ("nf4", "nf4_nested", "fp4", "fp4_nested")
+FOUR_BIT = [f"{kind}_{dtype}" for kind in KINDS for dtype in ("bfloat16", "float16")]
+
+
+@pytest.fixture(scope="module")
+def read_back() -> dict[str, TensorRef]:
+    """The weights of the written file, as `base_weights` reads them."""
+    config = {"quantization_config": {"quant_method": "bitsandbytes"}}
+    family = find_family("prefix_conditioning_vlm", "here")
+    return dict(
+        base_weights(Checkpoint(Path(), config, family, stored_tensors(WRITTEN), {}, ()), dequantized=True).tensors
+    )
+
+
+@pytest.mark.parametrize("name", [*FOUR_BIT, "int8"])
+def test_values_are_those_of_bitsandbytes(name: str, read_back: dict[str, TensorRef]) -> None:
+    expected = load_file(WRITTEN)[f"expected.{name}"]
+    ref = read_back[f"{name}.weight"]
+    assert ref.shape == tuple(expected.shape)
+    assert ref.dtype == {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}[expected.dtype]
+    assert torch.equal(ref.load(), expected)
+    beside = [other for other in read_back if other.startswith(f"{name}.")]
+    assert beside == [f"{name}.weight"]
+
+
+@pytest.mark.parametrize("name", [name for name in [*FOUR_BIT, "int8"] if "nested" not in name])
+def test_rounding_is_that_of_bitsandbytes(name: str, read_back: dict[str, TensorRef]) -> None:
+    stored = load_file(WRITTEN)
+    rounded = read_back[f"{name}.weight"].rounded(stored["other"])
+    expected = stored[f"rounded.{name}"]
+    if name == "int8":  # it scales in float16, and so takes a neighbour now and then
+        level = expected.abs().amax(1, keepdim=True) / 127
+        assert ((rounded - expected).abs() < 1.01 * level).all()
+        assert ((rounded - expected).abs() > 0.5 * level).float().mean() < 0.05
+    else:
+        assert torch.equal(rounded, expected)
+
+
+# --- whole checkpoints ---
+
+
+def four_bit(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A weight as bitsandbytes stores it in NF4."""
+    quant_map = load_file(WRITTEN)["nf4_bfloat16.weight.quant_map"]
+    flat = weight.reshape(-1)
+    blocks = F.pad(flat, (0, -len(flat) % 64)).reshape(-1, 64)
+    scales = blocks.abs().amax(1)
+    distances = ((blocks / scales[:, None]).reshape(-1)[: len(flat), None] - quant_map).abs()
+    codes = F.pad(distances.argmin(1), (0, len(flat) % 2)).to(torch.uint8).reshape(-1, 2)
+    state = {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": list(weight.shape)}
+    return {
+        name: (codes[:, 0] << 4 | codes[:, 1])[:, None],
+        f"{name}.absmax": scales,
+        f"{name}.quant_map": quant_map.clone(),
+        f"{name}.quant_state.bitsandbytes__nf4": torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8),
+    }
+
+
+def eight_bit(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    scales = weight.abs().amax(1)
+    codes = (weight * 127 / scales[:, None]).round().to(torch.int8)
+    module = name.removesuffix(".weight")
+    return {name: codes, f"{module}.SCB": scales, f"{module}.weight_format": torch.tensor(0, dtype=torch.uint8)}
+
+
+def quantize(
+    folder: Path, store: Callable[[str, torch.Tensor], dict[str, torch.Tensor]], method: str = "bitsandbytes"
+) -> Path:
+    """Quantize the decoder's projections of a base model, in place, as transformers does."""
+    tensors = load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if "language_model" in name and "proj.weight" in name]:
+        tensors |= store(name, tensors[name].float())
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": method, "load_in_4bit": store is four_bit}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return pico.write_checkpoint(tmp_path / "base", pico.config(), lora=False)
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pico.write_peft_adapter(tmp_path_factory.mktemp("adapter"), pico.config())
+
+
+@pytest.mark.parametrize("store", [four_bit, eight_bit])
+def test_merge_into_dequantized_weights(
+    store: Callable[[str, torch.Tensor], dict[str, torch.Tensor]], base: Path, adapter: Path, tmp_path: Path
+) -> None:
+    name = "language_model.model.layers.0.self_attn.q_proj"
+    original = load_file(base / "model.safetensors")[f"{name}.weight"]
+    quantize(base, store)
+    report = merge(base, [adapter], tmp_path / "merged", dequantized=True)
+    assert report.max_abs_diff_vs_adapter is not None and report.max_abs_diff_vs_adapter <= 1e-4
+    merged = load_file(tmp_path / "merged" / "model.safetensors")
+    a, b = (load_file(adapter / "adapter_model.safetensors")[f"base_model.model.{name}.lora_{p}.weight"] for p in "AB")
+    change = 8 / 4 * (b @ a)
+    before = base_weights(open_checkpoint(base), dequantized=True).tensors[f"{name}.weight"].load().float()
+    assert (before - original).norm() / original.norm() < (0.12 if store is four_bit else 0.01)
+    torch.testing.assert_close(merged[f"{name}.weight"], before + change, atol=1e-5, rtol=1e-5)
+    error = merged[f"{name}.weight"] - store_and_read(store, merged[f"{name}.weight"], tmp_path)
+    assert report.rounding_error[name] == pytest.approx(float(error.norm() / change.norm()), rel=0.02)
+    assert 0 <= report.unchanged_if_rounded[name] < 1
+    assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert set(merged) == set(open_checkpoint(tmp_path / "merged").tensors)
+
+
+def store_and_read(
+    store: Callable[[str, torch.Tensor], dict[str, torch.Tensor]], weight: torch.Tensor, folder: Path
+) -> torch.Tensor:
+    save_file(store("a.weight", weight), folder / "again.safetensors")
+    config = {"quantization_config": {"quant_method": "bitsandbytes"}}
+    family = find_family("prefix_conditioning_vlm", "here")
+    checkpoint = Checkpoint(folder, config, family, stored_tensors(folder / "again.safetensors"), {}, ())
+    return base_weights(checkpoint, dequantized=True).tensors["a.weight"].load().float()
+
+
+def test_golden_model_of_dequantized_weights(base: Path, adapter: Path, tmp_path: Path) -> None:
+    quantize(base, four_bit)
+    _, model = attach(base, [adapter], dequantized=True)
+    weights = [parameter for name, parameter in model.named_parameters() if name.endswith("q_proj.base_layer.weight")]
+    assert len(weights) == 2 + 2  # decoder and tower
+    assert all(parameter.dtype == torch.float32 and not parameter.is_meta for parameter in weights)
+
+
+def test_quantized_base_is_refused_with_what_to_do(base: Path, adapter: Path, tmp_path: Path) -> None:
+    quantize(base, four_bit)
+    with pytest.raises(InputError) as caught:
+        merge(base, [adapter], tmp_path / "merged")
+    assert str(caught.value) == (
+        f"{base / 'config.json'}: quantization_config: the weights are quantized; set `model` in the recipe to the "
+        "16-bit model that they were made from, or `base: dequantized` (--base dequantized) to merge into these as "
+        "they are"
+    )
+    assert not (tmp_path / "merged").exists()
+
+
+def test_other_quantizations_are_refused_by_name(base: Path, adapter: Path, tmp_path: Path) -> None:
+    quantize(base, four_bit, "gptq")
+    with pytest.raises(InputError, match="weights quantized with gptq cannot be merged into; set `model` in"):
+        merge(base, [adapter], tmp_path / "merged", dequantized=True)
