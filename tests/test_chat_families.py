@@ -112,6 +112,16 @@ def test_verifies_in_both_runtimes(exported: Exported) -> None:
     assert {c.detail.split(",")[0] for c in report.checks if "(case" in c.detail} >= {"logits (case0", "logits (case2"}
 
 
+def test_the_template_is_the_client_s_own(exported: Exported, tmp_path: Path) -> None:
+    """Node is given the conversation, not the text: a repo whose template differs fails there, and only there."""
+    made = exported.copy(tmp_path / "copy")
+    path = made.work.repo / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"chat_template": settings["chat_template"].replace("role", "content")}))
+    report = made.verify("ort", "node")
+    assert {(check.runtime, check.metric) for check in report.failures} == {("node", "tokens_exact_rate")}
+
+
 def test_the_adapter_was_everywhere(exported: Exported) -> None:
     adapted = "\n".join(json.loads((exported.work.merged / "merge.json").read_text())["layers"])
     for place in ("layers.1.self_attn.v_proj", "layers.0.mlp.down_proj"):
