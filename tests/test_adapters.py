@@ -174,7 +174,8 @@ def write_adapter(folder: Path, model: torch.nn.Module, base: Base, kind: Kind, 
 @torch.inference_mode()
 def logits(model: torch.nn.Module, path: Path) -> torch.Tensor:
     checkpoint = open_checkpoint(path)
-    return model(*checkpoint.family.sample_inputs(checkpoint.config, torch.Generator().manual_seed(3)))
+    inputs = checkpoint.family.sample_inputs(checkpoint.config, torch.Generator().manual_seed(3))
+    return checkpoint.family.reference(model).prefill(inputs).logits
 
 
 def adapted_logits(path: Path, base: Base, kind: Kind, adapter: Path) -> torch.Tensor:
