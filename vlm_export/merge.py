@@ -22,19 +22,23 @@ from vlm_export import adapters
 from vlm_export.adapters import Adapter, Attached, all_of
 from vlm_export.artifacts import replaced_folder, write_json
 from vlm_export.checkpoint import (
+    ADAPTER_WEIGHTS,
     WEIGHTS,
     Checkpoint,
     TensorRef,
     Weight,
     aliases,
     build_empty,
+    folder_of,
+    is_pickle,
     open_checkpoint,
     sha256,
-    stored_tensors,
+    weight_files,
 )
 from vlm_export.errors import CheckFailed, InputError
 from vlm_export.families.base import Family
 from vlm_export.processing import copy_processor
+from vlm_export.quantized import base_weights
 from vlm_export.recipe import Combination
 from vlm_export.streaming import PART_ELEMENTS, Streamed, return_freed_memory
 from vlm_export.tensor_file import DTYPES, Entry, write_tensors
@@ -50,19 +54,22 @@ class MergeReport:
 
     Attributes:
         layers: module → ‖ΔW‖ / ‖W‖, null where W is zero.
-        unchanged_if_rounded: module → share of an adapted half-precision weight's values that would be the base's
-            again if they were rounded to the dtype that they have on disk.
+        rounding_error: module → what rounding W + ΔW to the form of W on disk (half precision, 8 or 4 bits) would
+            add, as a share of ‖ΔW‖. It is not rounded: adapted weights are written in float32.
+        unchanged_if_rounded: module → share of its values that would be W's again.
     """
 
     adapter_tensors: int
     unused: list[str]
     layers: dict[str, float | None]
+    rounding_error: dict[str, float]
     unchanged_if_rounded: dict[str, float]
     tied: dict[str, str]
     inputs_sha256: dict[str, str]
     parameters: int
     max_abs_diff_vs_adapter: float | None
     max_abs_diff_vs_base: float | None
+    warnings: list[str]
     schema: int = 1
 
 
@@ -117,12 +124,16 @@ class Merged:
     def load(self) -> torch.Tensor:
         return adapters.merged_parameters(self.layer, self.values)[self.name]
 
+    def rounded(self, value: torch.Tensor) -> torch.Tensor:
+        return self.origin.rounded(value)
+
 
 @dataclass(frozen=True)
 class _Change:
     """What merging did to one parameter: the numbers of `MergeReport`."""
 
     ratio: float | None
+    rounding_error: float | None
     unchanged_if_rounded: float | None
 
 
@@ -132,11 +143,13 @@ def merge(
     out: Path,
     *,
     combination: Combination | None = None,
+    dequantized: bool = False,
     on_tensor: Callable[[int, int], None] | None = None,
 ) -> MergeReport:
     """Write the plain checkpoint of `path` with its own and the given adapters merged to the folder `out`.
 
-    The given ones are merged in order, or as the one that `combination` makes of them.
+    The given ones are merged in order, or as the one that `combination` makes of them. `dequantized` says that the base
+    may be quantized weights, read as what they stand for.
 
     Tensors keep the dtype that they have on disk, but adapted ones in half precision become float32: rounding
     `W + ΔW` back would change logits by more than a wrong merge may, and ΔW is often below what the rounding takes.
@@ -146,7 +159,7 @@ def merge(
         CheckFailed: the merged model does not compute what PEFT computes with the adapter attached.
     """
     return_freed_memory()
-    base, steps = _open(path, adapter_paths, combination)
+    base, steps = _open(path, adapter_paths, combination, dequantized)
     last = steps[-1].after if steps else base
     with replaced_folder(out) as folder:
         changes = _stream(last, folder / WEIGHTS, on_tensor)
@@ -157,6 +170,9 @@ def merge(
             adapter_tensors=sum(len(step.adapter.tensors) for step in steps),
             unused=sorted([*base.checkpoint.unused, *(key for step in steps for key in step.adapter.unused)]),
             layers={module: change.ratio for module, change in changes.items()},
+            rounding_error={
+                module: change.rounding_error for module, change in changes.items() if change.rounding_error is not None
+            },
             unchanged_if_rounded={
                 module: change.unchanged_if_rounded
                 for module, change in changes.items()
@@ -167,20 +183,29 @@ def merge(
             parameters=sum(math.prod(weight.shape) for weight in last.weights.values()),
             max_abs_diff_vs_adapter=versus_adapter,
             max_abs_diff_vs_base=versus_base,
+            warnings=[
+                f"{file}: a pickle, of which only the tensors were read; prefer safetensors"
+                for file in _inputs(path, adapter_paths)
+                if is_pickle(file)
+            ],
         )
         write_json(folder / "merge.json", asdict(report))
     return report
 
 
 def attach(
-    path: Path, adapter_paths: Sequence[Path], combination: Combination | None = None
+    path: Path,
+    adapter_paths: Sequence[Path],
+    *,
+    combination: Combination | None = None,
+    dequantized: bool = False,
 ) -> tuple[Checkpoint, nn.Module]:
     """The checkpoint's PyTorch model in float32, in memory, its adapters attached by PEFT; all but the last are merged.
 
     Raises:
         InputError: as `merge`.
     """
-    base, steps = _open(path, adapter_paths, combination)
+    base, steps = _open(path, adapter_paths, combination, dequantized)
     if not steps:
         model = base.build()
         return base.checkpoint, _fill(model, base.values(model))
@@ -199,9 +224,11 @@ def _fill(model: nn.Module, values: Mapping[nn.Parameter, Weight]) -> nn.Module:
     return model
 
 
-def _open(path: Path, adapter_paths: Sequence[Path], combination: Combination | None) -> tuple[Version, list[Step]]:
+def _open(
+    path: Path, adapter_paths: Sequence[Path], combination: Combination | None, dequantized: bool
+) -> tuple[Version, list[Step]]:
     """Match every tensor with a parameter; list everything that is wrong, not the first."""
-    checkpoint = open_checkpoint(path)
+    checkpoint = base_weights(open_checkpoint(path), dequantized=dequantized)
     model = build_empty(checkpoint)
     embedded = adapters.embedded_adapter(checkpoint, model)
     given = [adapters.open_adapter(adapter_path, checkpoint, model) for adapter_path in adapter_paths]
@@ -338,16 +365,19 @@ def _stream(last: Version, target: Path, on_tensor: Callable[[int, int], None] |
 
 
 def _change(origin: Weight, merged: torch.Tensor) -> _Change:
-    change = size = 0.0
+    change = size = error = 0.0
     unchanged = 0
-    on_disk = DTYPES[origin.dtype]
-    for before, after in zip(_parts(origin.load()), _parts(merged), strict=True):
+    rounded = origin.rounded(merged)
+    for before, after, back in zip(_parts(origin.load()), _parts(merged), _parts(rounded), strict=True):
         change += float((after - before.float()).norm()) ** 2
         size += float(before.float().norm()) ** 2
-        unchanged += int((after.to(on_disk) == before).sum())
+        error += float((back.float() - after).norm()) ** 2
+        unchanged += int((back == before).sum())
+    rounds = rounded.dtype.itemsize < merged.dtype.itemsize or error > 0
     return _Change(
         ratio=math.sqrt(change / size) if size else None,
-        unchanged_if_rounded=unchanged / merged.numel() if origin.dtype in _HALF else None,
+        rounding_error=math.sqrt(error / change) if rounds and change else None,
+        unchanged_if_rounded=unchanged / merged.numel() if rounds else None,
     )
 
 
@@ -416,17 +446,17 @@ def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
     return float(torch.stack([(a - b).abs().max() for a, b in zip(one, other, strict=True)]).max())
 
 
+def _inputs(path: Path, adapter_paths: Sequence[Path]) -> Iterator[Path]:
+    """Every file that a merge reads."""
+    yield from (folder_of(path) / "config.json", *weight_files(path))
+    for adapter in adapter_paths:
+        yield from (folder_of(adapter) / adapters.SETTINGS, *weight_files(adapter, ADAPTER_WEIGHTS))
+
+
 def input_hashes(path: Path, adapter_paths: Sequence[Path]) -> dict[str, str]:
     """sha256 of everything that a merge reads, by `<folder>/<file>`, with more folders where two are named alike."""
-    files = [path / "config.json", *_weight_files(path, WEIGHTS)]
-    for adapter in adapter_paths:
-        files += [adapter / adapters.SETTINGS, *_weight_files(adapter, adapters.WEIGHTS)]
     hashes: dict[str, str] = {}
-    for file in dict.fromkeys(file.absolute() for file in files):
+    for file in dict.fromkeys(file.absolute() for file in _inputs(path, adapter_paths)):
         depth = next(depth for depth in range(2, len(file.parts) + 1) if "/".join(file.parts[-depth:]) not in hashes)
         hashes["/".join(file.parts[-depth:])] = sha256(file)
     return hashes
-
-
-def _weight_files(folder: Path, whole: str) -> list[Path]:
-    return sorted({ref.file for ref in stored_tensors(folder, whole).values()})
