@@ -28,7 +28,7 @@ from vlm_export.artifacts import replaced_folder, write_json
 from vlm_export.checkpoint import Checkpoint, read_json, sha256
 from vlm_export.errors import InputError
 from vlm_export.families.base import Feeder
-from vlm_export.processing import image_processor_settings, load_tokenizer
+from vlm_export.processing import image_processor_settings, load_tokenizer, stored_generation
 from vlm_export.recipe import RecipeFile
 
 DECODE_STEPS = 3
@@ -247,7 +247,10 @@ def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
 
 
 def _cache_tensors(cache: Any) -> dict[str, torch.Tensor]:
-    """A cache by transformers.js's names after `past_key_values`: `cache.0.key`, or `cache.0.decoder.key`, …"""
+    """A cache by transformers.js's names after `past_key_values`: `cache.0.key`, or `cache.0.decoder.key`, …
+
+    Layers that hold nothing are none: Bart's kin make as many as the encoder has that they are without.
+    """
     parts = {"": cache}
     if isinstance(cache, EncoderDecoderCache):
         parts = {"decoder.": cache.self_attention_cache, "encoder.": cache.cross_attention_cache}
@@ -256,6 +259,7 @@ def _cache_tensors(cache: Any) -> dict[str, torch.Tensor]:
         for part, layers in parts.items()
         for index, layer in enumerate(layers.layers)
         for name, tensor in (("key", layer.keys), ("value", layer.values))
+        if tensor is not None
     }
 
 
@@ -265,9 +269,7 @@ def eos_token_ids(folder: Path, tokenizer: Any, text_config: Any) -> list[int]:
     Raises:
         InputError: none names one, so nothing would ever stop.
     """
-    stored = folder / "generation_config.json"
-    sources = [tokenizer.eos_token_id, text_config.eos_token_id]
-    sources += [read_json(stored).get("eos_token_id")] if stored.is_file() else []
+    sources = [tokenizer.eos_token_id, text_config.eos_token_id, stored_generation(folder).get("eos_token_id")]
     ids = [token for source in sources for token in (source if isinstance(source, list) else [source])]
     known = list(dict.fromkeys(token for token in ids if token is not None and token < text_config.vocab_size))
     if not known:

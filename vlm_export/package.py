@@ -18,7 +18,13 @@ from vlm_export.errors import InputError
 from vlm_export.golden import eos_token_ids
 from vlm_export.layouts.base import Client, RepoFacts
 from vlm_export.processing import chat_template as own_template
-from vlm_export.processing import copy_tokenizer, image_processor_settings, load_tokenizer, processor_settings
+from vlm_export.processing import (
+    copy_tokenizer,
+    image_processor_settings,
+    load_tokenizer,
+    processor_settings,
+    stored_generation,
+)
 from vlm_export.recipe import RecipeFile
 
 MANIFEST = "export.json"
@@ -106,6 +112,7 @@ def _facts(recipe: RecipeFile, merged: Checkpoint, client: Client) -> RepoFacts:
         # A null in it, `eos_token_id` above all, would win over generation_config.json in transformers.js.
         text_config={key: value for key, value in text.items() if value is not None} | {"eos_token_id": eos[0]},
         generation=asdict(recipe.recipe.generation),
+        stored_generation=stored_generation(merged.path),
         processor=processor_settings(merged.path),
         eos_token_ids=eos,
         pad_token_id=eos[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,

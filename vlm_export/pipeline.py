@@ -47,6 +47,10 @@ _MODEL_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
+    "vocab.json",  # this and the next three: what older checkpoints have instead of tokenizer.json
+    "merges.txt",
+    "vocab.txt",
+    "sentencepiece.bpe.model",
     "chat_template.*",
     "preprocessor_config.json",
     "processor_config.json",

@@ -16,26 +16,29 @@ from typing import Any
 import numpy as np
 from jinja2.exceptions import TemplateError
 from PIL import Image, UnidentifiedImageError
-from transformers import AutoImageProcessor, AutoProcessor, PreTrainedTokenizerFast
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
 from vlm_export.checkpoint import read_json
 from vlm_export.errors import InputError
 from vlm_export.families.base import Prompt
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_TOKENIZER = "tokenizer.json"
+_TOKENIZER_FILES = (_TOKENIZER, "tokenizer_config.json", "chat_template.jinja")
 _PREPROCESSOR = "preprocessor_config.json"
 _PROCESSOR = "processor_config.json"
-_PROCESSOR_FILES = (_PREPROCESSOR, _PROCESSOR, "chat_template.json", "generation_config.json")
+_GENERATION = "generation_config.json"
+_PROCESSOR_FILES = (_PREPROCESSOR, _PROCESSOR, "chat_template.json", _GENERATION)
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer's files.
+    """Copy the tokenizer's files; transformers.js needs a `tokenizer.json`, which older checkpoints lack.
 
     Raises:
-        InputError: there is no `tokenizer.json`, which transformers.js needs.
+        InputError: there is none, and none can be made.
     """
-    if not (source / "tokenizer.json").is_file():
-        raise InputError(f"{source}: no tokenizer.json; save the tokenizer with a fast tokenizer class")
+    if not (source / _TOKENIZER).is_file():
+        load_tokenizer(source).save_pretrained(target)
+        return
     for name in _TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
@@ -54,8 +57,22 @@ def copy_processor(source: Path, target: Path) -> None:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The Python tokenizer of a checkpoint or exported repo, from its `tokenizer.json`."""
-    return PreTrainedTokenizerFast.from_pretrained(folder)
+    """The Python tokenizer of a checkpoint or exported repo, from its `tokenizer.json` or what it can be made of.
+
+    Raises:
+        InputError: there is neither.
+    """
+    if (folder / _TOKENIZER).is_file():
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    try:
+        made = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (ValueError, OSError, ImportError, TypeError) as error:
+        made, reason = None, f" ({' '.join(str(error).split())[:200]})"
+    else:
+        reason = ""
+    if not isinstance(made, PreTrainedTokenizerFast):
+        raise InputError(f"{folder}: no {_TOKENIZER}; save the tokenizer with a fast tokenizer class{reason}")
+    return made
 
 
 def image_processor_settings(
@@ -73,9 +90,21 @@ def image_processor_settings(
         settings = dict(read_json(checkpoint / _PROCESSOR).get("image_processor", settings))
     if not settings:
         raise InputError(f"{checkpoint}: no {_PREPROCESSOR}; save the processor beside the model")
+    settings = _in_todays_words(settings)
     if name := settings.get("image_processor_type"):  # what does the work is no concern of a client
         settings["image_processor_type"] = name.removesuffix("Fast").removesuffix("Pil")
     return settings | dict(override)
+
+
+def _in_todays_words(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a feature extractor, as transformers 4.25 and before wrote them, as an image processor's.
+
+    Their `size` is one number, which transformers.js takes for the longest edge where Python takes it for both.
+    """
+    if "feature_extractor_type" not in settings:
+        return settings
+    values = _load_image_processor(settings).to_dict()
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def processor_settings(checkpoint: Path) -> dict[str, Any]:
@@ -84,6 +113,11 @@ def processor_settings(checkpoint: Path) -> dict[str, Any]:
         return {}
     settings = read_json(checkpoint / _PROCESSOR)
     return {key: value for key, value in settings.items() if not isinstance(value, dict)}
+
+
+def stored_generation(checkpoint: Path) -> dict[str, Any]:
+    """`generation_config.json`, or nothing where there is none."""
+    return read_json(checkpoint / _GENERATION) if (checkpoint / _GENERATION).is_file() else {}
 
 
 def chat_template(checkpoint: Path) -> str | list[dict[str, str]] | None:
@@ -120,13 +154,17 @@ def pixel_values(images: Sequence[Path], settings: Mapping[str, Any]) -> np.ndar
     Raises:
         InputError: a file is missing or no image, or the settings name no image processor.
     """
+    processor = _load_image_processor(settings)
+    return processor(images=[open_image(path) for path in images], return_tensors="np")["pixel_values"]
+
+
+def _load_image_processor(settings: Mapping[str, Any]) -> Any:
     with tempfile.TemporaryDirectory(prefix="vlm-export-") as folder:
         Path(folder, _PREPROCESSOR).write_text(json.dumps(dict(settings)), encoding="utf-8")
         try:
-            processor = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
+            return AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
         except (ValueError, OSError, ImportError) as error:
             raise InputError(f"image processor settings: {' '.join(str(error).split())}") from error
-    return processor(images=[open_image(path) for path in images], return_tensors="np")["pixel_values"]
 
 
 def open_image(path: Path) -> Image.Image:

@@ -47,7 +47,7 @@ class Rotary:
     stay plain operators, if they do.
     """
 
-    def __init__(self, language_model: PreTrainedModel, position_ids: Tensor, length: int | None):
+    def __init__(self, language_model: PreTrainedModel, position_ids: Tensor | None, length: int | None):
         self.module = getattr(language_model.base_model, "rotary_emb", None)
         self.modeling = sys.modules[type(language_model).__module__]
         self.position_ids = position_ids
@@ -61,7 +61,7 @@ class Rotary:
     @contextmanager
     def replaced(self) -> Iterator[None]:
         """Within, the model's rotations are ours."""
-        if self.module is None:
+        if self.module is None or self.position_ids is None:
             yield
             return
         with ExitStack() as stack:

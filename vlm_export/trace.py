@@ -37,6 +37,8 @@ _TRACED_SIZES = {
     "sequence_length": 3,
     "past_sequence_length": 5,
     "total_sequence_length": 8,
+    "past_encoder_sequence_length": 6,
+    "new_encoder_sequence_length": 7,
     "num_logits": 2,
 }
 _DTYPES = {"float32": torch.float32, "int64": torch.int64, "bool": torch.bool}

@@ -173,11 +173,12 @@ def names() -> list[str]:
 
 
 def find_family(model_type: str, source: str) -> Family:
-    """The family of a `model_type`; `source` is the file that named it.
+    """The family of a `model_type`, whose module has `_` for its `-`; `source` is the file that named it.
 
     Raises:
         InputError: no family has that name.
     """
-    if model_type not in names():
+    module = str(model_type).replace("-", "_")
+    if module not in names():
         raise InputError(f"{source}: model_type {model_type!r} is not supported; supported: {', '.join(names())}")
-    return importlib.import_module(f"{families.__name__}.{model_type}").FAMILY
+    return importlib.import_module(f"{families.__name__}.{module}").FAMILY

@@ -24,6 +24,7 @@ class RepoFacts:
         config: the model's, as the checkpoint has it.
         text_config: of the language model inside it, complete, with what ends a text.
         generation: the recipe's.
+        stored_generation: the checkpoint's `generation_config.json`, or nothing.
         processor: the checkpoint's `processor_config.json` without what belongs in `preprocessor_config.json`.
         free_token_id: the id after the tokenizer's last.
     """
@@ -31,6 +32,7 @@ class RepoFacts:
     config: Mapping[str, Any]
     text_config: Mapping[str, Any]
     generation: Mapping[str, Any]
+    stored_generation: Mapping[str, Any]
     processor: Mapping[str, Any]
     eos_token_ids: Sequence[int]
     pad_token_id: int
