@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -17,3 +18,38 @@ def _small_thread_pools() -> Iterator[None]:
 
     torch.set_num_threads(1)
     yield
+
+
+@pytest.fixture(autouse=True)
+def _verifies_what_it_says(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A test marked `verifies` for ONNX Runtime or Node lets `verify` make those very checks."""
+    marks = [mark for mark in request.node.iter_markers("verifies") if mark.kwargs.keys() & {"ort", "node"}]
+    if not marks:
+        yield
+        return
+    from vlm_export import verify
+
+    made: set[tuple[str, str, str, str]] = set()
+    run = verify.verify
+
+    def recorded(repo: Any, merged: Any, *arguments: Any, **options: Any) -> verify.Report:
+        report = run(repo, merged, *arguments, **options)
+        found = (merged.family.model_type, report.layout)
+        made.update((*found, check.runtime, check.dtype) for check in report.checks if check.verdict != "fail")
+        return report
+
+    monkeypatch.setattr(verify, "verify", recorded)
+    yield
+    said = {
+        (model_type, layout, runtime, dtype)
+        for mark in marks
+        for model_type in mark.args[0].split()
+        for layout in mark.args[1].split()
+        for runtime, dtypes in mark.kwargs.items()
+        for dtype in dtypes.split()
+    }
+    subjects = {check[:2] for check in made}
+    assert subjects, "marked `verifies`, but verified nothing"
+    assert subjects <= {claim[:2] for claim in said}, "verified what its mark does not say"
+    missing = {claim for claim in said if claim[:2] in subjects} - made
+    assert not missing, f"not verified, though its mark says so: {missing}"

@@ -186,6 +186,8 @@ def assert_golden(dtype: str, said: Sequence[object], golden: Sequence[object]) 
     assert limit.holds(1 - len(different) / len(golden)), different
 
 
+@pytest.mark.verifies("prefix_conditioning_vlm", "captioner", wasm="fp32 int8 q8")
+@pytest.mark.verifies("prefix_conditioning_vlm", "chat", wasm="fp32 q8")
 @pytest.mark.parametrize(
     ("layout", "exported_dtype", "options", "dtype"),
     [
@@ -213,6 +215,7 @@ def test_wasm(
         assert_golden(dtype, seen.answer["image_texts"], [image.caption for image in golden])
 
 
+@pytest.mark.verifies("prefix_conditioning_vlm", "captioner", webgpu="fp32")
 def test_webgpu(export: Export, tmp_path: Path) -> None:
     """On a software adapter, which takes seconds for one image."""
     repo, inputs = export("captioner", "q8"), write_inputs(tmp_path, count=2)

@@ -32,14 +32,15 @@ from vlm_export.structure import make_structure
 from vlm_export.variants import Source
 from vlm_export.verify import Report
 
+# By what their configs say: model_type, that of the tower, that of the text model.
 KINDS: dict[str, Callable[[Path], Path]] = {
-    "llava, clip, llama": pico_chat.write_llava,
-    "llava, siglip, qwen2": lambda folder: pico_chat.write_llava(
+    "llava, clip_vision_model, llama": pico_chat.write_llava,
+    "llava, siglip_vision_model, qwen2": lambda folder: pico_chat.write_llava(
         folder, "qwen2", "siglip_vision_model", vision_feature_layer=-1, vision_feature_select_strategy="full"
     ),
-    "llava_onevision": pico_chat.write_onevision,
-    "idefics3": pico_chat.write_tiled,
-    "smolvlm": lambda folder: pico_chat.write_tiled(folder, "smolvlm"),
+    "llava_onevision, siglip_vision_model, qwen2": pico_chat.write_onevision,
+    "idefics3, idefics3_vision, llama": pico_chat.write_tiled,
+    "smolvlm, smolvlm_vision, llama": lambda folder: pico_chat.write_tiled(folder, "smolvlm"),
 }
 GOLDEN = {"images": ["images/*.png"], "prompts": [pico_chat.CONVERSATION, "<image>a cat", "is <image> a cat?"]}
 
@@ -61,6 +62,9 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]:
     @cache
     def once(kind: str) -> Exported:
         made = prepare(tmp_path_factory.mktemp("chat"), KINDS[kind])
+        config = open_checkpoint(made.work.merged).config
+        parts = (config, config["vision_config"], config["text_config"])
+        assert kind == ", ".join(part["model_type"] for part in parts)
         made.export("chat", ["q8"])
         return made
 
@@ -72,7 +76,7 @@ def exported(request: pytest.FixtureRequest, make: Callable[[str], Exported]) ->
     return make(request.param)
 
 
-@pytest.fixture(scope="module", params=["idefics3", "smolvlm"])
+@pytest.fixture(scope="module", params=[kind for kind in KINDS if kind.startswith(("idefics3", "smolvlm"))])
 def tiled(request: pytest.FixtureRequest, make: Callable[[str], Exported]) -> Exported:
     return make(request.param)
 
@@ -80,7 +84,7 @@ def tiled(request: pytest.FixtureRequest, make: Callable[[str], Exported]) -> Ex
 @pytest.fixture
 def llava(make: Callable[[str], Exported], tmp_path: Path) -> Exported:
     """A copy that the test may spoil."""
-    return make("llava, clip, llama").copy(tmp_path / "copy")
+    return make("llava, clip_vision_model, llama").copy(tmp_path / "copy")
 
 
 def export_tower(made: Exported, target: Path, **changes: Any) -> SimplifyReport:
@@ -107,6 +111,7 @@ def simplified(made: Exported, component: str) -> dict[str, Any]:
     return load_manifest(made.work.repo).simplified[component]
 
 
+@pytest.mark.verifies("llava llava_onevision idefics3 smolvlm", "chat", ort="fp32 q8", node="fp32 q8")
 def test_verifies_in_both_runtimes(exported: Exported) -> None:
     report = exported.verify("ort", "node")
     assert report.verdict == "pass", failures(report)

@@ -87,6 +87,7 @@ def test_every_part_is_in_a_pair() -> None:
     assert {decoder for _, decoder in PAIRS} == set(DECODERS)
 
 
+@pytest.mark.verifies("vision-encoder-decoder", "captioner", ort="fp32 q8", node="fp32 q8")
 @pytest.mark.parametrize(("encoder", "decoder"), PAIRS, ids=[" + ".join(pair) for pair in PAIRS])
 def test_says_what_pytorch_says(encoder: str, decoder: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """In ONNX Runtime every output at batches 1 and 2, and the tokens of stock transformers.js."""
@@ -260,6 +261,7 @@ def test_no_start_token(tmp_path: Path) -> None:
         pipeline.run_golden(made.recipe, silent)
 
 
+@pytest.mark.verifies("vision-encoder-decoder", "captioner", wasm="q8", webgpu="fp32")
 @pytest.mark.parametrize(
     ("options", "flags", "session"),
     [({}, WASM, ("wasm", "q8")), ({"device": "webgpu"}, SOFTWARE_WEBGPU, ("webgpu", "fp32"))],

@@ -45,6 +45,7 @@ def decoder(model: Exported, layout: str, suffix: str = "") -> ir.Model:
     return ir.load(model.work.repo / "onnx" / f"{DECODERS[layout]}{suffix}.onnx")
 
 
+@pytest.mark.verifies("prefix_conditioning_vlm", "captioner chat components", ort="fp32 fp16 int8 q8")
 def test_verifies(model: Exported, layout: str) -> None:
     report = model.verify("ort")
     assert report.verdict == "pass", [check for check in report.failures]

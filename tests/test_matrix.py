@@ -74,6 +74,7 @@ def exported(model: Exported) -> Exported:
     return model
 
 
+@pytest.mark.verifies("prefix_conditioning_vlm", "captioner", ort="fp32")
 def test_captioner(exported: Exported, pair: Pair) -> None:
     report = exported.verify("ort")
     assert report.verdict == "pass", report.failures
@@ -111,6 +112,7 @@ def test_what_inference_does_not_read_is_neither_merged_nor_exported(exported: E
     assert set(graph.initializers) >= {name for name in merged if name.startswith("vision_encoder.")}
 
 
+@pytest.mark.verifies("prefix_conditioning_vlm", "captioner chat", ort="fp32", node="fp32")
 @pytest.mark.parametrize(
     ("tower", "decoder", "layout"),
     [("clip_vision_model", "qwen2", "captioner"), ("dinov2", "gemma3_text", "chat"), ("vit", "seed_oss", "captioner")],

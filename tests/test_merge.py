@@ -797,7 +797,7 @@ def test_every_variant_of_lora_is_known() -> None:
     """A variant that PEFT adds must be refused or merged on purpose, never by ignorance."""
     mergeable = {"use_dora", "velora_config"}  # VeLoRA: another backward pass, the same forward
     variants = {name for name, f in peft.LoraConfig.__dataclass_fields__.items() if f.metadata.get("is_lora_variant")}
-    assert variants - mergeable <= adapters._UNSUPPORTED.keys()
+    assert variants - mergeable <= adapters.UNSUPPORTED.keys()
 
 
 @pytest.mark.parametrize("missing", ["adapter_config.json", "adapter_model.safetensors"])

@@ -32,6 +32,7 @@ description: |
   Two
   lines.
 revision: 4d7a1ed
+model_type: llava
 base: dequantized
 combination: {type: ties, weights: [0.7, -0.3], density: 0.5, seed: 3, majority_sign_method: frequency}
 adapters:
@@ -79,6 +80,7 @@ def test_every_key(tmp_path: Path) -> None:
         model="./checkpoint",
         description="Two\nlines.\n",
         revision="4d7a1ed",
+        model_type="llava",
         base="dequantized",
         combination=Combination("ties", (0.7, -0.3), 0.5, 3, "frequency"),
         adapters=(AdapterSource("org/adapter", "main"), AdapterSource("../local")),

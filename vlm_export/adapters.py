@@ -27,7 +27,7 @@ from vlm_export.recipe import Combination
 SETTINGS = "adapter_config.json"
 _NAME = "default"  # PEFT's name for the adapter in the model
 # Kinds that merging cannot describe, or that need more than the adapter's own tensors.
-_UNSUPPORTED = {
+UNSUPPORTED = {
     "alora_invocation_tokens": "activated LoRA",
     "arrow_config": "Arrow routing",
     "kasa_config": "KaSA",
@@ -36,7 +36,7 @@ _UNSUPPORTED = {
     "use_bdlora": "BD-LoRA",
     "use_qalora": "QALoRA",
 }
-_INITS_THAT_CHANGE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+INITS_THAT_CHANGE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _PARTS = r"lora_(?:A|B|embedding_A|embedding_B|magnitude_vector)"
 # `….lora_A.default.weight`: how in-memory state dicts spell what PEFT saves as `….lora_A.weight`.
 _WITH_ADAPTER_NAME = re.compile(
@@ -200,10 +200,10 @@ def _read_config(source: Path) -> Any:
     settings = read_json(source)
     if settings.get("peft_type") != "LORA":
         raise InputError(f"{source}: peft_type is {settings.get('peft_type')!r}; only LORA can be merged")
-    for key, kind in _UNSUPPORTED.items():
+    for key, kind in UNSUPPORTED.items():
         if settings.get(key):
             raise InputError(f"{source}: {key}: {kind} cannot be merged by this version")
-    if str(settings.get("init_lora_weights")).lower().startswith(_INITS_THAT_CHANGE_BASE):
+    if str(settings.get("init_lora_weights")).lower().startswith(INITS_THAT_CHANGE_BASE):
         raise InputError(
             f"{source}: init_lora_weights: {settings['init_lora_weights']!r} changes the base weights: "
             "save the adapter with `path_initial_model_for_weight_conversion` first"

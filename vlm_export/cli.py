@@ -233,9 +233,13 @@ def recipes(as_json: bool) -> None:
     from vlm_export.recipe import find_recipe
 
     found = [find_recipe(name).recipe for name in bundled.recipe_names()]
-    summaries = [{"name": r.name, "layout": r.layout, "description": r.description.strip()} for r in found]
-    width = max(len(s["name"]) for s in summaries)
-    lines = [f"{s['name']:{width}} {s['layout']:11} {s['description'].splitlines()[0]}" for s in summaries]
+    summaries = [
+        {"name": r.name, "model_type": r.model_type, "layout": r.layout, "description": r.description.strip()}
+        for r in found
+    ]
+    rows = [(r.name, r.model_type or "", r.layout, r.description.splitlines()[0]) for r in found]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
+    lines = ["  ".join([*map(str.ljust, row, widths), row[-1]]) for row in rows]
     _print(as_json, {"recipes": summaries}, lines)
 
 

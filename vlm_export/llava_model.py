@@ -26,7 +26,7 @@ from vlm_export.chat_model import (
     text_components,
     text_config,
 )
-from vlm_export.families.base import Component, Config, Family, Layout, TensorSpec
+from vlm_export.families.base import About, Component, Config, Family, Layout, TensorSpec
 from vlm_export.layouts.chat import llava_processor
 from vlm_export.layouts.llava import LlavaChat
 from vlm_export.processing import ChatProcessor
@@ -106,6 +106,7 @@ class FeatureEncoder(Parts):
 
 def family(
     model_type: str,
+    about: About,
     *,
     encoder: Callable[[Any], nn.Module] = FeatureEncoder,
     reference: Callable[[Any, int], ChatReference] = ChatReference,
@@ -147,6 +148,7 @@ def family(
 
     return Family(
         model_type=model_type,
+        about=about,
         build=build,
         rename=rename,
         embedded_lora=lambda config: None,

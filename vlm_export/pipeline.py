@@ -13,7 +13,7 @@ from typing import Any
 
 from vlm_export import bundled, golden, hub, merge, package, signature, variants, verify
 from vlm_export.artifacts import Work, replaced_folder, write_json
-from vlm_export.checkpoint import build_empty, open_checkpoint, read_json
+from vlm_export.checkpoint import build_empty, folder_of, open_checkpoint, read_json
 from vlm_export.dtypes import DTYPES, FP32
 from vlm_export.errors import CheckFailed, InputError
 from vlm_export.graph_file import save_graph
@@ -63,7 +63,8 @@ def sources(recipe: RecipeFile) -> Sources:
     """Where the recipe's model and adapters lie: local folders or files of weights, else what is needed of Hub repos.
 
     Raises:
-        InputError: neither a local path nor a repo of the Hub, or the Hub cannot be reached.
+        InputError: neither a local path nor a repo of the Hub, the Hub cannot be reached, or the model is of another
+            family than the recipe says.
     """
 
     def find(reference: str, revision: str | None, key: str, files: tuple[str, ...]) -> Path:
@@ -74,13 +75,21 @@ def sources(recipe: RecipeFile) -> Sources:
             raise InputError(f"{recipe.path}: {key}: {reference!r} is neither a local folder nor a Hub id (org/name)")
         return hub.download(reference, revision=revision, allow_patterns=files)
 
+    model = find(recipe.recipe.model, recipe.recipe.revision, "model", _MODEL_FILES)
+    _check_model_type(recipe, folder_of(model) / "config.json")
     return Sources(
-        find(recipe.recipe.model, recipe.recipe.revision, "model", _MODEL_FILES),
+        model,
         tuple(
             find(adapter.path, adapter.revision, f"adapters.{index}.path", _ADAPTER_FILES)
             for index, adapter in enumerate(recipe.recipe.adapters)
         ),
     )
+
+
+def _check_model_type(recipe: RecipeFile, config: Path) -> None:
+    wanted = recipe.recipe.model_type
+    if wanted is not None and (found := read_json(config).get("model_type")) != wanted:
+        raise InputError(f"{recipe.path}: model_type: {wanted!r}, but {config} says {found!r}; correct or remove it")
 
 
 def run_merge(recipe: RecipeFile, work: Work, progress: Progress, *, base: str | None = None) -> MergeReport:

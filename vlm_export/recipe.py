@@ -114,6 +114,8 @@ class Recipe:
 
     `base` says what adapters are merged into where the model's weights are quantized: not into those, but into the
     `original` 16-bit model, which `model` then has to name; or into them, `dequantized`.
+
+    `model_type` is what the model's config must say, so that a recipe can be listed by family before it is downloaded.
     """
 
     name: str
@@ -131,6 +133,7 @@ class Recipe:
     golden: GoldenInputs = Field(default_factory=GoldenInputs)
     tolerances: tuple[Tolerance, ...] = ()
     hub: HubMetadata = Field(default_factory=HubMetadata)
+    model_type: str | None = None
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from vlm_export.chat_model import (
     text_components,
     text_config,
 )
-from vlm_export.families.base import Component, Config, Family, FrontEnd, Layout, TensorSpec
+from vlm_export.families.base import About, Component, Config, Family, FrontEnd, Layout, TensorSpec
 from vlm_export.layouts.tiled import TiledChat
 from vlm_export.processing import ChatProcessor
 
@@ -156,10 +156,11 @@ def feeder(folder: Path, config: Config, settings: Mapping[str, Any]) -> ChatPro
     )
 
 
-def family(model_type: str, processor_class: str) -> Family:
+def family(model_type: str, processor_class: str, about: About) -> Family:
     """The family of a model type; `processor_class` is transformers.js's."""
     return Family(
         model_type=model_type,
+        about=about,
         build=build,
         rename=lambda key: key,
         embedded_lora=lambda config: None,

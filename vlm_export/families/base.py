@@ -122,10 +122,29 @@ class Feeder(Protocol):
 
 
 @dataclass(frozen=True)
+class About:
+    """What `docs/families.md` says of a family that its code does not say.
+
+    Attributes:
+        summary: the models that are of this type.
+        since: the first version of vlm-export that has it.
+        towers, decoders: model types that the tests run it with, each; `tests/test_families.py` compares.
+        limits: what it does not do, a sentence each.
+    """
+
+    summary: str
+    since: str
+    towers: tuple[str, ...]
+    decoders: tuple[str, ...]
+    limits: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Family:
     """One `model_type`.
 
     Attributes:
+        about: what the documentation says of it.
         build: an uninitialised model for a config, its parameter names being those of a merged checkpoint.
         rename: a checkpoint's tensor name (LoRA parts included) → the model's, or None for what inference never uses.
         rename_in: by config, what `rename` gives → the same, where the names depend on the parts of the model.
@@ -142,6 +161,7 @@ class Family:
     """
 
     model_type: str
+    about: About
     build: Callable[[dict[str, Any]], nn.Module]
     rename: Callable[[str], str | None]
     embedded_lora: Callable[[Config], EmbeddedLora | None]

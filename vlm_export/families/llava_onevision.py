@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vlm_export.chat_model import ChatReference
+from vlm_export.families.base import About
 from vlm_export.llava_model import FeatureEncoder, family
 
 _NEWLINE = "image_newline"
@@ -47,8 +48,20 @@ def image_processor(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**plain, "image_processor_type": "SiglipImageProcessor"}
 
 
+ABOUT = About(
+    summary="LLaVA-OneVision",
+    since="0.1.0",
+    towers=("siglip_vision_model",),
+    decoders=("qwen2",),
+    limits=(
+        "One tile an image, stretched to the tower's square: the further tiles that transformers makes of an image "
+        "that comes alone need sizes that transformers.js does not pass on.",
+        "No video.",
+    ),
+)
 FAMILY = family(
     "llava_onevision",
+    ABOUT,
     encoder=EncoderWithNewline,
     reference=OneTile,
     rows_of_its_own=1,

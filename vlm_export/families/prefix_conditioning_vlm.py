@@ -17,7 +17,7 @@ from transformers import PretrainedConfig
 from transformers.cache_utils import DynamicCache
 
 from vlm_export import decoder, towers
-from vlm_export.families.base import Component, Config, EmbeddedLora, Family, Layout, TensorSpec
+from vlm_export.families.base import About, Component, Config, EmbeddedLora, Family, Layout, TensorSpec
 from vlm_export.layouts.prefix_captioner import PrefixCaptioner
 from vlm_export.layouts.prefix_chat import PrefixChat
 from vlm_export.layouts.prefix_components import PrefixComponents
@@ -176,8 +176,32 @@ def components(config: Config) -> tuple[Component, ...]:
     )
 
 
+ABOUT = About(
+    summary="captioners in the format of distilvit2: a tower, a linear or MLP projection, and a causal decoder that "
+    "continues the projected features",
+    since="0.1.0",
+    towers=("siglip_vision_model", "clip_vision_model", "vit", "dinov2", "dinov2_with_registers"),
+    decoders=(
+        "llama",
+        "gpt2",
+        "smollm3",
+        "opt",
+        "qwen2",
+        "qwen3",
+        "phi3",
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+        "seed_oss",
+    ),
+    limits=(
+        "No SigLIP 2 that takes any number of patches (`siglip2_vision_model`); one of a fixed resolution is a "
+        "`siglip_vision_model`.",
+    ),
+)
 FAMILY = Family(
     model_type="prefix_conditioning_vlm",
+    about=ABOUT,
     build=PrefixConditioningVLM,
     rename=rename,
     rename_in=rename_in,

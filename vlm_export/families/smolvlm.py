@@ -1,5 +1,13 @@
 """SmolVLM2: Idefics3's architecture under a name of its own. Images only: transformers.js feeds it no video."""
 
+from vlm_export.families.base import About
 from vlm_export.tiled_model import family
 
-FAMILY = family("smolvlm", "SmolVLMProcessor")
+ABOUT = About(
+    summary="SmolVLM2 256M, 500M and 2.2B",
+    since="0.1.0",
+    towers=("smolvlm_vision",),
+    decoders=("llama",),
+    limits=("No video: transformers.js feeds none.",),
+)
+FAMILY = family("smolvlm", "SmolVLMProcessor", ABOUT)

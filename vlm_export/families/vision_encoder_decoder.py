@@ -1,8 +1,7 @@
 """Vision encoder-decoders: any tower of transformers, and a text decoder that looks at it through cross-attention.
 
 Checkpoints are what `VisionEncoderDecoderModel.save_pretrained` writes: `encoder.…`, `decoder.…`, and `enc_to_dec_proj`
-where the two differ in width and the decoder's cross-attention does not take the encoder's. Verified are ViT, SigLIP,
-DeiT and Swin, and GPT-2, BERT, RoBERTa, TrOCR and mBART.
+where the two differ in width and the decoder's cross-attention does not take the encoder's.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from vlm_export.cross_decoder import cross_decoder
 from vlm_export.decoder import Geometry
 from vlm_export.errors import InputError
-from vlm_export.families.base import Component, Config, Family, Layout, TensorSpec
+from vlm_export.families.base import About, Component, Config, Family, Layout, TensorSpec
 from vlm_export.layouts.encoder_decoder import EncoderDecoder
 from vlm_export.processing import PixelsAndPrompt, stored_generation
 
@@ -189,8 +188,15 @@ def captioner(config: Config) -> tuple[Component, ...]:
     return encoder, cross_decoder(_geometry(config), width)
 
 
+ABOUT = About(
+    summary="any tower of transformers, and a text decoder that looks at it through cross-attention: ViT-GPT2, TrOCR",
+    since="0.1.0",
+    towers=("vit", "deit", "siglip_vision_model", "swin"),
+    decoders=("gpt2", "bert", "roberta", "trocr", "mbart"),
+)
 FAMILY = Family(
     model_type="vision-encoder-decoder",
+    about=ABOUT,
     build=build,
     rename=rename,
     embedded_lora=lambda config: None,
