@@ -6,6 +6,7 @@ python benchmarks/checkpoints.py smollm-135m FOLDER captioner    # one of them
 - `captioner`: what `vlm-export merge` takes: a prefix_conditioning_vlm checkpoint with LoRA, as distilvit2 saves them.
 - `base`: the same without LoRA, as if merged.
 - `decoder`, `tower`: the plain transformers folders of its two halves, for the peers.
+- `encoder-decoder`: the two halves joined by cross-attention, as transformers saves them (this one is in memory whole).
 
 The tower has its pooling head, as the real one does, although a prefix never uses it.
 
@@ -25,7 +26,14 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    PreTrainedTokenizerFast,
+    VisionEncoderDecoderConfig,
+    VisionEncoderDecoderModel,
+)
 
 from vlm_export.tensor_file import Entry, write_tensors
 
@@ -92,6 +100,16 @@ _GPT2 = {
     "tie_word_embeddings": True,
     **_end_token(50257),
 }
+_VIT_BASE = {
+    "architectures": ["ViTModel"],
+    "model_type": "vit",
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 16,
+}
 _SIGLIP_BASE = _siglip(768, 3072, 12, 12, image=224, patch=16)
 SHAPES = {
     "pico": Shape(_llama(64, 96, 2, 4, 2, vocab_size=300), _siglip(48, 96, 2, 2, image=32, patch=8)),
@@ -102,6 +120,11 @@ SHAPES = {
         _llama(2048, 8192, 24, 32, 32, max_position_embeddings=8192, rope_theta=130000.0), _SIGLIP_BASE, "BF16"
     ),
     "gpt2": Shape(_GPT2, _SIGLIP_BASE),
+    "vit-gpt2": Shape(_GPT2, _VIT_BASE),
+    "pico-gpt2": Shape(
+        _GPT2 | {"n_embd": 64, "n_layer": 3, "n_head": 4, "vocab_size": 300, **_end_token(300)},
+        _VIT_BASE | {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "image_size": 32},
+    ),
 }
 _TORCH_DTYPES = {"F32": "float32", "BF16": "bfloat16"}
 
@@ -151,6 +174,22 @@ def write_captioner(folder: Path, shape: Shape, *, lora: bool = True) -> Path:
             _with_lora(name, size, shape) if lora else {f"language_model.{name}": _random(name, size, shape.dtype)}
         )
     _write_weights(folder, weights)
+    return folder
+
+
+def write_encoder_decoder(folder: Path, shape: Shape) -> Path:
+    """A vision-encoder-decoder with a tokenizer and an image processor."""
+    tokens = _end_token(shape.text["vocab_size"])
+    vision, text = (AutoConfig.for_model(**part) for part in (shape.vision, shape.text))
+    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(
+        vision, text, decoder_start_token_id=tokens["bos_token_id"], **tokens
+    )
+    torch.manual_seed(0)
+    VisionEncoderDecoderModel(config).save_pretrained(folder)
+    _write_tokenizer(folder, shape.text["vocab_size"])
+    size = shape.vision["image_size"]
+    processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": size, "width": size}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     return folder
 
 
@@ -224,6 +263,7 @@ PARTS: dict[str, Callable[[Path, Shape], Path]] = {
     "base": partial(write_captioner, lora=False),
     "decoder": write_decoder,
     "tower": write_tower,
+    "encoder-decoder": write_encoder_decoder,
 }
 
 
@@ -232,9 +272,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; all without one")
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; all but the last without one")
     arguments = parser.parse_args()
-    for part in arguments.parts or PARTS:
+    captioner = [part for part in PARTS if part != "encoder-decoder"]
+    for part in arguments.parts or captioner:
         PARTS[part](arguments.folder / part, SHAPES[arguments.shape])
 
 

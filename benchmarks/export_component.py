@@ -2,6 +2,8 @@
 
 python benchmarks/export_component.py CHECKPOINT language_model FOLDER/model.onnx [fp16]
 
+A component of the captioner layout is looked for where the family has no other.
+
 Prints the seconds of its two phases as JSON: what depends on the structure alone, and what moves weights.
 """
 
@@ -23,7 +25,8 @@ def export(source: Path, name: str, target: Path, dtype: str) -> dict[str, float
     """Write `target`; returns the seconds of each phase."""
     started = time.perf_counter()
     merged = open_checkpoint(source)
-    component = next(c for c in merged.family.layouts["components"](merged.config) if c.name == name)
+    layout = merged.family.layouts.get("components") or merged.family.layouts["captioner"]
+    component = next(c for c in layout.components(merged.config) if c.name == name)
     structure, _ = pipeline.make_structure(component, build_empty(merged))
     traced = time.perf_counter()
     variant = variants.make(Source(component, structure, merged.tensors), DTYPES[dtype], target.parent)

@@ -124,9 +124,9 @@ def checkpoint(work: Path, shape: str, *parts: str) -> Path:
     return folder
 
 
-def our_export(source: Path, target: Path, component: str, dtype: str = "fp32") -> Command:
-    """The command that exports one component of a captioner checkpoint without LoRA: `target/model.onnx`."""
-    return [sys.executable, HERE / "export_component.py", source / "base", component, target / "model.onnx", dtype]
+def our_export(source: Path, target: Path, component: str, dtype: str = "fp32", part: str = "base") -> Command:
+    """The command that exports one component of a checkpoint without LoRA: `target/model.onnx`."""
+    return [sys.executable, HERE / "export_component.py", source / part, component, target / "model.onnx", dtype]
 
 
 def decoder_exports(source: Path, target: Path) -> dict[str, Command]:

@@ -60,7 +60,13 @@ def prepare(
 ) -> Exported:
     """A pico checkpoint with a recipe beside it, merged, its golden outputs recorded; nothing exported yet."""
     pico.write_checkpoint(folder / "checkpoint", settings, change=change)
-    write_images(folder / "images")
+    return record(folder, **recipe)
+
+
+def record(folder: Path, **recipe: Any) -> Exported:
+    """The same of the checkpoint that is in `checkpoint/` already."""
+    if not (folder / "images").exists():
+        write_images(folder / "images")
     values = {
         "name": "pico",
         "model": "checkpoint",

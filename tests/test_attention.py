@@ -71,6 +71,9 @@ class Holder(nn.Module):
         super().__init__()
         self.language_model = language_model
 
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
 
 @pytest.fixture(params=DECODERS)
 def model(request: pytest.FixtureRequest) -> Holder:

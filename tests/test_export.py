@@ -95,7 +95,7 @@ def test_int8_quantizes_every_matmul_with_a_weight(model: Exported, layout: str)
 
 def test_simplifier_keeps_its_budgets(model: Exported) -> None:
     merged = open_checkpoint(model.work.merged)
-    component = merged.family.layouts["components"](merged.config)[1]
+    component = merged.family.layouts["components"].components(merged.config)[1]
     structure = trace(component, build_empty(merged))
     simplified, report = simplify.simplify(structure, component, seconds=0.001)
     assert report.onnxsim == "skipped: took more than 0.001 s"
@@ -105,7 +105,7 @@ def test_simplifier_keeps_its_budgets(model: Exported) -> None:
 def test_external_data_is_named_and_declared(tmp_path: Path) -> None:
     model = prepare(tmp_path)
     merged = open_checkpoint(model.work.merged)
-    component = merged.family.layouts["captioner"](merged.config)[0]
+    component = merged.family.layouts["captioner"].components(merged.config)[0]
     structure, _ = simplify.simplify(trace(component, build_empty(merged)), component)
     source = Source(component, structure, merged.tensors)
     path = tmp_path / "encoder_model.onnx"

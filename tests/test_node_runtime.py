@@ -98,7 +98,7 @@ def expected(repo: Path, layout: Layout, pixel_values: np.ndarray, prompt: str) 
 
 
 def caption_one(model: Path | RemoteModel, layout: Layout, dtype: str = "fp32", silence_seconds: float = 60) -> Caption:
-    items = [Item(pixel_values=pixels(picture(1)))]
+    items = [Item(pixel_values=pixels(picture(1)), prompt="<image>")]
     result = caption(model, layout=layout, dtype=dtype, items=items, generation={}, silence_seconds=silence_seconds)
     return result.captions[0]
 
@@ -111,7 +111,7 @@ def test_pixel_values(repos: dict[Layout, Path], layout: Layout) -> None:
         (pixels(picture(2)), "the cat"),
         (pixels(picture(3, height=3 * PATCH, width=PATCH)), "a dog"),
     ]
-    items = [Item(pixel_values=pixel_values, prompt=prompt) for pixel_values, prompt in cases]
+    items = [Item(pixel_values=pixel_values, prompt=f"<image>{prompt}") for pixel_values, prompt in cases]
     heard: list[Caption] = []
     result = caption(
         repo, layout=layout, dtype="fp32", items=items, generation={"max_new_tokens": LIMIT}, on_item=heard.append
@@ -135,14 +135,14 @@ def test_pixel_values(repos: dict[Layout, Path], layout: Layout) -> None:
 def test_image_file(repos: dict[Layout, Path], layout: Layout, tmp_path: Path) -> None:
     image = picture(4)
     Image.fromarray(image).save(tmp_path / "picture.png")
-    item = Item(image=tmp_path / "picture.png", prompt="see")
+    item = Item(image=tmp_path / "picture.png", prompt="<image>see")
     result = caption(repos[layout], layout=layout, dtype="auto", items=[item], generation={})
     assert result.captions[0].token_ids == expected(repos[layout], layout, pixels(image), "see")
 
 
 def test_generation_options(repos: dict[Layout, Path]) -> None:
     pixel_values = pixels(picture(2))
-    items = [Item(pixel_values=pixel_values, prompt="the cat")]
+    items = [Item(pixel_values=pixel_values, prompt="<image>the cat")]
     short = caption(repos["chat"], layout="chat", dtype="fp32", items=items, generation={"max_new_tokens": 2})
     assert short.captions[0].token_ids == expected_chat(repos["chat"], pixel_values, "the cat")[:2]
 
@@ -174,7 +174,7 @@ def hub(folder: Path) -> ThreadingHTTPServer:
 
 
 def test_an_item_is_one_thing() -> None:
-    with pytest.raises(ValueError, match="either"):
+    with pytest.raises(ValueError, match="has an image or pixel_values"):
         Item()
 
 

@@ -60,7 +60,7 @@ def test_repeats_and_verifies(exported: Exported, kind: tuple[str, int]) -> None
 @pytest.mark.parametrize("decoder", DECODER)
 def test_computes_what_tracing_every_layer_computes(decoder: str, tmp_path: Path) -> None:
     merged = checkpoint(tmp_path, pico.config(decoder, layers=5))
-    components = {c.name: c for c in merged.family.layouts["components"](merged.config)}
+    components = {c.name: c for c in merged.family.layouts["components"].components(merged.config)}
     for component in (components["vision_encoder"], components["prefix_init"], components["language_model"]):
         results = []
         for whole in ({}, TRACED_WHOLE):
@@ -137,7 +137,7 @@ def buffer(layer: nn.Module) -> None:
 )
 def test_layers_that_differ_are_no_stack(change: Callable[[nn.Module], None], where: str, tmp_path: Path) -> None:
     merged = checkpoint(tmp_path, pico.config(layers=4))
-    model, component = build_empty(merged), merged.family.layouts["captioner"](merged.config)[1]
+    model, component = build_empty(merged), merged.family.layouts["captioner"].components(merged.config)[1]
     assert [stack.path for stack in find_stacks(component, model, {})[0]] == [DECODER["llama"]]
     change(model.language_model.model.layers[2])
     assert find_stacks(component, model, {}) == ((), {DECODER["llama"]: f"layers 1 and 2 differ in {where}"})
@@ -145,14 +145,14 @@ def test_layers_that_differ_are_no_stack(change: Callable[[nn.Module], None], wh
 
 def test_kinds_of_layers_in_the_config_are_no_stack(tmp_path: Path) -> None:
     merged = checkpoint(tmp_path, pico.config(layers=4))
-    model, component = build_empty(merged), merged.family.layouts["captioner"](merged.config)[1]
+    model, component = build_empty(merged), merged.family.layouts["captioner"].components(merged.config)[1]
     model.language_model.config.layer_types = ["full_attention"] * 3 + ["sliding_attention"]
     assert find_stacks(component, model, {})[1] == {DECODER["llama"]: "layers differ in the config's layer_types"}
 
 
 def test_layers_that_share_weights_are_no_stack(tmp_path: Path) -> None:
     merged = checkpoint(tmp_path, pico.config(layers=4))
-    model, component = build_empty(merged), merged.family.layouts["captioner"](merged.config)[1]
+    model, component = build_empty(merged), merged.family.layouts["captioner"].components(merged.config)[1]
     layers = model.language_model.model.layers
     layers[3].input_layernorm.weight = layers[0].input_layernorm.weight
     assert find_stacks(component, model, {})[1] == {DECODER["llama"]: "layers 0 and 3 share input_layernorm.weight"}
@@ -187,7 +187,7 @@ def test_a_graph_that_does_not_repeat_is_traced_whole(tmp_path: Path, monkeypatc
 
 def test_a_component_that_uses_no_layer_is_traced_whole(tmp_path: Path) -> None:
     merged = checkpoint(tmp_path, pico.config(layers=3))
-    components = {c.name: c for c in merged.family.layouts["chat"](merged.config)}
+    components = {c.name: c for c in merged.family.layouts["chat"].components(merged.config)}
     _, report = pipeline.make_structure(components["embed_tokens"], build_empty(merged))
     assert report.not_repeated == {DECODER["llama"]: "the graph uses no weight of layer 0"}
 

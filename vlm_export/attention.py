@@ -13,14 +13,17 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.masking_utils import AttentionMaskInterface
+from transformers.models.bart.modeling_bart import BartAttention
 from transformers.models.llama import modeling_llama
+from transformers.models.trocr.modeling_trocr import TrOCRAttention
 
 _NAME = "vlm_export"
 _ROTARY_HEAD_MULTIPLE = 16  # the operator rotates no other head sizes
@@ -36,7 +39,7 @@ class _DecoderRun:
     """One run of a decoder while it is traced: the past that goes into each layer, and the present that comes out."""
 
     past: Sequence[Tensor]
-    position_ids: Tensor
+    position_ids: Tensor | None  # where tokens are rotated one by one
     attention_mask: Tensor | None
     total_length: Tensor  # int32 scalar: positions after the run, past included
     last_positions: Tensor  # [B] int32: the last of them in each row
@@ -62,6 +65,30 @@ def flat_cache(past: Sequence[Tensor], *, fused: bool) -> Any:
     return cache
 
 
+class _CarriedCross(DynamicCache):
+    """Cross keys and values that a layer computes, behind those that are there already: one of the two is empty."""
+
+    def __init__(self, past: Sequence[Tensor]):
+        super().__init__()
+        self.past = past
+        self.new: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        self.new[layer_idx] = (key_states, value_states)
+        past_key, past_value = self.past[2 * layer_idx], self.past[2 * layer_idx + 1]
+        return torch.cat([past_key, key_states], dim=2), torch.cat([past_value, value_states], dim=2)
+
+
+def cross_cache(
+    past: Sequence[Tensor], cross_past: Sequence[Tensor], *, fused: bool
+) -> tuple[Any, dict[int, tuple[Tensor, Tensor]]]:
+    """Two flat caches as one that a decoder's cross-attention calls too, and the dict that collects its new entries."""
+    carried = _CarriedCross(cross_past)
+    return EncoderDecoderCache(flat_cache(past, fused=fused), carried), carried.new
+
+
 @contextmanager
 def fused(model: nn.Module) -> Iterator[None]:
     """Within, the attention of every transformers model inside `model` is ours."""
@@ -70,10 +97,34 @@ def fused(model: nn.Module) -> Iterator[None]:
     for part in parts:
         part.config._attn_implementation = _NAME
     try:
-        yield
+        with _interface_of_trocr(parts):
+            yield
     finally:
         for part, implementation in zip(parts, before, strict=True):
             part.config._attn_implementation = implementation
+
+
+@contextmanager
+def _interface_of_trocr(parts: Sequence[PreTrainedModel]) -> Iterator[None]:
+    """TrOCR's attention is written out in plain operators; Bart's, of which it is a copy, asks the interface.
+
+    Drop this when transformers' TrOCRAttention calls ALL_ATTENTION_FUNCTIONS.
+    """
+    layers = {layer: part.config for part in parts for layer in part.modules() if isinstance(layer, TrOCRAttention)}
+
+    def forward(self: Any, hidden_states: Tensor, key_value_states: Tensor | None = None, **keywords: Any) -> Any:
+        self.is_causal = key_value_states is None
+        keywords.pop("output_attentions", None)
+        return BartAttention.forward(self, hidden_states, key_value_states, **keywords)
+
+    for layer, config in layers.items():
+        layer.__dict__ |= {"config": config, "forward": MethodType(forward, layer)}
+    try:
+        yield
+    finally:
+        for layer in layers:
+            for name in ("config", "forward", "is_causal"):
+                layer.__dict__.pop(name, None)
 
 
 def is_fused(language_model: PreTrainedModel) -> bool:
@@ -85,7 +136,7 @@ def is_fused(language_model: PreTrainedModel) -> bool:
 def decoder_run(
     language_model: PreTrainedModel,
     past: Sequence[Tensor],
-    position_ids: Tensor,
+    position_ids: Tensor | None,
     attention_mask: Tensor | None,
     length: int,
 ) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
@@ -167,18 +218,29 @@ def _attention(
     if unknown:
         raise CannotFuse(f"{type(module).__name__} passes {', '.join(sorted(unknown))}")
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-    if _run is None:
-        if getattr(module, "is_causal", False) or attention_mask is not None:
-            raise CannotFuse(f"{type(module).__name__} is causal or masked outside a decoder")
-        return _multi_head(query, key, value, scale), None
+    causal = getattr(module, "is_causal", _run is not None)
+    if _run is None or not causal:
+        if causal:
+            raise CannotFuse(f"{type(module).__name__} is causal outside a decoder")
+        cached = _run is not None  # cross-attention
+        return _multi_head(query, key, value, scale, attention_mask, cached=cached), None
     return _group_query(module, query, key, value, scale, keywords), None
 
 
-def _multi_head(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+def _multi_head(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Tensor | None, *, cached: bool
+) -> Tensor:
+    """`bias` is additive, `[B, 1 or heads, S, L]`; `cached` keys and values stay `[B, heads, L, D]`, as they lie."""
     batch, heads, length, size = query.shape
+    if bias is not None and (bias.dtype != query.dtype or bias.dim() != 4):
+        raise CannotFuse(f"a mask is {bias.dtype} of {bias.dim()} dimensions, not an additive bias")
     merged = torch.onnx.ops.symbolic(
         "com.microsoft::MultiHeadAttention",
-        [_side_by_side(tensor) for tensor in (query, key, value)],
+        [
+            _side_by_side(query),
+            *((key, value) if cached else map(_side_by_side, (key, value))),
+            *(() if bias is None else (None, None, bias)),
+        ],
         attrs={"num_heads": heads, "scale": scale},
         dtype=query.dtype,
         shape=(batch, length, heads * size),

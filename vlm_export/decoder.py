@@ -7,7 +7,7 @@ because it depends on whether the past is empty: something the tracer would have
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,7 +132,8 @@ class DecoderCore(nn.Module):
         → logits `[B, kept, V]`, and keys and values `[B, K, P + S, D]`.
         """
         past = past_key_values
-        fused = attention.is_fused(self.language_model)
+        text_model = self.text_model
+        fused = attention.is_fused(text_model)
         total = past[0].shape[2] + inputs_embeds.shape[1]
         cache = attention.flat_cache(past, fused=fused)
         arguments: dict[str, Any] = {
@@ -140,18 +141,26 @@ class DecoderCore(nn.Module):
             "position_ids": position_ids,
             "past_key_values": cache,
             "use_cache": True,
-            "logits_to_keep": kept_positions,
         }
         if fused:
-            with attention.decoder_run(self.language_model, past, position_ids, attention_mask, total) as present:
-                logits = self.language_model(**arguments).logits
+            with attention.decoder_run(text_model, past, position_ids, attention_mask, total) as present:
+                logits = self.logits(kept_positions, **arguments)
             pairs = [present[layer] for layer in range(len(past) // 2)]
         else:
             if attention_mask is None:
                 attention_mask = torch.ones((inputs_embeds.shape[0], total), dtype=torch.int64)
-            logits = self.language_model(**arguments, attention_mask=attention_mask).logits
+            logits = self.logits(kept_positions, **arguments, attention_mask=attention_mask)
             pairs = [(layer.keys, layer.values) for layer in cache.layers]
         return logits, *(tensor for pair in pairs for tensor in pair)
+
+    @property
+    def text_model(self) -> PreTrainedModel:
+        """The model whose attention runs."""
+        return self.language_model
+
+    def logits(self, kept_positions: Tensor, **arguments: Any) -> Tensor:
+        """`[B, kept, V]`."""
+        return self.language_model(**arguments, logits_to_keep=kept_positions).logits
 
 
 class EmbedTokens(nn.Module):
@@ -183,15 +192,27 @@ def decoder_outputs(geometry: Geometry, kept: int | str) -> tuple[TensorSpec, ..
     return logits, *geometry.cache("present", "present_sequence_length")
 
 
+def core_of(model: Any) -> nn.Module:
+    """The core of a model that holds a causal language model."""
+    return DecoderCore(model.language_model)
+
+
 def decoder(
-    name: str, geometry: Geometry, front: tuple[TensorSpec, ...], text: str, *, past: bool, kept: int | str
+    name: str,
+    geometry: Geometry,
+    front: tuple[TensorSpec, ...],
+    text: str,
+    *,
+    past: bool,
+    kept: int | str,
+    core: Callable[[Any], nn.Module] = core_of,
 ) -> Component:
     """A decoder graph: the traced core behind the front end `text`, whose own inputs are `front`."""
     cache = geometry.cache("past_key_values", "past_sequence_length") if past else ()
     padded = any(spec.name == "attention_mask" for spec in front)
     return Component(
         name=name,
-        module=lambda model: DecoderCore(model.language_model),
+        module=core,
         inputs=(*front, *cache),
         outputs=decoder_outputs(geometry, kept),
         traced_inputs=core_inputs(geometry, padded=padded),
@@ -199,16 +220,21 @@ def decoder(
     )
 
 
-def embed_tokens(geometry: Geometry) -> Component:
+def embedding_of(model: Any) -> nn.Module:
+    """The token table of a model that holds a causal language model."""
+    return EmbedTokens(model.language_model)
+
+
+def embed_tokens(geometry: Geometry, module: Callable[[Any], nn.Module] = embedding_of) -> Component:
     """The token table as a graph of its own.
 
-    An image token's id is the first after the table, so that it can never be generated; it takes the last row, and the
-    client writes the image's features over it.
+    An image token of ours has the first id after the table, so that it can never be generated; it takes the last row,
+    and the client writes the image's features over it.
     """
     shape = ("batch_size", "sequence_length")
     return Component(
         name="embed_tokens",
-        module=lambda model: EmbedTokens(model.language_model),
+        module=module,
         inputs=(TensorSpec("input_ids", "int64", shape),),
         outputs=(TensorSpec("inputs_embeds", "float32", (*shape, geometry.hidden)),),
         traced_inputs=(TensorSpec("token_ids", "int64", shape),),
@@ -231,7 +257,7 @@ def captioner_decoder(geometry: Geometry) -> Component:
     )
 
 
-def chat_decoder(geometry: Geometry) -> Component:
+def chat_decoder(geometry: Geometry, core: Callable[[Any], nn.Module] = core_of) -> Component:
     """`decoder_model_merged` of the chat layout: the client merges the embeddings and says how many logits it wants."""
     return decoder(
         "decoder_model_merged",
@@ -245,6 +271,7 @@ def chat_decoder(geometry: Geometry) -> Component:
         _NUM_LOGITS_TO_KEEP,
         past=True,
         kept="num_logits",
+        core=core,
     )
 
 

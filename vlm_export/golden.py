@@ -1,9 +1,9 @@
 """Golden outputs: what the PyTorch model says with its adapter attached, before anything is merged or traced.
 
 `golden.json` holds the tokens and captions and where they came from; `golden.safetensors` holds the tensors of two
-cases (batch 1, and batch 2 with a prompt): tower, projection, prefill logits, three decode steps, and the cache after
-them. They are computed by transformers' own forward and `generate`, by no wrapper of ours, and change only by
-`vlm-export golden`.
+cases (batch 1, and batch 2 with a prompt): what the client is fed, stages of the encoder side, prefill logits, three
+decode steps, and the cache after them. They are computed by transformers' own forward and `generate`, by no wrapper of
+ours, and change only by `vlm-export golden`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors.numpy import load_file, save_file
 from torch import nn
+from transformers import EncoderDecoderCache
 
 from vlm_export import merge
 from vlm_export.artifacts import replaced_folder, write_json
 from vlm_export.checkpoint import Checkpoint, read_json, sha256
 from vlm_export.errors import InputError
-from vlm_export.processing import image_processor_settings, load_tokenizer, pixel_values
+from vlm_export.families.base import Feeder
+from vlm_export.processing import image_processor_settings, load_tokenizer, stored_generation
 from vlm_export.recipe import RecipeFile
 
 DECODE_STEPS = 3
@@ -49,17 +51,17 @@ class GoldenImage:
 
 @dataclass(frozen=True)
 class GoldenCase:
-    """One run on the first `batch` images: prompt ids after the image, and the greedy token of each decode step."""
+    """One run on `batch` images with one text, and the greedy token of each decode step."""
 
     name: str
     batch: int
-    prompt_ids: list[list[int]]
+    text: str
     step_token_ids: list[list[int]]
 
 
 @dataclass(frozen=True)
 class Golden:
-    """`golden.json`."""
+    """`golden.json`. Every image is run with `text`."""
 
     recipe: str
     inputs_sha256: dict[str, str]
@@ -67,9 +69,10 @@ class Golden:
     generation: dict[str, Any]
     eos_token_ids: list[int]
     image_processor: dict[str, Any]
+    text: str
     images: list[GoldenImage]
     cases: list[GoldenCase]
-    schema: int = 1
+    schema: int = 2
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,8 @@ def record(
     """Run the PyTorch model on `images` and write the recipe's golden folder.
 
     Raises:
-        InputError: too few images, an unreadable one, or a checkpoint that `merge` would refuse.
+        InputError: too few images, an unreadable one, a prompt that the family has no use for, or a checkpoint that
+            `merge` would refuse.
     """
     if len(images) < MIN_IMAGES:
         raise InputError(
@@ -131,15 +135,18 @@ def record(
     settings = image_processor_settings(
         checkpoint.path, checkpoint.family.image_processor(checkpoint.config), recipe.recipe.image_processor
     )
-    pixels = np.concatenate([pixel_values([path], settings) for path in images])
-    tokenizer = load_tokenizer(checkpoint.path)
-    recorder = _Recorder(checkpoint, model, tokenizer, asdict(recipe.recipe.generation))
+    feeder = checkpoint.family.feeder(checkpoint.path, checkpoint.config, settings)
+    try:
+        text, *texts = feeder.texts(recipe.recipe.golden.prompts)
+    except InputError as error:
+        raise InputError(f"{recipe.path}: {error}") from error
+    recorder = _Recorder(checkpoint, model, feeder, asdict(recipe.recipe.generation))
     recorded = []
     for index, path in enumerate(images):
-        recorded.append(recorder.image(path, pixels[index : index + 1]))
+        recorded.append(recorder.image(path, text))
         if on_image:
             on_image(index + 1, len(images))
-    cases, tensors = recorder.cases(pixels, recipe.recipe.golden.prompts)
+    cases, tensors = recorder.cases(images, [text, *(texts or [text])])
     golden = Golden(
         recipe=recipe.name,
         inputs_sha256=merge.input_hashes(model_path, adapter_paths),
@@ -147,6 +154,7 @@ def record(
         generation=recorder.generation,
         eos_token_ids=recorder.eos,
         image_processor=settings,
+        text=text,
         images=recorded,
         cases=cases,
     )
@@ -165,22 +173,20 @@ def array_sha256(array: np.ndarray) -> str:
 
 
 class _Recorder:
-    """The adapted PyTorch model and what it generates with."""
+    """The adapted PyTorch model, what it is fed by, and what it generates with."""
 
-    def __init__(self, checkpoint: Checkpoint, model: nn.Module, tokenizer: Any, generation: dict[str, Any]):
-        self.family = checkpoint.family
-        self.model = model
-        self.language_model: Any = checkpoint.family.language_model(model)
-        self.tokenizer = tokenizer
+    def __init__(self, checkpoint: Checkpoint, model: nn.Module, feeder: Feeder, generation: dict[str, Any]):
+        self.reference = checkpoint.family.reference(model)
+        self.feeder = feeder
         self.generation = generation
-        self.eos = eos_token_ids(tokenizer, self.language_model.config)
+        self.tokenizer = load_tokenizer(checkpoint.path)
+        self.eos = eos_token_ids(checkpoint.path, self.tokenizer, checkpoint.family.text_config(checkpoint.config))
 
     @torch.inference_mode()
-    def image(self, path: Path, pixels: np.ndarray) -> GoldenImage:
-        features = self.family.encode(self.model, torch.from_numpy(pixels))["image_features"]
-        output = self.language_model.generate(
-            inputs_embeds=features,
-            attention_mask=torch.ones(features.shape[:2], dtype=torch.int64),
+    def image(self, path: Path, text: str) -> GoldenImage:
+        fed = self.feeder.feed(path, text)
+        output = self.reference.generate(
+            _tensors(fed),
             do_sample=False,
             num_beams=1,
             eos_token_id=self.eos,
@@ -189,58 +195,80 @@ class _Recorder:
             output_scores=True,
             **self.generation,
         )
-        token_ids = output.sequences[0].tolist()
+        token_ids = output.sequences[0, -len(output.scores) :].tolist()  # the prompt's may be before them
         best = [torch.topk(score[0], 2).values for score in output.scores]
         return GoldenImage(
             file=path.name,
             sha256=sha256(path),
-            pixel_values_sha256=array_sha256(pixels),
+            pixel_values_sha256=array_sha256(fed["pixel_values"]),
             token_ids=token_ids,
-            caption=self.tokenizer.decode(token_ids, skip_special_tokens=True),
+            caption=str(self.tokenizer.decode(token_ids, skip_special_tokens=True)),
             margins=[round(float(first - second), 4) for first, second in best],
         )
 
-    def cases(self, pixels: np.ndarray, prompts: Sequence[str]) -> tuple[list[GoldenCase], dict[str, np.ndarray]]:
+    def cases(self, images: Sequence[Path], texts: Sequence[str]) -> tuple[list[GoldenCase], dict[str, np.ndarray]]:
+        """The first text on one image, the others on two."""
         cases: list[GoldenCase] = []
         tensors: dict[str, np.ndarray] = {}
-        prompt_ids = [self.tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts] or [[]]
-        for index, (batch, ids) in enumerate([(1, []), *((2, ids) for ids in prompt_ids)]):
-            name = f"case{index}"
-            case, values = self._case(name, pixels[:batch], [ids] * batch)
-            cases.append(case)
+        for index, text in enumerate(texts):
+            name, batch = f"case{index}", 2 if index else 1
+            steps, values = self._case(self._batch(images, text) if index else self.feeder.feed(images[0], text))
+            cases.append(GoldenCase(name, batch, text, steps))
             tensors |= {f"{name}/{key}": value.contiguous().numpy() for key, value in values.items()}
         return cases, tensors
 
+    def _batch(self, images: Sequence[Path], text: str) -> dict[str, np.ndarray]:
+        """The first image and the next that is fed in the same shapes, or itself: a batch without padding."""
+        first = self.feeder.feed(images[0], text)
+        others = (self.feeder.feed(path, text) for path in images[1:])
+        second = next((fed for fed in others if all(fed[name].shape == first[name].shape for name in first)), first)
+        return {name: np.concatenate([first[name], second[name]]) for name in first}
+
     @torch.inference_mode()
-    def _case(self, name: str, pixels: np.ndarray, prompt_ids: list[list[int]]) -> tuple[GoldenCase, dict[str, Any]]:
-        values = {"pixel_values": torch.from_numpy(pixels)}
-        values |= self.family.encode(self.model, values["pixel_values"])
-        prompt = self.language_model.get_input_embeddings()(torch.tensor(prompt_ids, dtype=torch.int64))
-        embeds = torch.cat([values["image_features"], prompt], dim=1)
-        output = self.language_model(inputs_embeds=embeds, use_cache=True)
+    def _case(self, arrays: dict[str, np.ndarray]) -> tuple[list[list[int]], dict[str, torch.Tensor]]:
+        fed = _tensors(arrays)
+        values = fed | self.reference.encode(fed)
+        output = self.reference.prefill(fed)
         values["prefill.logits"] = output.logits[:, -1:]
         steps = []
         for step in range(DECODE_STEPS):
             tokens = output.logits[:, -1:].argmax(-1)
             steps.append(tokens[:, 0].tolist())
-            output = self.language_model(input_ids=tokens, past_key_values=output.past_key_values, use_cache=True)
+            output = self.reference.step(tokens, output.past_key_values, fed)
             values[f"step{step}.logits"] = output.logits
-        for layer, cache in enumerate(output.past_key_values.layers):
-            values |= {f"cache.{layer}.key": cache.keys, f"cache.{layer}.value": cache.values}
-        return GoldenCase(name, len(pixels), prompt_ids, steps), values
+        return steps, values | _cache_tensors(output.past_key_values)
 
 
-def eos_token_ids(tokenizer: Any, text_config: Any) -> list[int]:
-    """The ids that end a caption: the text config's, else the tokenizer's.
+def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def _cache_tensors(cache: Any) -> dict[str, torch.Tensor]:
+    """A cache by transformers.js's names after `past_key_values`: `cache.0.key`, or `cache.0.decoder.key`, …
+
+    Layers that hold nothing are none: Bart's kin make as many as the encoder has that they are without.
+    """
+    parts = {"": cache}
+    if isinstance(cache, EncoderDecoderCache):
+        parts = {"decoder.": cache.self_attention_cache, "encoder.": cache.cross_attention_cache}
+    return {
+        f"cache.{index}.{part}{name}": tensor
+        for part, layers in parts.items()
+        for index, layer in enumerate(layers.layers)
+        for name, tensor in (("key", layer.keys), ("value", layer.values))
+        if tensor is not None
+    }
+
+
+def eos_token_ids(folder: Path, tokenizer: Any, text_config: Any) -> list[int]:
+    """The ids that end a text: the tokenizer's, the text config's, and those of `generation_config.json`.
 
     Raises:
-        InputError: neither names one, so nothing would ever stop.
+        InputError: none names one, so nothing would ever stop.
     """
-    configured = text_config.eos_token_id
-    ids = configured if isinstance(configured, list) else [configured]
-    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ids:
-        ids = [tokenizer.eos_token_id, *ids]
-    known = [token for token in ids if token is not None and token < text_config.vocab_size]
+    sources = [tokenizer.eos_token_id, text_config.eos_token_id, stored_generation(folder).get("eos_token_id")]
+    ids = [token for source in sources for token in (source if isinstance(source, list) else [source])]
+    known = list(dict.fromkeys(token for token in ids if token is not None and token < text_config.vocab_size))
     if not known:
         raise InputError("tokenizer_config.json: eos_token: none is set here nor in text_config, so nothing would stop")
     return known

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from vlm_export import adapters
 from vlm_export.adapters import Adapter, Attached, all_of
@@ -36,7 +35,8 @@ from vlm_export.checkpoint import (
     weight_files,
 )
 from vlm_export.errors import CheckFailed, InputError
-from vlm_export.processing import copy_tokenizer
+from vlm_export.families.base import Family
+from vlm_export.processing import copy_processor
 from vlm_export.quantized import base_weights
 from vlm_export.recipe import Combination
 from vlm_export.streaming import PART_ELEMENTS, Streamed, return_freed_memory
@@ -163,7 +163,7 @@ def merge(
     with replaced_folder(out) as folder:
         changes = _stream(last, folder / WEIGHTS, on_tensor)
         write_json(folder / "config.json", last.checkpoint.family.merged_config(last.checkpoint.config))
-        copy_tokenizer(base.checkpoint.path, folder)
+        copy_processor(base.checkpoint.path, folder)
         versus_adapter, versus_base = _prove(base, steps, folder) if steps else (None, None)
         report = MergeReport(
             adapter_tensors=sum(len(step.adapter.tensors) for step in steps),
@@ -403,13 +403,14 @@ def _prove(base: Version, steps: Sequence[Step], folder: Path) -> tuple[float, f
         CheckFailed: a merge is not what PEFT computes, or an adapter does not matter.
     """
     family = base.checkpoint.family
-    inputs = family.sample_inputs(base.checkpoint.config, torch.Generator().manual_seed(0))
+    samples = family.sample_inputs(base.checkpoint.config, torch.Generator().manual_seed(0))
+    fed = {name: value[:1] for name, value in samples.items()}  # logits and caches of more would only take memory
     written = open_checkpoint(folder)
-    first = previous = _logits(base, inputs)
+    first = previous = _logits(base, fed)
     worst = versus_base = 0.0
     for step in steps:
-        adapted = _run(step.attached.model, step.values, inputs)
-        merged = _logits(Version(written, written.tensors) if step is steps[-1] else step.after, inputs)
+        adapted = _run(family, step.attached.model, step.values, fed)
+        merged = _logits(Version(written, written.tensors) if step is steps[-1] else step.after, fed)
         versus_adapter, effect = _distance(merged, adapted), _distance(merged, previous)
         if not versus_adapter <= MAX_DIFF_VS_ADAPTER:
             raise CheckFailed(
@@ -425,17 +426,16 @@ def _prove(base: Version, steps: Sequence[Step], folder: Path) -> tuple[float, f
     return worst, versus_base
 
 
-def _logits(version: Version, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+def _logits(version: Version, fed: Mapping[str, torch.Tensor]) -> torch.Tensor:
     model = version.build()
-    return _run(model, version.values(model), inputs)
+    return _run(version.checkpoint.family, model, version.values(model), fed)
 
 
-def _run(model: nn.Module, values: Mapping[nn.Parameter, Weight], inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    for module in model.modules():
-        if isinstance(module, PreTrainedModel):
-            module.config.use_cache = False  # nobody reads on: keys and values of all layers would stay in memory
+def _run(
+    family: Family, model: nn.Module, values: Mapping[nn.Parameter, Weight], fed: Mapping[str, torch.Tensor]
+) -> torch.Tensor:
     with torch.no_grad(), Streamed({parameter: weight.load for parameter, weight in values.items()}):
-        return model(*inputs)
+        return family.reference(model).prefill(fed).logits
 
 
 def _distance(one: torch.Tensor, other: torch.Tensor) -> float:

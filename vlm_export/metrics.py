@@ -17,10 +17,14 @@ def max_relative_error(value: np.ndarray, reference: np.ndarray) -> float:
 
 
 def cosine_similarity(value: np.ndarray, reference: np.ndarray) -> float:
-    """The lowest cosine between corresponding rows (last axis)."""
+    """The lowest cosine between corresponding rows (last axis); of two rows of zeros it is 1, of one of them 0.
+
+    A padding token's embedding, and so its keys and values in the first layer, are zeros in many models.
+    """
     left, right = (array.astype(np.float64).reshape(-1, array.shape[-1]) for array in (value, reference))
     norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
-    return float(((left * right).sum(axis=1) / np.maximum(norms, np.finfo(np.float32).tiny)).min())
+    cosines = (left * right).sum(axis=1) / np.maximum(norms, np.finfo(np.float32).tiny)
+    return float(np.where(left.any(axis=1) | right.any(axis=1), cosines, 1.0).min())
 
 
 def agreement(left: Sequence[int], right: Sequence[int]) -> float:

@@ -42,9 +42,10 @@ class RemoteModel:
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """One picture to caption: an image file, or its `pixel_values` `[1, 3, H, W] float32`.
+    """One picture to caption: an image file, its `pixel_values` `[1, …, 3, H, W] float32`, or both.
 
-    The captioner layout has no room for a prompt and ignores it.
+    `pixel_values` are used in the place of the client's own; of an image beside them only the size counts. The prompt
+    is the whole text, image token included; the captioner layout has no room for one and ignores it.
     """
 
     image: Path | None = None
@@ -52,8 +53,8 @@ class Item:
     prompt: str = ""
 
     def __post_init__(self) -> None:
-        if (self.image is None) == (self.pixel_values is None):
-            raise ValueError("an Item has either an image or pixel_values")
+        if self.image is None and self.pixel_values is None:
+            raise ValueError("an Item has an image or pixel_values")
 
 
 @dataclass(frozen=True)

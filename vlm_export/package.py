@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,22 +15,20 @@ from vlm_export.artifacts import write_json
 from vlm_export.checkpoint import Checkpoint, read_json
 from vlm_export.dtypes import DTYPES
 from vlm_export.errors import InputError
-from vlm_export.families.base import Component
 from vlm_export.golden import eos_token_ids
-from vlm_export.layouts import find_layout
-from vlm_export.layouts.base import RepoFacts
-from vlm_export.prefix_model import nested_config
-from vlm_export.processing import copy_tokenizer, image_processor_settings, load_tokenizer
+from vlm_export.layouts.base import Client, RepoFacts
+from vlm_export.processing import chat_template as own_template
+from vlm_export.processing import (
+    copy_tokenizer,
+    image_processor_settings,
+    load_tokenizer,
+    processor_settings,
+    stored_generation,
+)
 from vlm_export.recipe import RecipeFile
 
 MANIFEST = "export.json"
 ONNX = "onnx"
-IMAGE_TOKEN = "<image>"
-_CHAT_TEMPLATE = (
-    "{% for message in messages %}{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>{% elif part['type'] == 'text' %}"
-    "{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{% endfor %}"
-)
 _CLIENT_CONFIG = "transformers.js_config"
 
 
@@ -71,18 +69,16 @@ def load_manifest(repo: Path) -> Manifest:
     return Manifest(**(values | {"graphs": [GraphFile(**graph) for graph in values["graphs"]]}))
 
 
-def write_config_files(
-    folder: Path, recipe: RecipeFile, merged: Checkpoint, components: Sequence[Component], manifest: Manifest
-) -> None:
+def write_config_files(folder: Path, recipe: RecipeFile, merged: Checkpoint, manifest: Manifest) -> None:
     """Write config, generation, tokenizer, processor, recipe and manifest files into the repo folder.
 
     Raises:
         InputError: the tokenizer does not fit the model, or nothing would end a caption.
     """
-    layout = find_layout(manifest.layout)
+    client = merged.family.layouts[manifest.layout].client
     copy_tokenizer(merged.path, folder)
-    facts = _facts(recipe, merged, components)
-    files = layout.config(facts)
+    facts = _facts(recipe, merged, client)
+    files = client.config(facts)
     files["config.json"][_CLIENT_CONFIG] = _client_config(manifest)
     processor = image_processor_settings(
         merged.path, merged.family.image_processor(merged.config), recipe.recipe.image_processor
@@ -92,34 +88,35 @@ def write_config_files(
     files["preprocessor_config.json"] = processor
     for name, values in files.items():
         write_json(folder / name, values)
-    _finish_tokenizer(folder, facts, recipe.recipe.chat_template)
+    if client.own_token is not None:
+        _add_token(folder, client.own_token, facts.free_token_id)
+    _finish_tokenizer(folder, recipe.recipe.chat_template or own_template(merged.path) or client.chat_template)
     write_json(folder / MANIFEST, asdict(manifest))
     shutil.copyfile(recipe.path, folder / "recipe.yaml")
 
 
-def _facts(recipe: RecipeFile, merged: Checkpoint, components: Sequence[Component]) -> RepoFacts:
+def _facts(recipe: RecipeFile, merged: Checkpoint, client: Client) -> RepoFacts:
     tokenizer = load_tokenizer(merged.path)
-    text_config = nested_config(merged.config["text_config"])
-    eos = eos_token_ids(tokenizer, text_config)
+    text_config = merged.family.text_config(merged.config)
+    eos = eos_token_ids(merged.path, tokenizer, text_config)
     if len(tokenizer) > text_config.vocab_size:
         raise InputError(
             f"{merged.path / 'tokenizer.json'}: {len(tokenizer)} tokens, but text_config.vocab_size is "
             f"{text_config.vocab_size}: this tokenizer belongs to another model"
         )
-    if IMAGE_TOKEN in tokenizer.get_vocab():
-        raise InputError(f"{merged.path / 'tokenizer.json'}: has a token {IMAGE_TOKEN!r} of its own; rename it")
-    size = components[0].inputs[0].shape[-1]
-    assert isinstance(size, int)
-    cleaned = {key: value for key, value in merged.config["text_config"].items() if value is not None}
+    if client.own_token in tokenizer.get_vocab():
+        raise InputError(f"{merged.path / 'tokenizer.json'}: has a token {client.own_token!r} of its own; rename it")
+    text = text_config.to_dict()
     return RepoFacts(
-        config={**merged.config, "text_config": {**cleaned, "eos_token_id": eos[0]}},
+        config=merged.config,
+        # A null in it, `eos_token_id` above all, would win over generation_config.json in transformers.js.
+        text_config={key: value for key, value in text.items() if value is not None} | {"eos_token_id": eos[0]},
         generation=asdict(recipe.recipe.generation),
+        stored_generation=stored_generation(merged.path),
+        processor=processor_settings(merged.path),
         eos_token_ids=eos,
         pad_token_id=eos[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-        image_token=IMAGE_TOKEN,
-        image_token_id=len(tokenizer),
-        image_tokens=merged.family.image_tokens(merged.config),
-        image_size=size,
+        free_token_id=len(tokenizer),
     )
 
 
@@ -137,13 +134,13 @@ def _client_config(manifest: Manifest) -> dict[str, Any]:
     return config
 
 
-def _finish_tokenizer(folder: Path, facts: RepoFacts, chat_template: str | None) -> None:
-    """Add the image token and the chat template, and say what transformers.js would otherwise guess."""
+def _add_token(folder: Path, token: str, token_id: int) -> None:
+    """Add a special token to the tokenizer."""
     tokenizer = read_json(folder / "tokenizer.json")
     tokenizer["added_tokens"].append(
         {
-            "id": facts.image_token_id,
-            "content": facts.image_token,
+            "id": token_id,
+            "content": token,
             "single_word": False,
             "lstrip": False,
             "rstrip": False,
@@ -152,26 +149,29 @@ def _finish_tokenizer(folder: Path, facts: RepoFacts, chat_template: str | None)
         }
     )
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
-    config = read_json(folder / "tokenizer_config.json")
-    template = folder / "chat_template.jinja"
-    own = template.read_text(encoding="utf-8") if template.is_file() else config.get("chat_template")
-    template.unlink(missing_ok=True)
-    config |= {
+
+
+def _finish_tokenizer(folder: Path, chat_template: str | list[dict[str, str]] | None) -> None:
+    """Put the chat template where transformers.js reads it, and say what it would otherwise guess."""
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    config = read_json(folder / "tokenizer_config.json") | {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         "padding_side": "left",
-        "chat_template": chat_template or own or _CHAT_TEMPLATE,
     }
+    if chat_template is not None:
+        config["chat_template"] = chat_template
     write_json(folder / "tokenizer_config.json", config)
 
 
-def write_card(folder: Path, recipe: RecipeFile, manifest: Manifest, report: Mapping[str, Any] | None) -> None:
+def write_card(
+    folder: Path, recipe: RecipeFile, client: Client, manifest: Manifest, report: Mapping[str, Any] | None
+) -> None:
     """Write the model card: how to use it, what is in it, and what was verified (`report`), if anything was."""
     hub = recipe.recipe.hub
-    layout = find_layout(manifest.layout)
     front = {
-        "library_name": "transformers.js" if layout.in_transformers_js else "onnx",
-        "pipeline_tag": "image-text-to-text" if manifest.layout == "chat" else "image-to-text",
+        "library_name": "transformers.js" if client.node else "onnx",
+        "pipeline_tag": client.task,
         "license": hub.license,
         "language": list(hub.language),
         "base_model": list(hub.base_model),
@@ -184,7 +184,7 @@ def write_card(folder: Path, recipe: RecipeFile, manifest: Manifest, report: Map
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
         f"# {recipe.name}\n",
         recipe.recipe.description.strip(),
-        f"\n## Use\n\nLoads with {layout.client}.\n\n{layout.snippet(repo_id, IMAGE_TOKEN)}",
+        f"\n## Use\n\nLoads with {client.name}.\n\n{client.snippet(repo_id)}",
         f"\n## Files\n\n{_size_table(manifest)}",
         f"\n## Verified\n\n{_verified(report)}",
         "\n## Made from\n\n"

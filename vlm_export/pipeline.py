@@ -45,6 +45,10 @@ _MODEL_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.model",
     "chat_template.*",
     "preprocessor_config.json",
     "processor_config.json",
@@ -140,8 +144,9 @@ def run_export(
         known = ", ".join(merged.family.layouts)
         raise InputError(f"{recipe.path}: layout: {merged.family.model_type} has no layout {layout!r}; it has {known}")
     names = list(dict.fromkeys([FP32.name, *(dtypes or recipe.recipe.dtypes)]))
-    components = merged.family.layouts[layout](merged.config)
+    components = merged.family.layouts[layout].components(merged.config)
     model = build_empty(merged)
+    merged.family.trim(model)
     graphs: list[GraphFile] = []
     reports: dict[str, dict[str, Any]] = {}
     steps, done = len(components) * len(names), 0
@@ -166,8 +171,8 @@ def run_export(
             inputs_sha256=read_json(work.merged / "merge.json")["inputs_sha256"],
             versions={name: version(name) for name in _VERSIONS},
         )
-        package.write_config_files(folder, recipe, merged, components, manifest)
-        package.write_card(folder, recipe, manifest, None)
+        package.write_config_files(folder, recipe, merged, manifest)
+        package.write_card(folder, recipe, merged.family.layouts[layout].client, manifest, None)
         progress("done", steps, steps)
     return manifest
 
@@ -222,15 +227,17 @@ def run_verify(recipe: RecipeFile, work: Work, progress: Progress, *, runtimes: 
             f"{recipe.path}: generation: changed since the golden was recorded: run `vlm-export golden {recipe.name}`"
         )
     manifest = package.load_manifest(work.repo)
+    merged = open_checkpoint(work.merged)
     report = verify.verify(
         work.repo,
-        open_checkpoint(work.merged),
+        merged,
         recorded,
         tolerances=recipe.recipe.tolerances,
         runtimes=runtimes,
         progress=lambda what: progress(what, 0, 0),
     )
-    package.write_card(work.repo, recipe, manifest, asdict(report))
+    client = merged.family.layouts[manifest.layout].client
+    package.write_card(work.repo, recipe, client, manifest, asdict(report))
     write_json(work.report / REPORT, verify.with_files(report, work.repo))
     return report
 

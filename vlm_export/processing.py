@@ -14,44 +14,138 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2.exceptions import TemplateError
 from PIL import Image, UnidentifiedImageError
-from transformers import AutoImageProcessor, PreTrainedTokenizerFast
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
 from vlm_export.checkpoint import read_json
 from vlm_export.errors import InputError
+from vlm_export.families.base import Prompt
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_TOKENIZER = "tokenizer.json"
+_TOKENIZER_FILES = (_TOKENIZER, "tokenizer_config.json", "chat_template.jinja")
 _PREPROCESSOR = "preprocessor_config.json"
+_PROCESSOR = "processor_config.json"
+_GENERATION = "generation_config.json"
+_PROCESSOR_FILES = (_PREPROCESSOR, _PROCESSOR, "chat_template.json", _GENERATION)
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer's files.
+    """Copy the tokenizer's files; transformers.js needs a `tokenizer.json`, which older checkpoints lack.
 
     Raises:
-        InputError: there is no `tokenizer.json`, which transformers.js needs.
+        InputError: there is none, and none can be made.
     """
-    if not (source / "tokenizer.json").is_file():
-        raise InputError(f"{source}: no tokenizer.json; save the tokenizer with a fast tokenizer class")
+    if not (source / _TOKENIZER).is_file():
+        load_tokenizer(source).save_pretrained(target)
+        return
     for name in _TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
 
 
+def copy_processor(source: Path, target: Path) -> None:
+    """Copy the tokenizer's files, and those of the image processor and of generation that there are.
+
+    Raises:
+        InputError: there is no `tokenizer.json`.
+    """
+    copy_tokenizer(source, target)
+    for name in _PROCESSOR_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The Python tokenizer of a checkpoint or exported repo, from its `tokenizer.json`."""
-    return PreTrainedTokenizerFast.from_pretrained(folder)
+    """The Python tokenizer of a checkpoint or exported repo, from its `tokenizer.json` or what it can be made of.
+
+    Raises:
+        InputError: there is neither.
+    """
+    if (folder / _TOKENIZER).is_file():
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    try:
+        made = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (ValueError, OSError, ImportError, TypeError) as error:
+        made, reason = None, f" ({' '.join(str(error).split())[:200]})"
+    else:
+        reason = ""
+    if not isinstance(made, PreTrainedTokenizerFast):
+        raise InputError(f"{folder}: no {_TOKENIZER}; save the tokenizer with a fast tokenizer class{reason}")
+    return made
 
 
 def image_processor_settings(
     checkpoint: Path, default: Mapping[str, Any], override: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Flat `preprocessor_config.json` settings: the checkpoint's own or `default`, under the recipe's `override`."""
+    """Flat `preprocessor_config.json` settings: the checkpoint's own or `default`, under the recipe's `override`.
+
+    Raises:
+        InputError: there are none.
+    """
     settings = dict(default)
     if (checkpoint / _PREPROCESSOR).is_file():
         settings = read_json(checkpoint / _PREPROCESSOR)
-    elif (checkpoint / "processor_config.json").is_file():  # transformers 5 nests it there
-        settings = dict(read_json(checkpoint / "processor_config.json").get("image_processor", settings))
+    elif (checkpoint / _PROCESSOR).is_file():  # transformers 5 nests it there
+        settings = dict(read_json(checkpoint / _PROCESSOR).get("image_processor", settings))
+    if not settings:
+        raise InputError(f"{checkpoint}: no {_PREPROCESSOR}; save the processor beside the model")
+    settings = _in_todays_words(settings)
+    if name := settings.get("image_processor_type"):  # what does the work is no concern of a client
+        settings["image_processor_type"] = name.removesuffix("Fast").removesuffix("Pil")
     return settings | dict(override)
+
+
+def _in_todays_words(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a feature extractor, as transformers 4.25 and before wrote them, as an image processor's.
+
+    Their `size` is one number, which transformers.js takes for the longest edge where Python takes it for both.
+    """
+    if "feature_extractor_type" not in settings:
+        return settings
+    values = _load_image_processor(settings).to_dict()
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def processor_settings(checkpoint: Path) -> dict[str, Any]:
+    """`processor_config.json` without the processors inside it, or nothing where there is none."""
+    if not (checkpoint / _PROCESSOR).is_file():
+        return {}
+    settings = read_json(checkpoint / _PROCESSOR)
+    return {key: value for key, value in settings.items() if not isinstance(value, dict)}
+
+
+def stored_generation(checkpoint: Path) -> dict[str, Any]:
+    """`generation_config.json`, or nothing where there is none."""
+    return read_json(checkpoint / _GENERATION) if (checkpoint / _GENERATION).is_file() else {}
+
+
+def chat_template(checkpoint: Path) -> str | list[dict[str, str]] | None:
+    """A checkpoint's chat template, from any of the three places where transformers has kept it."""
+    if (checkpoint / "chat_template.jinja").is_file():
+        return (checkpoint / "chat_template.jinja").read_text(encoding="utf-8")
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        if (checkpoint / name).is_file() and "chat_template" in (settings := read_json(checkpoint / name)):
+            return settings["chat_template"]
+    return None
+
+
+class PixelsAndPrompt:
+    """Feeds an image processor's pixels, and the ids of a text that needs no place for the image (`Feeder`)."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]):
+        self.settings = settings
+        self.tokenizer = load_tokenizer(folder)
+
+    def texts(self, prompts: Sequence[Prompt]) -> tuple[str, ...]:
+        for prompt in prompts:
+            if not isinstance(prompt, str):
+                raise InputError("golden.prompts: a captioner continues a text; it has no use for a conversation")
+        return ("", *(str(prompt) for prompt in prompts))
+
+    def feed(self, image: Path, text: str) -> dict[str, np.ndarray]:
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return {"pixel_values": pixel_values([image], self.settings), "input_ids": np.array([ids], dtype=np.int64)}
 
 
 def pixel_values(images: Sequence[Path], settings: Mapping[str, Any]) -> np.ndarray:
@@ -60,13 +154,17 @@ def pixel_values(images: Sequence[Path], settings: Mapping[str, Any]) -> np.ndar
     Raises:
         InputError: a file is missing or no image, or the settings name no image processor.
     """
+    processor = _load_image_processor(settings)
+    return processor(images=[open_image(path) for path in images], return_tensors="np")["pixel_values"]
+
+
+def _load_image_processor(settings: Mapping[str, Any]) -> Any:
     with tempfile.TemporaryDirectory(prefix="vlm-export-") as folder:
         Path(folder, _PREPROCESSOR).write_text(json.dumps(dict(settings)), encoding="utf-8")
         try:
-            processor = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
+            return AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
         except (ValueError, OSError, ImportError) as error:
             raise InputError(f"image processor settings: {' '.join(str(error).split())}") from error
-    return processor(images=[open_image(path) for path in images], return_tensors="np")["pixel_values"]
 
 
 def open_image(path: Path) -> Image.Image:
@@ -82,3 +180,55 @@ def open_image(path: Path) -> Image.Image:
         raise InputError(f"{path}: no such image") from None
     except (UnidentifiedImageError, OSError) as error:
         raise InputError(f"{path}: not a readable image: {error}") from error
+
+
+class ChatProcessor:
+    """Feeds what the model's own processor makes of an image and a text that says where it goes (`Feeder`).
+
+    The processor is read from the very files that a repo gets: a flat `preprocessor_config.json`, and
+    `processor_config.json` for the rest, under the settings of `processor`. `fed` are the arrays that
+    the client feeds, and their types.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        fed: Mapping[str, type[np.generic]],
+        *,
+        processor_class: str,
+        **processor: Any,
+    ):
+        self.fed = fed
+        named = {"processor_class": processor_class}
+        files = {_PREPROCESSOR: {**settings, **named}, _PROCESSOR: {**processor_settings(folder), **processor, **named}}
+        with tempfile.TemporaryDirectory(prefix="vlm-export-") as scratch:
+            copy_tokenizer(folder, Path(scratch))
+            for name, values in files.items():
+                Path(scratch, name).write_text(json.dumps(values), encoding="utf-8")
+            if (template := chat_template(folder)) is not None:
+                Path(scratch, "chat_template.json").write_text(json.dumps({"chat_template": template}))
+            try:
+                self.processor = AutoProcessor.from_pretrained(scratch, backend="pil", trust_remote_code=False)
+            except (ValueError, OSError, ImportError, KeyError, TypeError) as error:
+                raise InputError(f"{folder}: processor: {' '.join(str(error).split())}") from error
+
+    def texts(self, prompts: Sequence[Prompt]) -> tuple[str, ...]:
+        if not prompts:
+            raise InputError("golden.prompts: a chat model needs one: a conversation, or a text with its image token")
+        return tuple(self._text(prompt) for prompt in prompts)
+
+    def _text(self, prompt: Prompt) -> str:
+        text = prompt
+        if not isinstance(prompt, str):
+            try:
+                text = self.processor.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=False)
+            except (ValueError, TypeError, KeyError, TemplateError) as error:
+                raise InputError(f"golden.prompts: the chat template: {' '.join(str(error).split())}") from error
+        if str(text).count(self.processor.image_token) != 1:
+            raise InputError(f"golden.prompts: {text!r} needs the image token {self.processor.image_token!r} once")
+        return str(text)
+
+    def feed(self, image: Path, text: str) -> dict[str, np.ndarray]:
+        made = self.processor(images=[open_image(image)], text=[text], return_tensors="np")
+        return {name: np.asarray(made[name]).astype(dtype) for name, dtype in self.fed.items()}

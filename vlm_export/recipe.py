@@ -77,12 +77,13 @@ class Generation:
 class GoldenInputs:
     """What the golden outputs are recorded on.
 
-    `images` are globs relative to the recipe; none means the images of the bundled `shapes-captioner`. Each prompt is
-    run on the first two images, in prefill and decode; the generated tokens are recorded without a prompt.
+    `images` are globs relative to the recipe; none means the images of the bundled `shapes-captioner`. A prompt is a
+    text, or a conversation for the model's chat template. A captioner's tokens are recorded without a prompt, and each
+    prompt is run on the first two images; a chat model's tokens are recorded with the first prompt.
     """
 
     images: tuple[str, ...] = ()
-    prompts: tuple[str, ...] = ()
+    prompts: tuple[str | list[dict[str, Any]], ...] = ()
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from vlm_export.families.base import Component, TensorSpec
 
-_TYPES = {"float32": ir.DataType.FLOAT, "int64": ir.DataType.INT64}
+_TYPES = {"float32": ir.DataType.FLOAT, "int64": ir.DataType.INT64, "bool": ir.DataType.BOOL}
 VISION_LOGITS = (
     ": {count} rows of logits where the next token's alone is wanted: the graph predicts at the image's positions, "
     "as one forward pass over the image does, and cannot continue a text"
@@ -18,7 +18,7 @@ VISION_LOGITS = (
 def differences(component: Component, graph: ir.Graph) -> list[str]:
     """Everything in which a graph differs from the declaration; empty when it is as declared.
 
-    Inputs and outputs in every dtype are float32 and int64: transformers.js never casts between graphs.
+    Inputs and outputs in every dtype are float32, int64 and bool: transformers.js never casts between graphs.
     """
     return [
         *_differences("input", component.inputs, graph.inputs),

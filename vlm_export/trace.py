@@ -36,9 +36,11 @@ _TRACED_SIZES = {
     "sequence_length": 3,
     "past_sequence_length": 5,
     "total_sequence_length": 8,
+    "past_encoder_sequence_length": 6,
+    "new_encoder_sequence_length": 7,
     "num_logits": 2,
 }
-_DTYPES = {"float32": torch.float32, "int64": torch.int64}
+_DTYPES = {"float32": torch.float32, "int64": torch.int64, "bool": torch.bool}
 
 
 def trace(component: Component, model: nn.Module) -> ir.Model:
@@ -144,7 +146,7 @@ def _dynamic_axes(spec: TensorSpec) -> dict[int, Any]:
 
 def _token_table(model: nn.Module) -> ir.Value:
     """The token table as a weight input, under the first of its names, which is what `aliases` keeps."""
-    table = model.language_model.get_input_embeddings().weight  # type: ignore[union-attr,operator]
+    table = model.get_input_embeddings().weight  # type: ignore[operator]
     name = next(name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter is table)
     return ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(table.shape))
 

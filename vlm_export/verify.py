@@ -24,13 +24,11 @@ from vlm_export import limits, node_runtime, signature
 from vlm_export.checkpoint import Checkpoint, read_json, sha256
 from vlm_export.dtypes import DTYPES, FP32
 from vlm_export.errors import CheckFailed, InputError
-from vlm_export.families.base import Component
+from vlm_export.families.base import Component, Feeder, Layout
 from vlm_export.golden import GoldenCase, GoldenFolder, array_sha256
-from vlm_export.layouts import find_layout
-from vlm_export.layouts.base import DecoderRun, Driver, Layout, Sessions
+from vlm_export.layouts.base import Arrays, DecoderRun, Driver, Sessions
 from vlm_export.metrics import agreement, cosine_similarity, first_difference, max_relative_error
 from vlm_export.package import ONNX, Manifest, load_manifest
-from vlm_export.processing import pixel_values
 from vlm_export.recipe import Tolerance
 
 Runtime = Literal["ort", "node"]
@@ -130,18 +128,18 @@ def verify(
     """
     manifest = load_manifest(repo)
     _check_comparable(repo, manifest, golden)
-    layout = find_layout(manifest.layout)
-    components = merged.family.layouts[manifest.layout](merged.config)
+    layout = merged.family.layouts[manifest.layout]
+    components = layout.components(merged.config)
     run = _Verification(repo, manifest, layout, components, golden, tolerances, progress)
-    pixels = _golden_pixels(golden)
-    wanted = [runtime for runtime in runtimes if runtime != "node" or layout.in_transformers_js]
+    fed = _golden_feeds(golden, merged.family.feeder(merged.path, merged.config, golden.facts.image_processor))
+    wanted = [runtime for runtime in runtimes if runtime != "node" or layout.client.node]
     if "node" in wanted:
         node_runtime.node_home()  # a missing Node is better told before the work than after it
     for name in manifest.dtypes:
         if "ort" in wanted:
-            _verify_in_ort(run, name, pixels)
+            _verify_in_ort(run, name, fed)
         if "node" in wanted and not any(check.verdict == "fail" and check.dtype == name for check in run.checks):
-            _verify_in_node(run, name, pixels)
+            _verify_in_node(run, name, fed)
     passed = bool(run.checks) and not any(check.verdict == "fail" for check in run.checks)
     return Report(
         recipe=manifest.recipe,
@@ -182,33 +180,33 @@ def _check_comparable(repo: Path, manifest: Manifest, golden: GoldenFolder) -> N
         )
 
 
-def _golden_pixels(golden: GoldenFolder) -> list[np.ndarray]:
-    """The golden images preprocessed again, which must give the very pixels that the golden was recorded on."""
-    pixels = [pixel_values([path], golden.facts.image_processor) for path in golden.image_paths()]
-    for image, array in zip(golden.facts.images, pixels, strict=True):
-        if array_sha256(array) != image.pixel_values_sha256:
+def _golden_feeds(golden: GoldenFolder, feeder: Feeder) -> list[Arrays]:
+    """What the golden images are fed as, made anew: it must be the very pixels that the golden was recorded on."""
+    feeds = [feeder.feed(path, golden.facts.text) for path in golden.image_paths()]
+    for image, fed in zip(golden.facts.images, feeds, strict=True):
+        if array_sha256(fed["pixel_values"]) != image.pixel_values_sha256:
             raise InputError(
                 f"{golden.path / 'images' / image.file}: preprocessing gives other pixels than when the golden was "
                 f"recorded (with Pillow {golden.facts.versions.get('pillow')}): install that version, or record anew "
                 f"with `vlm-export golden {golden.facts.recipe}`"
             )
-    return pixels
+    return feeds
 
 
-def _verify_in_ort(run: _Verification, dtype: str, pixels: Sequence[np.ndarray]) -> None:
+def _verify_in_ort(run: _Verification, dtype: str, feeds: Sequence[Arrays]) -> None:
     sessions = Sessions(run.repo / ONNX, DTYPES[dtype].suffix)
     run.progress(f"{dtype}: graphs")
     if not _check_signatures(run, dtype, sessions):
         return
     files = {name: read_json(run.repo / name) for name in ("config.json", "generation_config.json")}
-    driver = run.layout.driver(sessions, files)
+    driver = run.layout.client.driver(sessions, files)
     try:
         for case in run.golden.facts.cases:
             _check_case(run, dtype, driver, case)
         if any(check.verdict == "fail" and check.dtype == dtype for check in run.checks):
             return
         run.progress(f"{dtype}: tokens in ONNX Runtime")
-        _check_tokens(run, dtype, driver, pixels)
+        _check_tokens(run, dtype, driver, feeds)
     except _ORT_ERRORS as error:
         run.fail("all", dtype, "ort", "runs", f"ONNX Runtime: {' '.join(str(error).split())}")
 
@@ -239,22 +237,20 @@ def _check_case(run: _Verification, dtype: str, driver: Driver, case: GoldenCase
         for name, value in run.golden.tensors.items()
         if name.startswith(f"{case.name}/")
     }
-    features = quantities["image_features"]
     where = f"{case.name}, batch {case.batch}"
-    for seen in driver.encode(quantities["pixel_values"]):
+    for seen in driver.encode(quantities):
         _compare(run, dtype, seen.component, seen.output, seen.value, quantities[seen.quantity], where, quantities)
-    prompt = np.array(case.prompt_ids, dtype=np.int64).reshape(case.batch, -1)
-    done = driver.prefill(features, prompt)
+    done = driver.prefill(quantities)
     _compare_run(run, dtype, done, quantities["prefill.logits"], quantities, f"{where}, prefill")
     after_prefill = done.cache
     for step, tokens in enumerate(case.step_token_ids):
         ids = np.array(tokens, dtype=np.int64).reshape(case.batch, 1)
-        done = driver.step(ids, done.cache, features)
+        done = driver.step(ids, done.cache, quantities)
         logits = quantities[f"step{step}.logits"]
         _compare_run(run, dtype, done, logits, quantities, f"{where}, decode step {step + 1}")
     if case.batch == 1:  # GroupQueryAttention takes several tokens after a past at this batch only (ORT 1.31)
         together = np.array(case.step_token_ids, dtype=np.int64).T
-        done = driver.step(together, after_prefill, features)
+        done = driver.step(together, after_prefill, quantities)
         _compare_run(run, dtype, done, logits, quantities, f"{where}, {together.shape[1]} tokens in one step")
 
 
@@ -285,6 +281,9 @@ def _compare(
     quantities: Mapping[str, np.ndarray],
 ) -> None:
     """One output. In float32 the error decides; in fewer bits the direction of each row does."""
+    if not value.size:
+        run.fail(component, dtype, "ort", "shape", f"{output} ({where}) is empty: {list(value.shape)}")
+        return
     if value.shape != reference.shape:
         detail = f"{output} ({where}) has shape {list(value.shape)}, not {list(reference.shape)}"
         if output == "logits" and value.ndim == 3 and value.shape[1] > 1:
@@ -315,13 +314,13 @@ def _explain(run: _Verification, value: np.ndarray, quantities: Mapping[str, np.
             return
 
 
-def _check_tokens(run: _Verification, dtype: str, driver: Driver, pixels: Sequence[np.ndarray]) -> None:
+def _check_tokens(run: _Verification, dtype: str, driver: Driver, feeds: Sequence[Arrays]) -> None:
     """Greedy tokens of every image, and top-1 agreement when the golden tokens are forced."""
     facts = run.golden.facts
     generated, agreed = [], []
-    for image, array in zip(facts.images, pixels, strict=True):
-        features = driver.encode(array)[-1].value
-        own, forced = _greedy(driver, features, image.token_ids, facts.generation, set(facts.eos_token_ids))
+    for image, fed in zip(facts.images, feeds, strict=True):
+        inputs = fed | {seen.quantity: seen.value for seen in driver.encode(fed)}
+        own, forced = _greedy(driver, inputs, image.token_ids, facts.generation, set(facts.eos_token_ids))
         generated.append(own)
         agreed.append(agreement(forced, image.token_ids))
     _add_tokens(run, dtype, "ort", limits.TOKENS_EXACT, generated)
@@ -329,7 +328,7 @@ def _check_tokens(run: _Verification, dtype: str, driver: Driver, pixels: Sequen
 
 
 def _greedy(
-    driver: Driver, features: np.ndarray, golden: Sequence[int], generation: Mapping[str, Any], eos: set[int]
+    driver: Driver, inputs: Arrays, golden: Sequence[int], generation: Mapping[str, Any], eos: set[int]
 ) -> tuple[list[int], list[int]]:
     """The tokens that the graphs generate, and their choice at each place when the golden tokens came before it.
 
@@ -343,8 +342,8 @@ def _greedy(
 
     def follow(forced: Sequence[int] | None) -> list[int]:
         chosen: list[int] = []
-        history: list[int] = []
-        done = driver.prefill(features, np.zeros((1, 0), dtype=np.int64))
+        history = driver.seen(inputs)
+        done = driver.prefill(inputs)
         length = generation["max_new_tokens"] if forced is None else len(forced)
         while True:
             scores = processors(torch.LongTensor([history]), torch.FloatTensor(done.logits[:, -1]))
@@ -352,7 +351,7 @@ def _greedy(
             history.append(chosen[-1] if forced is None else forced[len(chosen) - 1])
             if len(chosen) == length or (forced is None and chosen[-1] in eos):
                 return chosen
-            done = driver.step(np.array([[history[-1]]], dtype=np.int64), done.cache, features)
+            done = driver.step(np.array([[history[-1]]], dtype=np.int64), done.cache, inputs)
 
     own = follow(None)
     return own, own if own == list(golden) else follow(golden)
@@ -380,18 +379,20 @@ def _add_tokens(run: _Verification, dtype: str, runtime: str, metric: str, gener
         run.checks[-1] = Check(**(asdict(run.checks[-1]) | {"verdict": "near-tie"}))
 
 
-def _verify_in_node(run: _Verification, dtype: str, pixels: Sequence[np.ndarray]) -> None:
+def _verify_in_node(run: _Verification, dtype: str, feeds: Sequence[Arrays]) -> None:
     """Stock transformers.js: tokens from the same pixels, which must be equal, and from the image files, reported."""
     run.progress(f"{dtype}: tokens in transformers.js")
-    items = [node_runtime.Item(pixel_values=array) for array in pixels]
-    items += [node_runtime.Item(image=path) for path in run.golden.image_paths()]
-    layout: Any = run.manifest.layout
+    client, paths = run.layout.client, run.golden.image_paths()
+    assert client.node is not None
+    prompt = client.prompt(run.golden.facts.text)
+    same = [node_runtime.Item(path, fed["pixel_values"], prompt) for path, fed in zip(paths, feeds, strict=True)]
+    items = [*same, *(node_runtime.Item(path, prompt=prompt) for path in paths)]
     try:
-        result = node_runtime.caption(run.repo, layout=layout, dtype=dtype, items=items, generation={})
+        result = node_runtime.caption(run.repo, layout=client.node, dtype=dtype, items=items, generation={})
     except CheckFailed as error:
         run.fail("all", dtype, "node", "runs", str(error))
         return
     run.versions |= {f"node: {name}": number for name, number in result.versions.items()}
     tokens = [list(caption.token_ids) for caption in result.captions]
-    _add_tokens(run, dtype, "node", limits.TOKENS_EXACT, tokens[: len(pixels)])
-    _add_tokens(run, dtype, "node", limits.FROM_FILE_EXACT, tokens[len(pixels) :])
+    _add_tokens(run, dtype, "node", limits.TOKENS_EXACT, tokens[: len(same)])
+    _add_tokens(run, dtype, "node", limits.FROM_FILE_EXACT, tokens[len(same) :])

@@ -6,14 +6,21 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 from torch import Generator, Tensor, nn
+from transformers import PretrainedConfig
 
 from vlm_export import families
 from vlm_export.errors import InputError
 
+if TYPE_CHECKING:
+    from vlm_export.layouts.base import Client
+
 Config = Mapping[str, Any]
+Prompt = str | Sequence[Mapping[str, Any]]  # a text, or a conversation for a chat template
 
 
 @dataclass(frozen=True)
@@ -62,11 +69,56 @@ class Component:
 
 
 @dataclass(frozen=True)
+class Layout:
+    """One way to publish a family's model: its graphs under a config, and the client that loads them.
+
+    Two families may give one layout name to different clients: `chat` is a real llava's own config for the one, and a
+    llava made up around a captioner for the other.
+    """
+
+    components: Callable[[Config], tuple[Component, ...]]
+    client: Client
+
+
+@dataclass(frozen=True)
 class EmbeddedLora:
     """LoRA settings that a checkpoint's own `config.json` carries, in the place of an `adapter_config.json`."""
 
     r: int
     alpha: int
+
+
+class Reference(Protocol):
+    """A family's PyTorch model, run by transformers' own forward and `generate`, on what its client is fed.
+
+    `fed` holds the tensors of one case by name: `pixel_values` first, the decoder's ids, masks where there are any.
+    """
+
+    def encode(self, fed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Named stages of the encoder side, each the value of an encoder graph's output."""
+
+    def prefill(self, fed: Mapping[str, Tensor]) -> Any:
+        """The first run of the decoder: transformers' output, with `logits` and `past_key_values`."""
+
+    def step(self, token_ids: Tensor, past: Any, fed: Mapping[str, Tensor]) -> Any:
+        """`[batch, 1] int64` after the cache `past`: transformers' output, as of `prefill`."""
+
+    def generate(self, fed: Mapping[str, Tensor], **options: Any) -> Any:
+        """transformers' output of `generate`, with `sequences` and `scores`."""
+
+
+class Feeder(Protocol):
+    """Makes what the client is fed out of image files and a prompt, as transformers does."""
+
+    def texts(self, prompts: Sequence[Prompt]) -> tuple[str, ...]:
+        """A recipe's prompts as texts, conversations rendered; the first is the one that every image is run with.
+
+        Raises:
+            InputError: a prompt that this family has no use for, or no prompt where there must be one.
+        """
+
+    def feed(self, image: Path, text: str) -> dict[str, np.ndarray]:
+        """Named arrays for a batch of one."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +131,13 @@ class Family:
         embedded_lora: the settings of LoRA tensors inside the checkpoint itself.
         adapter_roots: prefixes below which a PEFT adapter may have been attached.
         merged_config: `config.json` of the merged checkpoint.
-        language_model: the causal language model inside the model.
-        sample_inputs: seeded random inputs of the whole model's forward, for comparing two versions of its weights.
-        encode: pixel_values → named stages, the last being `image_features`.
-        image_tokens: rows of `image_features` for one image.
-        image_processor: `preprocessor_config.json` of the tower, used when the checkpoint has none.
-        layouts: layout name → its components under a config.
+        text_config: the config of the language model inside the model.
+        sample_inputs: seeded random `fed` of a reference, for comparing two versions of the model's weights.
+        reference: the model as transformers runs it.
+        feeder: from a checkpoint's folder, its config and image processor settings.
+        layouts: by name.
+        trim: drops from an empty model the layers that no graph runs.
+        image_processor: `preprocessor_config.json` where the checkpoint has none, or nothing if it must have one.
     """
 
     model_type: str
@@ -92,12 +145,13 @@ class Family:
     rename: Callable[[str], str | None]
     embedded_lora: Callable[[Config], EmbeddedLora | None]
     merged_config: Callable[[Config], dict[str, Any]]
-    language_model: Callable[[Any], nn.Module]
-    sample_inputs: Callable[[Config, Generator], tuple[Tensor, ...]]
-    encode: Callable[[Any, Tensor], dict[str, Tensor]]
-    image_tokens: Callable[[Config], int]
-    image_processor: Callable[[Config], dict[str, Any]]
-    layouts: Mapping[str, Callable[[Config], tuple[Component, ...]]]
+    text_config: Callable[[Config], PretrainedConfig]
+    sample_inputs: Callable[[Config, Generator], dict[str, Tensor]]
+    reference: Callable[[Any], Reference]
+    feeder: Callable[[Path, Config, Mapping[str, Any]], Feeder]
+    layouts: Mapping[str, Layout]
+    trim: Callable[[Any], None] = field(default=lambda model: None)
+    image_processor: Callable[[Config], dict[str, Any]] = field(default=lambda config: {})
     adapter_roots: Sequence[str] = field(default=("",))
 
 
@@ -112,6 +166,7 @@ def find_family(model_type: str, source: str) -> Family:
     Raises:
         InputError: no family has that name.
     """
-    if model_type not in names():
+    module = str(model_type).replace("-", "_")
+    if module not in names():
         raise InputError(f"{source}: model_type {model_type!r} is not supported; supported: {', '.join(names())}")
-    return importlib.import_module(f"{families.__name__}.{model_type}").FAMILY
+    return importlib.import_module(f"{families.__name__}.{module}").FAMILY

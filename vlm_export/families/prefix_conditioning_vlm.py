@@ -7,14 +7,21 @@ Checkpoints hold one `config.json` and one state dict in which PEFT's wrapping o
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
+from transformers import PretrainedConfig
 
 from vlm_export import decoder
-from vlm_export.families.base import Component, Config, EmbeddedLora, Family, TensorSpec
+from vlm_export.families.base import Component, Config, EmbeddedLora, Family, Layout, TensorSpec
+from vlm_export.layouts.prefix_captioner import PrefixCaptioner
+from vlm_export.layouts.prefix_chat import PrefixChat
+from vlm_export.layouts.prefix_components import PrefixComponents
 from vlm_export.prefix_model import PrefixConditioningVLM, nested_config
+from vlm_export.processing import PixelsAndPrompt
 
 # What a checkpoint may carry and inference never reads: SigLIP's pooling head, and buffers of older transformers.
 _UNUSED = re.compile(
@@ -43,16 +50,47 @@ def merged_config(config: Config) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in _LORA_KEYS}
 
 
-def sample_inputs(config: Config, generator: Generator) -> tuple[Tensor, ...]:
+def text_config(config: Config) -> PretrainedConfig:
+    return nested_config(config["text_config"])
+
+
+def sample_inputs(config: Config, generator: Generator) -> dict[str, Tensor]:
     """`pixel_values` `[2, 3, size, size]` and `input_ids` `[2, 8]`."""
     size = config["vision_config"]["image_size"]
     pixel_values = torch.rand(2, 3, size, size, generator=generator) * 2 - 1
-    return pixel_values, torch.randint(config["text_config"]["vocab_size"], (2, 8), generator=generator)
+    input_ids = torch.randint(config["text_config"]["vocab_size"], (2, 8), generator=generator)
+    return {"pixel_values": pixel_values, "input_ids": input_ids}
 
 
-def encode(model: PrefixConditioningVLM, pixel_values: Tensor) -> dict[str, Tensor]:
-    vision_features = model.vision_encoder(pixel_values).last_hidden_state
-    return {"vision_features": vision_features, "image_features": model.projection(vision_features)}
+class Reference:
+    """transformers has no class for these models: its decoder continues the projected patches and the prompt."""
+
+    def __init__(self, model: PrefixConditioningVLM):
+        self.model = model
+        self.language_model: Any = model.language_model
+
+    def encode(self, fed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        vision_features = self.model.vision_encoder(fed["pixel_values"]).last_hidden_state
+        return {"vision_features": vision_features, "image_features": self.model.projection(vision_features)}
+
+    def prefill(self, fed: Mapping[str, Tensor]) -> Any:
+        return self.language_model(inputs_embeds=self._embeds(fed), use_cache=True)
+
+    def step(self, token_ids: Tensor, past: Any, fed: Mapping[str, Tensor]) -> Any:
+        return self.language_model(input_ids=token_ids, past_key_values=past, use_cache=True)
+
+    def generate(self, fed: Mapping[str, Tensor], **options: Any) -> Any:
+        embeds = self._embeds(fed)
+        mask = torch.ones(embeds.shape[:2], dtype=torch.int64)
+        return self.language_model.generate(inputs_embeds=embeds, attention_mask=mask, **options)
+
+    def _embeds(self, fed: Mapping[str, Tensor]) -> Tensor:
+        prompt = self.language_model.get_input_embeddings()(fed["input_ids"])
+        return torch.cat([self.encode(fed)["image_features"], prompt], dim=1)
+
+
+def feeder(folder: Path, config: Config, settings: Mapping[str, Any]) -> PixelsAndPrompt:
+    return PixelsAndPrompt(folder, settings)
 
 
 def image_tokens(config: Config) -> int:
@@ -91,7 +129,7 @@ class Encoder(nn.Module):
 
 
 def _geometry(config: Config) -> decoder.Geometry:
-    return decoder.Geometry.of(nested_config(config["text_config"]))
+    return decoder.Geometry.of(text_config(config))
 
 
 def _pixels(config: Config) -> TensorSpec:
@@ -142,11 +180,15 @@ FAMILY = Family(
     rename=rename,
     embedded_lora=embedded_lora,
     merged_config=merged_config,
-    language_model=lambda model: model.language_model,
+    text_config=text_config,
     sample_inputs=sample_inputs,
-    encode=encode,
-    image_tokens=image_tokens,
+    reference=Reference,
+    feeder=feeder,
+    layouts={
+        "captioner": Layout(captioner, PrefixCaptioner()),
+        "chat": Layout(chat, PrefixChat(image_tokens)),
+        "components": Layout(components, PrefixComponents()),
+    },
     image_processor=image_processor,
-    layouts={"captioner": captioner, "chat": chat, "components": components},
     adapter_roots=("", "language_model."),
 )

@@ -1,4 +1,4 @@
-"""What a layout declares: its config files, and its client's feeding order, re-enacted with ONNX Runtime."""
+"""What a client is: config files that make it load the graphs, and its feeding order, re-enacted with ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -6,32 +6,37 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import onnxruntime
 
 Arrays = dict[str, np.ndarray]
+Inputs = Mapping[str, np.ndarray]
 _NUMPY = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
 
 
 @dataclass(frozen=True)
 class RepoFacts:
-    """What the config files of a layout are made of.
+    """What the config files of a repo are made of.
 
     Attributes:
-        image_token_id: the id after the last row of the token table; never generated.
-        image_tokens: rows of `image_features` for one image.
+        config: the model's, as the checkpoint has it.
+        text_config: of the language model inside it, complete, with what ends a text.
+        generation: the recipe's.
+        stored_generation: the checkpoint's `generation_config.json`, or nothing.
+        processor: the checkpoint's `processor_config.json` without what belongs in `preprocessor_config.json`.
+        free_token_id: the id after the tokenizer's last.
     """
 
     config: Mapping[str, Any]
+    text_config: Mapping[str, Any]
     generation: Mapping[str, Any]
+    stored_generation: Mapping[str, Any]
+    processor: Mapping[str, Any]
     eos_token_ids: Sequence[int]
     pad_token_id: int
-    image_token: str
-    image_token_id: int
-    image_tokens: int
-    image_size: int
+    free_token_id: int
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ class Sessions:
             )
         return self._open[component]
 
-    def run(self, component: str, feeds: Mapping[str, np.ndarray]) -> Arrays:
+    def run(self, component: str, feeds: Inputs) -> Arrays:
         """Run a graph on those of `feeds` that it declares; a declared input that is not among them raises."""
         session = self.session(component)
         wanted = {value.name: feeds[value.name] for value in session.get_inputs()}
@@ -91,36 +96,56 @@ class Sessions:
 
 
 class Driver(Protocol):
-    """A repo's graphs, driven as the layout's client drives them."""
+    """A repo's graphs, driven as the client drives them.
 
-    def encode(self, pixel_values: np.ndarray) -> list[Observed]:
-        """`[batch, 3, H, W] float32` → the encoder side's outputs, `image_features` the last."""
+    `inputs` are what the client is fed for one case, and for the decoder also what the encoder gave, by quantity.
+    """
 
-    def prefill(self, image_features: np.ndarray, prompt_ids: np.ndarray) -> DecoderRun:
-        """`[batch, rows, hidden]` and `[batch, tokens] int64` → the first logits and cache."""
+    def encode(self, inputs: Inputs) -> list[Observed]:
+        """The encoder side's outputs."""
 
-    def step(self, token_ids: np.ndarray, cache: Arrays, image_features: np.ndarray) -> DecoderRun:
+    def prefill(self, inputs: Inputs) -> DecoderRun:
+        """The first logits and cache."""
+
+    def step(self, token_ids: np.ndarray, cache: Arrays, inputs: Inputs) -> DecoderRun:
         """`[batch, tokens] int64` after the cache → logits of the last of them."""
 
+    def seen(self, inputs: Inputs) -> list[int]:
+        """The ids that rules on repetition look back on at the first token, for a batch of one."""
 
-class Layout(ABC):
-    """One way to lay out a repo. `client` names what loads it: a pipeline, a class, or hand-written code."""
+
+class Client(ABC):
+    """What loads a repo: a pipeline, a class, or hand-written code.
+
+    Attributes:
+        name: how the model card calls it.
+        task: the model card's `pipeline_tag`.
+        node: the way in which `node/caption.mjs` runs it, or None where transformers.js cannot.
+        own_token: a token that the tokenizer lacks and the repo's gets, with the id `RepoFacts.free_token_id`.
+        chat_template: the template of a tokenizer that has none.
+    """
 
     name: str
-    client: str
-    in_transformers_js: bool = True
+    task: str = "image-text-to-text"
+    node: Literal["captioner", "chat"] | None = None
+    own_token: str | None = None
+    chat_template: str | None = None
 
     @abstractmethod
     def config(self, facts: RepoFacts) -> dict[str, dict[str, Any]]:
         """The JSON files that make the client load the graphs, by file name."""
 
     @abstractmethod
-    def driver(self, sessions: Sessions, facts: Mapping[str, dict[str, Any]]) -> Driver:
-        """Drive the graphs of a repo whose JSON files are `facts`."""
+    def driver(self, sessions: Sessions, files: Mapping[str, dict[str, Any]]) -> Driver:
+        """Drive the graphs of a repo whose JSON files are `files`."""
 
     @abstractmethod
-    def snippet(self, repo_id: str, image_token: str) -> str:
+    def snippet(self, repo_id: str) -> str:
         """JavaScript (or Python, where no library loads it) that captions an image."""
+
+    def prompt(self, text: str) -> str:
+        """A golden's text as `node/caption.mjs` takes it."""
+        return text
 
 
 def decoder_run(component: str, outputs: Arrays) -> DecoderRun:

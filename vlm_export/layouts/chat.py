@@ -1,100 +1,102 @@
-"""chat: a `llava` for transformers.js (`AutoProcessor` + `AutoModelForImageTextToText`), for prompts and turns.
+"""chat: `AutoProcessor` and `AutoModelForImageTextToText` of transformers.js, for the classes derived from its llava.
 
-The class runs `embed_tokens` on the prompt, writes the image's features over the rows of image tokens, and feeds
+Such a class runs `embed_tokens` on the prompt, writes the images' features over the rows of image tokens, and feeds
 embeddings, mask and positions to the decoder.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from vlm_export.layouts.base import (
     Arrays,
+    Client,
     DecoderRun,
-    Layout,
+    Inputs,
     Observed,
-    RepoFacts,
     Sessions,
     decoder_run,
-    generation_config,
 )
 
 _DECODER = "decoder_model_merged"
+_NO_GRID = 1 << 16  # pixels: a patch larger than any image
 
 
-class Chat(Layout):
-    name = "chat"
-    client = "AutoModelForImageTextToText"
+class Chat(Client):
+    """What such classes share: how they are loaded and driven. Their config files differ."""
 
-    def config(self, facts: RepoFacts) -> dict[str, dict[str, Any]]:
-        config = {
-            "model_type": "llava",
-            "architectures": ["LlavaForConditionalGeneration"],
-            "image_token_index": facts.image_token_id,  # what 3.x reads
-            "image_token_id": facts.image_token_id,
-            "text_config": dict(facts.config["text_config"]),
-            "vision_config": dict(facts.config["vision_config"]),
-        }
-        # The processor writes floor(size / patch_size)² + num_additional_image_tokens image tokens. A patch larger than
-        # the image leaves the second term alone, which is right for towers and projections of any grid.
-        processor = {
-            "processor_class": "LlavaProcessor",
-            "image_token": facts.image_token,
-            "patch_size": facts.image_size + 1,
-            "num_additional_image_tokens": facts.image_tokens,
-        }
-        return {
-            "config.json": config,
-            "generation_config.json": generation_config(facts),
-            "processor_config.json": processor,
-        }
+    name = "AutoModelForImageTextToText"
+    node: Literal["chat"] = "chat"
 
-    def driver(self, sessions: Sessions, facts: Mapping[str, dict[str, Any]]) -> _Driver:
-        return _Driver(sessions, facts["config.json"]["image_token_id"])
+    def driver(self, sessions: Sessions, files: Mapping[str, dict[str, Any]]) -> ChatDriver:
+        return ChatDriver(sessions, files["config.json"]["image_token_id"])
 
-    def snippet(self, repo_id: str, image_token: str) -> str:
+    def snippet(self, repo_id: str) -> str:
         return f"""```js
 import {{ AutoProcessor, AutoModelForImageTextToText, load_image }} from '@huggingface/transformers';
 
 const processor = await AutoProcessor.from_pretrained('{repo_id}');
 const model = await AutoModelForImageTextToText.from_pretrained('{repo_id}');
-const inputs = await processor(await load_image('photo.jpg'), '{image_token}');
+const inputs = await processor(await load_image('photo.jpg'), '<image>');
 const output = await model.generate(inputs);
 const answer = output.slice(null, [inputs.input_ids.dims[1], null]);
 const [text] = processor.batch_decode(answer, {{ skip_special_tokens: true }});
 ```"""
 
 
-class _Driver:
+def llava_processor(image_token: str, image_tokens: int) -> dict[str, Any]:
+    """`processor_config.json` of a `LlavaProcessor` that writes `image_tokens` of them for an image of any size.
+
+    It writes floor(size / patch_size)² + num_additional_image_tokens. A patch larger than the image leaves the second
+    term alone, which is right for towers and projections of any grid.
+    """
+    return {
+        "processor_class": "LlavaProcessor",
+        "image_token": image_token,
+        "patch_size": _NO_GRID,
+        "num_additional_image_tokens": image_tokens,
+    }
+
+
+class ChatDriver:
+    """`vision_encoder`, `embed_tokens` and `decoder_model_merged`."""
+
     def __init__(self, sessions: Sessions, image_token_id: int):
         self.sessions = sessions
         self.image_token_id = image_token_id
 
-    def encode(self, pixel_values: np.ndarray) -> list[Observed]:
-        outputs = self.sessions.run("vision_encoder", {"pixel_values": pixel_values})
+    def encode(self, inputs: Inputs) -> list[Observed]:
+        outputs = self.sessions.run("vision_encoder", inputs)
         return [Observed("vision_encoder", "image_features", "image_features", outputs["image_features"])]
 
-    def prefill(self, image_features: np.ndarray, prompt_ids: np.ndarray) -> DecoderRun:
-        batch, rows = image_features.shape[:2]
-        image_ids = np.full((batch, rows), self.image_token_id, dtype=np.int64)
-        embeds = self._embed(np.concatenate([image_ids, prompt_ids], axis=1))
-        embeds[:, :rows] = image_features
-        return self._decode(embeds, self.sessions.empty_cache(_DECODER, batch))
+    def prefill(self, inputs: Inputs) -> DecoderRun:
+        ids = self.ids(inputs)
+        embeds = self._embed(ids)
+        embeds[ids == self.image_token_id] = inputs["image_features"].reshape(-1, embeds.shape[-1])
+        return self._decode(embeds, self.sessions.empty_cache(_DECODER, len(ids)), inputs)
 
-    def step(self, token_ids: np.ndarray, cache: Arrays, image_features: np.ndarray) -> DecoderRun:
-        return self._decode(self._embed(token_ids), cache)
+    def step(self, token_ids: np.ndarray, cache: Arrays, inputs: Inputs) -> DecoderRun:
+        return self._decode(self._embed(token_ids), cache, inputs)
+
+    def ids(self, inputs: Inputs) -> np.ndarray:
+        """The prompt with as many image tokens as there are features."""
+        return inputs["input_ids"]
+
+    def seen(self, inputs: Inputs) -> list[int]:
+        return self.ids(inputs)[0].tolist()
 
     def _embed(self, token_ids: np.ndarray) -> np.ndarray:
         return self.sessions.run("embed_tokens", {"input_ids": token_ids})["inputs_embeds"]
 
-    def _decode(self, embeds: np.ndarray, cache: Arrays) -> DecoderRun:
+    def _decode(self, embeds: np.ndarray, cache: Arrays, inputs: Inputs) -> DecoderRun:
         batch, length = embeds.shape[:2]
-        past = next(iter(cache.values())).shape[2]
-        mask = np.ones((batch, past + length), dtype=np.int64)
-        positions = np.broadcast_to(np.arange(past, past + length, dtype=np.int64), (batch, length))
+        total = next(iter(cache.values())).shape[2] + length
+        given = inputs.get("attention_mask", np.ones((batch, 0), dtype=np.int64))
+        mask = np.concatenate([given, np.ones((batch, total - given.shape[1]), dtype=np.int64)], axis=1)
+        positions = np.where(mask == 0, 1, mask.cumsum(axis=1) - 1)[:, -length:]
         feeds = {
             "inputs_embeds": embeds,
             "attention_mask": mask,
@@ -103,6 +105,3 @@ class _Driver:
             **cache,
         }
         return decoder_run(_DECODER, self.sessions.run(_DECODER, feeds))
-
-
-LAYOUT = Chat()

@@ -6,7 +6,7 @@
  *
  * @typedef {{ path: string } | { remote_host: string, id: string, revision: string }} Model
  * @typedef {{ path: string, shape: number[] }} PixelValues  A file of little-endian float32.
- * @typedef {{ image?: string, pixel_values?: PixelValues, prompt?: string }} Item  Has an image or its pixel values.
+ * @typedef {{ image?: string, pixel_values?: PixelValues, prompt?: string }} Item  Pixel values win over the image.
  * @typedef {Record<string, number>} Generation  Options of `generate()`.
  * @typedef {{ model: Model, layout: 'captioner' | 'chat', dtype: string, generation: Generation, items: Item[] }} Request
  *
@@ -24,6 +24,7 @@ import {
     AutoModelForImageTextToText,
     AutoProcessor,
     BaseStreamer,
+    Idefics3Processor,
     PreTrainedModel,
     RawImage,
     Tensor,
@@ -108,7 +109,7 @@ async function loadCaptioner(id, dtype) {
 
     /** @type {Loaded['caption']} */
     async function caption(item, options) {
-        if (item.image) {
+        if (!item.pixel_values) {
             const [{ generated_text }] = await captioner(item.image, options);
             return generated_text;
         }
@@ -121,12 +122,13 @@ async function loadCaptioner(id, dtype) {
 /** @type {(id: string, dtype: string) => Promise<Loaded>} */
 async function loadChat(id, dtype) {
     const processor = await AutoProcessor.from_pretrained(id);
+    const textFirst = processor instanceof Idefics3Processor;
     const model = await AutoModelForImageTextToText.from_pretrained(id, { dtype });
 
     /** @type {Loaded['caption']} */
     async function caption(item, options) {
         const image = item.image ? await RawImage.read(item.image) : blankImage(item.pixel_values);
-        const inputs = await processor(image, processor.config.image_token + (item.prompt ?? ''));
+        const inputs = await (textFirst ? processor(item.prompt, image) : processor(image, item.prompt));
         if (item.pixel_values) {
             inputs.pixel_values = await readTensor(item.pixel_values);
         }

@@ -9,14 +9,15 @@ import onnx_ir as ir
 from vlm_export.families.base import Component
 
 _CACHE = "past_key_values."
-_TYPES = {"float32": "float", "int64": "int64"}
+_PASTS = {"past": f"{_CACHE}0.key", "cross_past": f"{_CACHE}0.encoder.key"}  # what a front end calls layer 0's
+_TYPES = {"float32": "float", "int64": "int64", "bool": "bool"}
 
 
 def attach(structure: ir.Model, component: Component, *, embedding: ir.Value) -> None:
     """Replace the core's inputs by the values that the front end computes, and give the graph the component's inputs.
 
-    In the text, `past` stands for the key cache of layer 0 and `embedding` for the weight named `embedding`; a front
-    end that computes `past` itself feeds it to every cache input.
+    In the text, `past` and `cross_past` stand for the key caches of layer 0 and `embedding` for the weight named
+    `embedding`; a front end that computes `past` itself feeds it to every cache input.
 
     Raises:
         ValueError: the core has an input that is neither declared nor computed by the front end.
@@ -49,8 +50,9 @@ def attach(structure: ir.Model, component: Component, *, embedding: ir.Value) ->
         if table is embedding:
             weights.append(table)
         sources["embedding"].replace_all_uses_with(table)
-    if "past" in sources:
-        sources["past"].replace_all_uses_with(core[f"{_CACHE}0.key"])
+    for name, cached in _PASTS.items():
+        if name in sources:
+            sources[name].replace_all_uses_with(core[cached])
     for spec in component.trace_signature:
         if core[spec.name] in declared:
             continue
@@ -70,8 +72,9 @@ def _parse(component: Component, opset: int) -> ir.Graph:
     signature = [f"{_TYPES[spec.dtype]}[{', '.join(map(str, spec.shape))}] {spec.name}" for spec in inputs]
     if "(embedding" in text:
         signature.append("float[vocabulary, hidden] embedding")
-    if re.search(r"\(past\)", text) and not re.search(r"^\s*past = ", text, re.MULTILINE):
-        signature.append("float[batch_size, heads, past_length, head_dim] past")
+    for name in _PASTS:
+        if re.search(rf"\({name}\)", text) and not re.search(rf"^\s*{name} = ", text, re.MULTILINE):
+            signature.append(f"float[batch_size, heads, {name}_length, head_dim] {name}")
     last = text.strip().splitlines()[-1].split("=")[0].strip()
     model = (
         f'<ir_version: 10, opset_import: ["" : {opset}]> front ({", ".join(signature)}) => (int64[n] {last}) {{{text}}}'

@@ -1,0 +1,156 @@
+"""Tiny checkpoints of transformers' own chat classes: saved by the library, with its processors and a PEFT adapter."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import peft
+import pico
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    CLIPImageProcessor,
+    Idefics3ImageProcessor,
+    Idefics3Processor,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+    SiglipImageProcessor,
+)
+
+IMAGE_TOKEN = "<image>"
+VOCABULARY = 288
+TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }}: {% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+CONVERSATION = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is it?"}]}]
+TEXTS: dict[str, dict[str, Any]] = {
+    "llama": {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2},
+    "qwen2": {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True},
+}
+ADAPTED = (
+    r".*(language|text)_model.*\.(q_proj|v_proj|down_proj)|.*vision_.*\.q_proj"
+    r"|.*multi_modal_projector\.linear_1|.*connector.*\.proj"
+)
+
+
+def text_config(model_type: str) -> dict[str, Any]:
+    config = AutoConfig.for_model(
+        model_type,
+        vocab_size=VOCABULARY,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        max_position_embeddings=128,
+        initializer_range=0.2,
+        bos_token_id=256,
+        eos_token_id=256,
+        pad_token_id=256,
+        **TEXTS[model_type],
+    )
+    return config.to_dict()
+
+
+def tower_config(model_type: str, layers: int = 4) -> dict[str, Any]:
+    """16 pixels, 4 patches."""
+    config = AutoConfig.for_model(
+        model_type,
+        hidden_size=24,
+        intermediate_size=48,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=8,
+        initializer_range=0.2,
+        initializer_factor=4.0,
+        **({"vision_use_head": False} if model_type.startswith("siglip") else {}),
+    )
+    return config.to_dict()
+
+
+def write_llava(folder: Path, text: str = "llama", tower: str = "clip_vision_model", **selection: Any) -> Path:
+    """A llava checkpoint; `selection` is of its feature layers."""
+    config = AutoConfig.for_model(
+        "llava",
+        vision_config=tower_config(tower),
+        text_config=text_config(text),
+        image_token_index=257,
+        **selection,
+    )
+    save_model(folder, config)
+    size = {"height": 16, "width": 16}
+    image_processor: Any = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=size)
+    if tower == "siglip_vision_model":
+        image_processor = SiglipImageProcessor(size=size)
+    class_token = int(tower == "clip_vision_model")
+    LlavaProcessor(
+        image_processor,
+        tokenizer([IMAGE_TOKEN]),
+        patch_size=8,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        num_additional_image_tokens=class_token,
+        chat_template=TEMPLATE,
+    ).save_pretrained(folder)
+    return folder
+
+
+def save_model(folder: Path, config: Any, *, seed: int = 0) -> None:
+    """Random weights, large enough that images, positions and adapters show in the logits."""
+    torch.manual_seed(seed)
+    model = AutoModelForImageTextToText.from_config(config).eval()
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1 and "language_model" not in name and "text_model" not in name and "lm_head" not in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(folder)
+
+
+def write_adapter(folder: Path, base: Path, targets: str = ADAPTED, *, seed: int = 1) -> Path:
+    """A PEFT adapter for a saved model, on whatever modules the pattern finds; none of its weights is zero."""
+    model = AutoModelForImageTextToText.from_pretrained(base)
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets))
+    torch.manual_seed(seed)
+    pico._fill_adapter(wrapped)
+    wrapped.save_pretrained(folder)
+    return folder
+
+
+def tokenizer(special: list[str]) -> PreTrainedTokenizerFast:
+    """Byte-level, an end token with id 256, then `special` ones."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(alphabet)}, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=made, eos_token=pico.END, bos_token=pico.END, pad_token=pico.END)
+    fast.add_special_tokens({"additional_special_tokens": special})
+    return fast
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
+def write_tiled(folder: Path, model_type: str = "idefics3") -> Path:
+    """An Idefics3 or SmolVLM checkpoint: tiles of 16 pixels, 16 patches that become 4 rows."""
+    tower = {key: value for key, value in tower_config("siglip_vision_model", 3).items() if key != "model_type"}
+    config = AutoConfig.for_model(
+        model_type,
+        vision_config={**tower, "patch_size": 4, "initializer_range": 0.2},
+        text_config={**text_config("llama"), "max_position_embeddings": 512},
+        image_token_id=257,
+        scale_factor=2,
+        pad_token_id=256,
+    )
+    save_model(folder, config)
+    special = [IMAGE_TOKEN, "<fake_token_around_image>", "<global-img>"]
+    special += [f"<row_{row}_col_{column}>" for row in (1, 2, 3) for column in (1, 2, 3)]
+    Idefics3Processor(
+        Idefics3ImageProcessor(size={"longest_edge": 48}, max_image_size={"longest_edge": 16}),
+        tokenizer(special),
+        image_seq_len=4,
+        chat_template=TEMPLATE,
+    ).save_pretrained(folder)
+    return folder

@@ -1,0 +1,238 @@
+"""Families of transformers' own chat classes: LoRA checkpoint → merge → graphs → the same tokens in transformers.js."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pico_chat
+import pytest
+import torch
+from exported import Exported, record, write_images
+from PIL import Image
+from transformers import AutoModelForImageTextToText
+
+from vlm_export import pipeline, weights
+from vlm_export.checkpoint import build_empty, open_checkpoint
+from vlm_export.errors import InputError
+from vlm_export.families.base import find_family
+from vlm_export.metrics import max_relative_error
+from vlm_export.package import load_manifest
+from vlm_export.simplify import SimplifyReport
+from vlm_export.verify import Report
+
+KINDS: dict[str, Callable[[Path], Path]] = {
+    "llava, clip, llama": pico_chat.write_llava,
+    "llava, siglip, qwen2": lambda folder: pico_chat.write_llava(
+        folder, "qwen2", "siglip_vision_model", vision_feature_layer=-1, vision_feature_select_strategy="full"
+    ),
+    "idefics3": pico_chat.write_tiled,
+    "smolvlm": lambda folder: pico_chat.write_tiled(folder, "smolvlm"),
+}
+GOLDEN = {"images": ["images/*.png"], "prompts": [pico_chat.CONVERSATION, "<image>a cat", "is <image> a cat?"]}
+
+
+def prepare(folder: Path, write: Callable[[Path], Path]) -> Exported:
+    """A checkpoint with an adapter on text model, tower and projector, merged, and its golden outputs."""
+    checkpoint = write(folder / "checkpoint")
+    pico_chat.write_adapter(folder / "adapter", checkpoint)
+    write_images(folder / "images")
+    wide = np.random.default_rng(1).integers(0, 255, (12, 40, 3), dtype=np.uint8)
+    Image.fromarray(wide).save(folder / "images" / "wide.png")
+    return record(folder, adapters=[{"path": "adapter"}], layout="chat", golden=GOLDEN)
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]:
+    """Exports a kind in fp32 and q8, once."""
+
+    @cache
+    def once(kind: str) -> Exported:
+        made = prepare(tmp_path_factory.mktemp("chat"), KINDS[kind])
+        made.export("chat", ["q8"])
+        return made
+
+    return once
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def exported(request: pytest.FixtureRequest, make: Callable[[str], Exported]) -> Exported:
+    return make(request.param)
+
+
+@pytest.fixture(scope="module", params=["idefics3", "smolvlm"])
+def tiled(request: pytest.FixtureRequest, make: Callable[[str], Exported]) -> Exported:
+    return make(request.param)
+
+
+@pytest.fixture
+def llava(make: Callable[[str], Exported], tmp_path: Path) -> Exported:
+    """A copy that the test may spoil."""
+    return make("llava, clip, llama").copy(tmp_path / "copy")
+
+
+def export_tower(made: Exported, target: Path, **changes: Any) -> SimplifyReport:
+    """The vision encoder alone, under a changed config."""
+    merged = open_checkpoint(made.work.merged)
+    changed = replace(merged, config={**merged.config, **changes})
+    component = merged.family.layouts["chat"].components(changed.config)[0]
+    model = build_empty(changed)
+    merged.family.trim(model)
+    structure, report = pipeline.make_structure(component, model)
+    weights.save_graph(weights.attach_weights(structure, component, merged.tensors), target)
+    return report
+
+
+def merged_model(made: Exported) -> Any:
+    return AutoModelForImageTextToText.from_pretrained(made.work.merged, attn_implementation="eager").eval()
+
+
+def failures(report: Report) -> str:
+    return "\n".join(f"{c.component} {c.dtype} {c.metric}: {c.detail}" for c in report.failures)
+
+
+def simplified(made: Exported, component: str) -> dict[str, Any]:
+    return load_manifest(made.work.repo).simplified[component]
+
+
+def test_verifies_in_both_runtimes(exported: Exported) -> None:
+    report = exported.verify("ort", "node")
+    assert report.verdict == "pass", failures(report)
+    exact = {(c.runtime, c.dtype): c.value for c in report.checks if c.metric == "tokens_exact_rate"}
+    assert exact[("ort", "fp32")] == exact[("node", "fp32")] == 1.0
+    assert exact.keys() == {(runtime, dtype) for runtime in ("ort", "node") for dtype in ("fp32", "q8")}
+    assert {c.detail.split(",")[0] for c in report.checks if "(case" in c.detail} >= {"logits (case0", "logits (case2"}
+
+
+def test_the_adapter_was_everywhere(exported: Exported) -> None:
+    adapted = "\n".join(json.loads((exported.work.merged / "merge.json").read_text())["layers"])
+    for place in ("layers.1.self_attn.v_proj", "layers.0.mlp.down_proj"):
+        assert place in adapted
+    assert any("vision" in module for module in adapted.splitlines())
+    assert any("projector" in module or "connector" in module for module in adapted.splitlines())
+
+
+def test_attention_is_fused(exported: Exported) -> None:
+    for component, operator in (
+        ("vision_encoder", "MultiHeadAttention"),
+        ("decoder_model_merged", "GroupQueryAttention"),
+    ):
+        report = simplified(exported, component)
+        assert report["unfused_attention"] == ""
+        assert report["fused"][operator] > 1
+
+
+def test_a_wrong_position_is_caught(exported: Exported, tmp_path: Path) -> None:
+    made = exported.copy(tmp_path / "copy")
+    model = ir.load(made.graph("vision_encoder"))
+    table = next(v for n, v in model.graph.initializers.items() if n.endswith("position_embedding.weight"))
+    rows = table.const_value.numpy().copy()
+    rows[[-1, -2]] = rows[[-2, -1]]
+    table.const_value = ir.Tensor(rows, name=table.name)
+    ir.save(model, made.graph("vision_encoder"))
+    report = made.verify("ort")
+    assert {check.component for check in report.failures} == {"vision_encoder"}
+    assert "image_features (case0, batch 1)" in failures(report)
+
+
+def test_a_wrong_feature_layer_is_caught(llava: Exported) -> None:
+    export_tower(llava, llava.graph("vision_encoder"), vision_feature_layer=-1)
+    report = llava.verify("ort")
+    assert {check.component for check in report.failures} == {"vision_encoder"}
+    assert "vision_encoder fp32 max_relative_error: image_features" in failures(report)
+
+
+def test_the_layers_above_the_feature_layer_are_left_out(llava: Exported) -> None:
+    assert simplified(llava, "vision_encoder")["repeated"] == {"model.vision_tower.encoder.layers": 1}
+    initializers = ir.load(llava.graph("vision_encoder")).graph.initializers
+    assert {name.split(".")[4] for name in initializers if "encoder.layers" in name} == {"0", "1", "2"}
+    assert not any("post_layernorm" in name for name in initializers)
+
+
+def test_features_of_several_layers(tmp_path: Path) -> None:
+    made = prepare(tmp_path, lambda folder: pico_chat.write_llava(folder, vision_feature_layer=[0, 3, -3]))
+    report = export_tower(made, tmp_path / "tower.onnx")
+    assert report.repeated == {}
+    pixels = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = torch.stack(merged_model(made).get_image_features(pixels, return_dict=True).pooler_output)
+    (features,) = onnxruntime.InferenceSession(tmp_path / "tower.onnx").run(None, {"pixel_values": pixels.numpy()})
+    assert max_relative_error(features, expected.numpy()) < 1e-5
+
+
+def run_tiles(made: Exported, pixels: torch.Tensor, mask: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """`image_features` of the graph and of PyTorch, as rows."""
+    session = onnxruntime.InferenceSession(made.graph("vision_encoder"))
+    feeds = {"pixel_values": pixels.numpy(), "pixel_attention_mask": mask.numpy()}
+    (features,) = session.run(None, feeds)
+    with torch.inference_mode():
+        rows = merged_model(made).get_image_features(pixels, mask, return_dict=True).pooler_output
+    return features.reshape(-1, features.shape[-1]), torch.cat(rows).numpy()
+
+
+@pytest.mark.parametrize(("batch", "tiles"), [(1, 1), (1, 7), (2, 3)])
+def test_any_number_of_tiles(tiled: Exported, batch: int, tiles: int) -> None:
+    pixels = torch.rand(batch, tiles, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    features, expected = run_tiles(tiled, pixels, torch.ones(batch, tiles, 16, 16, dtype=torch.bool))
+    assert features.shape == (batch * tiles * 4, 32)
+    assert max_relative_error(features, expected) < 1e-5
+
+
+def test_tiles_of_padding_are_dropped(tiled: Exported) -> None:
+    pixels = torch.rand(2, 3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    mask = torch.ones(2, 3, 16, 16, dtype=torch.bool)
+    pixels[0, 1:], mask[0, 1:] = 0, False
+    features, expected = run_tiles(tiled, pixels, mask)
+    assert features.shape == (4 * 4, 32)
+    assert max_relative_error(features, expected) < 1e-5
+
+
+def test_padding_within_a_tile_is_not_seen(tiled: Exported) -> None:
+    pixels = torch.rand(1, 3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    mask = torch.ones(1, 3, 16, 16, dtype=torch.bool)
+    mask[0, 1, 9:], mask[0, 2, :, 5:] = False, False
+    features, expected = run_tiles(tiled, pixels, mask)
+    assert max_relative_error(features, expected) < 1e-5
+    everything, _ = run_tiles(tiled, pixels, torch.ones_like(mask))
+    assert max_relative_error(everything[4:], expected[4:]) > 1e-2, "the mask matters"
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ([], "golden.prompts: a chat model needs one"),
+        (["a cat"], "golden.prompts: 'a cat' needs the image token '<image>' once"),
+        ([[{"role": "user", "content": 1}]], "golden.prompts: the chat template: "),
+    ],
+)
+def test_a_prompt_that_is_none(prompts: list[Any], message: str, tmp_path: Path) -> None:
+    pico_chat.write_llava(tmp_path / "checkpoint")
+    with pytest.raises(InputError, match=message):
+        record(tmp_path, layout="chat", golden={"images": ["images/*.png"], "prompts": prompts})
+
+
+def test_a_conversation_is_no_use_to_a_captioner(tmp_path: Path) -> None:
+    from exported import prepare as prepare_captioner
+
+    with pytest.raises(InputError, match=r"pico\.yaml: golden\.prompts: a captioner continues a text"):
+        prepare_captioner(tmp_path, golden={"images": ["images/*.png"], "prompts": [pico_chat.CONVERSATION]})
+
+
+def test_names_of_transformers_4() -> None:
+    renamed = find_family("llava", "test").rename
+    assert (
+        renamed("language_model.model.layers.0.mlp.up_proj.weight")
+        == "model.language_model.layers.0.mlp.up_proj.weight"
+    )
+    assert renamed("language_model.lm_head.weight") == "lm_head.weight"
+    assert renamed("vision_tower.vision_model.pre_layrnorm.bias") == "model.vision_tower.pre_layrnorm.bias"
+    assert renamed("multi_modal_projector.linear_2.bias") == "model.multi_modal_projector.linear_2.bias"
+    assert renamed("model.language_model.norm.weight") == "model.language_model.norm.weight"
+    assert renamed("vision_tower.vision_model.embeddings.position_ids") is None

@@ -1,0 +1,203 @@
+"""Vision encoder-decoders: any tower of transformers, and a text decoder that looks at it through cross-attention.
+
+Checkpoints are what `VisionEncoderDecoderModel.save_pretrained` writes: `encoder.…`, `decoder.…`, and `enc_to_dec_proj`
+where the two differ in width and the decoder's cross-attention does not take the encoder's. Verified are ViT, SigLIP,
+DeiT and Swin, and GPT-2, BERT, RoBERTa, TrOCR and mBART.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from copy import deepcopy
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor, nn
+from transformers import GenerationConfig, PretrainedConfig, VisionEncoderDecoderConfig, VisionEncoderDecoderModel
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+from vlm_export.cross_decoder import cross_decoder
+from vlm_export.decoder import Geometry
+from vlm_export.errors import InputError
+from vlm_export.families.base import Component, Config, Family, Layout, TensorSpec
+from vlm_export.layouts.encoder_decoder import EncoderDecoder
+from vlm_export.processing import PixelsAndPrompt, stored_generation
+
+# What a checkpoint may carry and inference never reads: poolers, and buffers of older transformers.
+_UNUSED = re.compile(
+    r"encoder\.(vision_model\.)?(pooler|head)\.|encoder\..*relative_position_index$|.*\.(position_ids|token_type_ids)$"
+    r"|decoder\..*\.h\.\d+\.(attn|crossattention)\.(bias|masked_bias)$|decoder\..*\.(_float_tensor|version)$"
+)
+# Under these names transformers keeps the tables of what its towers' parameters were called before version 5.
+_TOWERS = ("ViTModel", "DeiTModel", "swin", "SiglipVisionModel")
+_TOWER = "encoder."
+
+
+def rename(key: str) -> str | None:
+    """A checkpoint's key → the key in transformers 5's module tree, or None when inference does not use the tensor."""
+    if _UNUSED.match(key):
+        return None
+    if not key.startswith(_TOWER):
+        return key
+    name = key.removeprefix(_TOWER)
+    for renaming in _renamings():
+        name, _ = renaming.rename_source_key(name)
+    return _TOWER + name
+
+
+@cache
+def _renamings() -> tuple[Any, ...]:
+    return tuple(renaming for tower in _TOWERS for renaming in get_checkpoint_conversion_mapping(tower) or ())
+
+
+def model_config(config: Config) -> VisionEncoderDecoderConfig:
+    """The config of the model; a SigLIP tower loses its pooling head, since a decoder looks at the patches."""
+    values = deepcopy(dict(config))
+    if str(values["encoder"].get("model_type")).startswith("siglip"):
+        values["encoder"]["vision_use_head"] = False
+    values["decoder"] |= {"is_decoder": True, "add_cross_attention": True}
+    return VisionEncoderDecoderConfig(**values)
+
+
+def build(config: dict[str, Any]) -> VisionEncoderDecoderModel:
+    model = VisionEncoderDecoderModel(model_config(config))
+    model.encoder.pooler = None
+    return model
+
+
+def text_config(config: Config) -> PretrainedConfig:
+    """The decoder's, with the special tokens that the whole model's config gives."""
+    decoder: Any = model_config(config).decoder
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if config.get(name) is not None:
+            setattr(decoder, name, config[name])
+    return decoder
+
+
+def start_token_id(config: Config, generation: Mapping[str, Any]) -> int:
+    """The id that every text begins with, which transformers looks for in all these places.
+
+    Raises:
+        InputError: it is in none of them.
+    """
+    sources = (generation, config, config["decoder"])
+    for name in ("decoder_start_token_id", "bos_token_id"):
+        for source in sources:
+            if source.get(name) is not None:
+                return int(source[name])
+    raise InputError("config.json: decoder_start_token_id: not set, so no text could begin; set it as in training")
+
+
+def sample_inputs(config: Config, generator: Generator) -> dict[str, Tensor]:
+    """`pixel_values` `[2, 3, height, width]` and `input_ids` `[2, 8]`."""
+    pixel_values = torch.rand(2, 3, *_image_size(config), generator=generator) * 2 - 1
+    input_ids = torch.randint(text_config(config).vocab_size, (2, 8), generator=generator)
+    return {"pixel_values": pixel_values, "input_ids": input_ids}
+
+
+class Reference:
+    """transformers' own model; `input_ids` begin with the start token."""
+
+    def __init__(self, model: Any):
+        self.model = model
+        model.generation_config = GenerationConfig()  # older configs hold rules of generation, which the recipe gives
+
+    def encode(self, fed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"encoder_hidden_states": Encoder(self.model)(fed["pixel_values"])}
+
+    def prefill(self, fed: Mapping[str, Tensor]) -> Any:
+        return self._run(fed["input_ids"], None, fed)
+
+    def step(self, token_ids: Tensor, past: Any, fed: Mapping[str, Tensor]) -> Any:
+        return self._run(token_ids, past, fed)
+
+    def generate(self, fed: Mapping[str, Tensor], **options: Any) -> Any:
+        ids = fed["input_ids"]
+        start = int(ids[0, 0])
+        return self.model.generate(fed["pixel_values"], decoder_input_ids=ids, decoder_start_token_id=start, **options)
+
+    def _run(self, ids: Tensor, past: Any, fed: Mapping[str, Tensor]) -> Any:
+        return self.model(pixel_values=fed["pixel_values"], decoder_input_ids=ids, past_key_values=past, use_cache=True)
+
+
+class PixelsAndStart(PixelsAndPrompt):
+    """Puts the start token before a text."""
+
+    def __init__(self, folder: Path, config: Config, settings: Mapping[str, Any]):
+        super().__init__(folder, settings)
+        self.start = start_token_id(config, stored_generation(folder))
+
+    def feed(self, image: Path, text: str) -> dict[str, np.ndarray]:
+        fed = super().feed(image, text)
+        start = np.array([[self.start]], dtype=np.int64)
+        return fed | {"input_ids": np.concatenate([start, fed["input_ids"]], axis=1)}
+
+
+class Encoder(nn.Module):
+    """Tower and, if there is one, the projection to the decoder's width, with the model's own attribute names."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.encoder = model.encoder
+        self.enc_to_dec_proj = getattr(model, "enc_to_dec_proj", None)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        states = self.encoder(pixel_values).last_hidden_state
+        return states if self.enc_to_dec_proj is None else self.enc_to_dec_proj(states)
+
+
+def _geometry(config: Config) -> Geometry:
+    """The decoder's sizes. Bart's kin have two of most, their own and an encoder's that is not there."""
+    decoder = text_config(config)
+    heads = getattr(decoder, "decoder_attention_heads", None) or decoder.num_attention_heads
+    return Geometry(
+        layers=getattr(decoder, "decoder_layers", None) or decoder.num_hidden_layers,
+        kv_heads=heads,
+        head_dim=decoder.hidden_size // heads,
+        hidden=decoder.hidden_size,
+        vocabulary=decoder.vocab_size,
+    )
+
+
+def _image_size(config: Config) -> tuple[int, int]:
+    size = config["encoder"]["image_size"]
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+@cache
+def _states_shape(config_json: str) -> tuple[int, int]:
+    """Rows and width of what the encoder gives for one image: found by running it without weights."""
+    config = json.loads(config_json)
+    with torch.device("meta"):
+        states = Encoder(build(config).eval())(torch.empty(1, 3, *_image_size(config)))
+    return states.shape[1], states.shape[2]
+
+
+def captioner(config: Config) -> tuple[Component, ...]:
+    rows, width = _states_shape(json.dumps(config, sort_keys=True))
+    encoder = Component(
+        name="encoder_model",
+        module=Encoder,
+        inputs=(TensorSpec("pixel_values", "float32", ("batch_size", 3, *_image_size(config))),),
+        outputs=(TensorSpec("last_hidden_state", "float32", ("batch_size", rows, width)),),
+    )
+    return encoder, cross_decoder(_geometry(config), width)
+
+
+FAMILY = Family(
+    model_type="vision-encoder-decoder",
+    build=build,
+    rename=rename,
+    embedded_lora=lambda config: None,
+    merged_config=dict,
+    text_config=text_config,
+    sample_inputs=sample_inputs,
+    reference=Reference,
+    feeder=PixelsAndStart,
+    layouts={"captioner": Layout(captioner, EncoderDecoder(_geometry, start_token_id))},
+)

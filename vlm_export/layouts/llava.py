@@ -1,0 +1,33 @@
+"""chat of a llava: transformers.js's own class of that name, under the model's own config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from vlm_export.chat_model import load_config
+from vlm_export.layouts.base import RepoFacts, generation_config
+from vlm_export.layouts.chat import Chat, llava_processor
+
+
+class LlavaChat(Chat):
+    """`image_tokens`: rows of `image_features` for one image, under a config."""
+
+    def __init__(self, image_tokens: Callable[[Mapping[str, Any]], int]):
+        self.image_tokens = image_tokens
+
+    def config(self, facts: RepoFacts) -> dict[str, dict[str, Any]]:
+        image_token_id = load_config(facts.config).image_token_id
+        config = {
+            **facts.config,
+            "image_token_index": image_token_id,  # what 3.x reads
+            "image_token_id": image_token_id,
+            "text_config": dict(facts.text_config),
+        }
+        return {
+            "config.json": config,
+            "generation_config.json": generation_config(facts),
+            "processor_config.json": llava_processor(
+                facts.processor.get("image_token", "<image>"), self.image_tokens(facts.config)
+            ),
+        }
