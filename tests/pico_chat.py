@@ -16,6 +16,7 @@ from transformers import (
     CLIPImageProcessor,
     Idefics3ImageProcessor,
     Idefics3Processor,
+    LlavaOnevisionImageProcessor,
     LlavaProcessor,
     PreTrainedTokenizerFast,
     SiglipImageProcessor,
@@ -70,6 +71,25 @@ def tower_config(model_type: str, layers: int = 4) -> dict[str, Any]:
         **({"vision_use_head": False} if model_type.startswith("siglip") else {}),
     )
     return config.to_dict()
+
+
+def write_onevision(folder: Path) -> Path:
+    """A LLaVA-OneVision checkpoint, with a SigLIP tower and a Qwen2 whose table is tied."""
+    config = AutoConfig.for_model(
+        "llava_onevision",
+        vision_config=tower_config("siglip_vision_model"),
+        text_config=text_config("qwen2"),
+        image_token_index=257,
+        video_token_index=258,
+        image_grid_pinpoints=[[16, 16], [16, 32], [32, 16]],
+    )
+    save_model(folder, config)
+    tokenizer([IMAGE_TOKEN, "<video>"]).save_pretrained(folder)
+    size = {"height": 16, "width": 16}
+    pinpoints = config.image_grid_pinpoints
+    LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=pinpoints).save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return folder
 
 
 def write_llava(folder: Path, text: str = "llama", tower: str = "clip_vision_model", **selection: Any) -> Path:

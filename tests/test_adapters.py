@@ -138,7 +138,7 @@ BASES = {
 @dataclass(frozen=True)
 class Kind:
     """Options of `LoraConfig` for a base; where it attaches; whether the base's head is tied, and still is then, but
-    for bases whose tie PEFT 0.21 does not see (by the names of modules, or in the config); the size of what it trains."""
+    for bases whose tie PEFT 0.21 does not see (by names of modules, or in the config); the size of what it trains."""
 
     options: Callable[[Base], dict[str, Any]]
     root: Callable[[Base], str] = lambda base: ""

@@ -19,13 +19,16 @@ from exported import Exported, record, write_images
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
-from vlm_export import pipeline, weights
+from vlm_export import pipeline, variants
 from vlm_export.checkpoint import build_empty, open_checkpoint
+from vlm_export.dtypes import FP32
 from vlm_export.errors import InputError
 from vlm_export.families.base import find_family
+from vlm_export.graph_file import save_graph
 from vlm_export.metrics import max_relative_error
 from vlm_export.package import load_manifest
 from vlm_export.simplify import SimplifyReport
+from vlm_export.variants import Source
 from vlm_export.verify import Report
 
 KINDS: dict[str, Callable[[Path], Path]] = {
@@ -33,6 +36,7 @@ KINDS: dict[str, Callable[[Path], Path]] = {
     "llava, siglip, qwen2": lambda folder: pico_chat.write_llava(
         folder, "qwen2", "siglip_vision_model", vision_feature_layer=-1, vision_feature_select_strategy="full"
     ),
+    "llava_onevision": pico_chat.write_onevision,
     "idefics3": pico_chat.write_tiled,
     "smolvlm": lambda folder: pico_chat.write_tiled(folder, "smolvlm"),
 }
@@ -86,7 +90,7 @@ def export_tower(made: Exported, target: Path, **changes: Any) -> SimplifyReport
     model = build_empty(changed)
     merged.family.trim(model)
     structure, report = pipeline.make_structure(component, model)
-    weights.save_graph(weights.attach_weights(structure, component, merged.tensors), target)
+    save_graph(variants.make(Source(component, structure, merged.tensors), FP32, target.parent), target)
     return report
 
 
@@ -109,6 +113,16 @@ def test_verifies_in_both_runtimes(exported: Exported) -> None:
     assert exact[("ort", "fp32")] == exact[("node", "fp32")] == 1.0
     assert exact.keys() == {(runtime, dtype) for runtime in ("ort", "node") for dtype in ("fp32", "q8")}
     assert {c.detail.split(",")[0] for c in report.checks if "(case" in c.detail} >= {"logits (case0", "logits (case2"}
+
+
+def test_the_template_is_the_client_s_own(exported: Exported, tmp_path: Path) -> None:
+    """Node is given the conversation, not the text: a repo whose template differs fails there, and only there."""
+    made = exported.copy(tmp_path / "copy")
+    path = made.work.repo / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"chat_template": settings["chat_template"].replace("role", "content")}))
+    report = made.verify("ort", "node")
+    assert {(check.runtime, check.metric) for check in report.failures} == {("node", "tokens_exact_rate")}
 
 
 def test_the_adapter_was_everywhere(exported: Exported) -> None:

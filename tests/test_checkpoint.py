@@ -104,8 +104,8 @@ CONFIGS: dict[str, tuple[Callable[[Path], None], str]] = {
     "null": (lambda folder: config_of(folder, "null"), "config.json: holds a JSON NoneType, not an object"),
     "no model_type": (lambda folder: config_of(folder, "{}"), "config.json: no `model_type`; is this a model folder?"),
     "another model_type": (
-        lambda folder: values_of(folder, model_type="pix2struct"),
-        "config.json: model_type 'pix2struct' is not supported; supported: ",
+        lambda folder: values_of(folder, model_type="internvl"),
+        "config.json: model_type 'internvl' is not supported; supported: ",
     ),
     "a module that is no family": (
         lambda folder: values_of(folder, model_type="base"),

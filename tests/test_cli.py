@@ -13,7 +13,7 @@ import pytest
 from exported import prepare
 from hub_server import TOKEN, HubServer, environment
 
-from vlm_export import node_runtime
+from vlm_export import bundled, node_runtime
 from vlm_export.golden import load_golden
 from vlm_export.recipe import find_recipe
 
@@ -87,9 +87,13 @@ def test_heavy_libraries_are_not_imported_for_help(tmp_path: Path) -> None:
 
 def test_recipes(tmp_path: Path) -> None:
     lines = vlm_export("recipes", cwd=tmp_path).stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["distilvit2", "shapes-captioner"]
+    names = [line.split()[0] for line in lines]
+    assert names == bundled.recipe_names()
+    assert {"distilvit2", "shapes-captioner", "llava-1.5-7b", "smolvlm-256m", "smolvlm2-256m", "idefics3-8b"} <= {
+        *names
+    }
     listed = json.loads(vlm_export("recipes", "--json", cwd=tmp_path).stdout)
-    assert [recipe["name"] for recipe in listed["recipes"]] == ["distilvit2", "shapes-captioner"]
+    assert [recipe["name"] for recipe in listed["recipes"]] == names
 
 
 def test_json_is_one_object_on_stdout(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_browser import SOFTWARE_WEBGPU, WASM, Inputs, visit
 
-from vlm_export import pipeline
+from vlm_export import package, pipeline
 from vlm_export.artifacts import Work
-from vlm_export.checkpoint import read_json
+from vlm_export.checkpoint import open_checkpoint, read_json
 from vlm_export.errors import InputError
 from vlm_export.golden import load_golden
 from vlm_export.layouts.base import Sessions
@@ -40,6 +41,7 @@ PAIRS = [
     ("vit", "trocr, sinusoidal"),
     ("vit", "mbart"),
 ]
+LORA_TARGETS = ["c_attn", "q_attn", "c_proj", "q_proj", "v_proj", "enc_to_dec_proj"]
 DECODER = "decoder_model_merged"
 
 
@@ -67,7 +69,11 @@ def export(made: Exported, *dtypes: str) -> Exported:
 
 @pytest.fixture(scope="module")
 def vit_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    return export(prepare(tmp_path_factory.mktemp("vit-gpt2")), "q8")
+    """With LoRA on both parts."""
+    folder = tmp_path_factory.mktemp("vit-gpt2")
+    made = prepare(folder, adapters=[{"path": "adapter"}])
+    encoder_decoders.write_adapter(folder / "adapter", encoder_decoders.config(layers=LAYERS), LORA_TARGETS)
+    return export(made, "q8")
 
 
 @pytest.fixture
@@ -186,21 +192,29 @@ def test_a_stale_image_is_seen(broken: Exported) -> None:
     assert "present.0.encoder.key (case0, batch 1, prefill) is empty: [1, 4, 0, 8]" in messages(broken.verify())
 
 
-def test_rules_on_repetition_see_the_start_token(tmp_path: Path) -> None:
+def test_rules_on_repetition_see_the_start_token(broken: Exported) -> None:
     """Start and end are one token, as in nlpconnect/vit-gpt2-image-captioning: PyTorch and clients count it as said."""
-    made = prepare(tmp_path, generation={"max_new_tokens": 8, "repetition_penalty": 1.8, "no_repeat_ngram_size": 2})
-    config = read_json(tmp_path / "checkpoint" / "config.json") | {"decoder_start_token_id": END}
-    config["decoder"] |= {
-        "min_length": 5,
-        "no_repeat_ngram_size": 1,
-        "eos_token_id": None,
-    }  # rules that nobody asked for
-    (tmp_path / "checkpoint" / "config.json").write_text(json.dumps(config))
-    (tmp_path / "checkpoint" / "generation_config.json").unlink()
-    report = export(made).verify("ort", "node")
+    folder = broken.recipe.path.parent
+    config = read_json(folder / "checkpoint" / "config.json") | {"decoder_start_token_id": END}
+    config["decoder"] |= {"min_length": 5, "no_repeat_ngram_size": 1, "eos_token_id": None}  # rules nobody asked for
+    (folder / "checkpoint" / "config.json").write_text(json.dumps(config))
+    (folder / "checkpoint" / "generation_config.json").unlink()
+    rules = {"generation": {"max_new_tokens": 8, "repetition_penalty": 1.8, "no_repeat_ngram_size": 2}}
+    recipe = yaml.safe_load(broken.recipe.path.read_text()) | rules
+    broken.recipe.path.write_text(yaml.safe_dump(recipe))
+    made = Exported(load_recipe(broken.recipe.path), broken.work)
+    pipeline.run_golden(made.recipe, silent)
+    pipeline.run_merge(made.recipe, made.work, silent)
+    inputs = read_json(made.work.merged / "merge.json")["inputs_sha256"]  # the graphs stay as they are
+    manifest = replace(package.load_manifest(made.work.repo), inputs_sha256=inputs)
+    package.write_config_files(made.work.repo, made.recipe, open_checkpoint(made.work.merged), manifest)
+
+    report = made.verify("ort", "node")
     assert report.verdict == "pass", report.failures
     generation = read_json(made.work.repo / "generation_config.json")
     assert generation["decoder_start_token_id"] == generation["eos_token_id"] == END
+    golden = read_json(folder / "golden" / "pico" / "golden.json")
+    assert all(len(set(image["token_ids"])) == len(image["token_ids"]) for image in golden["images"])
 
 
 def test_checkpoints_of_transformers_4_and_before(tmp_path: Path) -> None:
@@ -222,15 +236,9 @@ def test_checkpoints_of_transformers_4_and_before(tmp_path: Path) -> None:
     assert "encoder.pooler.dense.weight" in unused
 
 
-@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")
-def test_lora_on_decoder_and_tower(tmp_path: Path) -> None:
+def test_lora_on_decoder_and_tower(vit_gpt2: Exported) -> None:
     """GPT-2's Conv1D, whose weights lie transposed, its cross-attention, and the tower's linear layers."""
-    targets = ["c_attn", "q_attn", "c_proj", "q_proj", "v_proj", "enc_to_dec_proj"]
-    made = prepare(tmp_path, adapters=[{"path": "adapter"}])
-    encoder_decoders.write_adapter(tmp_path / "adapter", encoder_decoders.config(layers=LAYERS), targets)
-    report = export(made).verify()
-    assert report.verdict == "pass", report.failures
-    merged = read_json(made.work.merged / "merge.json")
+    merged = read_json(vit_gpt2.work.merged / "merge.json")
     names = (
         "encoder.layers.0.attention.q_proj",
         "decoder.transformer.h.1.attn.c_attn",

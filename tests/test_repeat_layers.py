@@ -23,7 +23,7 @@ from vlm_export.graph_file import save_graph
 from vlm_export.package import load_manifest
 from vlm_export.rewrites.repeat_layers import NotRepeatable, repeat_layers
 from vlm_export.stacks import find_stacks
-from vlm_export.weights import attach_weights
+from vlm_export.weights import PACKED, attach_weights
 
 TOWER = "vision_encoder.encoder.layers"
 DECODER = {"llama": "language_model.model.layers", "gpt2": "language_model.transformer.h"}
@@ -98,14 +98,18 @@ def test_every_layer_has_the_same_nodes_under_names_of_its_own(exported: Exporte
     for name, path in (("encoder_model", TOWER), ("decoder_model_merged", DECODER[decoder])):
         graph = ir.load(exported.graph(name)).graph
         nodes = [str(node.name) for node in graph]
-        values = [v.name for v in (*(v for n in graph for v in n.outputs), *graph.inputs, *graph.initializers.values())]
+        values = [
+            v.name
+            for v in (*(v for n in graph for v in n.outputs if v.name), *graph.inputs, *graph.initializers.values())
+        ]
         assert len(set(nodes)) == len(nodes)
         assert len(set(values)) == len(values)
         prefixes = [f"{path}.{index}." for index in range(layers)]
         operators = [Counter(n.op_type for n in graph if str(n.name).startswith(prefix)) for prefix in prefixes[2:]]
         assert operators[0]["MatMul"] >= 4  # what GPT-2 has beside its attention operator
         assert operators == operators[:1] * (layers - 2)
-        used = [{n.removeprefix(p) for n in graph.initializers if n.startswith(p)} for p in prefixes]
+        parts = [part for name in graph.initializers for part in name.split(PACKED)]
+        used = [{part.removeprefix(prefix) for part in parts if part.startswith(prefix)} for prefix in prefixes]
         assert len(used[0]) > 6
         assert used == used[:1] * layers
 

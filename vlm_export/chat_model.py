@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 
 from vlm_export.decoder import DecoderCore, Geometry, chat_decoder, embed_tokens
 from vlm_export.families.base import Component, Config
 
+_TEXT = {"input_ids", "attention_mask"}
 _DTYPES = {"dtype", "torch_dtype"}
 
 
@@ -31,6 +32,11 @@ def _without_dtypes(values: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in values.items()
         if key not in _DTYPES
     }
+
+
+def build(config: dict[str, Any]) -> nn.Module:
+    """The class of a config, for an image and a text."""
+    return AutoModelForImageTextToText.from_config(load_config(config))
 
 
 def text_config(config: Config) -> PretrainedConfig:
@@ -54,18 +60,22 @@ class ChatReference:
     image_tokens: int
 
     def encode(self, fed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        pixels = {name: tensor for name, tensor in fed.items() if name.startswith("pixel_")}
-        rows = torch.cat([*self.model.get_image_features(**pixels, return_dict=True).pooler_output])
+        images = {name: value for name, value in self.arguments(fed).items() if name not in _TEXT}
+        rows = torch.cat([*self.model.get_image_features(**images, return_dict=True).pooler_output])
         return {"image_features": rows.reshape(-1, self.image_tokens, rows.shape[-1])}
 
     def prefill(self, fed: Mapping[str, Tensor]) -> Any:
-        return self.model(**fed, use_cache=True)
+        return self.model(**self.arguments(fed), use_cache=True)
 
     def step(self, token_ids: Tensor, past: Any, fed: Mapping[str, Tensor]) -> Any:
         return self.model(input_ids=token_ids, past_key_values=past, use_cache=True)
 
     def generate(self, fed: Mapping[str, Tensor], **options: Any) -> Any:
-        return self.model.generate(**fed, **options)
+        return self.model.generate(**self.arguments(fed), **options)
+
+    def arguments(self, fed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the class is called with."""
+        return dict(fed)
 
 
 class Parts(nn.Module):

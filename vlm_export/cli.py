@@ -234,7 +234,8 @@ def recipes(as_json: bool) -> None:
 
     found = [find_recipe(name).recipe for name in bundled.recipe_names()]
     summaries = [{"name": r.name, "layout": r.layout, "description": r.description.strip()} for r in found]
-    lines = [f"{s['name']:18} {s['layout']:11} {s['description'].splitlines()[0]}" for s in summaries]
+    width = max(len(s["name"]) for s in summaries)
+    lines = [f"{s['name']:{width}} {s['layout']:11} {s['description'].splitlines()[0]}" for s in summaries]
     _print(as_json, {"recipes": summaries}, lines)
 
 

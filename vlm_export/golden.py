@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ class GoldenCase:
 
 @dataclass(frozen=True)
 class Golden:
-    """`golden.json`. Every image is run with `text`."""
+    """`golden.json`. Every image is run with `text`; if a chat template made it, of `conversation`."""
 
     recipe: str
     inputs_sha256: dict[str, str]
@@ -72,6 +72,7 @@ class Golden:
     text: str
     images: list[GoldenImage]
     cases: list[GoldenCase]
+    conversation: list[dict[str, Any]] = field(default_factory=list)
     schema: int = 2
 
 
@@ -136,8 +137,9 @@ def record(
         checkpoint.path, checkpoint.family.image_processor(checkpoint.config), recipe.recipe.image_processor
     )
     feeder = checkpoint.family.feeder(checkpoint.path, checkpoint.config, settings)
+    prompts = recipe.recipe.golden.prompts
     try:
-        text, *texts = feeder.texts(recipe.recipe.golden.prompts)
+        text, *texts = feeder.texts(prompts)
     except InputError as error:
         raise InputError(f"{recipe.path}: {error}") from error
     recorder = _Recorder(checkpoint, model, feeder, asdict(recipe.recipe.generation))
@@ -157,6 +159,7 @@ def record(
         text=text,
         images=recorded,
         cases=cases,
+        conversation=next((list(prompt) for prompt in prompts[:1] if not isinstance(prompt, str)), []),
     )
     with replaced_folder(recipe.golden_target) as folder:
         (folder / "images").mkdir()

@@ -45,12 +45,13 @@ class Item:
     """One picture to caption: an image file, its `pixel_values` `[1, …, 3, H, W] float32`, or both.
 
     `pixel_values` are used in the place of the client's own; of an image beside them only the size counts. The prompt
-    is the whole text, image token included; the captioner layout has no room for one and ignores it.
+    is the whole text, image token included, or a conversation that the client's chat template makes into one; the
+    captioner layout has no room for one and ignores it.
     """
 
     image: Path | None = None
     pixel_values: np.ndarray | None = None
-    prompt: str = ""
+    prompt: str | Sequence[Mapping[str, Any]] = ""
 
     def __post_init__(self) -> None:
         if self.image is None and self.pixel_values is None:

@@ -24,7 +24,9 @@ from vlm_export.graph_file import save_graph
 from vlm_export.merge import MergeReport
 from vlm_export.package import GraphFile, Manifest
 from vlm_export.recipe import RecipeFile
+from vlm_export.rewrites.pack_attention import pack_attention
 from vlm_export.rewrites.repeat_layers import NotRepeatable, repeat_layers
+from vlm_export.rewrites.skip_norms import join_norms
 from vlm_export.simplify import SimplifyReport
 from vlm_export.stacks import find_stacks, two_layer_component, two_layers
 from vlm_export.variants import Source
@@ -45,10 +47,10 @@ _MODEL_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
+    "vocab.json",  # this and the next three: what older checkpoints have instead of tokenizer.json
     "merges.txt",
-    "*.model",
+    "vocab.txt",
+    "sentencepiece.bpe.model",
     "chat_template.*",
     "preprocessor_config.json",
     "processor_config.json",
@@ -194,8 +196,11 @@ def make_structure(
             repeated[stack.path] = repeat_layers(structure, stack.path, stack.layers, cached=stack.cached)
         except NotRepeatable as error:
             return make_structure(component, model, {**(whole or {}), stack.path: str(error)})
+    packed = pack_attention(structure)
+    joined = join_norms(structure)
     return structure, replace(
         report,
+        rewrites={**report.rewrites, "pack_attention": packed, "join_norms": joined},
         nodes_after=len(structure.graph),
         fused=simplify.count_fused(structure),
         repeated=repeated,

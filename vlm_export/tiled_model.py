@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Generator, Tensor, nn
-from transformers import AutoModelForImageTextToText, PretrainedConfig
+from torch import Generator, Tensor
+from transformers import PretrainedConfig
 
 from vlm_export.chat_model import (
     ChatReference,
     Parts,
+    build,
     load_config,
     sample_ids,
     text_components,
@@ -153,10 +154,6 @@ def feeder(folder: Path, config: Config, settings: Mapping[str, Any]) -> ChatPro
         processor_class="Idefics3Processor",
         image_seq_len=tile_tokens(config),
     )
-
-
-def build(config: dict[str, Any]) -> nn.Module:
-    return AutoModelForImageTextToText.from_config(load_config(config))
 
 
 def family(model_type: str, processor_class: str) -> Family:

@@ -22,7 +22,7 @@ from torch import nn
 from vlm_export import attention
 from vlm_export.checkpoint import aliases
 from vlm_export.families.base import Component, TensorSpec
-from vlm_export.rewrites import front_end, ort_fusions
+from vlm_export.rewrites import front_end, ort_fusions, same_shape
 from vlm_export.rewrites.int8_lookup import TOKEN_TABLE
 
 OPSET = 20  # the newest that every kernel of ONNX Runtime 1.24 and later has; LayerNormalization needs 17, Gelu 20
@@ -160,6 +160,7 @@ def _weights_to_inputs(structure: ir.Model, parameters: set[str], shared: dict[s
         value.replace_all_uses_with(weight)
         graph.inputs.append(weight)
     onnxscript.optimizer.optimize(structure, onnx_shape_inference=False)
+    same_shape.join_reshapes(structure)
     ort_fusions.fuse(structure)
 
 

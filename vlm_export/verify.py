@@ -384,7 +384,8 @@ def _verify_in_node(run: _Verification, dtype: str, feeds: Sequence[Arrays]) -> 
     run.progress(f"{dtype}: tokens in transformers.js")
     client, paths = run.layout.client, run.golden.image_paths()
     assert client.node is not None
-    prompt = client.prompt(run.golden.facts.text)
+    facts = run.golden.facts
+    prompt = facts.conversation or client.prompt(facts.text)
     same = [node_runtime.Item(path, fed["pixel_values"], prompt) for path, fed in zip(paths, feeds, strict=True)]
     items = [*same, *(node_runtime.Item(path, prompt=prompt) for path in paths)]
     try:

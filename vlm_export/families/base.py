@@ -161,7 +161,7 @@ def names() -> list[str]:
 
 
 def find_family(model_type: str, source: str) -> Family:
-    """The family of a `model_type`; `source` is the file that named it.
+    """The family of a `model_type`, whose module has `_` for its `-`; `source` is the file that named it.
 
     Raises:
         InputError: no family has that name.

@@ -26,10 +26,15 @@ _NO_GRID = 1 << 16  # pixels: a patch larger than any image
 
 
 class Chat(Client):
-    """What such classes share: how they are loaded and driven. Their config files differ."""
+    """What such classes share: how they are loaded and driven. Their config files differ.
+
+    `call` is how the processor takes an image and a text, `question` an example of one.
+    """
 
     name = "AutoModelForImageTextToText"
     node: Literal["chat"] = "chat"
+    call = "image, text"
+    question = "What is in this image?"
 
     def driver(self, sessions: Sessions, files: Mapping[str, dict[str, Any]]) -> ChatDriver:
         return ChatDriver(sessions, files["config.json"]["image_token_id"])
@@ -40,10 +45,13 @@ import {{ AutoProcessor, AutoModelForImageTextToText, load_image }} from '@huggi
 
 const processor = await AutoProcessor.from_pretrained('{repo_id}');
 const model = await AutoModelForImageTextToText.from_pretrained('{repo_id}');
-const inputs = await processor(await load_image('photo.jpg'), '<image>');
+const content = [{{ type: 'image' }}, {{ type: 'text', text: '{self.question}' }}];
+const text = processor.apply_chat_template([{{ role: 'user', content }}], {{ add_generation_prompt: true }});
+const image = await load_image('photo.jpg');
+const inputs = await processor({self.call});
 const output = await model.generate(inputs);
 const answer = output.slice(null, [inputs.input_ids.dims[1], null]);
-const [text] = processor.batch_decode(answer, {{ skip_special_tokens: true }});
+const [said] = processor.batch_decode(answer, {{ skip_special_tokens: true }});
 ```"""
 
 

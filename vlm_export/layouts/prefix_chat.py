@@ -26,6 +26,7 @@ class PrefixChat(Chat):
     """`image_tokens`: rows of `image_features` for one image, under a config."""
 
     own_token = IMAGE_TOKEN
+    question = ""  # it was trained on none
     chat_template = CHAT_TEMPLATE
 
     def __init__(self, image_tokens: Callable[[Mapping[str, Any]], int]):

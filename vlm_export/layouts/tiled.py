@@ -12,6 +12,8 @@ from vlm_export.layouts.chat import Chat
 class TiledChat(Chat):
     """`tile_tokens`: rows of `image_features` for one tile, under a config."""
 
+    call = "text, image"
+
     def __init__(self, processor_class: str, tile_tokens: Callable[[Mapping[str, Any]], int]):
         self.processor_class = processor_class
         self.tile_tokens = tile_tokens

@@ -6,7 +6,7 @@
  *
  * @typedef {{ path: string } | { remote_host: string, id: string, revision: string }} Model
  * @typedef {{ path: string, shape: number[] }} PixelValues  A file of little-endian float32.
- * @typedef {{ image?: string, pixel_values?: PixelValues, prompt?: string }} Item  Pixel values win over the image.
+ * @typedef {{ image?: string, pixel_values?: PixelValues, prompt: string | object[] }} Item  Pixel values win over the image.
  * @typedef {Record<string, number>} Generation  Options of `generate()`.
  * @typedef {{ model: Model, layout: 'captioner' | 'chat', dtype: string, generation: Generation, items: Item[] }} Request
  *
@@ -123,12 +123,15 @@ async function loadCaptioner(id, dtype) {
 async function loadChat(id, dtype) {
     const processor = await AutoProcessor.from_pretrained(id);
     const textFirst = processor instanceof Idefics3Processor;
+    /** @param {object[]} conversation */
+    const render = (conversation) => processor.apply_chat_template(conversation, { add_generation_prompt: true });
     const model = await AutoModelForImageTextToText.from_pretrained(id, { dtype });
 
     /** @type {Loaded['caption']} */
     async function caption(item, options) {
         const image = item.image ? await RawImage.read(item.image) : blankImage(item.pixel_values);
-        const inputs = await (textFirst ? processor(item.prompt, image) : processor(image, item.prompt));
+        const text = typeof item.prompt === 'string' ? item.prompt : render(item.prompt);
+        const inputs = await (textFirst ? processor(text, image) : processor(image, text));
         if (item.pixel_values) {
             inputs.pixel_values = await readTensor(item.pixel_values);
         }

@@ -1,0 +1,56 @@
+"""LLaVA-OneVision, an image at a time: one tile, stretched to the tower's square, and a row that ends it.
+
+That is the form in which transformers gives the model an image that comes with others, and all that transformers.js
+feeds. The further tiles that transformers adds for an image that comes alone need sizes that no client passes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlm_export.chat_model import ChatReference
+from vlm_export.llava_model import FeatureEncoder, family
+
+_NEWLINE = "image_newline"
+_TILING = ("image_grid_pinpoints", "do_pad", "image_processor_type")
+
+
+class OneTile(ChatReference):
+    """The class, told that its images do not come alone."""
+
+    def arguments(self, fed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        images, size = len(fed["pixel_values"]), self.model.config.vision_config.image_size
+        sizes = torch.full((images, 2), size)
+        return {**fed, "image_sizes": sizes, "batch_num_images": torch.tensor([images + 1])}
+
+
+class EncoderWithNewline(FeatureEncoder):
+    """`pixel_values` `[images, 3, H, W]` → `image_features` `[images, rows + 1, hidden]`."""
+
+    def __init__(self, model: Any):
+        super().__init__(model)
+        self.get_submodule("model").register_parameter(_NEWLINE, model.model.image_newline)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        features = super().forward(pixel_values)
+        newline = self.get_parameter(f"model.{_NEWLINE}").expand(features.shape[0], 1, -1)
+        return torch.cat([features, newline], dim=1)
+
+
+def image_processor(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The same without tiles: what transformers.js makes of its settings."""
+    plain = {key: value for key, value in settings.items() if key not in _TILING}
+    return {**plain, "image_processor_type": "SiglipImageProcessor"}
+
+
+FAMILY = family(
+    "llava_onevision",
+    encoder=EncoderWithNewline,
+    reference=OneTile,
+    rows_of_its_own=1,
+    image_processor=image_processor,
+)

@@ -1,0 +1,45 @@
+"""Take a tensor as it was before reshapes that end in the shape it began with.
+
+An attention layer splits a projection into heads and our operators take the heads side by side again: two reshapes that
+move nothing, three times a layer, and a pair after attention. Needs the tracer's shapes, before they are dropped.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+
+def join_reshapes(structure: ir.Model) -> int:
+    """Replace what a `Reshape` makes by the value of the same shape that it comes from. Returns how often."""
+    count = 0
+    for node in structure.graph:
+        made = node.outputs[0]
+        if node.op_type != "Reshape" or made.is_graph_output():
+            continue
+        source = next((value for value in _before(node) if _same(value.shape, made.shape)), None)
+        if source is not None:
+            made.replace_all_uses_with(source)
+            count += 1
+    RemoveUnusedNodesPass()(structure)
+    return count
+
+
+def _before(node: ir.Node | None) -> list[ir.Value]:
+    """What a chain of `Reshape` nodes takes, the nearest first."""
+    values: list[ir.Value] = []
+    while node is not None and node.op_type == "Reshape" and node.inputs[0] is not None:
+        values.append(node.inputs[0])
+        node = node.inputs[0].producer()
+    return values
+
+
+def _same(one: ir.Shape | None, two: ir.Shape | None) -> bool:
+    """Equal sizes, where a symbol is a size of its own and an unknown one equals nothing."""
+    if one is None or two is None or len(one) != len(two):
+        return False
+    return all(_known(a) and a == b for a, b in zip(one, two, strict=True))
+
+
+def _known(size: int | ir.SymbolicDim) -> bool:
+    return isinstance(size, int) or size.value is not None
