@@ -123,6 +123,14 @@ def test_a_norm_is_joined_with_its_sum() -> None:
     assert list(model.graph[2].inputs) == [joined.outputs[0], joined.outputs[3]]
 
 
+def test_a_norm_whose_weight_is_computed_after_the_sum() -> None:
+    one = "o = Constant <value_float = 1.0> () w = Add (bq, o)"  # Gemma's norms
+    model = structure(TOWER, f"p = MatMul (x, q) s = Add (x, p) {one} {NORM.replace('bq', 'w')}")
+    assert join_norms(model) == 1
+    assert operators(model)[-1] == "SkipSimplifiedLayerNormalization"
+    ir.passes.common.CheckerPass()(model)
+
+
 @pytest.mark.parametrize(
     "text",
     [
