@@ -92,7 +92,7 @@ def test_captioner(exported: Exported, pair: Pair) -> None:
 
 def test_padded_chat(model: Exported, pair: Pair, tmp_path: Path) -> None:
     merged = open_checkpoint(model.work.merged)
-    component = merged.family.layouts["chat"](merged.config)[2]
+    component = merged.family.layouts["chat"].components(merged.config)[2]
     structure, report = pipeline.make_structure(component, build_empty(merged))
     assert (report.unfused_attention, report.unfused_rotary) == ("", "")
     assert report.fused["GroupQueryAttention"] == 2
