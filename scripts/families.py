@@ -9,7 +9,9 @@ of adapters, from the table that the tests of merging run through.
 from __future__ import annotations
 
 import ast
+import os
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +21,12 @@ ROOT = Path(__file__).parents[1]
 TESTS = ROOT / "tests"
 PAGE = ROOT / "docs" / "families.md"
 sys.path.insert(0, str(TESTS))
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import test_adapters  # noqa: E402
 
 from vlm_export import adapters, bundled, recipe  # noqa: E402
+from vlm_export.checkpoint import open_checkpoint  # noqa: E402
 from vlm_export.dtypes import DTYPES  # noqa: E402
 from vlm_export.families.base import Family, find_family, names  # noqa: E402
 from vlm_export.verify import RUNTIMES  # noqa: E402
@@ -134,20 +138,32 @@ Every layout of every family can be written in each. What a table above leaves o
 
 def _adapters() -> str:
     inits = _code(sorted(adapters.INITS_THAT_CHANGE_BASE))
-    kinds = "".join(f"- {kind}\n" for kind in test_adapters.KINDS)
+    head = ["kind", *(f"{name} in `{model_type}`" for name, model_type in _bases().items())]
+    rows = (
+        [kind, *("yes" if (kind, base) in test_adapters.CASES else "–" for base in test_adapters.BASES)]
+        for kind in test_adapters.KINDS
+    )
     return f"""## Adapters
 
-`merge` takes what PEFT saves as LoRA. For each of these kinds a test compares the logits of the merged model with
-those of PEFT's own model, to 1e-4 (`test_adapters.py::test_merged_is_what_peft_computes`), on small models called
-{_code(test_adapters.BASES)}:
+`merge` takes what PEFT saves as LoRA, in every family. `test_adapters.py::test_merged_is_what_peft_computes` compares
+the logits of the merged model with those of PEFT's own model, to 1e-4, for these kinds in these small models:
 
-{kinds}
+{_table(head, rows)}
 Several adapters are combined by {_code(get_args(recipe.CombinationType))}, or merged one after the other.
 
 Refused by name: {", ".join(sorted(adapters.UNSUPPORTED.values()))};
 what begins by changing the base ({inits}), unless it was saved as an ordinary LoRA; and
 every `peft_type` but `LORA`.
 """
+
+
+def _bases() -> dict[str, str]:
+    """The models that adapters are tested on, and the family of each, from what it writes to disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        return {
+            name: open_checkpoint(base.write(Path(folder, name), False)).family.model_type
+            for name, base in test_adapters.BASES.items()
+        }
 
 
 def _code(values: Sequence[str] | dict[str, object]) -> str:
