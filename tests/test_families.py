@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import defaultdict
+from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 
 import encoder_decoders
@@ -48,6 +51,19 @@ def family(request: pytest.FixtureRequest) -> Family:
 def test_the_page_is_what_the_code_says() -> None:
     written = families.PAGE.read_text(encoding="utf-8")
     assert written == families.page(), "docs/families.md is out of date: run `python scripts/families.py`"
+
+
+def test_the_guide_is_about_what_there_is() -> None:
+    guide = (ROOT / "docs" / "adding-a-family.md").read_text(encoding="utf-8")
+    spans = re.findall(r"`([^`\n]+)`", guide)
+    rows = {name for row in re.findall(r"^\| (.*?) \|", guide, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
+    assert {field.name for field in fields(Family)} <= rows
+    paths = [span for span in spans if re.fullmatch(r"(vlm_export|tests|recipes|golden|scripts)/[\w./-]+", span)]
+    assert paths and not [path for path in paths if not (ROOT / path).exists()]
+    names = [span.split("(")[0].split(".") for span in spans if re.match(r"(chat_model|checkpoint|processing)\.", span)]
+    assert names
+    for module, name in names:
+        assert hasattr(import_module(f"vlm_export.{module}"), name), f"{module}.{name}"
 
 
 def test_every_layout_is_verified_in_every_runtime(family: Family) -> None:
