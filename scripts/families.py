@@ -97,7 +97,7 @@ def _family(family: Family, found: Sequence[Proof]) -> str:
 
 - towers in tests: {_code(about.towers)}
 - decoders in tests: {_code(about.decoders)}
-{"".join(f"- {limit}" + chr(10) for limit in about.limits)}
+{"".join(f"- {note}" + chr(10) for note in about.notes)}
 {_table(["layout", "loads with", "`verify` runs", *COLUMNS.values()], _layouts(family, found))}
 Verified by {_code(sorted({proof.test for proof in found}))}.
 

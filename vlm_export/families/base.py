@@ -129,14 +129,14 @@ class About:
         summary: the models that are of this type.
         since: the first version of vlm-export that has it.
         towers, decoders: model types that the tests run it with, each; `tests/test_families.py` compares.
-        limits: what it does not do, a sentence each.
+        notes: what it does not do, and what else a user must know, a sentence each.
     """
 
     summary: str
     since: str
     towers: tuple[str, ...]
     decoders: tuple[str, ...]
-    limits: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,6 @@ ABOUT = About(
     since="0.1.0",
     towers=("clip_vision_model", "siglip_vision_model"),
     decoders=("llama", "qwen2"),
-    limits=("One size of image: LLaVA-NeXT, which has tiles, is another `model_type`.",),
+    notes=("One size of image: LLaVA-NeXT, which has tiles, is another `model_type`.",),
 )
 FAMILY = family("llava", ABOUT)

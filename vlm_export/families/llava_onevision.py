@@ -53,7 +53,7 @@ ABOUT = About(
     since="0.1.0",
     towers=("siglip_vision_model",),
     decoders=("qwen2",),
-    limits=(
+    notes=(
         "One tile an image, stretched to the tower's square: the further tiles that transformers makes of an image "
         "that comes alone need sizes that transformers.js does not pass on.",
         "No video.",

@@ -194,7 +194,10 @@ ABOUT = About(
         "gemma3_text",
         "seed_oss",
     ),
-    limits=(
+    notes=(
+        "All of the tower's last hidden state is the prefix, class and register tokens included.",
+        "Of other causal decoders, those that transformers calls through its attention interface are fused; those that "
+        "transformers.js does not know by name are published as a Llama of as many layers.",
         "No SigLIP 2 that takes any number of patches (`siglip2_vision_model`); one of a fixed resolution is a "
         "`siglip_vision_model`.",
     ),

@@ -8,6 +8,6 @@ ABOUT = About(
     since="0.1.0",
     towers=("smolvlm_vision",),
     decoders=("llama",),
-    limits=("No video: transformers.js feeds none.",),
+    notes=("No video: transformers.js feeds none.",),
 )
 FAMILY = family("smolvlm", "SmolVLMProcessor", ABOUT)
