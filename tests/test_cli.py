@@ -94,6 +94,8 @@ def test_recipes(tmp_path: Path) -> None:
     }
     listed = json.loads(vlm_export("recipes", "--json", cwd=tmp_path).stdout)
     assert [recipe["name"] for recipe in listed["recipes"]] == names
+    columns = [(recipe["name"], recipe["model_type"], recipe["layout"]) for recipe in listed["recipes"]]
+    assert [tuple(line.split()[:3]) for line in lines] == columns
 
 
 def test_json_is_one_object_on_stdout(tmp_path: Path) -> None:
