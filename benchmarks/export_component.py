@@ -14,10 +14,11 @@ import sys
 import time
 from pathlib import Path
 
-from vlm_export import pipeline, variants
+from vlm_export import variants
 from vlm_export.checkpoint import build_empty, open_checkpoint
 from vlm_export.dtypes import DTYPES
 from vlm_export.graph_file import save_graph
+from vlm_export.structure import make_structure
 from vlm_export.variants import Source
 
 
@@ -27,7 +28,7 @@ def export(source: Path, name: str, target: Path, dtype: str) -> dict[str, float
     merged = open_checkpoint(source)
     layout = merged.family.layouts.get("components") or merged.family.layouts["captioner"]
     component = next(c for c in layout.components(merged.config) if c.name == name)
-    structure, _ = pipeline.make_structure(component, build_empty(merged))
+    structure, _ = make_structure(component, build_empty(merged))
     traced = time.perf_counter()
     variant = variants.make(Source(component, structure, merged.tensors), DTYPES[dtype], target.parent)
     save_graph(variant, target)

@@ -16,14 +16,14 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from vlm_export import decoder, simplify, variants
+from vlm_export import decoder, variants
 from vlm_export.checkpoint import stored_tensors
 from vlm_export.dtypes import DTYPES
 from vlm_export.families.base import Component
 from vlm_export.graph_file import save_graph
 from vlm_export.metrics import max_relative_error
 from vlm_export.simplify import SimplifyReport
-from vlm_export.trace import trace
+from vlm_export.structure import make_structure
 from vlm_export.weights import attach_weights
 
 LLAMA_LIKE = {
@@ -105,7 +105,7 @@ def export(
     tensors = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     save_file(tensors, folder / "model.safetensors")
     made = component(decoder.Geometry.of(model.language_model.config))
-    structure, report = simplify.simplify(trace(made, model), made)
+    structure, report = make_structure(made, model)
     save_graph(attach_weights(structure, made, stored_tensors(folder)), folder / "decoder.onnx")
     return onnxruntime.InferenceSession(str(folder / "decoder.onnx")), report
 
@@ -150,7 +150,7 @@ def test_float16_keeps_the_angles_of_far_positions(tmp_path: Path) -> None:
     model = holder(Kind("llama", {"max_position_embeddings": 2048}))
     session, _ = export(model, tmp_path, decoder.plain_decoder)
     made = decoder.plain_decoder(decoder.Geometry.of(model.language_model.config))
-    structure, _ = simplify.simplify(trace(made, model), made)
+    structure, _ = make_structure(made, model)
     source = variants.Source(made, structure, stored_tensors(tmp_path))
     save_graph(variants.make(source, DTYPES["fp16"], tmp_path), tmp_path / "fp16.onnx")
     random = np.random.default_rng(0)

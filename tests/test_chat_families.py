@@ -19,7 +19,7 @@ from exported import Exported, record, write_images
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
-from vlm_export import pipeline, variants
+from vlm_export import variants
 from vlm_export.checkpoint import build_empty, open_checkpoint
 from vlm_export.dtypes import FP32
 from vlm_export.errors import InputError
@@ -28,6 +28,7 @@ from vlm_export.graph_file import save_graph
 from vlm_export.metrics import max_relative_error
 from vlm_export.package import load_manifest
 from vlm_export.simplify import SimplifyReport
+from vlm_export.structure import make_structure
 from vlm_export.variants import Source
 from vlm_export.verify import Report
 
@@ -89,7 +90,7 @@ def export_tower(made: Exported, target: Path, **changes: Any) -> SimplifyReport
     component = merged.family.layouts["chat"].components(changed.config)[0]
     model = build_empty(changed)
     merged.family.trim(model)
-    structure, report = pipeline.make_structure(component, model)
+    structure, report = make_structure(component, model)
     save_graph(variants.make(Source(component, structure, merged.tensors), FP32, target.parent), target)
     return report
 

@@ -17,6 +17,7 @@ from vlm_export.dtypes import DTYPES, FP32
 from vlm_export.graph_file import save_graph
 from vlm_export.metrics import cosine_similarity
 from vlm_export.package import load_manifest
+from vlm_export.structure import make_structure
 from vlm_export.trace import IR_VERSION, OPSET, trace
 from vlm_export.variants import Source
 
@@ -97,7 +98,8 @@ def test_simplifier_keeps_its_budgets(model: Exported) -> None:
     merged = open_checkpoint(model.work.merged)
     component = merged.family.layouts["components"].components(merged.config)[1]
     structure = trace(component, build_empty(merged))
-    simplified, report = simplify.simplify(structure, component, seconds=0.001)
+    with simplify.Onnxsim() as onnxsim:
+        simplified, report = simplify.simplify(structure, component, onnxsim, seconds=0.001)
     assert report.onnxsim == "skipped: took more than 0.001 s"
     assert len(simplified.graph) == report.nodes_after
 
@@ -106,7 +108,7 @@ def test_external_data_is_named_and_declared(tmp_path: Path) -> None:
     model = prepare(tmp_path)
     merged = open_checkpoint(model.work.merged)
     component = merged.family.layouts["captioner"].components(merged.config)[0]
-    structure, _ = simplify.simplify(trace(component, build_empty(merged)), component)
+    structure, _ = make_structure(component, build_empty(merged))
     source = Source(component, structure, merged.tensors)
     path = tmp_path / "encoder_model.onnx"
     chunks = save_graph(variants.make(source, FP32, tmp_path), path, inline_bytes=0, chunk_bytes=20_000)

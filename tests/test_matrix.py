@@ -14,7 +14,6 @@ import pytest
 from exported import Exported, prepare
 from safetensors.torch import load_file
 
-from vlm_export import pipeline
 from vlm_export.checkpoint import build_empty, open_checkpoint, read_json
 from vlm_export.errors import InputError
 from vlm_export.graph_file import save_graph
@@ -22,6 +21,7 @@ from vlm_export.layouts.text_models import LAYERS_FIELD
 from vlm_export.node_runtime import node_home
 from vlm_export.package import load_manifest
 from vlm_export.prefix_model import PrefixConditioningVLM
+from vlm_export.structure import make_structure
 from vlm_export.towers import image_processor
 from vlm_export.weights import PACKED, attach_weights
 
@@ -93,7 +93,7 @@ def test_captioner(exported: Exported, pair: Pair) -> None:
 def test_padded_chat(model: Exported, pair: Pair, tmp_path: Path) -> None:
     merged = open_checkpoint(model.work.merged)
     component = merged.family.layouts["chat"].components(merged.config)[2]
-    structure, report = pipeline.make_structure(component, build_empty(merged))
+    structure, report = make_structure(component, build_empty(merged))
     assert (report.unfused_attention, report.unfused_rotary) == ("", "")
     assert report.fused["GroupQueryAttention"] == 2
     assert report.fused.get("RotaryEmbedding", 0) == pair.rotations

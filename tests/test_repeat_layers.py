@@ -16,13 +16,14 @@ import torch
 from exported import Exported, prepare
 from torch import nn
 
-from vlm_export import pipeline, stacks
+from vlm_export import stacks
 from vlm_export.checkpoint import Checkpoint, build_empty, open_checkpoint
 from vlm_export.families.base import Component
 from vlm_export.graph_file import save_graph
 from vlm_export.package import load_manifest
 from vlm_export.rewrites.repeat_layers import NotRepeatable, repeat_layers
 from vlm_export.stacks import find_stacks
+from vlm_export.structure import make_structure
 from vlm_export.weights import PACKED, attach_weights
 
 TOWER = "vision_encoder.encoder.layers"
@@ -64,7 +65,7 @@ def test_computes_what_tracing_every_layer_computes(decoder: str, tmp_path: Path
     for component in (components["vision_encoder"], components["prefix_init"], components["language_model"]):
         results = []
         for whole in ({}, TRACED_WHOLE):
-            structure, report = pipeline.make_structure(component, build_empty(merged), whole)
+            structure, report = make_structure(component, build_empty(merged), whole)
             assert bool(report.repeated) is not bool(whole)
             path = tmp_path / f"{component.name}_{len(results)}.onnx"
             save_graph(attach_weights(structure, component, merged.tensors), path)
@@ -213,7 +214,7 @@ def test_a_graph_that_does_not_repeat_is_traced_whole(tmp_path: Path, monkeypatc
 def test_a_component_that_uses_no_layer_is_traced_whole(tmp_path: Path) -> None:
     merged = checkpoint(tmp_path, pico.config(layers=3))
     components = {c.name: c for c in merged.family.layouts["chat"].components(merged.config)}
-    _, report = pipeline.make_structure(components["embed_tokens"], build_empty(merged))
+    _, report = make_structure(components["embed_tokens"], build_empty(merged))
     assert report.not_repeated == {DECODER["llama"]: "the graph uses no weight of layer 0"}
 
 

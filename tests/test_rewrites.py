@@ -15,12 +15,13 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.cache_utils import DynamicCache
 
-from vlm_export import decoder, pipeline
+from vlm_export import decoder
 from vlm_export.checkpoint import stored_tensors
 from vlm_export.graph_file import save_graph
 from vlm_export.metrics import max_relative_error
 from vlm_export.rewrites.pack_attention import pack_attention
 from vlm_export.rewrites.skip_norms import join_norms
+from vlm_export.structure import make_structure
 from vlm_export.weights import attach_weights
 
 TOWER = "float[batch_size, 4, 6] x, float[6, 6] q, float[6, 6] k, float[6, 6] v, float[6] bq, float[6] bk, float[6] bv"
@@ -153,7 +154,7 @@ def test_decoders_compute_what_pytorch_does(model_type: str, packed: int, tmp_pa
     holder.language_model = _random(model_type)
     holder.get_input_embeddings = holder.language_model.get_input_embeddings
     component = decoder.plain_decoder(decoder.Geometry.of(holder.language_model.config))
-    made, report = pipeline.make_structure(component, holder)
+    made, report = make_structure(component, holder)
     assert report.rewrites["pack_attention"] == packed
     save_file({name: value.clone() for name, value in holder.named_parameters()}, tmp_path / "model.safetensors")
     save_graph(attach_weights(made, component, stored_tensors(tmp_path)), tmp_path / "decoder.onnx")

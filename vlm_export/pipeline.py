@@ -5,30 +5,22 @@ The only module that knows the order of the stages and where each one's result l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
-from torch import nn
-
-from vlm_export import bundled, golden, hub, merge, package, signature, simplify, trace, variants, verify
+from vlm_export import bundled, golden, hub, merge, package, signature, variants, verify
 from vlm_export.artifacts import Work, replaced_folder, write_json
 from vlm_export.checkpoint import build_empty, open_checkpoint, read_json
 from vlm_export.dtypes import DTYPES, FP32
 from vlm_export.errors import CheckFailed, InputError
-from vlm_export.families.base import Component
 from vlm_export.graph_file import save_graph
 from vlm_export.merge import MergeReport
 from vlm_export.package import GraphFile, Manifest
 from vlm_export.recipe import RecipeFile
-from vlm_export.rewrites.pack_attention import pack_attention
-from vlm_export.rewrites.repeat_layers import NotRepeatable, repeat_layers
-from vlm_export.rewrites.skip_norms import join_norms
-from vlm_export.simplify import SimplifyReport
-from vlm_export.stacks import find_stacks, two_layer_component, two_layers
+from vlm_export.structure import make_structure
 from vlm_export.variants import Source
 from vlm_export.verify import Report, Runtime
 
@@ -177,37 +169,6 @@ def run_export(
         package.write_card(folder, recipe, merged.family.layouts[layout].client, manifest, None)
         progress("done", steps, steps)
     return manifest
-
-
-def make_structure(
-    component: Component, model: nn.Module, whole: Mapping[str, str] | None = None
-) -> tuple[ir.Model, SimplifyReport]:
-    """The simplified structure of a component, at the cost of two layers wherever more of them are alike.
-
-    `whole` says by path why a stack must be traced whole; one whose graph turns out not to repeat joins them.
-    """
-    stacks, refused = find_stacks(component, model, whole or {})
-    with two_layers(model, stacks):
-        traced = trace.trace(two_layer_component(component, stacks), model)
-    structure, report = simplify.simplify(traced, component)
-    repeated: dict[str, int] = {}
-    for stack in stacks:
-        try:
-            repeated[stack.path] = repeat_layers(
-                structure, stack.path, stack.layers, cached=stack.cached, period=stack.period
-            )
-        except NotRepeatable as error:
-            return make_structure(component, model, {**(whole or {}), stack.path: str(error)})
-    packed = pack_attention(structure)
-    joined = join_norms(structure)
-    return structure, replace(
-        report,
-        rewrites={**report.rewrites, "pack_attention": packed, "join_norms": joined},
-        nodes_after=len(structure.graph),
-        fused=simplify.count_fused(structure),
-        repeated=repeated,
-        not_repeated=refused,
-    )
 
 
 def _write(source: Source, dtype: str, folder: Path) -> GraphFile:

@@ -30,6 +30,11 @@ _FUSED = {
     "Gelu",
     "QuickGelu",
 }
+_SIMPLIFY = """
+import sys, onnx, onnxsim
+source, target = sys.stdin.read().splitlines()
+onnx.save(onnxsim.simplify(source)[0], target)
+"""
 ONNXSIM_SECONDS = 120
 ONNXSIM_BYTES = 64 << 20  # a structure this large is no structure: something folded a weight into it
 
@@ -55,8 +60,41 @@ class SimplifyReport:
     not_repeated: dict[str, str] = field(default_factory=dict)
 
 
+class Onnxsim:
+    """onnxsim in a process of its own, which a time budget can end.
+
+    It starts at once and waits for one graph, so that its imports (1 s) run beside the tracing that comes before.
+    """
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _SIMPLIFY],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> Onnxsim:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def run(self, source: Path, target: Path, seconds: float) -> str:
+        """Simplify one file into another. Returns what went wrong, if anything did."""
+        try:
+            _, errors = self._process.communicate(f"{source}\n{target}", timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return f"took more than {seconds:g} s"
+        if self._process.returncode != 0 or not target.is_file():
+            return (errors.strip() or f"exit status {self._process.returncode}").splitlines()[-1]
+        return ""
+
+
 def simplify(
-    structure: ir.Model, component: Component, *, seconds: float = ONNXSIM_SECONDS
+    structure: ir.Model, component: Component, onnxsim: Onnxsim, *, seconds: float = ONNXSIM_SECONDS
 ) -> tuple[ir.Model, SimplifyReport]:
     """Returns the simplified structure and the report; past a budget, the graph stays as our rewrites left it."""
     before = len(structure.graph)
@@ -68,7 +106,7 @@ def simplify(
         "fold_transposes": weight_layout.fold_transposes(structure, weights),
     }
     RemoveUnusedNodesPass()(structure)
-    simplified, outcome = _onnxsim(structure, seconds)
+    simplified, outcome = _onnxsim(structure, onnxsim, seconds)
     attention, rotary = (simplified.metadata_props.get(name, "") for name in (UNFUSED, UNFUSED_ROTARY))
     report = SimplifyReport(
         before, len(simplified.graph), rewrites, count_fused(simplified), attention, outcome, unfused_rotary=rotary
@@ -81,21 +119,15 @@ def count_fused(structure: ir.Model) -> dict[str, int]:
     return dict(Counter(node.op_type for node in structure.graph if node.op_type in _FUSED))
 
 
-def _onnxsim(structure: ir.Model, seconds: float) -> tuple[ir.Model, str]:
-    """Run onnxsim in a process of its own, which a time budget can end."""
+def _onnxsim(structure: ir.Model, onnxsim: Onnxsim, seconds: float) -> tuple[ir.Model, str]:
     with tempfile.TemporaryDirectory(prefix="vlm-export-") as folder:
         source, target = Path(folder, "structure.onnx"), Path(folder, "simplified.onnx")
         ir.save(structure, source)
         if source.stat().st_size > ONNXSIM_BYTES:
             return structure, f"skipped: the structure alone takes {source.stat().st_size >> 20} MiB"
-        command = [sys.executable, "-m", "onnxsim", str(source), str(target)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
-        except subprocess.TimeoutExpired:
-            return structure, f"skipped: took more than {seconds:g} s"
-        if done.returncode != 0 or not target.is_file():
-            reason = (done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}").splitlines()[-1]
-            return structure, f"skipped: {reason}"
+        problem = onnxsim.run(source, target, seconds)
+        if problem:
+            return structure, f"skipped: {problem}"
         simplified = ir.load(target)
         _load_constants(simplified)
         simplified.metadata_props.update(structure.metadata_props)
