@@ -58,7 +58,7 @@ def trace(component: Component, model: nn.Module) -> ir.Model:
     structure.metadata_props.update(notes)
     if component.front_end is not None:
         front_end.attach(structure, component, embedding=embedding)
-        module = model.language_model.get_input_embeddings()  # type: ignore[union-attr,operator]
+        module = model.get_input_embeddings()  # type: ignore[operator]
         embedding_scale.scale_lookups(structure, str(embedding.name), embedding_scale.scale_of(module))
         structure.metadata_props[TOKEN_TABLE] = str(embedding.name)
     _declare(structure, component)
