@@ -14,12 +14,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import encoder_decoders
 import peft
 import pico
+import pico_chat
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig
+from transformers import AutoConfig, LlavaForConditionalGeneration, VisionEncoderDecoderModel
 
 from vlm_export.checkpoint import build_empty, open_checkpoint
 from vlm_export.errors import InputError
@@ -30,22 +32,34 @@ from vlm_export.recipe import Combination
 
 @dataclass(frozen=True)
 class Base:
-    """A pico model and the names of its parts, as `target_modules` spell them; `tied` says whether the head may be."""
+    """A pico checkpoint, written with a tied head or without; torch's own loading of it; the names of its parts, as
+    `target_modules` spell them."""
 
-    config: Callable[[bool], dict[str, Any]]
-    model: Callable[[dict[str, Any]], torch.nn.Module]
+    write: Callable[[Path, bool], Path]
+    load: Callable[[Path], torch.nn.Module]
     attention: tuple[str, ...]
     with_bias: str
     embedding: str
-    language_model: str = "language_model"
-    patches: str = "patch_embedding"
-    tower: str = r"vision_encoder.*\.fc1"
-    bridge: str = "projection.projection"
-    vocabulary: int = pico.VOCABULARY
+    patches: str
+    tower: str
+    bridge: str
+    language_model: str = ""
 
 
-def prefix(model_type: str, **text: Any) -> Callable[[bool], dict[str, Any]]:
-    """`config.json` of a prefix-conditioning captioner with this decoder."""
+def load_prefix(path: Path) -> torch.nn.Module:
+    """A prefix-conditioning captioner; shared parameters may be stored once."""
+    model = PrefixConditioningVLM(json.loads((path / "config.json").read_text()))
+    tensors = load_file(path / "model.safetensors")
+    result = model.load_state_dict(tensors, strict=False)
+    shared = {id(parameter) for name, parameter in model.named_parameters() if name in tensors}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    assert not result.unexpected_keys
+    assert all(id(parameters[name]) in shared for name in result.missing_keys)
+    return model.eval()
+
+
+def prefix(model_type: str, attention: tuple[str, str], with_bias: str, embedding: str, **text: Any) -> Base:
+    """A prefix-conditioning captioner with this decoder."""
 
     def config(tied: bool) -> dict[str, Any]:
         if not text:
@@ -54,29 +68,83 @@ def prefix(model_type: str, **text: Any) -> Callable[[bool], dict[str, Any]]:
         decoder = AutoConfig.for_model(model_type, tie_word_embeddings=tied, **ids, **text)
         return pico.config() | {"text_config": decoder.to_dict()}
 
-    return config
+    return Base(
+        write=lambda folder, tied: pico.write_checkpoint(folder, config(tied), lora=False),
+        load=load_prefix,
+        attention=attention,
+        with_bias=with_bias,
+        embedding=embedding,
+        patches="patch_embedding",
+        tower=r"vision_encoder.*\.fc1",
+        bridge="projection.projection",
+        language_model="language_model",
+    )
+
+
+def write_llava(folder: Path, tied: bool) -> Path:
+    config = AutoConfig.for_model(
+        "llava",
+        vision_config=pico_chat.tower_config("clip_vision_model"),
+        text_config=pico_chat.text_config("llama") | {"tie_word_embeddings": tied},
+        tie_word_embeddings=tied,
+        image_token_index=257,
+    )
+    pico_chat.save_model(folder, config)
+    pico_chat.tokenizer([pico_chat.IMAGE_TOKEN]).save_pretrained(folder)
+    return folder
+
+
+def write_encoder_decoder(folder: Path, tied: bool) -> Path:
+    config = encoder_decoders.config("vit", "gpt2")
+    config.decoder.tie_word_embeddings = tied
+    return encoder_decoders.write_checkpoint(folder, config)
+
+
+def load_by(model_class: Any) -> Callable[[Path], torch.nn.Module]:
+    return lambda path: model_class.from_pretrained(path, dtype=torch.float32).eval()
 
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
 QWEN2 = {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2, "initializer_range": 0.2}
 OPT = {**SIZES, "ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.2}
 BASES = {
-    "llama": Base(prefix("llama"), PrefixConditioningVLM, ("q_proj", "v_proj"), "fc1", "embed_tokens"),
-    "gpt2": Base(prefix("gpt2"), PrefixConditioningVLM, ("c_attn", "c_proj"), "c_attn", "wte"),
-    "qwen2": Base(prefix("qwen2", **QWEN2), PrefixConditioningVLM, ("q_proj", "o_proj"), "q_proj", "embed_tokens"),
-    "opt": Base(prefix("opt", **OPT), PrefixConditioningVLM, ("q_proj", "fc2"), "q_proj", "embed_tokens"),
+    "llama": prefix("llama", ("q_proj", "v_proj"), "fc1", "embed_tokens"),
+    "gpt2": prefix("gpt2", ("c_attn", "c_proj"), "c_attn", "wte"),
+    "qwen2": prefix("qwen2", ("q_proj", "o_proj"), "q_proj", "embed_tokens", **QWEN2),
+    "opt": prefix("opt", ("q_proj", "fc2"), "q_proj", "embed_tokens", **OPT),
+    "llava": Base(
+        write=write_llava,
+        load=load_by(LlavaForConditionalGeneration),
+        attention=("q_proj", "v_proj"),
+        with_bias="linear_2",
+        embedding="embed_tokens",
+        patches="patch_embedding",
+        tower=r"vision_tower.*\.fc1",
+        bridge="multi_modal_projector.linear_1",
+    ),
+    "vision_encoder_decoder": Base(
+        write=write_encoder_decoder,
+        load=load_by(VisionEncoderDecoderModel),
+        attention=("c_attn", "c_proj"),
+        with_bias="c_attn",
+        embedding="wte",
+        patches="patch_embeddings.projection",
+        tower=r"encoder.*\.q_proj",
+        bridge="encoder.layers.0.attention.v_proj",
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Options of `LoraConfig` for a base; where it attaches; whether the base's head is tied, and still is then; the
-    size of what it trains."""
+    """Options of `LoraConfig` for a base; where it attaches; whether the base's head is tied, and still is then, but
+    for bases whose tie PEFT 0.21 does not see (by names of modules, or in the config); the size of what it trains."""
 
     options: Callable[[Base], dict[str, Any]]
     root: Callable[[Base], str] = lambda base: ""
     tied: bool = True
     tied_after: bool = True
+    unseen: tuple[str, ...] = ()
     std: float = 0.2
 
 
@@ -111,15 +179,23 @@ KINDS = {
     "head": Kind(lambda base: {"target_modules": [HEAD]}, tied=False, tied_after=False),
     "tied head": Kind(lambda base: {"target_modules": [HEAD]}, tied_after=False),
     "embedding and head that stay tied": Kind(
-        lambda base: {"target_modules": [base.embedding, HEAD], "ensure_weight_tying": True}, on_decoder
+        lambda base: {"target_modules": [base.embedding, HEAD], "ensure_weight_tying": True},
+        on_decoder,
+        unseen=("vision_encoder_decoder",),
     ),
     "saved modules": Kind(lambda base: {"modules_to_save": [base.bridge]}),
     "saved head": Kind(lambda base: {"modules_to_save": [HEAD]}, on_decoder, tied_after=False),
     "saved embedding": Kind(lambda base: {"modules_to_save": [base.embedding]}, on_decoder, tied_after=False),
     "saved embedding that stays tied": Kind(
-        lambda base: {"modules_to_save": [base.embedding], "ensure_weight_tying": True}, on_decoder
+        lambda base: {"modules_to_save": [base.embedding], "ensure_weight_tying": True},
+        on_decoder,
+        unseen=("gpt2", "vision_encoder_decoder"),
     ),
-    "trained tokens": Kind(lambda base: {"trainable_token_indices": {base.embedding: [1, 7, 65]}}, on_decoder),
+    "trained tokens": Kind(
+        lambda base: {"trainable_token_indices": {base.embedding: [1, 7, 65]}},
+        on_decoder,
+        unseen=("vision_encoder_decoder",),
+    ),
     "trained tokens of an untied model": Kind(
         lambda base: {"trainable_token_indices": {base.embedding: [1, 7, 65]}}, tied=False, tied_after=False
     ),
@@ -131,9 +207,6 @@ KINDS = {
     ),
 }
 
-# PEFT 0.21 knows the embeddings that it can tie by their names, and GPT-2's has another one.
-NO_TIE = "gpt2"
-
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], Path]:
@@ -142,21 +215,9 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], Pat
 
     def find(name: str, tied: bool) -> Path:
         path = folder / f"{name}-{'tied' if tied else 'untied'}"
-        return path if path.exists() else pico.write_checkpoint(path, BASES[name].config(tied), lora=False)
+        return path if path.exists() else BASES[name].write(path, tied)
 
     return find
-
-
-def load(path: Path, base: Base) -> torch.nn.Module:
-    """A plain checkpoint, loaded by torch; shared parameters may be stored once."""
-    model = base.model(json.loads((path / "config.json").read_text()))
-    tensors = load_file(path / "model.safetensors")
-    result = model.load_state_dict(tensors, strict=False)
-    shared = {id(parameter) for name, parameter in model.named_parameters() if name in tensors}
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    assert not result.unexpected_keys
-    assert all(id(parameters[name]) in shared for name in result.missing_keys)
-    return model.eval()
 
 
 def write_adapter(folder: Path, model: torch.nn.Module, base: Base, kind: Kind, *, seed: int = 1) -> Path:
@@ -174,18 +235,25 @@ def write_adapter(folder: Path, model: torch.nn.Module, base: Base, kind: Kind, 
 @torch.inference_mode()
 def logits(model: torch.nn.Module, path: Path) -> torch.Tensor:
     checkpoint = open_checkpoint(path)
-    inputs = checkpoint.family.sample_inputs(checkpoint.config, torch.Generator().manual_seed(3))
-    return checkpoint.family.reference(model).prefill(inputs).logits
+    fed = checkpoint.family.sample_inputs(checkpoint.config, torch.Generator().manual_seed(3))
+    return checkpoint.family.reference(model).prefill(fed).logits
 
 
 def adapted_logits(path: Path, base: Base, kind: Kind, adapter: Path) -> torch.Tensor:
     """By PEFT alone, nothing merged."""
-    model = load(path, base)
+    model = base.load(path)
     peft.PeftModel.from_pretrained(model.get_submodule(kind.root(base)), str(adapter))
     return logits(model.eval(), path)
 
 
-CASES = [(kind, name) for kind in KINDS for name in BASES if not (name == NO_TIE and "stay" in kind)]
+FORGOTTEN_HEAD = ("embedding and head that stay tied", "gpt2")  # PEFT 0.21 does not find it again when it loads
+FEW_KINDS = ("LoRA on the decoder", "DoRA", "bias of LoRA", "tied embedding")  # of decoders that are like others
+CASES = [
+    (kind, name)
+    for kind in KINDS
+    for name in BASES
+    if (kind, name) != FORGOTTEN_HEAD and (name not in ("qwen2", "opt") or kind in FEW_KINDS)
+]
 
 
 @pytest.mark.parametrize(("kind_name", "name"), CASES)
@@ -196,21 +264,20 @@ def test_merged_is_what_peft_computes(
     path = bases(name, kind.tied)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        adapter = write_adapter(tmp_path / "adapter", load(path, base), base, kind)
+        adapter = write_adapter(tmp_path / "adapter", base.load(path), base, kind)
         expected = adapted_logits(path, base, kind, adapter)
     report = merge(path, [adapter], tmp_path / "merged")
-    merged = logits(load(tmp_path / "merged", base), path)
+    merged = logits(base.load(tmp_path / "merged"), path)
     assert (merged - expected).abs().max() <= 1e-4
-    assert (merged - logits(load(path, base), path)).abs().max() > 1e-2
-    assert_reported(report, tmp_path / "merged", kind)
+    assert (merged - logits(base.load(path), path)).abs().max() > 1e-2
+    assert_reported(report, tmp_path / "merged", kind.tied_after and name not in kind.unseen)
 
 
 def test_head_that_peft_forgets_to_tie_is_refused(bases: Callable[[str, bool], Path], tmp_path: Path) -> None:
-    base, kind = BASES[NO_TIE], KINDS["embedding and head that stay tied"]
-    path = bases(NO_TIE, True)
+    kind, base, path = KINDS[FORGOTTEN_HEAD[0]], BASES[FORGOTTEN_HEAD[1]], bases(FORGOTTEN_HEAD[1], True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        adapter = write_adapter(tmp_path / "adapter", load(path, base), base, kind)
+        adapter = write_adapter(tmp_path / "adapter", base.load(path), base, kind)
     with pytest.raises(InputError, match=r"lm_head\.lora_A\.weight: the target_modules of .* leave it out"):
         merge(path, [adapter], tmp_path / "merged")
 
@@ -219,16 +286,16 @@ def test_lora_bias_needs_a_bias(bases: Callable[[str, bool], Path], tmp_path: Pa
     base, path = BASES["llama"], bases("llama", True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        adapter = write_adapter(tmp_path / "adapter", load(path, base), base, Kind(lambda base: {"lora_bias": True}))
+        adapter = write_adapter(tmp_path / "adapter", base.load(path), base, Kind(lambda base: {"lora_bias": True}))
     with pytest.raises(InputError, match=r"lora_bias: language_model\.model\.layers\.0\.self_attn\.q_proj has no bias"):
         merge(path, [adapter], tmp_path / "merged")
 
 
-def assert_reported(report: MergeReport, merged: Path, kind: Kind) -> None:
+def assert_reported(report: MergeReport, merged: Path, tied: bool) -> None:
     assert report.max_abs_diff_vs_adapter is not None and report.max_abs_diff_vs_adapter <= 1e-4
     assert report.max_abs_diff_vs_base is not None and report.max_abs_diff_vs_base > 1e-2
     assert json.loads((merged / "merge.json").read_text())["layers"] == report.layers
-    assert bool(report.tied) is kind.tied_after
+    assert bool(report.tied) is tied
     names = {name for name, _ in build_empty(open_checkpoint(merged)).named_parameters()}
     assert set(load_file(merged / "model.safetensors")) == names
 
@@ -264,13 +331,13 @@ def pair(bases: Callable[[str, bool], Path], tmp_path_factory: pytest.TempPathFa
             more = [*base.attention, base.bridge]
             kinds = [Kind(lambda base: {"lora_alpha": 6}), Kind(lambda base: {"lora_alpha": 3, "target_modules": more})]
             for seed, (path, kind) in enumerate(zip(paths, kinds, strict=True)):
-                write_adapter(path, load(bases(name, True), base), base, kind, seed=seed)
+                write_adapter(path, base.load(bases(name, True)), base, kind, seed=seed)
         return paths
 
     return find
 
 
-@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
 @pytest.mark.parametrize("combination_name", COMBINATIONS)
 def test_combination_is_what_peft_computes(
     combination_name: str,
@@ -281,7 +348,7 @@ def test_combination_is_what_peft_computes(
 ) -> None:
     base, combination, path = BASES[name], COMBINATIONS[combination_name], bases(name, True)
     first, second = pair(name)
-    model = load(path, base)
+    model = base.load(path)
     wrapped = peft.PeftModel.from_pretrained(model, str(first), adapter_name="first")
     wrapped.load_adapter(str(second), adapter_name="second")
     torch.manual_seed(combination.seed)
@@ -296,10 +363,10 @@ def test_combination_is_what_peft_computes(
     )
     wrapped.set_adapter("both")
     report = merge(path, [first, second], tmp_path / "merged", combination=combination)
-    merged = logits(load(tmp_path / "merged", base), path)
+    merged = logits(base.load(tmp_path / "merged"), path)
     assert (merged - logits(model.eval(), path)).abs().max() <= 1e-4
-    assert (merged - logits(load(path, base), path)).abs().max() > 1e-2
-    assert_reported(report, tmp_path / "merged", KINDS["LoRA"])
+    assert (merged - logits(base.load(path), path)).abs().max() > 1e-2
+    assert_reported(report, tmp_path / "merged", True)
     files = ["adapter_config.json", "adapter_model.safetensors"]
     assert list(report.inputs_sha256)[2:] == [f"{which}/{file}" for which in ("first", "second") for file in files]
 
@@ -357,12 +424,12 @@ def test_rank_stabilized_adapters_are_combined_with_their_own_scales(
     """PEFT 0.21 would let the sum inherit the first one's `use_rslora`, and so scale it by √r once more."""
     base, path = BASES["llama"], bases("llama", True)
     adapters = [
-        write_adapter(tmp_path / str(seed), load(path, base), base, Kind(lambda base: {"use_rslora": True}), seed=seed)
+        write_adapter(tmp_path / str(seed), base.load(path), base, Kind(lambda base: {"use_rslora": True}), seed=seed)
         for seed in (0, 1)
     ]
     merge(path, adapters, tmp_path / "merged", combination=Combination("cat", (1, 1)))
     merge(path, adapters, tmp_path / "in-sequence")
-    both = (logits(load(tmp_path / name, base), path) for name in ("merged", "in-sequence"))
+    both = (logits(base.load(tmp_path / name), path) for name in ("merged", "in-sequence"))
     torch.testing.assert_close(*both, atol=1e-4, rtol=0)
 
 
@@ -372,7 +439,7 @@ def test_attached_combination(
     base, path = BASES["llama"], bases("llama", True)
     _, model = attach(path, pair("llama"), combination=COMBINATIONS["ties"])
     merge(path, pair("llama"), tmp_path / "merged", combination=COMBINATIONS["ties"])
-    torch.testing.assert_close(logits(model, path), logits(load(tmp_path / "merged", base), path), atol=1e-4, rtol=0)
+    torch.testing.assert_close(logits(model, path), logits(base.load(tmp_path / "merged"), path), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -392,6 +459,6 @@ def test_what_cannot_be_combined(
     kind: Kind, named: str, bases: Callable[[str, bool], Path], pair: Callable[[str], list[Path]], tmp_path: Path
 ) -> None:
     base, path = BASES["llama"], bases("llama", True)
-    other = write_adapter(tmp_path / "other", load(path, base), base, kind)
+    other = write_adapter(tmp_path / "other", base.load(path), base, kind)
     with pytest.raises(InputError, match=named):
         merge(path, [pair("llama")[0], other], tmp_path / "merged", combination=COMBINATIONS["linear"])

@@ -124,6 +124,13 @@ def test_a_norm_is_joined_with_its_sum() -> None:
     assert list(model.graph[2].inputs) == [joined.outputs[0], joined.outputs[3]]
 
 
+def test_a_norm_whose_weight_is_computed_after_the_sum() -> None:
+    one = "o = Constant <value_float = 1.0> () w = Add (bq, o)"  # Gemma's norms
+    model = structure(TOWER, f"p = MatMul (x, q) s = Add (x, p) {one} {NORM.replace('bq', 'w')}")
+    assert join_norms(model) == 1
+    assert operators(model)[-2:] == ["Add", "SkipSimplifiedLayerNormalization"]
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -145,6 +152,7 @@ def test_other_sums_stay(text: str) -> None:
 def test_decoders_compute_what_pytorch_does(model_type: str, packed: int, tmp_path: Path) -> None:
     holder = nn.Module()
     holder.language_model = _random(model_type)
+    holder.get_input_embeddings = holder.language_model.get_input_embeddings
     component = decoder.plain_decoder(decoder.Geometry.of(holder.language_model.config))
     made, report = make_structure(component, holder)
     assert report.rewrites["pack_attention"] == packed

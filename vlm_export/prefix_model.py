@@ -61,6 +61,10 @@ class PrefixConditioningVLM(nn.Module):
         """The token table, by transformers' name for it."""
         return self.language_model.get_input_embeddings()
 
+    def get_output_embeddings(self) -> nn.Module:
+        """The head; PEFT asks for both when it saves an adapter of either."""
+        return self.language_model.get_output_embeddings()
+
     def image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """`[batch, 3, H, W] float32` → the prefix, `[batch, patches, text_dim] float32`."""
         return self.projection(self.vision_encoder(pixel_values).last_hidden_state)

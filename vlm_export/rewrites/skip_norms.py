@@ -19,6 +19,7 @@ def join_norms(structure: ir.Model) -> int:
     norms = [node for node in graph if node.op_type == "SimplifiedLayerNormalization"]
     norms = [node for node in norms if node.attributes.get_int("axis", -1) == -1]
     joined = [norm for norm in norms if _join(graph, norm, weights)]
+    graph.sort()  # a norm's weight may be computed after the sum (Gemma's is 1 + w), in whose place the operator is
     return len(joined)
 
 
