@@ -21,6 +21,8 @@ from vlm_export.chat_model import (
     Parts,
     build,
     load_config,
+    rename,
+    rename_in,
     sample_ids,
     text_components,
     text_config,
@@ -161,7 +163,8 @@ def family(model_type: str, processor_class: str) -> Family:
     return Family(
         model_type=model_type,
         build=build,
-        rename=lambda key: key,
+        rename=rename,
+        rename_in=rename_in,
         embedded_lora=lambda config: None,
         merged_config=dict,
         text_config=text_config,
