@@ -245,14 +245,16 @@ def test_a_conversation_is_no_use_to_a_captioner(tmp_path: Path) -> None:
         prepare_captioner(tmp_path, golden={"images": ["images/*.png"], "prompts": [pico_chat.CONVERSATION]})
 
 
-def test_names_of_transformers_4() -> None:
-    renamed = find_family("llava", "test").rename
-    assert (
-        renamed("language_model.model.layers.0.mlp.up_proj.weight")
-        == "model.language_model.layers.0.mlp.up_proj.weight"
-    )
-    assert renamed("language_model.lm_head.weight") == "lm_head.weight"
-    assert renamed("vision_tower.vision_model.pre_layrnorm.bias") == "model.vision_tower.pre_layrnorm.bias"
-    assert renamed("multi_modal_projector.linear_2.bias") == "model.multi_modal_projector.linear_2.bias"
-    assert renamed("model.language_model.norm.weight") == "model.language_model.norm.weight"
-    assert renamed("vision_tower.vision_model.embeddings.position_ids") is None
+def test_names_of_transformers_4(llava: Exported) -> None:
+    names = find_family("llava", "test").names(open_checkpoint(llava.work.merged).config)
+    layer = "model.language_model.layers.0.self_attn.q_proj"
+    for key, name in {
+        "language_model.model.layers.0.self_attn.q_proj.weight": f"{layer}.weight",
+        "language_model.model.layers.0.self_attn.q_proj.lora_A.weight": f"{layer}.lora_A.weight",
+        "language_model.lm_head.weight": "lm_head.weight",
+        "vision_tower.vision_model.pre_layrnorm.bias": "model.vision_tower.pre_layrnorm.bias",
+        "multi_modal_projector.linear_2.bias": "model.multi_modal_projector.linear_2.bias",
+        "model.language_model.norm.weight": "model.language_model.norm.weight",
+        "vision_tower.vision_model.embeddings.position_ids": None,
+    }.items():
+        assert names(key) == name

@@ -163,7 +163,7 @@ def test_layers_that_differ_are_no_stack(change: Callable[[nn.Module], None], wh
 
 def test_a_layer_unlike_its_kind_is_no_stack(tmp_path: Path) -> None:
     merged = checkpoint(tmp_path, pico.config("smollm3", layers=6))
-    model, component = build_empty(merged), merged.family.layouts["captioner"](merged.config)[1]
+    model, component = build_empty(merged), merged.family.layouts["captioner"].components(merged.config)[1]
     assert [(stack.period, stack.traced) for stack in find_stacks(component, model, {})[0]] == [(2, 4)]
     widen(model.language_model.model.layers[5])
     assert find_stacks(component, model, {})[1] == {DECODER["llama"]: "layers 3 and 5 differ in mlp.up_proj.weight"}

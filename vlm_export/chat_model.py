@@ -6,18 +6,22 @@ over the embeddings of the image tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from torch import Generator, Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 
+from vlm_export.checkpoint import library_names
 from vlm_export.decoder import DecoderCore, Geometry, chat_decoder, embed_tokens
 from vlm_export.families.base import Component, Config
 
 _TEXT = {"input_ids", "attention_mask"}
+_UNUSED = re.compile(r".*\.(position_ids|rotary_emb\.inv_freq)$")
 _DTYPES = {"dtype", "torch_dtype"}
 
 
@@ -34,9 +38,20 @@ def _without_dtypes(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def build(config: dict[str, Any]) -> nn.Module:
+def build(config: Config) -> PreTrainedModel:
     """The class of a config, for an image and a text."""
     return AutoModelForImageTextToText.from_config(load_config(config))
+
+
+def rename(key: str) -> str | None:
+    """Drops what checkpoints of older transformers carry and inference never reads."""
+    return None if _UNUSED.match(key) else key
+
+
+def rename_in(config: Config) -> Callable[[str], str | None]:
+    """The library's own translation of tensor names, for the class of a config."""
+    with init_empty_weights(include_buffers=False):
+        return library_names(build(config))
 
 
 def text_config(config: Config) -> PretrainedConfig:

@@ -6,7 +6,6 @@ of the last, before any final norm. `vision_feature_select_strategy: default` dr
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,8 @@ from vlm_export.chat_model import (
     build,
     load_config,
     put,
+    rename,
+    rename_in,
     sample_ids,
     text_components,
     text_config,
@@ -35,24 +36,6 @@ _TOWER = "model.vision_tower"
 _LAYERS = f"{_TOWER}.encoder.layers"
 _PROJECTOR = "model.multi_modal_projector"
 _FED: dict[str, type[np.generic]] = {"pixel_values": np.float32, "input_ids": np.int64, "attention_mask": np.int64}
-_RENAMED = (
-    (r"^language_model\.lm_head\.", "lm_head."),
-    (r"^language_model\.(model\.)?", "model.language_model."),
-    (r"^(model\.)?vision_tower\.(vision_model\.)?", "model.vision_tower."),
-    (r"^(multi_modal_projector\.|image_newline$)", r"model.\1"),
-)
-_UNUSED = re.compile(r".*\.(position_ids|rotary_emb\.inv_freq)$")
-
-
-def rename(key: str) -> str | None:
-    """A llava's key by transformers 4 → the one by transformers 5, or None for what inference never uses."""
-    if _UNUSED.match(key):
-        return None
-    for pattern, name in _RENAMED:
-        key, found = re.subn(pattern, name, key, count=1)
-        if found:
-            break
-    return key
 
 
 def feature_rows(config: PretrainedConfig) -> int:
@@ -151,6 +134,7 @@ def family(
         about=about,
         build=build,
         rename=rename,
+        rename_in=rename_in,
         embedded_lora=lambda config: None,
         merged_config=dict,
         text_config=text_config,

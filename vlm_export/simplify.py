@@ -5,6 +5,7 @@ Weights are inputs here, so onnxsim never sees one and its memory does not grow 
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from vlm_export.families.base import Component
 from vlm_export.rewrites import gather_positions, weight_layout
-from vlm_export.trace import UNFUSED, UNFUSED_ROTARY
+from vlm_export.trace import REWRITES, UNFUSED, UNFUSED_ROTARY
 
 _FUSED = {
     "GroupQueryAttention",
@@ -101,6 +102,7 @@ def simplify(
     declared = {spec.name for spec in component.inputs}
     weights = {value.name for value in structure.graph.inputs if value.name and value.name not in declared}
     rewrites = {
+        **json.loads(structure.metadata_props.pop(REWRITES, "{}")),
         "gather_positions": gather_positions.gather_positions(structure),
         "gemm_to_matmul": weight_layout.gemm_to_matmul(structure, weights),
         "fold_transposes": weight_layout.fold_transposes(structure, weights),

@@ -8,6 +8,7 @@ fold and fuse (`rewrites`). Weights join in `weights.py`. The only module that c
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import math
 import warnings
@@ -22,14 +23,19 @@ from torch import nn
 from vlm_export import attention
 from vlm_export.checkpoint import aliases
 from vlm_export.families.base import Component, TensorSpec
-from vlm_export.rewrites import embedding_scale, front_end, gelu, ort_fusions, same_shape
+from vlm_export.rewrites import embedding_scale, front_end
+from vlm_export.rewrites.gelu import fuse_gelu
 from vlm_export.rewrites.int8_lookup import TOKEN_TABLE
+from vlm_export.rewrites.ort_fusions import fuse_norms
+from vlm_export.rewrites.same_shape import join_reshapes
 
 OPSET = 20  # the newest that every kernel of ONNX Runtime 1.24 and later has; LayerNormalization needs 17, Gelu 20
 IR_VERSION = 10
 
 UNFUSED = "vlm_export.unfused_attention"  # model metadata: why attention is plain operators
 UNFUSED_ROTARY = "vlm_export.unfused_rotary"  # the same of rotary embedding
+REWRITES = "vlm_export.rewrites"  # how often each rewrite applied, as JSON
+_REWRITES = (join_reshapes, fuse_gelu, fuse_norms)  # those that need the tracer's shapes
 
 # Sizes that the tracer sees. All differ and none is 0 or 1, which torch.export would take for constants.
 _TRACED_SIZES = {
@@ -55,7 +61,8 @@ def trace(component: Component, model: nn.Module) -> ir.Model:
         structure, notes = _export_fused(component, model)
         embedding = _token_table(model)
     _weights_to_inputs(structure, parameters, shared)
-    structure.metadata_props.update(notes)
+    rewrites = {rewrite.__name__: rewrite(structure) for rewrite in _REWRITES}
+    structure.metadata_props.update(notes | {REWRITES: json.dumps(rewrites)})
     if component.front_end is not None:
         front_end.attach(structure, component, embedding=embedding)
         module = model.get_input_embeddings()  # type: ignore[operator]
@@ -163,9 +170,6 @@ def _weights_to_inputs(structure: ir.Model, parameters: set[str], shared: dict[s
         value.replace_all_uses_with(weight)
         graph.inputs.append(weight)
     onnxscript.optimizer.optimize(structure, onnx_shape_inference=False)
-    same_shape.join_reshapes(structure)
-    gelu.fuse_gelu(structure)
-    ort_fusions.fuse_norms(structure)
 
 
 def _declare(structure: ir.Model, component: Component) -> None:

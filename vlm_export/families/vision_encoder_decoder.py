@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 from transformers import GenerationConfig, PretrainedConfig, VisionEncoderDecoderConfig, VisionEncoderDecoderModel
-from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
+from vlm_export.checkpoint import library_names
 from vlm_export.cross_decoder import cross_decoder
 from vlm_export.decoder import Geometry
 from vlm_export.errors import InputError
@@ -32,26 +32,17 @@ _UNUSED = re.compile(
     r"encoder\.(vision_model\.)?(pooler|head)\.|encoder\..*relative_position_index$|.*\.(position_ids|token_type_ids)$"
     r"|decoder\..*\.h\.\d+\.(attn|crossattention)\.(bias|masked_bias)$|decoder\..*\.(_float_tensor|version)$"
 )
-# Under these names transformers keeps the tables of what its towers' parameters were called before version 5.
-_TOWERS = ("ViTModel", "DeiTModel", "swin", "SiglipVisionModel")
-_TOWER = "encoder."
 
 
 def rename(key: str) -> str | None:
-    """A checkpoint's key → the key in transformers 5's module tree, or None when inference does not use the tensor."""
-    if _UNUSED.match(key):
-        return None
-    if not key.startswith(_TOWER):
-        return key
-    name = key.removeprefix(_TOWER)
-    for renaming in _renamings():
-        name, _ = renaming.rename_source_key(name)
-    return _TOWER + name
+    """The key, or None when inference does not use the tensor."""
+    return None if _UNUSED.match(key) else key
 
 
-@cache
-def _renamings() -> tuple[Any, ...]:
-    return tuple(renaming for tower in _TOWERS for renaming in get_checkpoint_conversion_mapping(tower) or ())
+def rename_in(config: Config) -> Callable[[str], str | None]:
+    """What tower and decoder were called before transformers 5, which still saves those names."""
+    with torch.device("meta"):
+        return library_names(build(dict(config)))
 
 
 def model_config(config: Config) -> VisionEncoderDecoderConfig:
@@ -199,6 +190,7 @@ FAMILY = Family(
     about=ABOUT,
     build=build,
     rename=rename,
+    rename_in=rename_in,
     embedded_lora=lambda config: None,
     merged_config=dict,
     text_config=text_config,

@@ -1,8 +1,7 @@
 """RMSNorm as ONNX Runtime's own SimplifiedLayerNormalization, by onnxscript's fusion rule.
 
-The rule needs the tracer's shapes, so it runs before those are dropped. The residual sum in front of a norm is left to
-ONNX Runtime, which joins the two when it loads a graph: joined here, two values would lead from one layer into the
-next, and layers could not be repeated.
+The rule needs the tracer's shapes, so it runs before those are dropped. The residual sum in front of a norm joins it
+later (`skip_norms.py`).
 """
 
 from __future__ import annotations
