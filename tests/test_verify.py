@@ -103,6 +103,28 @@ def test_swapped_outputs_are_named(broken: Exported) -> None:
     assert "present.0.key (case0, batch 1, prefill): it holds cache.0.value: outputs are swapped" in messages(report)
 
 
+def test_a_cache_that_forgets_a_position_fails_where_it_does(broken: Exported) -> None:
+    def cut(model: ir.Model) -> None:
+        graph = model.graph
+        start, end, axis = (
+            ir.Value(name=name, const_value=ir.Tensor(np.array([number], dtype=np.int64), name=name))
+            for name, number in {"start": 0, "end": -1, "axis": 2}.items()
+        )
+        for value in (start, end, axis):
+            graph.register_initializer(value)
+        for index, present in enumerate(graph.outputs):
+            if str(present.name).startswith("present."):
+                slice_ = ir.node("Slice", [present, start, end, axis], name=f"cut.{index}")
+                graph.append(slice_)
+                made = slice_.outputs[0]
+                made.name, made.type, made.shape = present.name, present.type, present.shape
+                present.name = f"whole.{index}"
+                graph.outputs[index] = made
+
+    edit(broken.graph(DECODER), cut)
+    assert "present.0.key (case0, batch 1, prefill) has shape" in messages(broken.verify("ort"))
+
+
 @pytest.mark.parametrize(("declared", "rows"), [(4, "4"), ("num_positions", "num_positions"), (1, "4")])
 def test_logits_of_the_image_positions_are_recognised(broken: Exported, declared: int | str, rows: str) -> None:
     """A graph that answers for every vision position, as one forward pass over the image does, whatever it declares."""
