@@ -158,7 +158,7 @@ def decoder_run(
     last_positions = (total_length - 1).expand(past[0].shape[0])
     bias = None
     if attention_mask is not None:
-        bias = _bias(attention_mask, length - past[0].shape[2], past[0].dtype)
+        bias = padding_bias(attention_mask, length - past[0].shape[2], past[0].dtype)
     # The operator numbers a row's positions from its first one on, which padding breaks: then it cannot rotate.
     rotary = Rotary(language_model, position_ids, length if attention_mask is None else None)
     _run = _DecoderRun(past, bias, total_length, last_positions, rotary)
@@ -260,10 +260,13 @@ def _side_by_side(heads: Tensor) -> Tensor:
     return heads.transpose(1, 2).reshape(batch, length, -1)
 
 
-def _bias(attention_mask: Tensor, length: int, dtype: torch.dtype) -> Tensor:
-    """Padding `[B, P + S]` as an additive bias `[B, 1, S, P + S]`; the operator adds causality itself."""
+def padding_bias(mask: Tensor, length: int, dtype: torch.dtype) -> Tensor:
+    """A mask `[B, L]` as an additive bias `[B, 1, length, L]`: 0 for a position that is seen, else the lowest number.
+
+    Causality is not in it: the operator adds that itself.
+    """
     zero, lowest = torch.zeros((), dtype=dtype), torch.full((), torch.finfo(dtype).min, dtype=dtype)
-    bias = torch.where(attention_mask.bool(), zero, lowest)
+    bias = torch.where(mask.bool(), zero, lowest)
     return bias[:, None, None, :].expand(-1, 1, length, -1)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConf
 
 from vlm_export.checkpoint import library_names
 from vlm_export.decoder import DecoderCore, Geometry, chat_decoder, embed_tokens
-from vlm_export.families.base import Component, Config
+from vlm_export.families.base import About, Component, Config, Family, Layout
+from vlm_export.processing import ChatProcessor
 
 _TEXT = {"input_ids", "attention_mask"}
 _UNUSED = re.compile(r".*\.(position_ids|rotary_emb\.inv_freq)$")
@@ -91,6 +93,34 @@ class ChatReference:
     def arguments(self, fed: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the class is called with."""
         return dict(fed)
+
+
+def chat_family(
+    model_type: str,
+    about: About,
+    *,
+    sample_inputs: Callable[[Config, Generator], dict[str, Tensor]],
+    reference: Callable[[Any], ChatReference],
+    feeder: Callable[[Path, Config, Mapping[str, Any]], ChatProcessor],
+    layout: Layout,
+    trim: Callable[[Any], None] = lambda model: None,
+) -> Family:
+    """A family whose model is a class of transformers' own; `layout` is its only one, `chat`."""
+    return Family(
+        model_type=model_type,
+        about=about,
+        build=build,
+        rename=rename,
+        rename_in=rename_in,
+        embedded_lora=lambda config: None,
+        merged_config=dict,
+        text_config=text_config,
+        sample_inputs=sample_inputs,
+        reference=reference,
+        feeder=feeder,
+        layouts={"chat": layout},
+        trim=trim,
+    )
 
 
 class Parts(nn.Module):

@@ -32,6 +32,29 @@ from vlm_export.tensor_file import DTYPES
 
 WEIGHTS = "model.safetensors"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+# What a model and an adapter are downloaded as, of all that is in their repos.
+MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "model-*.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model-*.bin",
+    "pytorch_model.bin.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",  # this and the next three: what older checkpoints have instead of tokenizer.json
+    "merges.txt",
+    "vocab.txt",
+    "sentencepiece.bpe.model",
+    "chat_template.*",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 _PICKLES = {WEIGHTS: "pytorch_model.bin", ADAPTER_WEIGHTS: "adapter_model.bin"}
 _SAFETENSORS_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _ADAPTER_PART = re.compile(r"\.(lora_|token_adapter\.|base_layer\.)")

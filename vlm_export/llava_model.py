@@ -18,14 +18,11 @@ from transformers import PretrainedConfig
 from vlm_export.chat_model import (
     ChatReference,
     Parts,
-    build,
+    chat_family,
     load_config,
     put,
-    rename,
-    rename_in,
     sample_ids,
     text_components,
-    text_config,
 )
 from vlm_export.families.base import About, Component, Config, Family, Layout, TensorSpec
 from vlm_export.layouts.chat import llava_processor
@@ -129,18 +126,12 @@ def family(
         )
         return vision_encoder, *text_components(config, "model.language_model")
 
-    return Family(
-        model_type=model_type,
-        about=about,
-        build=build,
-        rename=rename,
-        rename_in=rename_in,
-        embedded_lora=lambda config: None,
-        merged_config=dict,
-        text_config=text_config,
+    return chat_family(
+        model_type,
+        about,
         sample_inputs=sample_inputs,
         reference=lambda model: reference(model, rows(model.config)),
         feeder=feeder,
-        layouts={"chat": Layout(chat, LlavaChat(image_tokens))},
+        layout=Layout(chat, LlavaChat(image_tokens)),
         trim=trim_tower,
     )

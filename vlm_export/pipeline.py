@@ -13,7 +13,7 @@ from typing import Any
 
 from vlm_export import bundled, golden, hub, merge, package, signature, variants, verify
 from vlm_export.artifacts import Work, replaced_folder, write_json
-from vlm_export.checkpoint import build_empty, folder_of, open_checkpoint, read_json
+from vlm_export.checkpoint import ADAPTER_FILES, MODEL_FILES, build_empty, folder_of, open_checkpoint, read_json
 from vlm_export.dtypes import DTYPES, FP32
 from vlm_export.errors import CheckFailed, InputError
 from vlm_export.graph_file import save_graph
@@ -26,28 +26,6 @@ from vlm_export.verify import Report, Runtime
 
 Progress = Callable[[str, int, int], None]  # what, done, of how many
 _VERSIONS = ("vlm-export", "torch", "transformers", "peft", "onnx", "onnxruntime", "onnxscript", "onnxsim")
-_MODEL_FILES = (
-    "config.json",
-    "generation_config.json",
-    "model.safetensors",
-    "model-*.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model-*.bin",
-    "pytorch_model.bin.index.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",  # this and the next three: what older checkpoints have instead of tokenizer.json
-    "merges.txt",
-    "vocab.txt",
-    "sentencepiece.bpe.model",
-    "chat_template.*",
-    "preprocessor_config.json",
-    "processor_config.json",
-)
-_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 REPORT = "report.json"
 
 
@@ -75,12 +53,12 @@ def sources(recipe: RecipeFile) -> Sources:
             raise InputError(f"{recipe.path}: {key}: {reference!r} is neither a local folder nor a Hub id (org/name)")
         return hub.download(reference, revision=revision, allow_patterns=files)
 
-    model = find(recipe.recipe.model, recipe.recipe.revision, "model", _MODEL_FILES)
+    model = find(recipe.recipe.model, recipe.recipe.revision, "model", MODEL_FILES)
     _check_model_type(recipe, folder_of(model) / "config.json")
     return Sources(
         model,
         tuple(
-            find(adapter.path, adapter.revision, f"adapters.{index}.path", _ADAPTER_FILES)
+            find(adapter.path, adapter.revision, f"adapters.{index}.path", ADAPTER_FILES)
             for index, adapter in enumerate(recipe.recipe.adapters)
         ),
     )

@@ -16,16 +16,14 @@ import torch
 from torch import Generator, Tensor
 from transformers import PretrainedConfig
 
+from vlm_export.attention import padding_bias
 from vlm_export.chat_model import (
     ChatReference,
     Parts,
-    build,
+    chat_family,
     load_config,
-    rename,
-    rename_in,
     sample_ids,
     text_components,
-    text_config,
 )
 from vlm_export.families.base import About, Component, Config, Family, FrontEnd, Layout, TensorSpec
 from vlm_export.layouts.tiled import TiledChat
@@ -84,7 +82,7 @@ class TileEncoder(Parts):
         tower: Any = self.get_submodule(_TOWER)
         patches = tower.embeddings.patch_embedding(tiles).flatten(2).transpose(1, 2)
         hidden = patches + tower.embeddings.position_embedding(position_ids(patch_mask, self.side))
-        bias = attention_bias(patch_mask.flatten(1), hidden.dtype)
+        bias = padding_bias(patch_mask.flatten(1), hidden.shape[1], hidden.dtype)
         for layer in tower.encoder.layers:
             hidden = layer(hidden, bias)
         return self.get_submodule(_CONNECTOR)(tower.post_layernorm(hidden))
@@ -106,12 +104,6 @@ def position_ids(patch_mask: Tensor, side: int) -> Tensor:
     rows, columns = places(patch_mask[:, :, 0]), places(patch_mask[:, 0, :])
     ids = (rows[:, :, None] * side + columns[:, None, :]).flatten(1)
     return torch.where(patch_mask.flatten(1), ids, 0)
-
-
-def attention_bias(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """`[tiles, patches] bool` → `[tiles, 1, patches, patches]`: 0 for a patch that is seen, else the lowest number."""
-    zero, lowest = torch.zeros((), dtype=dtype), torch.full((), torch.finfo(dtype).min, dtype=dtype)
-    return torch.where(seen, zero, lowest)[:, None, None, :].expand(-1, 1, seen.shape[1], -1)
 
 
 def chat(config: Config) -> tuple[Component, ...]:
@@ -160,17 +152,11 @@ def feeder(folder: Path, config: Config, settings: Mapping[str, Any]) -> ChatPro
 
 def family(model_type: str, processor_class: str, about: About) -> Family:
     """The family of a model type; `processor_class` is transformers.js's."""
-    return Family(
-        model_type=model_type,
-        about=about,
-        build=build,
-        rename=rename,
-        rename_in=rename_in,
-        embedded_lora=lambda config: None,
-        merged_config=dict,
-        text_config=text_config,
+    return chat_family(
+        model_type,
+        about,
         sample_inputs=sample_inputs,
         reference=lambda model: ChatReference(model, _tile_tokens(model.config)),
         feeder=feeder,
-        layouts={"chat": Layout(chat, TiledChat(processor_class, tile_tokens))},
+        layout=Layout(chat, TiledChat(processor_class, tile_tokens)),
     )

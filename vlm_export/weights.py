@@ -23,6 +23,13 @@ BLOCK_BYTES = 16 << 20  # a weight above this is written in blocks of this size 
 _DTYPES = {ir.DataType.FLOAT: torch.float32, ir.DataType.FLOAT16: torch.float16}
 
 
+def weight_inputs(graph: ir.Graph) -> set[ir.Value]:
+    """The inputs of a structure's graph that are weights: of fixed sizes, where what a client feeds has a batch axis or
+    is a scalar."""
+    shaped = [(value, value.shape) for value in graph.inputs if value.shape is not None and len(value.shape) > 0]
+    return {value for value, shape in shaped if all(isinstance(size, int) for size in shape)}
+
+
 class CheckpointTensor(ir.LazyTensor):
     """A weight in the layout and dtype of its graph, read from the checkpoint when it is written.
 

@@ -188,7 +188,7 @@ class Family:
 
 
 def names() -> list[str]:
-    """Model types of all families: each module of this package but this one is a family."""
+    """The modules of all families: each of this package but this one is a family's."""
     return sorted(module.name for module in pkgutil.iter_modules(families.__path__) if module.name != "base")
 
 
@@ -200,5 +200,10 @@ def find_family(model_type: str, source: str) -> Family:
     """
     module = str(model_type).replace("-", "_")
     if module not in names():
-        raise InputError(f"{source}: model_type {model_type!r} is not supported; supported: {', '.join(names())}")
+        known = ", ".join(_family(name).model_type for name in names())
+        raise InputError(f"{source}: model_type {model_type!r} is not supported; supported: {known}")
+    return _family(module)
+
+
+def _family(module: str) -> Family:
     return importlib.import_module(f"{families.__name__}.{module}").FAMILY

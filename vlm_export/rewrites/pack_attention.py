@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from vlm_export.weights import PACKED, TRANSPOSED
+from vlm_export.weights import PACKED, TRANSPOSED, weight_inputs
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ _BIAS = 3  # the input of MultiHeadAttention
 def pack_attention(structure: ir.Model) -> int:
     """Pack what can be packed. Returns how many attention operators it changed."""
     graph = structure.graph
-    weights = {value for value in graph.inputs if _has_fixed_shape(value)}
+    weights = weight_inputs(graph)
     count = 0
     for node in [node for node in graph if node.op_type in ("GroupQueryAttention", "MultiHeadAttention")]:
         if node.op_type == "GroupQueryAttention" and _unsplit(graph, node):
@@ -50,11 +50,6 @@ def pack_attention(structure: ir.Model) -> int:
             count += 1
     graph.inputs[:] = [value for value in graph.inputs if value not in weights or value.uses()]
     return count
-
-
-def _has_fixed_shape(value: ir.Value) -> bool:
-    """Whether a graph input is a weight: what a client feeds has a batch axis."""
-    return value.shape is not None and all(isinstance(size, int) for size in value.shape)
 
 
 def _unsplit(graph: ir.Graph, attention: ir.Node) -> bool:

@@ -11,21 +11,18 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from vlm_export.weights import weight_inputs
+
 
 def join_norms(structure: ir.Model) -> int:
     """Join every norm on the last axis with the sum that it normalizes. Returns how many."""
     graph = structure.graph
-    weights = {*filter(_has_fixed_shape, graph.inputs), *graph.initializers.values()}
+    weights = weight_inputs(graph) | set(graph.initializers.values())
     norms = [node for node in graph if node.op_type == "SimplifiedLayerNormalization"]
     norms = [node for node in norms if node.attributes.get_int("axis", -1) == -1]
     joined = [norm for norm in norms if _join(graph, norm, weights)]
     graph.sort()  # a norm's weight may be computed after the sum (Gemma's is 1 + w), in whose place the operator is
     return len(joined)
-
-
-def _has_fixed_shape(value: ir.Value) -> bool:
-    """Whether a graph input is a weight: what a client feeds has a batch axis."""
-    return value.shape is not None and all(isinstance(size, int) for size in value.shape)
 
 
 def _join(graph: ir.Graph, norm: ir.Node, weights: set[ir.Value]) -> bool:
