@@ -98,7 +98,15 @@ class Reference:
         model.generation_config = GenerationConfig()  # older configs hold rules of generation, which the recipe gives
 
     def encode(self, fed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {"encoder_hidden_states": Encoder(self.model)(fed["pixel_values"])}
+        """What transformers' own forward hands to the decoder."""
+        stages: dict[str, Tensor] = {}
+
+        def keep(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            stages["encoder_hidden_states"] = keywords["encoder_hidden_states"]
+
+        with self.model.decoder.register_forward_pre_hook(keep, with_kwargs=True):
+            self.prefill(fed)
+        return stages
 
     def prefill(self, fed: Mapping[str, Tensor]) -> Any:
         return self._run(fed["input_ids"], None, fed)
