@@ -29,7 +29,7 @@ from vlm_export.runtime.model import (
 )
 from vlm_export.runtime.options import Options, Plan, plan
 from vlm_export.runtime.repo import ONNX, ROW_BY_ROW, SUFFIXES, Repo, choose_dtype
-from vlm_export.runtime.sessions import ORT_ERRORS, Arrays, Cache, Sessions, keep_positions
+from vlm_export.runtime.sessions import GRAPH_ERRORS, Arrays, Cache, Sessions, keep_positions
 from vlm_export.runtime.text import Message, Text, left_padded, with_image_tokens
 
 
@@ -250,10 +250,10 @@ class OnnxEngine:
 
     @contextmanager
     def failures(self) -> Iterator[None]:
-        """Raises EngineFailed in the place of ONNX Runtime's errors."""
+        """Raises EngineFailed in the place of what is wrong with the graphs."""
         try:
             yield
-        except ORT_ERRORS as error:
+        except GRAPH_ERRORS as error:
             raise EngineFailed(f"{self.repo.path / ONNX}: ONNX Runtime: {' '.join(str(error).split())}") from error
 
 
