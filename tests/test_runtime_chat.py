@@ -12,6 +12,7 @@ import numpy as np
 import pico_chat
 import pytest
 import yaml
+from click.testing import CliRunner
 from exported import silent
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -19,6 +20,7 @@ from tokenizers import pre_tokenizers
 
 from vlm_export import pipeline
 from vlm_export.artifacts import Work
+from vlm_export.cli import main
 from vlm_export.errors import InputError
 from vlm_export.recipe import load_recipe
 from vlm_export.runtime import Conversation, Model, Options, load
@@ -154,6 +156,19 @@ def test_turns_are_the_whole_conversation_and_run_only_what_is_new(pair: Pair, o
         assert common == len(cached), "every token of the turns before was in the cache"
         cached = ids if "num_beams" in options else [*ids, *answer.token_ids[:-1]]
     assert conversation.tokens_fed < len(ids) / 2
+
+
+def test_on_the_command_line(make: Callable[[str], Pair], tmp_path: Path) -> None:
+    pair = make("llava")
+    paths = [tmp_path / f"{index}.png" for index in range(2)]
+    for path, image in zip(paths, PICTURES, strict=False):
+        image.save(path)
+    arguments = ["run", str(pair.engine.repo.path), *map(str, paths), "--prompt", "what is it?"]
+    each = CliRunner().invoke(main, arguments)
+    said = [pair.ours.generate([image], "what is it?").text for image in PICTURES[:2]]
+    assert each.stdout == "".join(f"{path}: {text}\n" for path, text in zip(paths, said, strict=True))
+    both = CliRunner().invoke(main, [*arguments, "--together", "--stream"])
+    assert both.stdout == f"{pair.ours.generate(PICTURES[:2], 'what is it?').text}\n"
 
 
 def test_a_turn_that_fails_leaves_the_conversation_as_it_was(make: Callable[[str], Pair]) -> None:

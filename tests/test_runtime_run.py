@@ -239,6 +239,17 @@ def test_an_image_without_a_suffix_is_an_image(default_repo: Path, images: list[
     assert split_arguments(["org/model", bare])[0] == "org/model"
 
 
+def test_a_published_encoder_decoder_without_a_cache_of_cross_attention(
+    repo_copy: Path, images: list[str], captions: dict[Path, str]
+) -> None:
+    """Which is fed as this one is; what it looks like is said by its config alone."""
+    path = repo_copy / "config.json"
+    values = json.loads(path.read_text())
+    del values["prefix_conditioning"]
+    path.write_text(json.dumps(values))
+    assert run(repo_copy, images[0], "--dtype", "fp32").stdout == f"{captions[Path(images[0])]}\n"
+
+
 def test_settings_that_are_not_applied_are_named(repo_copy: Path, images: list[str]) -> None:
     path = repo_copy / "generation_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"suppress_tokens": [5], "min_p": None}))

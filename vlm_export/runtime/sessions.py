@@ -1,4 +1,9 @@
-"""ONNX Runtime sessions of one dtype of a repo, and the decoder's cache, which stays in ONNX Runtime between steps."""
+"""ONNX Runtime sessions of one dtype of a repo, and the decoder's cache, which stays in ONNX Runtime between steps.
+
+The cache goes from a run's outputs to the next one's inputs as OrtValues, so nothing is copied but where beams change
+places. An IOBinding does the same and was no faster (SmolLM-135M, 2 threads, a past of 1024: 15 ms a token either way),
+nor was one that writes into buffers made beforehand.
+"""
 
 from __future__ import annotations
 
