@@ -25,7 +25,7 @@ from vlm_export import bundled, merge, pipeline
 from vlm_export.artifacts import Work
 from vlm_export.golden import eos_token_ids
 from vlm_export.node_runtime import node_home
-from vlm_export.processing import image_processor_settings, load_tokenizer
+from vlm_export.processing import image_processor_settings, load_tokenizer, open_image
 from vlm_export.recipe import find_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +63,12 @@ class PyTorch:
             self.checkpoint.path, load_tokenizer(self.checkpoint.path), family.text_config(self.checkpoint.config)
         )
 
+    def feed(self, images: Sequence[Path], text: str) -> dict[str, np.ndarray]:
+        if len(images) == 1:
+            return self.feeder.feed(images[0], text)
+        made = self.feeder.processor(images=[[open_image(path) for path in images]], text=[text], return_tensors="np")
+        return {name: np.asarray(made[name]).astype(dtype) for name, dtype in self.feeder.fed.items()}
+
     @torch.inference_mode()
     def generate(self, fed: dict[str, np.ndarray], options: Options) -> list[dict[str, Any]]:
         """Ids up to the one that ends the text, and of beams the score."""
@@ -96,23 +102,23 @@ class Suite:
         name: str,
         repo: Path,
         pytorch: PyTorch,
-        images: Sequence[Path],
+        pictures: Sequence[Path | tuple[Path, ...]],
         settings: Sequence[Options],
         prompt: str | None = None,
         **defaults: Any,
     ) -> None:
-        """Runs of a repo: each image with each of the settings."""
+        """Runs of a repo: each picture, or several in one prompt, with each of the settings."""
         runs = []
-        text = pytorch.feeder.texts([prompt] if prompt else [])[-1]
-        for index, image in enumerate(images):
-            fed = pytorch.feeder.feed(image, text)
+        text = prompt or ""
+        for index, images in enumerate((one,) if isinstance(one, Path) else one for one in pictures):
+            fed = pytorch.feed(images, text)
             file = self.folder / f"{name}-{index}.f32"
             fed["pixel_values"].astype("<f4").tofile(file)
             for options in settings:
                 asked = defaults | options
                 runs.append(
                     {
-                        "image": str(image),
+                        "images": [str(image.absolute()) for image in images],
                         "pixel_values": {"path": str(file), "shape": fed["pixel_values"].shape},
                         "prompt": prompt,
                         "options": asked,
@@ -196,6 +202,9 @@ def add_pico(suite: Suite, name: str, exported: Exported, repo: Path, prompt: st
     images = sorted((exported.recipe.path.parent / "images").glob("*.png"))
     pytorch = PyTorch(exported)
     suite.add(name, repo, pytorch, images[:2], [BEAMS, *RULES], prompt, max_new_tokens=10)
+    if prompt and "<image>" in prompt:
+        several = [(images[0], images[1]), (images[1], images[0])]
+        suite.add(f"{name}, two images", repo, pytorch, several, [{}, BEAMS], f"{prompt} <image>", max_new_tokens=10)
 
 
 def warped() -> list[dict[str, Any]]:
