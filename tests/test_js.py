@@ -18,6 +18,8 @@ import pico_chat
 import pytest
 import torch
 from exported import Exported, prepare, record, silent, write_images
+from static_server import StaticServer
+from test_browser import BROWSER, SOFTWARE_WEBGPU, WASM, drive
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 import vlm_export
@@ -257,6 +259,37 @@ def test_in_node(file: str, package: Path, suite: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"pass [1-9]", done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "options", "count"),
+    [
+        pytest.param("captioner", WASM, {"dtype": "fp32"}, 4, id="wasm"),
+        pytest.param("encoder-decoder", SOFTWARE_WEBGPU, {"device": "webgpu"}, 3, id="webgpu"),
+    ],
+)
+def test_in_chromium(suite: Path, name: str, flags: Sequence[str], options: Options, count: int) -> None:
+    """PyTorch's beams; on WebGPU their cache never leaves the GPU."""
+    repo = json.loads(suite.read_text())["repos"][name]
+    packages = node_home() / "node_modules"
+    folders = {
+        "/": BROWSER,
+        "/inputs/": suite.parent,
+        "/vlm-export/": PACKAGE,
+        "/transformers/": packages / "@huggingface/transformers/dist",
+        "/onnxruntime/": packages / "onnxruntime-web/dist",
+        "/tester/model/resolve/main/": Path(repo["path"]),
+    }
+    runs = repo["runs"][:count]
+    for run in runs:
+        run["pixel_values"]["path"] = f"/inputs/{Path(run['pixel_values']['path']).name}"
+    with StaticServer(folders) as server:
+        seen = drive(f"{server.url}/js.html", {"id": "tester/model", "options": options, "runs": runs}, flags)
+    assert seen["console"] == seen["foreign"] == []
+    answer = seen["answer"]
+    assert answer["token_ids"] == [[sequence["token_ids"] for sequence in run["expected"]] for run in runs]
+    assert (answer["dtype"], answer["device"]) == ("fp32", options.get("device", "wasm"))
+    assert answer["loaded"] == 100
 
 
 def test_manifest() -> None:
