@@ -92,7 +92,9 @@ def main() -> None:
     parser.add_argument("--beams", type=int, nargs="+", default=[2, 3, 4], help="(2, 3 and 4)")
     parser.add_argument("--tokens", type=int, default=30, help="to generate for each image (%(default)s)")
     parser.add_argument("--dtype", default="fp32", help="of the graphs (%(default)s)")
-    parser.add_argument("--repo", type=Path, help="another repo of layout captioner in the place of the bundled recipe's")
+    parser.add_argument(
+        "--repo", type=Path, help="another repo of layout captioner in the place of the bundled recipe's"
+    )
     options = parser.parse_args()
     beams = {STOCK: 0, GREEDY: 1} | {f"{number} beams": number for number in options.beams}
     with harness.workspace(options.keep) as folder:

@@ -44,8 +44,10 @@ RULES: tuple[Options, ...] = (
     {"num_beams": 2, "early_stopping": True, "no_repeat_ngram_size": 2, "num_return_sequences": 2},
     {"num_beams": 4, "early_stopping": "never", "length_penalty": 0.6, "repetition_penalty": 0.8},
     {"num_beams": 4, "length_penalty": -1.5, "no_repeat_ngram_size": 1, "num_return_sequences": 3},
-    {"num_beams": 3, "min_new_tokens": 7, "max_new_tokens": 9, "length_penalty": 0.0, "num_return_sequences": 3},
+    {"num_beams": 3, "min_new_tokens": 15, "max_new_tokens": 20, "length_penalty": 0.0, "num_return_sequences": 3},
+    {"num_beams": 2, "repetition_penalty": 0.2},  # what was there before comes again, the start token too
 )
+STOPPING: tuple[Options, ...] = tuple({"early_stopping": when} for when in (False, True, "never"))
 
 
 class PyTorch:
@@ -165,14 +167,30 @@ def add_prefix(suite: Suite) -> None:
         exported.export(layout)
         repo = exported.work.repo.rename(suite.folder / layout)
         if layout == "chat":
-            mark_as_prefix(repo)
+            change_json(repo / "config.json", prefix_conditioning=True)  # no prompt was seen with image tokens
         add_pico(suite, layout, exported, repo, "a cat")
+    add_many_ends(suite, exported, suite.folder / layout)
 
 
-def mark_as_prefix(repo: Path) -> None:
-    """Says in a chat repo's config that no prompt was seen with image tokens."""
-    config = json.loads((repo / "config.json").read_text())
-    (repo / "config.json").write_text(json.dumps(config | {"prefix_conditioning": True}))
+def add_many_ends(suite: Suite, exported: Exported, repo: Path) -> None:
+    """Where many tokens end a text, when to stop decides which texts are found."""
+    name = "many ends"
+    pytorch = PyTorch(exported)
+    pytorch.eos = [256, *range(0, 260, 8)]
+    copy = Path(shutil.copytree(repo, suite.folder / name))
+    change_json(copy / "generation_config.json", eos_token_id=pytorch.eos)
+    settings = [options | {"num_beams": 2, "num_return_sequences": 2, "length_penalty": 2.0} for options in STOPPING]
+    suite.add(name, copy, pytorch, images_of(exported), settings, max_new_tokens=10)
+    expected = [json.dumps(run["expected"]) for run in suite.content["repos"][name]["runs"]]
+    assert any(len(set(expected[first : first + 3])) == 3 for first in range(0, len(expected), 3))
+
+
+def change_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def images_of(exported: Exported) -> list[Path]:
+    return sorted((exported.recipe.path.parent / "images").glob("*.png"))[:2]
 
 
 def add_llava(suite: Suite) -> None:
@@ -201,9 +219,9 @@ def add_encoder_decoder(suite: Suite) -> None:
 
 
 def add_pico(suite: Suite, name: str, exported: Exported, repo: Path, prompt: str | None) -> None:
-    images = sorted((exported.recipe.path.parent / "images").glob("*.png"))
+    images = images_of(exported)
     pytorch = PyTorch(exported)
-    suite.add(name, repo, pytorch, images[:2], [BEAMS, *RULES], prompt, max_new_tokens=10)
+    suite.add(name, repo, pytorch, images, [BEAMS, *RULES], prompt, max_new_tokens=10)
     if prompt and "<image>" in prompt:
         several = [(images[0], images[1]), (images[1], images[0])]
         suite.add(f"{name}, two images", repo, pytorch, several, [{}, BEAMS], f"{prompt} <image>", max_new_tokens=10)
@@ -312,14 +330,13 @@ def test_a_browser_can_import_it() -> None:
     assert {name for name in imports if not name.startswith("./")} == {"@huggingface/transformers"}
 
 
-def test_types(package: Path, tmp_path: Path) -> None:
+def test_types(package: Path) -> None:
     """What may be written and what may not, as the compiler sees it."""
     home = node_home(TYPES)
     project = package.parents[1]
+    (project / "package.json").write_text('{"type": "module"}')
     shutil.copy(TYPES / "usage.ts", project / "usage.ts")
     compiler = home / "node_modules" / "typescript" / "bin" / "tsc"
-    options = "--noEmit --strict --skipLibCheck --module nodenext --target es2022 --lib es2023,dom --types".split()
-    done = subprocess.run(
-        ["node", str(compiler), *options, "", "usage.ts"], cwd=project, capture_output=True, encoding="utf-8"
-    )
+    options = "--noEmit --strict --skipLibCheck --module nodenext --target es2022 --lib es2023,dom".split()
+    done = subprocess.run(["node", compiler, *options, "usage.ts"], cwd=project, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stdout
