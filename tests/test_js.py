@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import pico_chat
 import pytest
 import torch
-from exported import Exported, prepare, record, silent, write_images
+from exported import Exported, prepare, record, silent
 from static_server import StaticServer
 from test_browser import BROWSER, SOFTWARE_WEBGPU, WASM, drive
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
@@ -337,6 +338,15 @@ def test_types(package: Path) -> None:
     (project / "package.json").write_text('{"type": "module"}')
     shutil.copy(TYPES / "usage.ts", project / "usage.ts")
     compiler = home / "node_modules" / "typescript" / "bin" / "tsc"
-    options = "--noEmit --strict --skipLibCheck --module nodenext --target es2022 --lib es2023,dom".split()
-    done = subprocess.run(["node", compiler, *options, "usage.ts"], cwd=project, capture_output=True, encoding="utf-8")
+    options = {"--module": "nodenext", "--target": "es2022", "--lib": "es2023,dom"}
+    command = [
+        "node",
+        compiler,
+        "--noEmit",
+        "--strict",
+        "--skipLibCheck",
+        *chain.from_iterable(options.items()),
+        "usage.ts",
+    ]
+    done = subprocess.run(command, cwd=project, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stdout
