@@ -32,7 +32,7 @@ from vlm_export.recipe import find_recipe
 FACTS = "demo.json"
 PAGE = Path(__file__).parent / "demo"
 PACKAGE = Path(__file__).parent / "js"
-MAX_SAMPLES = 12
+MAX_SAMPLES = 10
 _TRANSFORMERS = "transformers/transformers.min.js"
 _BARE_IMPORT = "'@huggingface/transformers'"
 _REPO_FILES = ("*.json", "LICENSE*", "NOTICE*", "onnx/*.onnx", "onnx/*.onnx_data*")

@@ -102,7 +102,6 @@ function note(threads) {
         lines.push(threads === 1 ? 'One thread.' : `${threads} threads.`);
     }
     $('note').textContent = lines.join(' ');
-    $('note').hidden = !lines.length;
 }
 
 function show_error(error) {
@@ -168,9 +167,9 @@ function set_phase(value) {
 }
 
 function clear() {
-    for (const id of ['error', 'reference', 'others']) {
-        $(id).hidden = true;
-    }
+    $('error').hidden = true;
+    $('others').hidden = true;
+    $('reference').textContent = '';
     show_caption('');
     show_figures({});
 }
@@ -260,7 +259,6 @@ function compare(text, prompt, sample) {
     if (sample?.caption && (prompt ?? '') === (takes_prompt() ? facts.prompt : '')) {
         const same = sample.caption.trim() === text.trim();
         $('reference').textContent = same ? 'PyTorch says the same.' : `PyTorch says: ${sample.caption}`;
-        $('reference').hidden = false;
     }
 }
 
@@ -304,13 +302,15 @@ function connect_form() {
         event.preventDefault();
         phase === 'idle' ? run() : stop();
     });
-    $('form').addEventListener('change', ({ target }) => {
+    $('settings').addEventListener('change', ({ target }) => {
         if (target.name === 'device') {
             offer_dtypes();
-        }
-        if (target.name !== 'beams' && target.name) {
             note();
-            phase === 'idle' ? LOCAL && preload() : run();
+        }
+        if (image && !takes_prompt()) {
+            run();
+        } else if (LOCAL) {
+            preload();
         }
     });
     $('prompt').addEventListener('keydown', (event) => {
