@@ -183,7 +183,7 @@ def _download_bytes(manifest: dict[str, Any], model: Mapping[str, Path]) -> dict
 def _samples(goldens: Path, inputs_sha256: dict[str, str]) -> tuple[dict[Path, str | None], str]:
     """Golden images with their captions, and the prompt that belongs to them.
 
-    No caption where the golden is about other weights, or has a prompt that is no turn of a conversation.
+    No captions where the golden is about other weights, or has several turns.
     """
     try:
         golden = json.loads((goldens / "golden.json").read_bytes())
@@ -191,7 +191,7 @@ def _samples(goldens: Path, inputs_sha256: dict[str, str]) -> tuple[dict[Path, s
         return {}, ""
     turns = [turn for turn in golden.get("conversation", ()) if turn["role"] == "user"]
     prompt = _text(turns[0]) if turns else golden["text"]
-    usable = golden["inputs_sha256"] == inputs_sha256 and len(turns) <= 1 and "<image>" not in prompt
+    usable = golden["inputs_sha256"] == inputs_sha256 and len(turns) <= 1
     images = golden["images"][:MAX_SAMPLES]
     return {goldens / "images" / Path(i["file"]).name: i["caption"] if usable else None for i in images}, prompt
 

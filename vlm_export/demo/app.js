@@ -9,7 +9,7 @@
  */
 
 import { Engine, Trouble } from './engine.js';
-import { connect } from './picture.js';
+import { arriving, connect } from './picture.js';
 
 const $ = (id) => document.getElementById(id);
 const BEAMS = [1, 2, 3, 4, 5];
@@ -66,7 +66,7 @@ async function look_for_webgpu() {
     }
     const adapter = await navigator.gpu.requestAdapter().catch(() => null);
     if (!adapter) {
-        return { missing: 'this browser finds no graphics adapter for it', half: false };
+        return { missing: 'no graphics adapter', half: false };
     }
     return { missing: null, half: adapter.features.has('shader-f16') };
 }
@@ -97,9 +97,9 @@ function offer_dtypes() {
 function note(threads) {
     const lines = webgpu.missing ? [`No WebGPU: ${webgpu.missing}.`] : [];
     if (!crossOriginIsolated) {
-        lines.push('One thread: this site does not send the headers (COOP, COEP) that more of them need.');
+        lines.push('WASM: 1 thread; more need headers (COOP, COEP) that this site does not send.');
     } else if (threads && chosen('device') === 'wasm') {
-        lines.push(threads === 1 ? 'One thread.' : `${threads} threads.`);
+        lines.push(`WASM: ${threads === 1 ? '1 thread' : `${threads} threads`}.`);
     }
     $('note').textContent = lines.join(' ');
 }
@@ -197,7 +197,7 @@ async function stop() {
 }
 
 async function run() {
-    await stop();
+    await Promise.all([arriving, stop()]);
     clear();
     if (image) {
         work = answer(image, sample);
@@ -211,6 +211,7 @@ async function run() {
 async function answer(image, sample) {
     try {
         set_phase('loading');
+        $('caption').scrollIntoView({ block: 'nearest' });
         const { engine, max_new_tokens } = await load();
         set_phase('generating');
         await generate(engine, max_new_tokens, image, sample);
@@ -267,14 +268,7 @@ function show_samples(show) {
         const name = `Sample ${index + 1}`;
         const button = Object.assign(document.createElement('button'), { type: 'button' });
         button.append(Object.assign(new Image(), { src: entry.file, alt: name }));
-        button.addEventListener('click', async () => {
-            try {
-                const response = await fetch(entry.file);
-                await show(await response.blob(), name, entry);
-            } catch (error) {
-                show_error(error);
-            }
-        });
+        button.addEventListener('click', () => show(entry.file, name, entry));
         const item = document.createElement('li');
         item.append(button);
         return item;
@@ -326,6 +320,7 @@ async function open() {
     facts = await (await fetch('demo.json')).json();
     webgpu = await look_for_webgpu();
     document.title = facts.name;
+    document.body.dataset.layout = facts.layout;
     $('name').textContent = facts.name;
     $('prompt').value = facts.prompt;
     $('prompt-field').hidden = !takes_prompt();

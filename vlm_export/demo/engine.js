@@ -22,7 +22,7 @@ export class Engine {
         this.#settings = settings;
         this.#worker = new Worker(new URL('worker.js', import.meta.url), { type: 'module' });
         this.#worker.onmessage = ({ data }) => this.#hear(data);
-        this.#worker.onerror = (event) => this.#fail(event.message ?? 'the worker could not start', null);
+        this.#worker.onerror = (event) => this.#fail(event.message ?? 'its worker did not start.');
     }
 
     /**
@@ -68,7 +68,7 @@ export class Engine {
 
     #hear({ bytes, token, loaded, answer, error }) {
         if (error) {
-            this.#fail(error.message, error.missing);
+            this.#fail(error);
         } else if (loaded ?? answer) {
             this.#settle()?.resolve(loaded ?? answer);
         } else {
@@ -76,24 +76,22 @@ export class Engine {
         }
     }
 
-    #fail(message, missing) {
-        this.#settle()?.reject(new Trouble(explain(message, missing, this.#settings)));
+    #fail(message) {
+        this.#settle()?.reject(new Trouble(explain(message, this.#settings)));
     }
 }
 
-/** @type {(message: string, missing: string | null, settings: Settings) => string} */
-function explain(message, missing, { device, dtype }) {
-    if (missing) {
-        return `A file of the model is missing on the server (${missing}). Export the model again, then reload this page.`;
+/** @type {(message: string, settings: Settings) => string} */
+function explain(message, { device, dtype }) {
+    if (/is not there|not found|could not locate/i.test(message)) {
+        return `The server lacks a file of the model. ${message}. Export the model again, then reload this page.`;
     }
     if (/failed to fetch|networkerror|load failed/i.test(message)) {
-        return 'The server does not answer. Check that it is still running and that you are online, then try again.';
+        return 'The server does not answer. See that it still runs and that you are online, then try again.';
     }
-    if (/out of memory|bad_alloc|array buffer allocation|allocation failed/i.test(message)) {
-        return `The browser has not enough memory for this model in ${dtype}. Choose a smaller precision, or close other tabs and reload.`;
+    if (/out of memory|bad_alloc|allocation failed/i.test(message)) {
+        return `There is not enough memory for this model in ${dtype}. Choose a smaller precision, or close other tabs.`;
     }
-    if (device === 'webgpu') {
-        return `WebGPU could not run this model in ${dtype}: ${message} Switch the runtime to WASM.`;
-    }
-    return `The model could not be run in ${dtype}: ${message} Try another precision, or reload the page.`;
+    const next = device === 'webgpu' ? 'Set the runtime to WASM' : 'Choose another precision';
+    return `The model does not run in ${dtype} here. ${message} ${next}, or reload the page.`;
 }

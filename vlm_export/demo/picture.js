@@ -6,21 +6,26 @@ import { Trouble } from './engine.js';
 
 const $ = (id) => document.getElementById(id);
 
+/** Settles when the image that was asked for last is shown, or cannot be. @type {Promise<void>} */
+export let arriving = Promise.resolve();
+
 /**
  * @template Sample
  * @param {(image: Blob, sample: Sample | null) => void} on_image
  * @param {(error: unknown) => void} on_error
- * @returns {(image: Blob, name: string, sample?: Sample) => Promise<void>} shows a sample
+ * @returns {(address: string, name: string, sample: Sample) => void} shows a sample
  */
 export function connect(on_image, on_error) {
     let shown = '';
-    /** @type {MediaStream | null} */
-    let stream = null;
+
+    const attempt = (action) => {
+        arriving = Promise.resolve().then(action).catch(on_error);
+    };
 
     /** Shows an image and hands it on; what was shown stays when the new one cannot be read. */
     async function show(image, name, sample = null) {
         await check(image, name);
-        leave();
+        camera.close();
         URL.revokeObjectURL(shown);
         shown = URL.createObjectURL(image);
         const picture = $('image');
@@ -33,45 +38,14 @@ export function connect(on_image, on_error) {
         on_image(image, sample);
     }
 
-    const attempt = (action) => Promise.resolve().then(action).catch(on_error);
-    const first = (files) => [...files].find(({ type }) => type.startsWith('image/')) ?? files[0];
-
+    /** @returns {boolean} whether there is a file among what was chosen, dropped or pasted */
     function take(transfer) {
-        const file = first(transfer?.files ?? []);
+        const files = [...(transfer?.files ?? [])];
+        const file = files.find(({ type }) => type.startsWith('image/')) ?? files[0];
         if (file) {
             attempt(() => show(file, file.name));
         }
         return Boolean(file);
-    }
-
-    async function open() {
-        try {
-            stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: 'environment' } });
-        } catch (error) {
-            throw new Trouble(camera_trouble(error.name));
-        }
-        const video = $('video');
-        video.srcObject = stream;
-        await video.play();
-        camera_view(true);
-        $('shoot').focus();
-    }
-
-    function leave() {
-        stream?.getTracks().forEach((track) => track.stop());
-        if (stream) {
-            stream = null;
-            $('video').srcObject = null;
-            camera_view(false);
-            $('camera').focus();
-        }
-    }
-
-    async function shoot() {
-        const { videoWidth: width, videoHeight: height } = $('video');
-        const canvas = new OffscreenCanvas(width, height);
-        canvas.getContext('2d').drawImage($('video'), 0, 0);
-        await show(await canvas.convertToBlob({ type: 'image/png' }), 'Picture from the camera');
     }
 
     for (const id of ['drop', 'choose']) {
@@ -81,20 +55,58 @@ export function connect(on_image, on_error) {
         take(target);
         target.value = ''; // the same file can be chosen again
     });
-    $('camera').addEventListener('click', () => attempt(open));
-    $('shoot').addEventListener('click', () => attempt(shoot));
-    $('leave').addEventListener('click', leave);
-    if (!navigator.mediaDevices?.getUserMedia) {
-        $('camera').disabled = true;
-        $('camera').title = 'The browser gives a camera only to pages on https or on this machine';
-    }
     addEventListener('paste', (event) => {
         if (take(event.clipboardData)) {
             event.preventDefault();
         }
     });
     connect_drop(take);
-    return show;
+    const camera = connect_camera(attempt, show);
+    return (address, name, sample) => attempt(async () => show(await (await fetch(address)).blob(), name, sample));
+}
+
+/** @returns {{ close: () => void }} */
+function connect_camera(attempt, show) {
+    /** @type {MediaStream | null} */
+    let stream = null;
+
+    async function open() {
+        try {
+            stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: 'environment' } });
+        } catch (error) {
+            throw new Trouble(camera_trouble(error.name));
+        }
+        $('video').srcObject = stream;
+        await $('video').play();
+        camera_view(true);
+        $('shoot').focus();
+    }
+
+    async function shoot() {
+        const { videoWidth: width, videoHeight: height } = $('video');
+        const canvas = new OffscreenCanvas(width, height);
+        canvas.getContext('2d').drawImage($('video'), 0, 0);
+        await show(await canvas.convertToBlob({ type: 'image/png' }), 'Picture from the camera');
+    }
+
+    function close() {
+        if (stream) {
+            stream.getTracks().forEach((track) => track.stop());
+            stream = null;
+            $('video').srcObject = null;
+            camera_view(false);
+            $('camera').focus();
+        }
+    }
+
+    $('camera').addEventListener('click', () => attempt(open));
+    $('shoot').addEventListener('click', () => attempt(shoot));
+    $('leave').addEventListener('click', close);
+    if (!navigator.mediaDevices?.getUserMedia) {
+        $('camera').disabled = true;
+        $('camera').title = 'The browser gives a camera only to pages on https or on this machine';
+    }
+    return { close };
 }
 
 /** The whole page takes a drop, so that an image that misses the frame does not replace the page. */
@@ -113,7 +125,7 @@ function connect_drop(take) {
 }
 
 function camera_view(on) {
-    const has_image = $('image').src !== '';
+    const has_image = $('image').hasAttribute('src');
     $('video').hidden = !on;
     $('image').hidden = on || !has_image;
     $('drop').hidden = on || has_image;

@@ -4,8 +4,7 @@
  * @typedef {{ load: { device: string, dtype: string, cache: string | null } }
  *     | { generate: { image: Blob, prompt: string | null, num_beams: number } } | { stop: true }} Request
  * @typedef {{ bytes: number } | { loaded: { threads: number, max_new_tokens: number } }
- *     | { token: { text: string, tokens: number } } | { answer: Answer }
- *     | { error: { message: string, missing: string | null } }} Reply
+ *     | { token: { text: string, tokens: number } } | { answer: Answer } | { error: string }} Reply
  * @typedef {{ texts: string[], first_token_ms: number, total_ms: number, tokens: number, stopped: boolean }} Answer
  *     Of all beams, the best one first.
  */
@@ -19,8 +18,6 @@ const RUNTIME = new URL('onnxruntime/ort-wasm-simd-threaded.asyncify', BASE).hre
 /** @type {VisionLanguageModel} */
 let model;
 let stopping = new AbortController();
-/** The last file that the server did not have. @type {string | null} */
-let missing = null;
 
 /** @type {(reply: Reply) => void} */
 const reply = (value) => postMessage(value);
@@ -28,9 +25,6 @@ const reply = (value) => postMessage(value);
 /** Counts what arrives, the runtime's files included, of which transformers.js does not tell. */
 async function countedFetch(url, options) {
     const response = await fetch(url, options);
-    if (!response.ok) {
-        missing = `${response.status} for ${new URL(url, BASE).pathname}`;
-    }
     if (!response.body) {
         return response;
     }
@@ -71,32 +65,16 @@ async function load({ device, dtype, cache }) {
 
 async function generate({ image, prompt, num_beams }) {
     stopping = new AbortController();
-    const content = [{ type: 'image' }, { type: 'text', text: prompt }];
     const beams = await model.generate({
         image: await RawImage.fromBlob(image),
-        ...(prompt !== null && { messages: [{ role: 'user', content }] }),
+        ...(prompt !== null && { prompt }),
         num_beams,
         num_return_sequences: num_beams,
         signal: stopping.signal,
-        on_token: async ({ text, tokens }) => {
-            reply({ token: { text, tokens } });
-            await turn();
-        },
+        on_token: ({ text, tokens }) => reply({ token: { text, tokens } }),
     });
     const texts = beams.map(({ text }) => text);
-    reply({ answer: { texts, ...beams.timings, stopped: stopping.signal.aborted } });
-}
-
-/** Lets a message in, `stop` above all: generation alone never gives way to one. */
-function turn() {
-    return new Promise((resolve) => {
-        const { port1, port2 } = new MessageChannel();
-        port1.onmessage = () => {
-            port1.close();
-            resolve();
-        };
-        port2.postMessage(null);
-    });
+    reply({ answer: { texts, ...beams.timings, stopped: beams[0].finish_reason === 'cancelled' } });
 }
 
 const ACTIONS = { load, generate, stop: () => stopping.abort() };
@@ -107,6 +85,6 @@ onmessage = async ({ data }) => {
     try {
         await ACTIONS[name](value);
     } catch (error) {
-        reply({ error: { message: String(error?.message ?? error), missing } });
+        reply({ error: String(error?.message ?? error) });
     }
 };
