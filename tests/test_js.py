@@ -1,0 +1,283 @@
+"""The JavaScript package: its own tests under Node, on exported repos and on what PyTorch said of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import encoder_decoders
+import numpy as np
+import pico_chat
+import pytest
+import torch
+from exported import Exported, prepare, record, silent, write_images
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+import vlm_export
+from vlm_export import bundled, merge, pipeline
+from vlm_export.artifacts import Work
+from vlm_export.golden import eos_token_ids
+from vlm_export.node_runtime import node_home
+from vlm_export.processing import image_processor_settings, load_tokenizer
+from vlm_export.recipe import find_recipe
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = Path(vlm_export.__file__).parent / "js"
+TYPES = Path(__file__).parent / "types"
+SHAPES = find_recipe(bundled.DEFAULT_RECIPE)
+Options = dict[str, Any]
+
+BEAMS: Options = {"num_beams": 3, "num_return_sequences": 3}
+# Every rule, with each number of beams.
+RULES: tuple[Options, ...] = (
+    {"repetition_penalty": 1.4, "no_repeat_ngram_size": 3},
+    {"num_beams": 2, "num_return_sequences": 2, "length_penalty": 2.0, "repetition_penalty": 1.3},
+    {"num_beams": 2, "early_stopping": True, "no_repeat_ngram_size": 2, "num_return_sequences": 2},
+    {"num_beams": 4, "early_stopping": "never", "length_penalty": 0.6, "repetition_penalty": 0.8},
+    {"num_beams": 4, "length_penalty": -1.5, "no_repeat_ngram_size": 1, "num_return_sequences": 3},
+    {"num_beams": 3, "min_new_tokens": 7, "max_new_tokens": 9, "length_penalty": 0.0, "num_return_sequences": 3},
+)
+
+
+class PyTorch:
+    """A recipe's model with its adapter attached, and what it is fed."""
+
+    def __init__(self, exported: Exported):
+        recipe = exported.recipe
+        found = pipeline.sources(recipe)
+        self.checkpoint, model = merge.attach(found.model, found.adapters)
+        family = self.checkpoint.family
+        settings = image_processor_settings(
+            self.checkpoint.path, family.image_processor(self.checkpoint.config), recipe.recipe.image_processor
+        )
+        self.reference = family.reference(model)
+        self.feeder = family.feeder(self.checkpoint.path, self.checkpoint.config, settings)
+        self.eos = eos_token_ids(
+            self.checkpoint.path, load_tokenizer(self.checkpoint.path), family.text_config(self.checkpoint.config)
+        )
+
+    @torch.inference_mode()
+    def generate(self, fed: dict[str, np.ndarray], options: Options) -> list[dict[str, Any]]:
+        """Ids up to the one that ends the text, and of beams the score."""
+        made = self.reference.generate(
+            {name: torch.from_numpy(array) for name, array in fed.items()},
+            eos_token_id=self.eos,
+            pad_token_id=self.eos[0],
+            return_dict_in_generate=True,
+            output_scores=True,
+            **options,
+        )
+        prompt = 0 if self.checkpoint.config["model_type"] == "prefix_conditioning_vlm" else fed["input_ids"].shape[1]
+        scores = made.sequences_scores.tolist() if options.get("num_beams", 1) > 1 else [None]
+        texts = [self._ended(ids) for ids in made.sequences[:, prompt:].tolist()]
+        return [{"token_ids": ids, "score": score} for ids, score in zip(texts, scores, strict=True)]
+
+    def _ended(self, ids: list[int]) -> list[int]:
+        end = next((index for index, token in enumerate(ids) if token in self.eos), len(ids))
+        return ids[: end + 1]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What the JavaScript tests read: repos by name, and runs with what PyTorch said."""
+
+    folder: Path
+    content: dict[str, Any]
+
+    def add(
+        self,
+        name: str,
+        repo: Path,
+        pytorch: PyTorch,
+        images: Sequence[Path],
+        settings: Sequence[Options],
+        prompt: str | None = None,
+        **defaults: Any,
+    ) -> None:
+        """Runs of a repo: each image with each of the settings."""
+        runs = []
+        text = pytorch.feeder.texts([prompt] if prompt else [])[-1]
+        for index, image in enumerate(images):
+            fed = pytorch.feeder.feed(image, text)
+            file = self.folder / f"{name}-{index}.f32"
+            fed["pixel_values"].astype("<f4").tofile(file)
+            for options in settings:
+                asked = defaults | options
+                runs.append(
+                    {
+                        "image": str(image),
+                        "pixel_values": {"path": str(file), "shape": fed["pixel_values"].shape},
+                        "prompt": prompt,
+                        "options": asked,
+                        "expected": pytorch.generate(fed, {"do_sample": False, **asked}),
+                    }
+                )
+        self.content["repos"][name] = {"path": str(repo), "runs": runs}
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`suite.json`."""
+    folder = tmp_path_factory.mktemp("js")
+    made = Suite(folder, {"repos": {}, "warped": warped()})
+    torch.set_num_threads(1)
+    add_shapes(made)
+    add_prefix(made)
+    add_llava(made)
+    add_tiled(made)
+    add_encoder_decoder(made)
+    path = folder / "suite.json"
+    path.write_text(json.dumps(made.content))
+    return path
+
+
+def add_shapes(suite: Suite) -> None:
+    """The bundled captioner: beams on every golden image, all else on the first."""
+    exported = Exported(SHAPES, Work(suite.folder / "shapes"))
+    pipeline.run_merge(SHAPES, exported.work, silent)
+    exported.export("captioner")
+    pytorch = PyTorch(exported)
+    images = sorted((SHAPES.golden_dir / "images").glob("*.png"))
+    assert len(images) == 20
+    suite.add("captioner", exported.work.repo, pytorch, images, [BEAMS], max_new_tokens=30)
+    suite.add("captioner, rules", exported.work.repo, pytorch, images[:4], RULES, max_new_tokens=30)
+
+
+def add_prefix(suite: Suite) -> None:
+    """The layouts of such a captioner that take a prompt."""
+    exported = prepare(suite.folder / "prefix-made")
+    for layout in ("chat", "components"):
+        exported.export(layout)
+        repo = exported.work.repo.rename(suite.folder / layout)
+        if layout == "chat":
+            mark_as_prefix(repo)
+        add_pico(suite, layout, exported, repo, "a cat")
+
+
+def mark_as_prefix(repo: Path) -> None:
+    """Says in a chat repo's config that no prompt was seen with image tokens."""
+    config = json.loads((repo / "config.json").read_text())
+    (repo / "config.json").write_text(json.dumps(config | {"prefix_conditioning": True}))
+
+
+def add_llava(suite: Suite) -> None:
+    exported = make_chat(suite.folder / "llava-made", pico_chat.write_llava)
+    add_pico(suite, "llava", exported, exported.work.repo, "is <image> a cat?")
+
+
+def add_tiled(suite: Suite) -> None:
+    exported = make_chat(suite.folder / "idefics3-made", pico_chat.write_tiled)
+    add_pico(suite, "idefics3", exported, exported.work.repo, "<image>a cat")
+
+
+def make_chat(folder: Path, write: Callable[[Path], Path]) -> Exported:
+    write(folder / "checkpoint")
+    exported = record(folder, layout="chat", golden={"images": ["images/*.png"], "prompts": ["<image>a cat"]})
+    exported.export("chat")
+    return exported
+
+
+def add_encoder_decoder(suite: Suite) -> None:
+    folder = suite.folder / "vit-gpt2-made"
+    encoder_decoders.write_checkpoint(folder / "checkpoint", encoder_decoders.config())
+    exported = record(folder)
+    exported.export("captioner")
+    add_pico(suite, "encoder-decoder", exported, exported.work.repo, None)
+
+
+def add_pico(suite: Suite, name: str, exported: Exported, repo: Path, prompt: str | None) -> None:
+    images = sorted((exported.recipe.path.parent / "images").glob("*.png"))
+    pytorch = PyTorch(exported)
+    suite.add(name, repo, pytorch, images[:2], [BEAMS, *RULES], prompt, max_new_tokens=10)
+
+
+def warped() -> list[dict[str, Any]]:
+    """Scores, and the probabilities that transformers' warpers make of them."""
+    torch.manual_seed(0)
+    made = []
+    for temperature, top_k, top_p, least in (
+        (1.0, 0, 1.0, 1),
+        (0.7, 0, 0.8, 1),
+        (1.0, 5, 1.0, 1),
+        (1.3, 20, 0.9, 1),
+        (0.5, 1, 0.1, 3),
+    ):
+        scores = torch.randn(1, 60) * 3
+        kept = scores
+        if temperature != 1:
+            kept = TemperatureLogitsWarper(temperature)(None, kept)
+        if top_k:
+            kept = TopKLogitsWarper(top_k, min_tokens_to_keep=least)(None, kept)
+        if top_p < 1:
+            kept = TopPLogitsWarper(top_p, min_tokens_to_keep=least)(None, kept)
+        made.append(
+            {
+                "scores": scores[0].tolist(),
+                "options": {"temperature": temperature, "top_k": top_k, "top_p": top_p},
+                "least": least,
+                "probabilities": kept[0].softmax(-1).tolist(),
+            }
+        )
+    return made
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package where its imports are found, as npm would lay it out."""
+    folder = tmp_path_factory.mktemp("npm")
+    (folder / "node_modules").mkdir()
+    for name in ("@huggingface", "onnxruntime-common", "onnxruntime-node", "sharp"):
+        (folder / "node_modules" / name).symlink_to(node_home() / "node_modules" / name)
+    return Path(shutil.copytree(PACKAGE, folder / "node_modules" / "vlm-export"))
+
+
+@pytest.mark.parametrize("file", sorted(path.name for path in (PACKAGE / "test").glob("*.test.js")))
+def test_in_node(file: str, package: Path, suite: Path) -> None:
+    done = subprocess.run(
+        ["node", "--test", "--test-reporter=spec", str(package / "test" / file)],
+        env=os.environ | {"VLM_EXPORT_SUITE": str(suite)},
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"pass [1-9]", done.stdout)
+
+
+def test_manifest() -> None:
+    manifest = json.loads((PACKAGE / "package.json").read_text())
+    assert manifest["version"] == vlm_export.__version__
+    assert (PACKAGE / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+    pinned = json.loads((ROOT / "vlm_export/node/package.json").read_text())["dependencies"]
+    assert manifest["peerDependencies"] == {name: f"^{version}" for name, version in pinned.items()}
+    for name in (*manifest["files"], manifest["types"], *manifest["exports"]["."].values()):
+        assert (PACKAGE / name).exists()
+
+
+def sources() -> Iterator[Path]:
+    yield PACKAGE / "index.js"
+    yield from sorted((PACKAGE / "src").glob("*.js"))
+
+
+def test_a_browser_can_import_it() -> None:
+    imports = {name for path in sources() for name in re.findall(r"from '([^']+)'", path.read_text())}
+    assert {name for name in imports if not name.startswith("./")} == {"@huggingface/transformers"}
+
+
+def test_types(package: Path, tmp_path: Path) -> None:
+    """What may be written and what may not, as the compiler sees it."""
+    home = node_home(TYPES)
+    project = package.parents[1]
+    shutil.copy(TYPES / "usage.ts", project / "usage.ts")
+    compiler = home / "node_modules" / "typescript" / "bin" / "tsc"
+    options = "--noEmit --strict --skipLibCheck --module nodenext --target es2022 --lib es2023,dom --types".split()
+    done = subprocess.run(
+        ["node", str(compiler), *options, "", "usage.ts"], cwd=project, capture_output=True, encoding="utf-8"
+    )
+    assert done.returncode == 0, done.stdout
