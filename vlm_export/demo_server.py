@@ -22,6 +22,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from vlm_export.errors import InputError
 
@@ -92,12 +93,13 @@ def url_of(listening: socket.socket) -> str:
     return f"http://{HOST}:{listening.getsockname()[1]}/"
 
 
-def server(site: Site) -> uvicorn.Server:
-    """The server of a site; its `run(sockets=[…])` returns after SIGINT or SIGTERM."""
-    config = uvicorn.Config(
-        application(site), lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1
+def server(app: ASGIApp) -> uvicorn.Server:
+    """A server that logs nothing but its own failures; `run(sockets=[…])` returns after SIGINT or SIGTERM."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app, interface="asgi3", lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1
+        )
     )
-    return uvicorn.Server(config)
 
 
 def serve(site: Site, listening: socket.socket, *, open_browser: bool) -> None:
@@ -105,4 +107,4 @@ def serve(site: Site, listening: socket.socket, *, open_browser: bool) -> None:
     if open_browser:  # not here: a browser in the terminal would keep the server from answering it
         threading.Thread(target=webbrowser.open, args=(url_of(listening),), daemon=True).start()
     with suppress(KeyboardInterrupt):
-        server(site).run(sockets=[listening])
+        server(application(site)).run(sockets=[listening])

@@ -95,7 +95,10 @@ def build(repo: Path, goldens: Path, *, cached: bool = False) -> dict[str, Path 
         FACTS: _json(facts),
         **{f"model/{name}": path for name, path in model.items()},
         **{f"samples/{path.name}": path for path in captions},
-        **{f"vlm-export/{name}": _bound(name, path) for name, path in _files(PACKAGE, ("LICENSE", "*.js", "src/**/*.js"))},
+        **{
+            f"vlm-export/{name}": _bound(name, path)
+            for name, path in _files(PACKAGE, ("LICENSE", "*.js", "src/**/*.js"))
+        },
         **libraries,
     }
 
