@@ -160,10 +160,10 @@ def _manifest(repo: Path) -> dict[str, Any]:
 
 
 def _files(folder: Path, patterns: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
-    """Files below `folder` by their relative address, without links that lead out of it."""
+    """Files below `folder` by their relative address, without hidden ones and links that lead out of it."""
     root = _root(folder)
     for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
-        if path.is_file() and path.resolve().is_relative_to(root):
+        if not path.name.startswith(".") and path.is_file() and path.resolve().is_relative_to(root):
             yield path.relative_to(folder).as_posix(), path
 
 

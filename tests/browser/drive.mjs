@@ -4,8 +4,8 @@
  * Reads one JSON `Job` from stdin. Exit status 1 and the reason on stderr when the browser, the page or a step fails.
  *
  * @typedef {{ chromium: string, flags: string[], url: string, steps: [string, ...any][], seconds: number }} Job
- *     A step is a method of Playwright's `Page` or of a part of it, as `keyboard.press`, and its arguments. `seconds` is
- *     how long all of them may take.
+ *     A step is a method of Playwright's `Page` or of a part of it, as `keyboard.press`, and its arguments; the one
+ *     of `waitForFunction` is a function's body. `seconds` is how long all of them may take.
  * @typedef {{ answers: any[], console: string[], foreign: string[], chromium: string }} Result  What came of each step
  *     that is an `evaluate`, what the page logged, as "type: text", and what it asked of other servers than its own.
  */
@@ -37,7 +37,7 @@ async function visit(browser, { url, steps, seconds }) {
         for (const [path, ...args] of steps) {
             const [name, ...parts] = path.split('.').reverse();
             const owner = parts.reduceRight((object, part) => object[part], page);
-            const value = await owner[name](...args);
+            const value = await owner[name](...(name === 'waitForFunction' ? args.map(to_function) : args));
             if (name === 'evaluate') {
                 answers.push(value);
             }
@@ -45,6 +45,14 @@ async function visit(browser, { url, steps, seconds }) {
     }
     await Promise.race([take(), broken]);
     return { answers, console: logged, foreign, chromium: browser.version() };
+}
+
+/**
+ * A page whose policy forbids `eval` is waited for with a function only.
+ * @param {string} body
+ */
+function to_function(body) {
+    return new Function(body);
 }
 
 const job = JSON.parse(await text(process.stdin));

@@ -49,9 +49,11 @@ async function keepOneCache(cache) {
 }
 
 async function load({ device, dtype, cache }) {
-    env.allowRemoteModels = false;
-    env.allowLocalModels = true;
-    env.localModelPath = BASE.pathname;
+    // As from a Hub: of a local model, the size of a file is asked for with a request that nobody reads to its end, and six
+    // of those block the server for this page.
+    env.allowLocalModels = false;
+    env.remoteHost = BASE.href;
+    env.remotePathTemplate = '{model}/';
     env.fetch = countedFetch;
     env.useBrowserCache = cache !== null && 'caches' in self;
     if (env.useBrowserCache) {
