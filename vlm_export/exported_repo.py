@@ -16,12 +16,12 @@ def find_repo(reference: str | None, work: Path | None) -> Path:
         InputError: no such recipe, or nothing was exported there.
     """
     if reference is not None and Path(reference).is_dir():
-        folder, commands = Path(reference), "give a folder that `vlm-export onnx` made, or a recipe"
+        folder, next_step = Path(reference), "give a folder that `vlm-export onnx` made, or a recipe"
     else:
         recipe = find_recipe(reference)
         folder = Work(work or Path("build") / recipe.name).repo
         named = f" {reference}" if reference else ""
-        commands = f"run `vlm-export merge{named}`, then `vlm-export onnx{named}`"
+        next_step = f"run `vlm-export merge{named}`, then `vlm-export onnx{named}`"
     if not (folder / "config.json").is_file() or not (folder / "onnx").is_dir():
-        raise InputError(f"{folder}: nothing exported here: {commands}")
+        raise InputError(f"{folder}: nothing exported here: {next_step}")
     return folder

@@ -344,4 +344,6 @@ async function open() {
     }
 }
 
-open().catch(show_error);
+open()
+    .catch(show_error)
+    .finally(() => $('main').removeAttribute('data-opening'));
