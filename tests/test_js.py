@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ import numpy as np
 import pico_chat
 import pytest
 import torch
-from exported import Exported, prepare, record, silent, write_images
+from exported import Exported, prepare, record, silent
+from static_server import StaticServer
+from test_browser import BROWSER, SOFTWARE_WEBGPU, WASM, drive
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 import vlm_export
@@ -25,7 +28,7 @@ from vlm_export import bundled, merge, pipeline
 from vlm_export.artifacts import Work
 from vlm_export.golden import eos_token_ids
 from vlm_export.node_runtime import node_home
-from vlm_export.processing import image_processor_settings, load_tokenizer
+from vlm_export.processing import image_processor_settings, load_tokenizer, open_image
 from vlm_export.recipe import find_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -42,8 +45,10 @@ RULES: tuple[Options, ...] = (
     {"num_beams": 2, "early_stopping": True, "no_repeat_ngram_size": 2, "num_return_sequences": 2},
     {"num_beams": 4, "early_stopping": "never", "length_penalty": 0.6, "repetition_penalty": 0.8},
     {"num_beams": 4, "length_penalty": -1.5, "no_repeat_ngram_size": 1, "num_return_sequences": 3},
-    {"num_beams": 3, "min_new_tokens": 7, "max_new_tokens": 9, "length_penalty": 0.0, "num_return_sequences": 3},
+    {"num_beams": 3, "min_new_tokens": 15, "max_new_tokens": 20, "length_penalty": 0.0, "num_return_sequences": 3},
+    {"num_beams": 2, "repetition_penalty": 0.2},  # what was there before comes again, the start token too
 )
+STOPPING: tuple[Options, ...] = tuple({"early_stopping": when} for when in (False, True, "never"))
 
 
 class PyTorch:
@@ -62,6 +67,12 @@ class PyTorch:
         self.eos = eos_token_ids(
             self.checkpoint.path, load_tokenizer(self.checkpoint.path), family.text_config(self.checkpoint.config)
         )
+
+    def feed(self, images: Sequence[Path], text: str) -> dict[str, np.ndarray]:
+        if len(images) == 1:
+            return self.feeder.feed(images[0], text)
+        made = self.feeder.processor(images=[[open_image(path) for path in images]], text=[text], return_tensors="np")
+        return {name: np.asarray(made[name]).astype(dtype) for name, dtype in self.feeder.fed.items()}
 
     @torch.inference_mode()
     def generate(self, fed: dict[str, np.ndarray], options: Options) -> list[dict[str, Any]]:
@@ -96,23 +107,23 @@ class Suite:
         name: str,
         repo: Path,
         pytorch: PyTorch,
-        images: Sequence[Path],
+        pictures: Sequence[Path | tuple[Path, ...]],
         settings: Sequence[Options],
         prompt: str | None = None,
         **defaults: Any,
     ) -> None:
-        """Runs of a repo: each image with each of the settings."""
+        """Runs of a repo: each picture, or several in one prompt, with each of the settings."""
         runs = []
-        text = pytorch.feeder.texts([prompt] if prompt else [])[-1]
-        for index, image in enumerate(images):
-            fed = pytorch.feeder.feed(image, text)
+        text = prompt or ""
+        for index, images in enumerate((one,) if isinstance(one, Path) else one for one in pictures):
+            fed = pytorch.feed(images, text)
             file = self.folder / f"{name}-{index}.f32"
             fed["pixel_values"].astype("<f4").tofile(file)
             for options in settings:
                 asked = defaults | options
                 runs.append(
                     {
-                        "image": str(image),
+                        "images": [str(image.absolute()) for image in images],
                         "pixel_values": {"path": str(file), "shape": fed["pixel_values"].shape},
                         "prompt": prompt,
                         "options": asked,
@@ -157,14 +168,30 @@ def add_prefix(suite: Suite) -> None:
         exported.export(layout)
         repo = exported.work.repo.rename(suite.folder / layout)
         if layout == "chat":
-            mark_as_prefix(repo)
+            change_json(repo / "config.json", prefix_conditioning=True)  # no prompt was seen with image tokens
         add_pico(suite, layout, exported, repo, "a cat")
+    add_many_ends(suite, exported, suite.folder / layout)
 
 
-def mark_as_prefix(repo: Path) -> None:
-    """Says in a chat repo's config that no prompt was seen with image tokens."""
-    config = json.loads((repo / "config.json").read_text())
-    (repo / "config.json").write_text(json.dumps(config | {"prefix_conditioning": True}))
+def add_many_ends(suite: Suite, exported: Exported, repo: Path) -> None:
+    """Where many tokens end a text, when to stop decides which texts are found."""
+    name = "many ends"
+    pytorch = PyTorch(exported)
+    pytorch.eos = [256, *range(0, 260, 8)]
+    copy = Path(shutil.copytree(repo, suite.folder / name))
+    change_json(copy / "generation_config.json", eos_token_id=pytorch.eos)
+    settings = [options | {"num_beams": 2, "num_return_sequences": 2, "length_penalty": 2.0} for options in STOPPING]
+    suite.add(name, copy, pytorch, images_of(exported), settings, max_new_tokens=10)
+    expected = [json.dumps(run["expected"]) for run in suite.content["repos"][name]["runs"]]
+    assert any(len(set(expected[first : first + 3])) == 3 for first in range(0, len(expected), 3))
+
+
+def change_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def images_of(exported: Exported) -> list[Path]:
+    return sorted((exported.recipe.path.parent / "images").glob("*.png"))[:2]
 
 
 def add_llava(suite: Suite) -> None:
@@ -193,9 +220,12 @@ def add_encoder_decoder(suite: Suite) -> None:
 
 
 def add_pico(suite: Suite, name: str, exported: Exported, repo: Path, prompt: str | None) -> None:
-    images = sorted((exported.recipe.path.parent / "images").glob("*.png"))
+    images = images_of(exported)
     pytorch = PyTorch(exported)
-    suite.add(name, repo, pytorch, images[:2], [BEAMS, *RULES], prompt, max_new_tokens=10)
+    suite.add(name, repo, pytorch, images, [BEAMS, *RULES], prompt, max_new_tokens=10)
+    if prompt and "<image>" in prompt:
+        several = [(images[0], images[1]), (images[1], images[0])]
+        suite.add(f"{name}, two images", repo, pytorch, several, [{}, BEAMS], f"{prompt} <image>", max_new_tokens=10)
 
 
 def warped() -> list[dict[str, Any]]:
@@ -250,6 +280,37 @@ def test_in_node(file: str, package: Path, suite: Path) -> None:
     assert re.search(r"pass [1-9]", done.stdout)
 
 
+@pytest.mark.parametrize(
+    ("name", "flags", "options", "count"),
+    [
+        pytest.param("captioner", WASM, {"dtype": "fp32"}, 4, id="wasm"),
+        pytest.param("encoder-decoder", SOFTWARE_WEBGPU, {"device": "webgpu"}, 3, id="webgpu"),
+    ],
+)
+def test_in_chromium(suite: Path, name: str, flags: Sequence[str], options: Options, count: int) -> None:
+    """PyTorch's beams; on WebGPU their cache never leaves the GPU."""
+    repo = json.loads(suite.read_text())["repos"][name]
+    packages = node_home() / "node_modules"
+    folders = {
+        "/": BROWSER,
+        "/inputs/": suite.parent,
+        "/vlm-export/": PACKAGE,
+        "/transformers/": packages / "@huggingface/transformers/dist",
+        "/onnxruntime/": packages / "onnxruntime-web/dist",
+        "/tester/model/resolve/main/": Path(repo["path"]),
+    }
+    runs = repo["runs"][:count]
+    for run in runs:
+        run["pixel_values"]["path"] = f"/inputs/{Path(run['pixel_values']['path']).name}"
+    with StaticServer(folders) as server:
+        seen = drive(f"{server.url}/js.html", {"id": "tester/model", "options": options, "runs": runs}, flags)
+    assert seen["console"] == seen["foreign"] == []
+    answer = seen["answer"]
+    assert answer["token_ids"] == [[sequence["token_ids"] for sequence in run["expected"]] for run in runs]
+    assert (answer["dtype"], answer["device"]) == ("fp32", options.get("device", "wasm"))
+    assert answer["loaded"] == 100
+
+
 def test_manifest() -> None:
     manifest = json.loads((PACKAGE / "package.json").read_text())
     assert manifest["version"] == vlm_export.__version__
@@ -270,14 +331,22 @@ def test_a_browser_can_import_it() -> None:
     assert {name for name in imports if not name.startswith("./")} == {"@huggingface/transformers"}
 
 
-def test_types(package: Path, tmp_path: Path) -> None:
+def test_types(package: Path) -> None:
     """What may be written and what may not, as the compiler sees it."""
     home = node_home(TYPES)
     project = package.parents[1]
+    (project / "package.json").write_text('{"type": "module"}')
     shutil.copy(TYPES / "usage.ts", project / "usage.ts")
     compiler = home / "node_modules" / "typescript" / "bin" / "tsc"
-    options = "--noEmit --strict --skipLibCheck --module nodenext --target es2022 --lib es2023,dom --types".split()
-    done = subprocess.run(
-        ["node", str(compiler), *options, "", "usage.ts"], cwd=project, capture_output=True, encoding="utf-8"
-    )
+    options = {"--module": "nodenext", "--target": "es2022", "--lib": "es2023,dom"}
+    command = [
+        "node",
+        compiler,
+        "--noEmit",
+        "--strict",
+        "--skipLibCheck",
+        *chain.from_iterable(options.items()),
+        "usage.ts",
+    ]
+    done = subprocess.run(command, cwd=project, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stdout

@@ -135,11 +135,11 @@ export class Chat extends Layout {
 
     /** The processor knows which tokens stand for the tiles of an image of this size. */
     async #tiles(asked) {
+        if (asked.pixel_values && !asked.images.length) {
+            throw new TypeError('pixel_values: give image too, whose size says which tokens stand for the tiles');
+        }
         const text = this.#text(asked, asked.images.length);
         if (!asked.images.length) {
-            if (asked.pixel_values) {
-                throw new TypeError('pixel_values: give image too, whose size says which tokens stand for the tiles');
-            }
             return { token_ids: this.#ids(text) };
         }
         const { input_ids, pixel_values, pixel_attention_mask } = await this.processor(text, asked.images);

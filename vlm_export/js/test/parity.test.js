@@ -12,7 +12,7 @@ for (const [name, { path, runs }] of Object.entries(suite.repos)) {
         const model = await VisionLanguageModel.from_pretrained(path, { dtype: 'fp32' });
         for (const run of runs) {
             const made = await model.generate({ ...(await inputs_of(run)), ...run.options });
-            const what = `${run.image} ${JSON.stringify(run.options)}`;
+            const what = `${run.images} ${JSON.stringify(run.options)}`;
             const ids = run.expected.map(({ token_ids }) => token_ids);
             assert.deepEqual(
                 made.map(({ token_ids }) => token_ids),

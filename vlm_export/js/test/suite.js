@@ -3,7 +3,7 @@
  *
  * @typedef {{ path: string, shape: number[] }} PixelValues A file of little-endian float32.
  * @typedef {object} Run
- * @property {string} image
+ * @property {string[]} images
  * @property {PixelValues} pixel_values
  * @property {string | null} prompt
  * @property {object} options
@@ -33,6 +33,6 @@ export async function read_tensor({ path, shape }) {
  * @param {Run} run
  * @returns {Promise<object>} of it what `generate()` takes
  */
-export async function inputs_of({ image, pixel_values, prompt }) {
-    return { image, pixel_values: await read_tensor(pixel_values), ...(prompt !== null && { prompt }) };
+export async function inputs_of({ images, pixel_values, prompt }) {
+    return { images, pixel_values: await read_tensor(pixel_values), ...(prompt !== null && { prompt }) };
 }
