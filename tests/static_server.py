@@ -24,11 +24,11 @@ def files_under(folders: Mapping[str, Path]) -> dict[str, Path | bytes]:
 
 
 class StaticServer:
-    """The running server of a site."""
+    """The running server of a site, with the product's headers unless others are given."""
 
-    def __init__(self, site: Site):
+    def __init__(self, site: Site, headers: Mapping[str, str] = demo_server.HEADERS):
         self.answers: list[tuple[int, str]] = []  # status and path of every answer so far
-        self._app = demo_server.application(site)
+        self._app = demo_server.application(site, headers)
         self._listening = demo_server.listen(0)
         self._server = demo_server.server(self._answer)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listening]}, daemon=True)

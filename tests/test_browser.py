@@ -24,6 +24,7 @@ from static_server import StaticServer, files_under
 
 from vlm_export import bundled, pipeline
 from vlm_export.artifacts import Work
+from vlm_export.demo_server import ISOLATION
 from vlm_export.golden import GoldenImage, load_golden
 from vlm_export.limits import TOKENS_EXACT, limit_for
 from vlm_export.node_runtime import Layout, node_home
@@ -156,7 +157,7 @@ def visit(
         repo_url: repo,
     }
     request = {"id": MODEL, "layout": layout, "options": options, "shape": inputs.shape, "images": images}
-    with StaticServer(files_under(folders)) as server:
+    with StaticServer(files_under(folders), ISOLATION) as server:
         result = drive(f"{server.url}/page.html", [["evaluate", f"run({json.dumps(request)})"]], flags)
     assert [answer for answer in server.answers if answer[0] not in (200, 206)] == []
     assert result["console"] == []

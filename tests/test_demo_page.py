@@ -55,6 +55,11 @@ def site(repo: Path) -> demo_server.Site:
 
 
 @pytest.fixture(scope="module")
+def pytorch(exported: Exported) -> PyTorch:
+    return PyTorch(exported)
+
+
+@pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     """Golden images of the model's size, which a browser need not resize."""
     return write_inputs(tmp_path_factory.mktemp("inputs"), count=4)
@@ -118,9 +123,8 @@ def use(url: str, *steps: Step, flags: Sequence[str] = ()) -> list[Any]:
     return answers
 
 
-def beams(exported: Exported, path: Path, prompt: str = "", num_beams: int = 3) -> list[str]:
+def beams(pytorch: PyTorch, path: Path, prompt: str = "", num_beams: int = 3) -> list[str]:
     """What PyTorch's `generate` says, the best beam first."""
-    pytorch = PyTorch(exported)
     options = {"num_beams": num_beams, "num_return_sequences": num_beams, "max_new_tokens": 30}
     made = pytorch.generate(pytorch.feeder.feed(path, prompt), options)
     tokenizer = load_tokenizer(pytorch.checkpoint.path)
@@ -130,7 +134,7 @@ def beams(exported: Exported, path: Path, prompt: str = "", num_beams: int = 3) 
 # The page
 
 
-def test_captions_are_pytorchs(exported: Exported, site: demo_server.Site, inputs: Inputs) -> None:
+def test_captions_are_pytorchs(pytorch: PyTorch, site: demo_server.Site, inputs: Inputs) -> None:
     """Images that are uploaded, pasted and dropped; the text as it grows; another precision; beams."""
     first, second, third, fourth = (inputs.folder / image.file for image in inputs.images)
     with StaticServer(site) as server:
@@ -151,7 +155,7 @@ def test_captions_are_pytorchs(exported: Exported, site: demo_server.Site, input
             ask("[$('note').textContent, document.querySelector('input[value=webgpu]').disabled]"),
         )  # fmt: skip
     golden = [image.caption for image in inputs.images]
-    best = beams(exported, fourth)
+    best = beams(pytorch, fourth)
     assert captions == [golden[0], golden[1], golden[2], golden[2], golden[3], best[0]]
     assert others == best[1:]
     growing = [text for text in dict.fromkeys(seen) if text and golden[0].startswith(text)]
@@ -241,7 +245,7 @@ def test_troubles_are_told(site: demo_server.Site, tmp_path: Path) -> None:
     assert nothing == ""
 
 
-def test_chat(exported: Exported, inputs: Inputs, tmp_path: Path) -> None:
+def test_chat(exported: Exported, pytorch: PyTorch, inputs: Inputs, tmp_path: Path) -> None:
     """A prompt box, and the answer to what is in it."""
     chat = Exported(RECIPE, Work(tmp_path))
     (tmp_path / "merged").symlink_to(exported.work.merged)
@@ -258,7 +262,7 @@ def test_chat(exported: Exported, inputs: Inputs, tmp_path: Path) -> None:
             ask("[...document.querySelectorAll('input[name=dtype]')].map(({ value }) => value)"),
             ask("$('samples').hidden"),
         )
-    (expected,) = beams(exported, image, "a large", num_beams=1)
+    (expected,) = beams(pytorch, image, "a large", num_beams=1)
     assert silent_so_far == "" and answer == expected and answer
     assert dtypes == ["fp32"] and samples is True
 
@@ -381,7 +385,7 @@ def test_server_answers(site: demo_server.Site, repo: Path) -> None:
         assert get(server, "/", Host="example.org").status == 400
 
 
-def test_nothing_else_is_reachable(repo: Path, exported: Exported, tmp_path: Path) -> None:
+def test_nothing_else_is_reachable(repo: Path, tmp_path: Path) -> None:
     """Whatever is beside the repo, and whatever a link in it points to."""
     copy = tmp_path / "repo"
     demo_copy(repo, copy)
@@ -448,7 +452,7 @@ def test_command_serves_until_it_is_interrupted(repo: Path, tmp_path: Path) -> N
     assert (process.returncode, out, err) == (0, "False\n", "")
 
 
-def test_opens_the_browser(repo: Path, site: demo_server.Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opens_the_browser(site: demo_server.Site, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = threading.Event()
     monkeypatch.setattr("webbrowser.open", lambda url: url.startswith("http://127.0.0.1:") and opened.set())
     monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: opened.wait(5))

@@ -30,12 +30,16 @@ Site = Mapping[str, Path | bytes]  # address without its leading slash → a fil
 
 HOST = "127.0.0.1"
 INDEX = "index.html"
-# The first three isolate the page, without which WASM has one thread. The policy keeps it off every other server;
-# `blob:` is for pictures, and for the runtime's loader, which transformers.js imports from memory.
-HEADERS = {
+# Without them WASM has one thread.
+ISOLATION = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Embedder-Policy": "require-corp",
     "Cross-Origin-Resource-Policy": "same-origin",
+}
+# The policy keeps the page off every other server; `blob:` is for pictures, and for the runtime's loader, which
+# transformers.js imports from memory.
+HEADERS = {
+    **ISOLATION,
     "Content-Security-Policy": (
         "default-src 'self'; script-src 'self' 'wasm-unsafe-eval' blob:; connect-src 'self' blob:; "
         "img-src 'self' blob: data:; media-src 'self' blob:; worker-src 'self' blob:; "
@@ -48,17 +52,17 @@ HEADERS = {
 _MODULE_TYPES = {".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm"}
 
 
-def application(site: Site) -> Starlette:
+def application(site: Site, headers: Mapping[str, str] = HEADERS) -> Starlette:
     """Answers GET and HEAD for the site's addresses, also for ranges of bytes, if they are sent to this machine."""
 
     async def answer(request: Request) -> Response:
         address = request.path_params["address"] or INDEX
         content = site.get(address)
         if isinstance(content, bytes):
-            return Response(content, headers=HEADERS, media_type=_media_type(address))
+            return Response(content, headers=headers, media_type=_media_type(address))
         if content is None or not content.is_file():
             raise HTTPException(404)
-        return FileResponse(content, headers=HEADERS, media_type=_media_type(address))
+        return FileResponse(content, headers=headers, media_type=_media_type(address))
 
     # A name of somebody else's that points to this machine does not make their page this one's origin.
     hosts = Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])

@@ -24,7 +24,7 @@ from typing import Any
 
 from vlm_export import __version__, bundled
 from vlm_export.artifacts import replaced_folder
-from vlm_export.demo_server import HEADERS, Site
+from vlm_export.demo_server import ISOLATION, Site
 from vlm_export.errors import InputError
 from vlm_export.node_runtime import node_home
 from vlm_export.recipe import find_recipe
@@ -38,7 +38,7 @@ _BARE_IMPORT = "'@huggingface/transformers'"
 _REPO_FILES = ("*.json", "LICENSE*", "NOTICE*", "onnx/*.onnx", "onnx/*.onnx_data*")
 _RUNTIME = "ort-wasm-simd-threaded.asyncify"
 _WRITTEN = "files.json"
-_SPACE_HEADERS = "\n".join(f"  {name.lower()}: {value}" for name, value in HEADERS.items() if "Cross-Origin" in name)
+_SPACE_HEADERS = "\n".join(f"  {name.lower()}: {value}" for name, value in ISOLATION.items())
 _README = """---
 title: {name}
 sdk: static
