@@ -25,11 +25,11 @@ from vlm_export.artifacts import Work
 from vlm_export.checkpoint import open_checkpoint, read_json
 from vlm_export.errors import InputError
 from vlm_export.golden import load_golden
-from vlm_export.layouts.base import Sessions
-from vlm_export.layouts.encoder_decoder import _Driver
 from vlm_export.metrics import max_relative_error
 from vlm_export.processing import image_processor_settings, load_tokenizer, pixel_values
 from vlm_export.recipe import load_recipe
+from vlm_export.runtime.drivers import EncoderDecoderDriver
+from vlm_export.runtime.sessions import Sessions
 from vlm_export.verify import Report
 
 LAYERS = 3  # of the decoder: two are traced, one is a repetition
@@ -116,7 +116,7 @@ class _Graphs:
 
     def __init__(self, made: Exported):
         self.sessions = Sessions(made.work.repo / "onnx", "")
-        self.driver = _Driver(self.sessions)
+        self.driver = EncoderDecoderDriver(self.sessions)
         pixels = np.random.default_rng(0).normal(size=(2, 3, 16, 16)).astype(np.float32)
         ids = np.full((2, 1), START, dtype=np.int64)
         self.inputs = {"pixel_values": pixels, "input_ids": ids}
