@@ -206,6 +206,70 @@ def push(
 
 
 @main.command()
+@click.argument("repo", metavar="[RECIPE|DIR|REPO_ID]", required=False)
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Where to listen. Who can reach it can use the model: there is no key and no TLS.",
+)
+@click.option("--dtype", help="In place of q8, else int8, else fp32.")
+@click.option("--threads", type=click.IntRange(0), default=0, help="For each graph; 0 leaves it to ONNX Runtime.")
+@click.option("--max-body-mb", type=click.IntRange(1), default=20, show_default=True, help="Of one request.")
+@click.option("--concurrency", type=click.IntRange(1), default=1, show_default=True, help="Requests at work at a time.")
+@click.option("--queue", type=click.IntRange(0), default=16, show_default=True, help="Requests that may wait for that.")
+@_common
+def serve(
+    repo: str | None,
+    port: int,
+    host: str,
+    dtype: str | None,
+    threads: int,
+    max_body_mb: int,
+    concurrency: int,
+    queue: int,
+    work: Path | None,
+    as_json: bool,
+) -> None:
+    """Serve an exported repo as OpenAI's API does, on this machine.
+
+    POST /v1/chat/completions takes images as data: URLs, and streams; there are GET /v1/models and GET /health.
+
+    \b
+    Example: vlm-export serve --port 8000
+      client = openai.OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")
+      client.chat.completions.create(model="shapes-captioner", messages=[
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}]}])
+
+    \b
+    max_tokens, max_completion_tokens   new tokens; else what the repo says
+    temperature                         0 takes the best token, more samples; else what the repo says
+    top_p, seed, stop, n, stream, stream_options.include_usage
+    extra_body                          num_beams, length_penalty, early_stopping, top_k, repetition_penalty,
+                                        no_repeat_ngram_size, min_new_tokens
+
+    Anything else that would change the answer is refused by name. So are http(s) addresses of images: this server
+    fetches nothing.
+    """
+    from vlm_export.exported_repo import find_repo
+    from vlm_export.runtime import load
+
+    model = load(find_repo(repo, work), dtype=dtype, threads=threads, notify=_notify)
+    from vlm_export import serve as server
+
+    limits = server.Limits(max_body_mb * 1_000_000, concurrency, queue)
+    if host not in server.LOOPBACK:
+        _notify(f"listening at {host}: whoever can reach it can use the model, without a key")
+
+    def ready(url: str) -> None:
+        what = {"url": url, "model": model.name, "dtype": model.dtype, "backend": model.backend}
+        _print(as_json, what, [f"{model.name} in {model.dtype} at {url} (Ctrl-C stops it)"])
+
+    server.serve(model, limits, host=host, port=port, ready=ready)
+
+
+@main.command()
 @_recipe_argument
 @_common
 def golden(recipe: str | None, work: Path | None, as_json: bool) -> None:
@@ -249,6 +313,10 @@ def _open(reference: str | None, work: Path | None) -> tuple[RecipeFile, Any]:
 
     recipe = find_recipe(reference)
     return recipe, Work(work or Path("build") / recipe.name)
+
+
+def _notify(line: str) -> None:
+    click.echo(f"warning: {line}", err=True)
 
 
 def _print(as_json: bool, value: dict[str, Any], lines: list[str]) -> None:

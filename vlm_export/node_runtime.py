@@ -103,7 +103,8 @@ def caption(
     """Captions the items in Node and calls `on_item` after each one.
 
     `dtype` is one of transformers.js' names, or "auto" for the one that the repo's config asks for. `generation` holds
-    options of its `generate()`, such as `max_new_tokens`. `threads` are ONNX Runtime's, by default its own choice. Node is stopped when it says nothing for `silence_seconds`.
+    options of its `generate()`, such as `max_new_tokens`. `threads` are ONNX Runtime's, by default its own choice. Node
+    is stopped when it says nothing for `silence_seconds`.
 
     Raises InputError when Node is missing or cannot be set up, CheckFailed when the model does not load or run.
     """
@@ -236,7 +237,7 @@ def _item_json(item: Item, pixel_file: Path) -> dict[str, Any]:
 def _converse(
     arguments: Sequence[str], scratch: Path, hear: Callable[[dict[str, Any]], None], silence_seconds: float
 ) -> dict[str, Any]:
-    """Runs Node with `arguments` on `request.json` in `scratch`, passes its answers to `hear` and returns the last one."""
+    """Runs Node with `arguments` on `request.json` in `scratch`, passes its answers to `hear`, returns the last one."""
     command = [_node(), *arguments]
     answer: dict[str, Any] = {}
     lines: SimpleQueue[str] = SimpleQueue()
