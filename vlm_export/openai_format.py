@@ -186,18 +186,20 @@ def _refusal(error: ValidationError) -> ApiError:
     wrong = error.errors(include_url=False, include_context=False)[0]
     param = ".".join(str(step) for step in wrong["loc"]) or None
     if wrong["type"] == "extra_forbidden":
-        return ApiError(400, f"{param}: this server does not do that", param=param, code="unsupported_parameter")
+        return ApiError(400, f"{param}: not supported here; leave it out", param=param, code="unsupported_parameter")
     message = wrong["msg"].removeprefix("Value error, ")
     return ApiError(400, f"{param}: {message}" if param else message, param=param, code="invalid_value")
 
 
 def refused(error: InputError) -> ApiError:
     """The runtime's refusal, in OpenAI's names."""
-    name, colon, rest = str(error).partition(": ")
-    if colon and name in {*_OWN_NAMES, *ChatRequest.model_fields}:
-        param = _OWN_NAMES.get(name, name)
-        return ApiError(400, f"{param}: {rest}", param=param, code="invalid_value")
-    return ApiError(400, str(error), param="messages", code="invalid_value")
+    message = str(error)
+    for own, name in _OWN_NAMES.items():
+        message = message.replace(own, name)
+    param = message.partition(": ")[0]
+    return ApiError(
+        400, message, param=param if param in ChatRequest.model_fields else "messages", code="invalid_value"
+    )
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import asyncio
 import copy
 import errno
 import json
+import os
 import socket
 import threading
 import time
@@ -252,8 +253,10 @@ async def _until_gone(request: Request, gone: threading.Event, scope: anyio.Canc
 
 
 def _error(error: ApiError, headers: Mapping[str, str] | None = None) -> Response:
-    headers = {**(headers or {}), **({"Retry-After": "1"} if error.status == 429 else {})}
-    return JSONResponse(error.body, error.status, headers)
+    """The error as a response, which closes the connection where the body may not have been read."""
+    more = {"Retry-After": "1"} if error.status == 429 else {}
+    more |= {"Connection": "close"} if error.status in (408, 413, 415, 429) else {}
+    return JSONResponse(error.body, error.status, {**(headers or {}), **more})
 
 
 def _no_such(request: Request) -> str:
@@ -271,7 +274,8 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family)
     except OSError as error:
         next_step = "choose another with --port" if error.errno == errno.EADDRINUSE else "choose another with --host"
-        raise InputError(f"{host}:{port}: {error.strerror or error}: {next_step}") from error
+        reason = os.strerror(error.errno) if error.errno else str(error)  # its own text repeats the address
+        raise InputError(f"{host}:{port}: {reason}: {next_step}") from error
 
 
 def _logging() -> dict[str, Any]:
