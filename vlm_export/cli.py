@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
@@ -82,6 +82,7 @@ def main() -> None:
         vlm-export onnx --quantize int8   trace, simplify, quantize, lay out the repo
         vlm-export verify                 graphs and tokens against golden PyTorch outputs
         vlm-export push org/model         upload to the Hugging Face Hub
+        vlm-export run photo.jpg          caption an image with it
 
     RECIPE is a bundled recipe's name or a YAML file. Without one it is ./vlm-export.yaml if there is one, else the
     bundled shapes-captioner.
@@ -214,8 +215,8 @@ def push(
     show_default=True,
     help="Where to listen. Who can reach it can use the model: there is no key and no TLS.",
 )
-@click.option("--dtype", help="In place of q8, else int8, else fp32.")
-@click.option("--threads", type=click.IntRange(0), default=0, help="For each graph; 0 leaves it to ONNX Runtime.")
+@click.option("--dtype", help="q8 by default, else int8, else fp32.")
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="For each graph; 0 is ONNX Runtime's choice.")
 @click.option("--max-body-mb", type=click.IntRange(1), default=20, show_default=True, help="Of one request.")
 @click.option("--concurrency", type=click.IntRange(1), default=1, show_default=True, help="Requests at work at a time.")
 @click.option("--queue", type=click.IntRange(0), default=16, show_default=True, help="Requests that may wait for that.")
@@ -252,15 +253,14 @@ def serve(
     Anything else that would change the answer is refused by name. So are http(s) addresses of images: this server
     fetches nothing.
     """
-    from vlm_export.exported_repo import find_repo
-    from vlm_export.runtime import load
-
-    model = load(find_repo(repo, work), dtype=dtype, threads=threads, notify=_notify)
+    from vlm_export import exported_repo
     from vlm_export import serve as server
+
+    model = exported_repo.open_model(repo, work, dtype=dtype, threads=threads, notify=_notify)
 
     limits = server.Limits(max_body_mb * 1_000_000, concurrency, queue)
     if host not in server.LOOPBACK:
-        _notify(f"listening at {host}: whoever can reach it can use the model, without a key")
+        _notify(f"warning: listening at {host}: whoever can reach it can use the model, without a key")
 
     def ready(url: str) -> None:
         what = {"url": url, "model": model.name, "dtype": model.dtype, "backend": model.backend}
@@ -290,6 +290,70 @@ def golden(recipe: str | None, work: Path | None, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("arguments", nargs=-1, required=True, metavar="[RECIPE|DIR|REPO_ID] IMAGE...")
+@click.option("--prompt", help="What to say to a chat model; a captioner takes none.")
+@click.option("--together", is_flag=True, help="All images belong to one prompt of a chat model.")
+@click.option("--dtype", help="q8 by default, else int8, else fp32.")
+@click.option("--backend", type=click.Choice(["auto", "onnx", "torch"]), default="auto", show_default=True)
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="For each graph; 0 is ONNX Runtime's choice.")
+@click.option("--stream", is_flag=True, help="Print the text as it comes.")
+@click.option("--num-beams", type=int, help="Beam search.")
+@click.option("--num-return-sequences", type=int, help="So many beams or samples, a line each.")
+@click.option("--length-penalty", type=float, help="Above 0 favours long beams.")
+@click.option("--early-stopping", type=click.Choice(["true", "false", "never"]), help="When beam search ends.")
+@click.option("--sample", is_flag=True, help="Draw each token instead of taking the best.")
+@click.option("--temperature", type=float, help="With --sample.")
+@click.option("--top-k", type=int, help="With --sample: among so many of the best.")
+@click.option("--top-p", type=float, help="With --sample: among the best that have this share of the probability.")
+@click.option("--seed", type=int, help="With --sample: makes it repeatable.")
+@click.option("--max-new-tokens", type=int)
+@click.option("--min-new-tokens", type=int)
+@click.option("--repetition-penalty", type=float)
+@click.option("--no-repeat-ngram-size", type=int)
+@click.option("--stop", multiple=True, help="A text that ends an answer; repeats.")
+@_common
+def run(
+    arguments: tuple[str, ...],
+    prompt: str | None,
+    together: bool,
+    dtype: str | None,
+    backend: Literal["auto", "onnx", "torch"],
+    threads: int,
+    stream: bool,
+    work: Path | None,
+    as_json: bool,
+    **generation: Any,
+) -> None:
+    """Caption images, or ask about them.
+
+    With ONNX Runtime alone, neither PyTorch nor transformers; a recipe that is not exported yet runs with PyTorch.
+    What is not given here is as generation_config.json says. One image gives its caption, several a line each.
+
+    \b
+    Example: vlm-export run photo.jpg
+             vlm-export run build/my-captioner/repo photos/ --num-beams 3
+             vlm-export run org/model photo.jpg --prompt 'What is this?' --stream
+    """
+    from vlm_export import exported_repo
+    from vlm_export import run as runner
+
+    options = runner.options(**generation)
+    reference, images = exported_repo.split_arguments(arguments)
+    started = time.monotonic()
+    model = exported_repo.open_model(reference, work, dtype=dtype, backend=backend, threads=threads, notify=_notify)
+    load_seconds = time.monotonic() - started
+    groups = [images] if together else [[image] for image in images]
+    streamed = stream and not as_json
+    results = []
+    for group, answer in runner.caption(model, groups, prompt, options, _write if streamed else None):
+        results.append((group, answer))
+        if not streamed and not as_json:
+            click.echo("\n".join(runner.lines(group, answer, len(groups))))
+    if as_json:
+        _print(True, runner.as_json(model, results, load_seconds), [])
+
+
+@main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def recipes(as_json: bool) -> None:
     """List the bundled recipes."""
@@ -316,7 +380,11 @@ def _open(reference: str | None, work: Path | None) -> tuple[RecipeFile, Any]:
 
 
 def _notify(line: str) -> None:
-    click.echo(f"warning: {line}", err=True)
+    click.echo(line, err=True)
+
+
+def _write(text: str) -> None:
+    click.echo(text, nl=False)
 
 
 def _print(as_json: bool, value: dict[str, Any], lines: list[str]) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Literal
 
 from vlm_export.errors import InputError
-from vlm_export.runtime.model import Answer, Engine, EngineFailed, Model
+from vlm_export.runtime.model import Answer, Backend, Engine, EngineFailed, Model
 from vlm_export.runtime.onnx import OnnxEngine
-from vlm_export.runtime.options import Options
-from vlm_export.runtime.repo import open_repo
+from vlm_export.runtime.options import Options, unknown_settings
+from vlm_export.runtime.repo import GENERATION, open_repo
 
 __all__ = ["Answer", "Model", "Options", "load"]
 
@@ -23,9 +23,10 @@ def load(
     folder: Path,
     *,
     dtype: str | None = None,
-    backend: Literal["auto", "onnx", "torch"] = "auto",
+    backend: Backend | Literal["auto"] = "auto",
     threads: int = 0,
     notify: Callable[[str], None] = lambda _: None,
+    fallback: Callable[[], Engine] | None = None,
 ) -> Model:
     """Load an exported repo.
 
@@ -33,26 +34,32 @@ def load(
         dtype: q8 where there is one, else int8, else fp32, if None.
         backend: "onnx" alone, "torch" alone, or "auto": PyTorch where the graphs are missing or fail.
         threads: for each graph; 0 leaves it to ONNX Runtime.
-        notify: given a line when it falls back.
+        notify: given a line when it falls back, and for what generation_config.json asks for that is not applied.
+        fallback: makes the PyTorch engine; by default of the merged checkpoint in the repo's work folder.
 
     Raises:
         InputError: what the user can mend: a missing file, a setting that is not understood, no model to fall back to.
     """
 
-    def spare(reason: str) -> Engine:
-        from vlm_export.runtime import pytorch
+    def torch_engine(reason: str = "") -> Engine:
+        if fallback is not None:
+            engine = fallback()
+        else:
+            from vlm_export.runtime.pytorch import beside
 
-        engine = pytorch.beside(folder, because=reason)
-        notify(f"{reason}: captioning with PyTorch instead")
+            engine = beside(folder, because=reason)
+        if reason:
+            notify(f"{reason}: captioning with PyTorch instead")
         return engine
 
     if backend == "torch":
-        from vlm_export.runtime import pytorch
-
-        return Model(pytorch.beside(folder, because=""))
+        return Model(torch_engine())
     try:
-        return Model(OnnxEngine(open_repo(folder), dtype, threads), spare if backend == "auto" else None)
+        engine = OnnxEngine(open_repo(folder), dtype, threads)
     except EngineFailed as error:
         if backend == "onnx":
             raise InputError(str(error)) from error
-        return Model(spare(str(error)))
+        return Model(torch_engine(str(error)))
+    for name in unknown_settings(engine.repo.generation):
+        notify(f"{folder / GENERATION}: {name}: is not applied")
+    return Model(engine, torch_engine if backend == "auto" else None)

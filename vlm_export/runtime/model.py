@@ -190,3 +190,11 @@ class Watcher:
     def finish(self, text: str) -> None:
         if self.stream is not None:
             self.stream.finish(text)
+
+
+def finish(answer: Answer, watcher: Watcher, on_text: OnText | None) -> None:
+    """Hand out what is left of the text; of beams, all of it."""
+    if watcher.stream is not None:
+        watcher.finish(answer.text)
+    elif on_text is not None and answer.text:
+        on_text(answer.text)

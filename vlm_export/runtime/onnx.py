@@ -15,9 +15,20 @@ from vlm_export.runtime import beams, generate
 from vlm_export.runtime.drivers import driver_for, image_token_id
 from vlm_export.runtime.generate import Decoder, Generated
 from vlm_export.runtime.images import ImageProcessor, Tiles
-from vlm_export.runtime.model import Answer, Backend, Cancelled, EngineFailed, Item, OnText, Prompt, Watcher, answers
+from vlm_export.runtime.model import (
+    Answer,
+    Backend,
+    Cancelled,
+    EngineFailed,
+    Item,
+    OnText,
+    Prompt,
+    Watcher,
+    answers,
+    finish,
+)
 from vlm_export.runtime.options import Options, Plan, plan
-from vlm_export.runtime.repo import ONNX, ROW_BY_ROW, SUFFIXES, Repo
+from vlm_export.runtime.repo import ONNX, ROW_BY_ROW, SUFFIXES, Repo, choose_dtype
 from vlm_export.runtime.sessions import ORT_ERRORS, Arrays, Sessions
 from vlm_export.runtime.text import Message, Text, left_padded, with_image_tokens
 
@@ -53,11 +64,14 @@ class OnnxEngine:
     def __init__(self, repo: Repo, dtype: str | None, threads: int = 0):
         self.repo = repo
         self.name, self.layout = repo.name, repo.layout
-        components = driver_for(Sessions(repo.path / ONNX, ""), repo.files).components
+        components = components_of(repo)
         try:
-            self.dtype = repo.choose_dtype(dtype, components)
+            self.dtype = choose_dtype(dtype, components, repo.graph_files, str(repo.path / ONNX))
         except InputError as error:
-            raise EngineFailed(str(error)) from error
+            of_dtype = (f"{component}{SUFFIXES.get(dtype or '')}.onnx" for component in components)
+            if dtype is None or repo.graph_files.intersection(of_dtype):  # not merely a dtype that is not there
+                raise EngineFailed(str(error)) from error
+            raise
         self.sessions = Sessions(repo.path / ONNX, SUFFIXES[self.dtype], threads)
         self.driver = driver_for(self.sessions, repo.files)
         self.text = Text(repo.path)
@@ -188,12 +202,13 @@ class OnnxEngine:
             raise EngineFailed(f"{self.repo.path / ONNX}: ONNX Runtime: {' '.join(str(error).split())}") from error
 
 
-def finish(answer: Answer, watcher: Watcher, on_text: OnText | None) -> None:
-    """Hand out what is left of the text; of beams, all of it."""
-    if watcher.stream is not None:
-        watcher.finish(answer.text)
-    elif on_text is not None and answer.text:
-        on_text(answer.text)
+def components_of(repo: Repo) -> tuple[str, ...]:
+    """The graphs that a repo is run with.
+
+    Raises:
+        InputError: its config.json is of no model that this runs.
+    """
+    return driver_for(Sessions(repo.path / ONNX, ""), repo.files).components
 
 
 def _count(tiles: Tiles) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -62,32 +62,37 @@ class Repo:
         """Whether an image stands before the text, once, and no conversation was trained on."""
         return self.layout == "components" or bool(self.config.get(PREFIX))
 
-    def dtypes(self, components: tuple[str, ...]) -> list[str]:
-        """Those in which there is a file of every graph."""
-        folder = self.path / ONNX
-        return [
-            name
-            for name, suffix in SUFFIXES.items()
-            if all((folder / f"{component}{suffix}.onnx").is_file() for component in components)
-        ]
+    @property
+    def graph_files(self) -> set[str]:
+        """Names of the files in onnx/."""
+        return {path.name for path in (self.path / ONNX).glob("*.onnx")}
 
-    def choose_dtype(self, wanted: str | None, components: tuple[str, ...]) -> str:
-        """The dtype to run: the one that is wanted, else the first of `PREFERRED`, else any.
 
-        Raises:
-            InputError: a graph of it is missing, or there is none with every graph.
-        """
-        if wanted is not None and wanted not in SUFFIXES:
-            raise InputError(f"dtype {wanted!r} is none of {', '.join(SUFFIXES)}")
-        have = self.dtypes(components)
-        if wanted is None and have:
-            return next((name for name in PREFERRED if name in have), have[0])
-        if wanted in have:
-            return str(wanted)
-        names = [f"{component}{SUFFIXES[wanted or 'fp32']}.onnx" for component in components]
-        missing = [name for name in names if not (self.path / ONNX / name).is_file()]
-        others = f"; it has {', '.join(have)}" if have else ""
-        raise InputError(f"{self.path / ONNX}: {', '.join(missing)} missing{others}")
+def complete_dtypes(names: Collection[str], components: Sequence[str]) -> list[str]:
+    """The dtypes in which there is a file of every graph, among the `names` of files."""
+    return [
+        dtype
+        for dtype, suffix in SUFFIXES.items()
+        if all(f"{component}{suffix}.onnx" in names for component in components)
+    ]
+
+
+def choose_dtype(wanted: str | None, components: Sequence[str], names: Collection[str], where: str) -> str:
+    """The dtype to run: the one that is wanted, else the first of `PREFERRED`, else any.
+
+    Raises:
+        InputError: a graph of it is missing among the `names` of files, or there is no dtype with every graph.
+    """
+    if wanted is not None and wanted not in SUFFIXES:
+        raise InputError(f"dtype {wanted!r} is none of {', '.join(SUFFIXES)}")
+    have = complete_dtypes(names, components)
+    if wanted is None and have:
+        return next((dtype for dtype in PREFERRED if dtype in have), have[0])
+    if wanted in have:
+        return str(wanted)
+    needed = [f"{component}{SUFFIXES[wanted or 'fp32']}.onnx" for component in components]
+    missing = ", ".join(name for name in needed if name not in names)
+    raise InputError(f"{where}: {missing} missing" + (f"; there is {', '.join(have)}" if have else ""))
 
 
 def open_repo(path: Path) -> Repo:
