@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import click
 
 from vlm_export import __version__
-from vlm_export.errors import VlmExportError
+from vlm_export.errors import InputError, VlmExportError
 
 if TYPE_CHECKING:
     from vlm_export.recipe import RecipeFile
@@ -267,6 +267,65 @@ def serve(
         _print(as_json, what, [f"{model.name} in {model.dtype} at {url} (Ctrl-C stops it)"])
 
     server.serve(model, limits, host=host, port=port, ready=ready)
+
+
+@main.command()
+@click.argument("repo", metavar="[RECIPE|DIR|REPO_ID]", required=False)
+@click.option(
+    "--runtime", "runtimes", multiple=True, type=click.Choice(["ort", "node", "wasm"]), help="Only this one; repeats."
+)
+@click.option("--dtype", "dtypes", multiple=True, help="Only this one; repeats.")
+@click.option(
+    "--image", "images", multiple=True, type=click.Path(path_type=Path), help="In place of golden ones; repeats."
+)
+@click.option("--prompt", help="What to say to a chat model.")
+@click.option("--new-tokens", type=click.IntRange(min=2), default=32, show_default=True, help="For each image.")
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="0 is each runtime's own choice.")
+@click.option("--card", is_flag=True, help="Write the table into the model card.")
+@_common
+def bench(
+    repo: str | None,
+    runtimes: tuple[Any, ...],
+    dtypes: tuple[str, ...],
+    images: tuple[Path, ...],
+    card: bool,
+    work: Path | None,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Measure load time, time to the first token, tokens a second and peak memory.
+
+    By dtype, in ONNX Runtime in Python (ort), stock transformers.js in Node (node), and the same on the WASM build that
+    browsers run (wasm), which needs no browser: it runs in Node. Each of them in a process of its own, in turns.
+
+    \b
+    Example: vlm-export bench
+             vlm-export bench build/my-captioner/repo --runtime ort --dtype q8 --image photo.jpg
+             vlm-export bench my-captioner.yaml --card
+    """
+    from rich.console import Console
+
+    from vlm_export import bench as benchmark
+    from vlm_export import bench_table, exported_repo
+
+    recipe = exported_repo.recipe_of(repo)
+    if card and recipe is None:
+        raise InputError(f"{repo}: --card: a recipe's card can be written, not that of a folder: name the recipe")
+    folder = exported_repo.find_repo(repo, work)
+    chosen = images or benchmark.images_of(recipe)
+    with _Progress(as_json) as progress:
+        done = benchmark.bench(folder, chosen, runtimes=runtimes, dtypes=dtypes, progress=progress, **settings)
+    if as_json:
+        _print(True, asdict(done), [])
+    else:
+        Console().print(bench_table.table(asdict(done)))
+    if card and recipe is not None:
+        from vlm_export import pipeline
+
+        _notify(f"written to {pipeline.run_card(recipe, _open(repo, work)[1], asdict(done))}")
+    if done.failures:
+        click.get_current_context().exit(1)
 
 
 @main.command()

@@ -10,7 +10,8 @@
  * @typedef {{ image?: string, pixel_values?: PixelValues, prompt: string | object[] }} Item  Pixel values win over the image.
  * @typedef {Record<string, number>} Generation  Options of `generate()`.
  * @typedef {{ model: Model, layout: 'captioner' | 'chat', dtype: string, threads?: number, generation: Generation,
- *     items: Item[] }} Request  Without threads their number is ONNX Runtime's default.
+ *     items: Item[], warm_up_milliseconds?: number }} Request  Without threads their number is ONNX Runtime's default.
+ *     The warm-up is captions, at least so long, that nobody is told of.
  *
  * @typedef {{ index: number, token_ids: number[], text: string, first_token_milliseconds: number, milliseconds: number }}
  *     Caption  Both times count from the start of the item, reading its image included.
@@ -205,6 +206,14 @@ async function captionItem(loaded, request, index) {
     }
 }
 
+/** @type {(loaded: Loaded, request: Request) => Promise<void>} */
+async function warmUp(loaded, request) {
+    const start = performance.now();
+    for (let index = 0; performance.now() - start < request.warm_up_milliseconds; index++) {
+        await captionItem(loaded, request, index % request.items.length);
+    }
+}
+
 /** @returns {Promise<number>} the most memory that this process has held, in bytes */
 async function peakMemory() {
     // Not `maxRSS` where it can be had otherwise: on Linux a process takes over its parent's at the start.
@@ -234,6 +243,7 @@ async function main() {
     const loaded = await LAYOUTS[request.layout](id, loadOptions(request));
     const load_milliseconds = performance.now() - start;
     checkDtype(loaded.model, request.dtype);
+    await warmUp(loaded, request);
     for (const index of request.items.keys()) {
         send(await captionItem(loaded, request, index));
     }
