@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,10 +21,10 @@ from typing import Any
 import httpx2
 import openai
 import pytest
-from exported import Exported, silent
+from exported import Exported
 from PIL import Image
 
-from vlm_export import bundled, pipeline, runtime
+from vlm_export import bundled, runtime
 from vlm_export.artifacts import Work
 from vlm_export.golden import GoldenFolder, load_golden
 from vlm_export.openai_format import MAX_PIXELS
@@ -94,16 +95,12 @@ def serving(repo: Path, *arguments: str) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="module")
-def repos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The bundled recipe's repo in q8 by layout."""
-    root = tmp_path_factory.mktemp("export")
-    exported = Exported(RECIPE, Work(root / "work"))
-    pipeline.run_merge(RECIPE, exported.work, silent)
-    made = {}
-    for layout in ("captioner", "chat"):
-        exported.export(layout, ["q8"])
-        made[layout] = exported.work.repo.rename(root / layout)
-    return made
+def repos(default_repo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The bundled recipe's repo by layout."""
+    other = Exported(RECIPE, Work(tmp_path_factory.mktemp("chat")))
+    shutil.copytree(default_repo.parent / "merged", other.work.merged)
+    other.export("chat", ["q8"])
+    return {"captioner": default_repo, "chat": other.work.repo}
 
 
 @pytest.fixture(scope="module")

@@ -41,12 +41,12 @@ Runtime = Literal["ort", "node", "wasm"]
 RUNTIMES: tuple[Runtime, ...] = ("ort", "node", "wasm")
 Progress = Callable[[str, int, int], None]
 IMAGES = 4
-_WARM_UP_SECONDS = 1.0
+WARM_UP_SECONDS = 1.0
 _PROMPT = "Describe this image."
 _BROWSER_THREADS = 4  # the most that onnxruntime-web takes by itself
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
     """What one process does."""
 
@@ -138,7 +138,7 @@ def bench(
     repo = open_repo(folder)
     components = components_of(repo)
     dtypes = _dtypes(repo, components, dtypes)
-    runtimes = _runtimes(repo, runtimes)
+    runtimes = loadable(repo, runtimes)
     for image in images:
         if not image.is_file():
             raise InputError(f"{image}: no such image")
@@ -186,8 +186,12 @@ def _dtypes(repo: Repo, components: Sequence[str], wanted: Sequence[str]) -> lis
     return list(dict.fromkeys(wanted)) or have
 
 
-def _runtimes(repo: Repo, wanted: Sequence[Runtime]) -> list[Runtime]:
-    """Raises InputError before anything is measured when one of them cannot be had."""
+def loadable(repo: Repo, wanted: Sequence[Runtime]) -> list[Runtime]:
+    """Those that are wanted, or all that load this layout.
+
+    Raises:
+        InputError: one does not load it, or Node cannot be had.
+    """
     able: tuple[Runtime, ...] = ("ort",) if repo.layout == "components" else RUNTIMES
     for runtime in wanted:
         if runtime not in able:
@@ -280,7 +284,7 @@ def _caption(job: Job) -> Sample:
         decoding = answer.seconds - answer.first_token_seconds
         return opened + answer.first_token_seconds, _rate(len(answer.token_ids), job.new_tokens, decoding)
 
-    warm = time.perf_counter() + _WARM_UP_SECONDS
+    warm = time.perf_counter() + WARM_UP_SECONDS
     for path in itertools.cycle(job.images):
         caption(path)
         if time.perf_counter() > warm:
@@ -306,7 +310,7 @@ def _in_node(job: Job) -> Sample:
         generation={"max_new_tokens": job.new_tokens, "min_new_tokens": job.new_tokens, "num_beams": 1},
         engine=job.runtime,
         threads=job.threads,
-        warm_up_seconds=_WARM_UP_SECONDS,
+        warm_up_seconds=WARM_UP_SECONDS,
     )
     rates = [
         _rate(len(made.token_ids), job.new_tokens, (made.milliseconds - made.first_token_milliseconds) / 1e3)
