@@ -31,7 +31,7 @@ from vlm_export.runtime import logits
 from vlm_export.runtime.drivers import Driver, driver_for, with_encoded
 from vlm_export.runtime.generate import Decoder, generate
 from vlm_export.runtime.options import Plan
-from vlm_export.runtime.sessions import ORT_ERRORS, Arrays, DecoderRun, Sessions
+from vlm_export.runtime.sessions import GRAPH_ERRORS, Arrays, DecoderRun, Sessions
 
 Runtime = Literal["ort", "node"]
 RUNTIMES: tuple[Runtime, ...] = ("ort", "node")
@@ -200,7 +200,7 @@ def _verify_in_ort(run: _Verification, dtype: str, feeds: Sequence[Arrays]) -> N
             return
         run.progress(f"{dtype}: tokens in ONNX Runtime")
         _check_tokens(run, dtype, driver, feeds)
-    except ORT_ERRORS as error:
+    except GRAPH_ERRORS as error:
         run.fail("all", dtype, "ort", "runs", f"ONNX Runtime: {' '.join(str(error).split())}")
 
 
@@ -210,7 +210,7 @@ def _check_signatures(run: _Verification, dtype: str, sessions: Sessions) -> boo
     for component in run.components:
         try:
             sessions.session(component.name)
-        except ORT_ERRORS as error:
+        except GRAPH_ERRORS as error:
             run.fail(component.name, dtype, "ort", "loads", f"ONNX Runtime: {' '.join(str(error).split())}")
             good = False
             continue

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Literal
 
 from vlm_export.errors import InputError
+from vlm_export.runtime.conversation import Conversation
 from vlm_export.runtime.model import Answer, Backend, Engine, EngineFailed, Model
 from vlm_export.runtime.onnx import OnnxEngine
 from vlm_export.runtime.options import Options, unknown_settings
 from vlm_export.runtime.repo import GENERATION, open_repo
 
-__all__ = ["Answer", "Model", "Options", "load"]
+__all__ = ["Answer", "Conversation", "Model", "Options", "load"]
 
 
 def load(

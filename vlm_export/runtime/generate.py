@@ -33,13 +33,22 @@ class Generated:
 
 
 class Decoder:
-    """A driver, what its steps need of the inputs, and the cache: the rows of one generation."""
+    """A driver, what its steps need of the inputs, and the cache: the rows of one generation.
 
-    def __init__(self, driver: Driver, inputs: Inputs, prefill: Callable[[], DecoderRun] | None = None):
+    It begins with the driver's prefill, or with a run that was made, whose ids were `history`.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        inputs: Inputs,
+        begun: DecoderRun | None = None,
+        history: list[list[int]] | None = None,
+    ):
         self.driver = driver
         self.carried = {name: inputs[name] for name in driver.carried if name in inputs}
-        self.history = driver.seen(inputs)
-        done = prefill() if prefill else driver.prefill(inputs)
+        self.history = driver.seen(inputs) if history is None else history
+        done = driver.prefill(inputs) if begun is None else begun
         self.cache: Cache = done.cache
         self.scores = done.logits[:, -1].astype(np.float32)
         self.first_token = time.perf_counter()

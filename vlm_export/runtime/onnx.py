@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
 
 from vlm_export.errors import InputError
 from vlm_export.runtime import beams, generate
-from vlm_export.runtime.drivers import driver_for, image_token_id
+from vlm_export.runtime.drivers import ChatDriver, driver_for, image_token_id
 from vlm_export.runtime.generate import Decoder, Generated
 from vlm_export.runtime.images import ImageProcessor, Tiles
 from vlm_export.runtime.model import (
@@ -29,7 +29,7 @@ from vlm_export.runtime.model import (
 )
 from vlm_export.runtime.options import Options, Plan, plan
 from vlm_export.runtime.repo import ONNX, ROW_BY_ROW, SUFFIXES, Repo, choose_dtype
-from vlm_export.runtime.sessions import ORT_ERRORS, Arrays, Sessions
+from vlm_export.runtime.sessions import GRAPH_ERRORS, Arrays, Cache, Sessions, keep_positions
 from vlm_export.runtime.text import Message, Text, left_padded, with_image_tokens
 
 
@@ -49,6 +49,16 @@ class Prepared:
     ids: list[int]
     encoded: Encoded
     plan: Plan
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a conversation has run: its images, the ids in the cache, and how many of the last prompt were run."""
+
+    encoded: Encoded = field(default_factory=lambda: Encoded({}, (), ()))
+    ids: list[int] = field(default_factory=list)
+    cache: Cache = field(default_factory=dict)
+    tokens_fed: int = 0
 
 
 class OnnxEngine:
@@ -157,6 +167,51 @@ class OnnxEngine:
                     return [source[name]]
         raise InputError(f"{self.repo.path / 'generation_config.json'}: decoder_start_token_id: not set")
 
+    def turn(
+        self,
+        memory: Memory,
+        images: Sequence[Image.Image],
+        messages: Sequence[Message],
+        options: Options,
+        on_text: OnText | None = None,
+        cancelled: Cancelled | None = None,
+    ) -> tuple[Answer, Memory]:
+        """Answer a conversation of which `memory` holds what was run before; `images` are those of the last message.
+
+        Only the ids that are not in the cache yet are run. Of beams or several samples, what is kept is the prompt's.
+        """
+        started = time.perf_counter()
+        with self.failures():
+            encoded = _joined(memory.encoded, self.encode(images))
+            ids = self.prompt_ids(messages, encoded)
+            decided = plan(options, self.repo.generation, len(ids))
+            decoder, fed = self._resumed(memory, ids, encoded)
+            prompt_cache = decoder.cache
+            watcher = Watcher(self.text, decided.stop, on_text if decided.num_beams == 1 else None)
+            made = self.run(decoder, decided, watcher, cancelled)
+        answer = answers(made, self.text, decided.stop, len(ids), started, decoder.first_token)
+        finish(answer, watcher, on_text)
+        if len(made) > 1 or decided.num_beams > 1:
+            return answer, Memory(encoded, ids, prompt_cache, fed)
+        return answer, Memory(encoded, [*ids, *answer.token_ids[:-1]], decoder.cache, fed)
+
+    def _resumed(self, memory: Memory, ids: list[int], encoded: Encoded) -> tuple[Decoder, int]:
+        """A decoder that has run `ids`, and how many of them it had to."""
+        driver = self.driver
+        assert isinstance(driver, ChatDriver), "only a chat has turns"
+        known = list(zip(ids[:-1], memory.ids, strict=False))  # the last must be run, or there were no logits
+        common = next((place for place, (new, old) in enumerate(known) if new != old), len(known))
+        inputs: Arrays = {"input_ids": np.array([ids[common:]], dtype=np.int64)}
+        if "image_features" in encoded.quantities:
+            features = encoded.quantities["image_features"]
+            rows = features.reshape(-1, features.shape[-1])
+            inputs["image_features"] = rows[ids[:common].count(driver.image_token_id) :]
+        if not common:
+            return Decoder(driver, inputs), len(ids)
+        cache = memory.cache if common == len(memory.ids) else keep_positions(memory.cache, common)
+        history = driver.seen({"input_ids": np.array([ids], dtype=np.int64)})
+        return Decoder(driver, inputs, driver.extend(cache, inputs), history), len(ids) - common
+
     def encode(self, images: Sequence[Image.Image]) -> Encoded:
         """Run the encoder side on the images of one prompt."""
         if not images:
@@ -195,10 +250,10 @@ class OnnxEngine:
 
     @contextmanager
     def failures(self) -> Iterator[None]:
-        """Raises EngineFailed in the place of ONNX Runtime's errors."""
+        """Raises EngineFailed in the place of what is wrong with the graphs."""
         try:
             yield
-        except ORT_ERRORS as error:
+        except GRAPH_ERRORS as error:
             raise EngineFailed(f"{self.repo.path / ONNX}: ONNX Runtime: {' '.join(str(error).split())}") from error
 
 
@@ -209,6 +264,13 @@ def components_of(repo: Repo) -> tuple[str, ...]:
         InputError: its config.json is of no model that this runs.
     """
     return driver_for(Sessions(repo.path / ONNX, ""), repo.files).components
+
+
+def _joined(first: Encoded, second: Encoded) -> Encoded:
+    """The images of several turns as those of one prompt."""
+    both = [one.quantities for one in (first, second) if one.quantities]
+    joined = {name: np.concatenate([each[name] for each in both]) for name in (both[0] if both else ())}
+    return Encoded(joined, first.rows + second.rows, first.tiles + second.tiles)
 
 
 def _count(tiles: Tiles) -> int:

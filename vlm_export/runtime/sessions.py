@@ -1,4 +1,9 @@
-"""ONNX Runtime sessions of one dtype of a repo, and the decoder's cache, which stays in ONNX Runtime between steps."""
+"""ONNX Runtime sessions of one dtype of a repo, and the decoder's cache, which stays in ONNX Runtime between steps.
+
+The cache goes from a run's outputs to the next one's inputs as OrtValues, so nothing is copied but where beams change
+places. An IOBinding does the same and was no faster (SmolLM-135M, 2 threads, a past of 1024: 15 ms a token either way),
+nor was one that writes into buffers made beforehand.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +25,14 @@ _NUMPY = {
     "tensor(bool)": np.bool_,
 }
 _PAST, _PRESENT = "past_key_values", "present"
-ORT_ERRORS = (  # ONNX Runtime has no common base for them
+
+
+class UnknownInput(Exception):
+    """A graph declares an input that no client feeds."""
+
+
+GRAPH_ERRORS = (  # ONNX Runtime has no common base for its own
+    UnknownInput,
     ort_state.Fail,
     ort_state.InvalidArgument,
     ort_state.InvalidGraph,
@@ -69,9 +81,13 @@ class Sessions:
         return [value.name for value in self.session(component).get_inputs()]
 
     def run(self, component: str, feeds: Inputs) -> Arrays:
-        """Run a graph on those of `feeds` that it declares; a declared input that is not among them raises."""
+        """Run a graph on those of `feeds` that it declares.
+
+        Raises:
+            UnknownInput: it declares another.
+        """
         session = self.session(component)
-        wanted = {value.name: feeds[value.name] for value in session.get_inputs()}
+        wanted = {name: _fed(name, feeds, component) for name in self.input_names(component)}
         names = [value.name for value in session.get_outputs()]
         return dict(zip(names, session.run(names, wanted), strict=True))
 
@@ -82,8 +98,8 @@ class Sessions:
         """
         session = self.session(component)
         wanted = {
-            value.name: cache[value.name] if value.name in cache else _value(feeds[value.name])
-            for value in session.get_inputs()
+            name: cache[name] if name in cache else _value(_fed(name, feeds, component))
+            for name in self.input_names(component)
         }
         names = [value.name for value in session.get_outputs()]
         outputs = dict(zip(names, session.run_with_ort_values(names, wanted), strict=True))
@@ -115,6 +131,12 @@ def keep_positions(cache: Cache, length: int) -> Cache:
 def cache_length(cache: Cache) -> int:
     """Positions that a cache of self-attention holds."""
     return next(iter(cache.values())).shape()[2]
+
+
+def _fed(name: str, feeds: Inputs, component: str) -> np.ndarray:
+    if name not in feeds:
+        raise UnknownInput(f"{component} wants {name!r}, which is not among {', '.join(feeds)}")
+    return feeds[name]
 
 
 def _value(array: np.ndarray) -> onnxruntime.OrtValue:
