@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
-from vlm_export import __version__
+from vlm_export import __version__, collector
 from vlm_export.errors import InputError, VlmExportError
 
 if TYPE_CHECKING:
@@ -500,4 +500,5 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+collector.relax()
 _quiet_libraries()
