@@ -14,7 +14,7 @@ COLUMNS = ("runtime", "dtype", "graphs", "load", "first token", "decode", "peak 
 _WHAT = {
     "ort": "vlm-export run",
     "node": "stock transformers.js in Node",
-    "wasm": "the same on the WASM build for browsers, here in Node too",
+    "wasm": "the same on the WASM build of onnxruntime-web, in Node too",
 }
 _MEANING = (
     "load: from files to sessions; first token: from the image file on; decode: the tokens after it; "

@@ -296,8 +296,8 @@ def bench(
 ) -> None:
     """Measure load time, time to the first token, tokens a second and peak memory.
 
-    By dtype, in ONNX Runtime in Python (ort), stock transformers.js in Node (node), and the same on the WASM build that
-    browsers run (wasm), which needs no browser: it runs in Node. Each of them in a process of its own, in turns.
+    By dtype, in ONNX Runtime in Python (ort), stock transformers.js in Node (node), and the same on onnxruntime-web's
+    WASM build (wasm), which runs in Node here and needs no browser. Each of them in a process of its own, in turns.
 
     \b
     Example: vlm-export bench
@@ -312,7 +312,8 @@ def bench(
     recipe = exported_repo.recipe_of(repo)
     if card and recipe is None:
         raise InputError(f"{repo}: --card: a recipe's card can be written, not that of a folder: name the recipe")
-    folder = exported_repo.find_repo(repo, work)
+    for dtype in dtypes or (None,):  # of the Hub's, each fetches its own graphs, into one folder
+        folder = exported_repo.find_repo(repo, work, dtype=dtype)
     chosen = images or benchmark.images_of(recipe)
     with _Progress(as_json) as progress:
         done = benchmark.bench(folder, chosen, runtimes=runtimes, dtypes=dtypes, progress=progress, **settings)
