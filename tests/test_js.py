@@ -21,13 +21,14 @@ import pytest
 import torch
 import yaml
 from exported import Exported, silent, write_images
-from static_server import StaticServer
+from static_server import StaticServer, files_under
 from test_browser import BROWSER, SOFTWARE_WEBGPU, WASM, drive
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 import vlm_export
 from vlm_export import bundled, merge, pipeline
 from vlm_export.artifacts import Work
+from vlm_export.demo_server import ISOLATION
 from vlm_export.golden import eos_token_ids
 from vlm_export.node_runtime import node_home
 from vlm_export.processing import image_processor_settings, load_tokenizer, open_image
@@ -308,10 +309,11 @@ def test_in_chromium(suite: Path, name: str, flags: Sequence[str], options: Opti
     runs = repo["runs"][:count]
     for run in runs:
         run["pixel_values"]["path"] = f"/inputs/{Path(run['pixel_values']['path']).name}"
-    with StaticServer(folders) as server:
-        seen = drive(f"{server.url}/js.html", {"id": "tester/model", "options": options, "runs": runs}, flags)
+    request = {"id": "tester/model", "options": options, "runs": runs}
+    with StaticServer(files_under(folders), ISOLATION) as server:
+        seen = drive(f"{server.url}/js.html", [["evaluate", f"run({json.dumps(request)})"]], flags)
     assert seen["console"] == seen["foreign"] == []
-    answer = seen["answer"]
+    (answer,) = seen["answers"]
     assert answer["token_ids"] == [[sequence["token_ids"] for sequence in run["expected"]] for run in runs]
     assert (answer["dtype"], answer["device"]) == ("fp32", options.get("device", "wasm"))
     assert answer["loaded"] == 100

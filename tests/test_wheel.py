@@ -1,4 +1,4 @@
-"""The wheel holds all that the four commands need: built, installed in an empty environment, and used there."""
+"""The wheel holds all that the commands need: built, installed in an empty environment, and used there."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ def test_installed_wheel_works_in_an_empty_environment(tmp_path: Path) -> None:
     run(command, "merge", cwd=tmp_path)
     run(command, "onnx", "--quantize", "int8", cwd=tmp_path)
     assert run(command, "verify", cwd=tmp_path).splitlines()[-1].startswith("pass: ")
+    assert "written to site" in run(command, "demo", "--export", "site", cwd=tmp_path)
+    assert {"app.js", "vlm-export"} <= {path.name for path in (tmp_path / "site").iterdir()}
 
 
 def shipped(wheel: Path, folder: str) -> set[str]:

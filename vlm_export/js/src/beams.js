@@ -42,10 +42,10 @@ export async function beam_search({ run, plan, history, random, heard, signal })
 
         const enough = early_stopping === true && answers.every(({ done }) => done);
         if (enough || ended.every(Boolean) || !can_improve(beams[0].score, answers, length, plan)) {
-            heard(answers[0].token_ids);
+            await heard(answers[0].token_ids);
             return answers.slice(0, num_return_sequences).map((answer) => finished(answer, eos_token_ids));
         }
-        heard(beams[0].token_ids);
+        await heard(beams[0].token_ids);
         await run.next(
             beams.map(({ token_ids }) => token_ids.at(-1)),
             beams.map(({ row }) => row),

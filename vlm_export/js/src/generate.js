@@ -7,7 +7,7 @@
  * @property {any} plan
  * @property {number[]} history of the prompt
  * @property {() => number} random
- * @property {(token_ids: number[]) => void} heard is told of the first sequence after each step
+ * @property {(token_ids: number[]) => Promise<void>} heard is told of the first sequence after each step
  * @property {AbortSignal} [signal]
  */
 
@@ -29,7 +29,7 @@ export async function one_by_one({ run, plan, history, random, heard, signal }) 
         });
         const row_of = live.map((_, index) => (rows.length === 1 ? 0 : index)); // the prompt's row is everyone's
         live.forEach((sequence, index) => take(sequence, pick(rows[row_of[index]]), plan));
-        heard(sequences[0].token_ids);
+        await heard(sequences[0].token_ids);
         const open = [...live.keys()].filter((index) => live[index].finish_reason === 'cancelled');
         live = open.map((index) => live[index]);
         if (!live.length) {

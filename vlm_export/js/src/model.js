@@ -10,6 +10,7 @@ import { nothing, one_by_one } from './generate.js';
 import { Progress, load_graphs } from './graphs.js';
 import { layout_of } from './layouts.js';
 import { check_generate_options, check_keys, limit_length, make_plan } from './options.js';
+import { turn } from './turn.js';
 
 const LOAD_OPTIONS = ['dtype', 'device', 'revision', 'progress_callback', 'session_options'];
 
@@ -164,10 +165,13 @@ export class VisionLanguageModel {
         const prepared = await layout.prepare(await asked_of(options));
         limit_length(plan, prepared.token_ids.length);
         const timings = { first_token_ms: null, total_ms: 0, tokens: 0 };
-        const heard = (token_ids) => {
+        const heard = async (token_ids) => {
             timings.first_token_ms ??= performance.now() - started;
             timings.tokens = token_ids.length;
             on_token?.({ token_id: token_ids.at(-1), text: this.#text(token_ids, true), tokens: token_ids.length });
+            if (on_token || signal) {
+                await turn();
+            }
         };
         const generator = new random.Random(plan.seed);
         const search = { plan, history: prepared.history, random: () => generator.random(), heard, signal };
