@@ -8,7 +8,6 @@ the family, into the names of transformers 5's module tree; everything after thi
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -292,9 +291,3 @@ def aliases(model: nn.Module) -> dict[str, str]:
         if canonical != name:
             result[name] = canonical
     return result
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -18,7 +18,8 @@ import numpy as np
 import onnx_ir as ir
 
 from vlm_export import limits, node_runtime, signature
-from vlm_export.checkpoint import Checkpoint, read_json, sha256
+from vlm_export.artifacts import sha256
+from vlm_export.checkpoint import Checkpoint, read_json
 from vlm_export.dtypes import DTYPES, FP32
 from vlm_export.errors import CheckFailed, InputError
 from vlm_export.families.base import Component, Feeder, Layout
