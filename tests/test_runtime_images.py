@@ -161,6 +161,9 @@ def test_opens_files_as_transformers_does(tmp_path: Path) -> None:
     exif[0x0112] = 6  # turned by a quarter
     turned = write(tmp_path / "turned.png", PICTURES["wide"], exif=exif)
     assert open_image(turned).size == (31, 70)
+    with Image.open(turned) as opened:  # one that the caller opened is turned too
+        made = ImageProcessor(CASES["no resize"])([opened]).arrays["pixel_values"]
+    assert made.shape == (1, 3, 70, 31)
     gray = write(tmp_path / "gray.png", PICTURES["wide"].convert("L"))
     palette = write(tmp_path / "palette.png", PICTURES["wide"].quantize(16))
     deep = write(tmp_path / "deep.png", PICTURES["wide"].convert("I;16"))

@@ -414,6 +414,39 @@ def run(
 
 
 @main.command()
+@click.argument("reference", metavar="[RECIPE|DIR]", required=False)
+@click.option(
+    "--export", "export_to", type=click.Path(path_type=Path), metavar="DIR", help="Write it as a static site."
+)
+@click.option("--port", type=click.IntRange(0, 65535), default=7861, show_default=True, help="0: any that is free.")
+@click.option("--no-open", is_flag=True, help="Do not open a browser.")
+@_common
+def demo(
+    reference: str | None, export_to: Path | None, port: int, no_open: bool, work: Path | None, as_json: bool
+) -> None:
+    """Open a page that captions images with the exported repo.
+
+    The page loads repo/ of a recipe, or an exported repo in DIR, in stock transformers.js, served from this machine to
+    this machine alone. Ctrl-C ends it. With --export it is written to a folder instead, for a Space or GitHub Pages.
+
+    Example: vlm-export demo --export site
+    """
+    from vlm_export import demo_server, demo_site
+    from vlm_export.exported_repo import find_repo
+
+    repo = find_repo(reference, work)
+    site = demo_site.build(repo, demo_site.goldens_of(reference, repo), cached=export_to is not None)
+    if export_to is not None:
+        written = demo_site.export(site, export_to)
+        _print(as_json, {"path": str(export_to), "files": written}, [f"written to {export_to}: {len(written)} files"])
+        return
+    listening = demo_server.listen(port)
+    url = demo_server.url_of(listening)
+    _print(as_json, {"url": url, "path": str(repo)}, [f"{url} captions with {repo}; Ctrl-C ends it"])
+    demo_server.serve(site, listening, open_browser=not no_open)
+
+
+@main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def recipes(as_json: bool) -> None:
     """List the bundled recipes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -45,7 +46,7 @@ def open_model(
     dtype: str | None = None,
     backend: Backend | Literal["auto"] = "auto",
     threads: int = 0,
-    notify: Callable[[str], None] = lambda _: None,
+    notify: Callable[[str], None] = warnings.warn,
 ) -> Model:
     """Load the model that a user named, a recipe's with PyTorch where it is not exported and `backend` allows it.
 

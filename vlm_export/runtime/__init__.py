@@ -6,6 +6,7 @@ model.generate([Image.open("photo.jpg")], options=Options(num_beams=3)).text
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -26,7 +27,7 @@ def load(
     dtype: str | None = None,
     backend: Backend | Literal["auto"] = "auto",
     threads: int = 0,
-    notify: Callable[[str], None] = lambda _: None,
+    notify: Callable[[str], None] = warnings.warn,
     fallback: Callable[[], Engine] | None = None,
 ) -> Model:
     """Load an exported repo.

@@ -54,7 +54,6 @@ _IDLE = {
     "_valid_processor_keys",
     "default_to_square",
     "model_input_names",
-    "size_divisor",
 }
 # Settings that do something, with the values that are as good as none.
 _OFF: dict[str, tuple[Any, ...]] = {
@@ -135,7 +134,7 @@ class ImageProcessor:
 
     def __call__(self, images: Sequence[Image.Image]) -> Processed:
         """`pixel_values` `[images, 3, H, W] float32`; of tiles `[1, tiles, 3, E, E]` and a `pixel_attention_mask`."""
-        pixels = [np.moveaxis(np.asarray(image.convert("RGB")), -1, 0) for image in images]
+        pixels = [np.moveaxis(np.asarray(as_rgb(image)), -1, 0) for image in images]
         if self.is_tiling:
             return self._tiled(pixels)
         made = np.stack([self._scaled(self._framed(picture)) for picture in pixels])

@@ -161,10 +161,9 @@ class OnnxEngine:
         """The ids that a captioner begins with."""
         if self.repo.has_prefix:
             return []
-        for source in (self.repo.generation, self.repo.config, self.repo.config.get("decoder", {})):
-            for name in ("decoder_start_token_id", "bos_token_id"):
-                if isinstance(source.get(name), int):
-                    return [source[name]]
+        for name in ("decoder_start_token_id", "bos_token_id"):
+            if isinstance(self.repo.generation.get(name), int):
+                return [self.repo.generation[name]]
         raise InputError(f"{self.repo.path / 'generation_config.json'}: decoder_start_token_id: not set")
 
     def turn(

@@ -20,6 +20,7 @@ CONFIG, GENERATION, PREPROCESSOR, MANIFEST = (
     "preprocessor_config.json",
     "export.json",
 )
+_TOKEN_IDS = ("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
 # File suffixes by dtype: those that are made here, and the others of transformers.js.
 SUFFIXES = {dtype.name: dtype.suffix for dtype in DTYPES.values()} | {
     "uint8": "_uint8",
@@ -106,5 +107,14 @@ def open_repo(path: Path) -> Repo:
     files = {CONFIG: read_json(path / CONFIG)}
     for name in (GENERATION, PREPROCESSOR):
         files[name] = read_json(path / name) if (path / name).is_file() else {}
+    files[GENERATION] = _token_ids(files[CONFIG]) | files[GENERATION]
     recipe = read_json(path / MANIFEST).get("recipe") if (path / MANIFEST).is_file() else None
     return Repo(path, files, recipe or path.resolve().name)
+
+
+def _token_ids(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config.json says of tokens that begin and end a text, for where generation_config.json does not."""
+    found: dict[str, Any] = {}
+    for part in (config.get("text_config", {}), config.get("decoder", {}), config):
+        found |= {name: part[name] for name in _TOKEN_IDS if part.get(name) is not None}
+    return found
