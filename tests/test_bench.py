@@ -27,8 +27,9 @@ FEW: dict[str, Any] = {"new_tokens": 4, "rounds": 1, "threads": 1}
 
 
 @pytest.fixture(autouse=True)
-def _short_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "WARM_UP_SECONDS", 0.0)
+    monkeypatch.setattr(bench, "MEASURED_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +70,7 @@ def test_every_runtime_and_dtype(default_repo: Path) -> None:
         )
         for figure in (row.load_seconds, row.first_token_seconds, row.tokens_per_second):
             assert figure is not None and figure > 0
+        assert row.tokens_per_second_range == (row.tokens_per_second, row.tokens_per_second)
         assert row.first_token_seconds is not None and row.first_token_seconds < 30
         assert row.peak_memory_bytes is not None and 40e6 < row.peak_memory_bytes < 2e9
     assert (done.images, done.new_tokens, done.rounds) == (["00.png", "01.png"], 4, 1)
@@ -109,6 +111,9 @@ def test_medians_of_rounds(monkeypatch: pytest.MonkeyPatch, default_repo: Path) 
     done = bench.bench(default_repo, bench.images_of(None), runtimes=["ort"], rounds=3)
     assert seen == ["fp32", "q8"] * 3
     assert [(row.load_seconds, row.tokens_per_second, row.peak_memory_bytes) for row in done.rows] == [(1, 1, 1)] * 2
+    assert done.rows[0].tokens_per_second_range == (0.01, 1)
+    notes = bench_table.markdown(asdict(done))
+    assert "the rounds differ, as on a busy machine (tok/s): ort fp32 0.01 to 1, ort q8 0.01 to 1" in notes
 
 
 def test_a_chat_layout_with_external_data_in_every_runtime(

@@ -2,7 +2,7 @@
 
 Every figure is a median over rounds; in each, every (runtime, dtype) has a process of its own, and they take turns, so
 that what disturbs the machine disturbs all of them. A process loads the repo, captions for a second to warm up, then
-captions every image with the same number of new tokens. All of it is greedy.
+captions every image, again for a second at least, each with the same number of new tokens. All of it is greedy.
 
 The runtimes: `ort` is `vlm_export.runtime` in Python; `node` is stock transformers.js with onnxruntime-node; `wasm` is
 the same with onnxruntime-web's WASM build, in Node.
@@ -10,7 +10,6 @@ the same with onnxruntime-web's WASM build, in Node.
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 import platform
@@ -26,7 +25,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import psutil
 
@@ -40,8 +39,10 @@ from vlm_export.runtime.repo import ONNX, SUFFIXES, Repo, complete_dtypes, open_
 Runtime = Literal["ort", "node", "wasm"]
 RUNTIMES: tuple[Runtime, ...] = ("ort", "node", "wasm")
 Progress = Callable[[str, int, int], None]
+Result = TypeVar("Result")
 IMAGES = 4
 WARM_UP_SECONDS = 1.0
+MEASURED_SECONDS = 1.0  # a caption of a small model takes milliseconds, in which a machine does anything
 _PROMPT = "Describe this image."
 _BROWSER_THREADS = 4  # the most that onnxruntime-web takes by itself
 
@@ -62,7 +63,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Sample:
-    """What one process measured, of its images the medians; and what ran there."""
+    """What one process measured, of its captions the medians; and what ran there."""
 
     load_seconds: float
     first_token_seconds: float
@@ -73,7 +74,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Row:
-    """The medians of the rounds of one runtime and dtype; or why there are none."""
+    """The medians of the rounds of one runtime and dtype; or why there are none.
+
+    `tokens_per_second_range` is the slowest and the fastest round.
+    """
 
     runtime: Runtime
     dtype: str
@@ -82,6 +86,7 @@ class Row:
     load_seconds: float | None = None
     first_token_seconds: float | None = None
     tokens_per_second: float | None = None
+    tokens_per_second_range: tuple[float, float] | None = None
     peak_memory_bytes: int | None = None
     failure: str | None = None
 
@@ -235,6 +240,7 @@ def _row(job: Job, graphs: Sequence[Path], samples: Sequence[Sample], failure: s
     size = sum(file.stat().st_size for graph in graphs for file in graph.parent.glob(f"{graph.name}*"))
     if failure is not None:
         return Row(job.runtime, job.dtype, job.threads, size, failure=failure)
+    rates = [sample.tokens_per_second for sample in samples]
     return Row(
         job.runtime,
         job.dtype,
@@ -242,7 +248,8 @@ def _row(job: Job, graphs: Sequence[Path], samples: Sequence[Sample], failure: s
         size,
         statistics.median(sample.load_seconds for sample in samples),
         statistics.median(sample.first_token_seconds for sample in samples),
-        statistics.median(sample.tokens_per_second for sample in samples),
+        statistics.median(rates),
+        (min(rates), max(rates)),
         round(statistics.median(sample.peak_memory_bytes for sample in samples)),
     )
 
@@ -284,12 +291,8 @@ def _caption(job: Job) -> Sample:
         decoding = answer.seconds - answer.first_token_seconds
         return opened + answer.first_token_seconds, _rate(len(answer.token_ids), job.new_tokens, decoding)
 
-    warm = time.perf_counter() + WARM_UP_SECONDS
-    for path in itertools.cycle(job.images):
-        caption(path)
-        if time.perf_counter() > warm:
-            break
-    firsts, rates = zip(*(caption(path) for path in job.images), strict=True)
+    _until(WARM_UP_SECONDS, job.images, caption)
+    firsts, rates = zip(*_until(MEASURED_SECONDS, job.images, caption), strict=True)
     return Sample(
         loaded - started,
         statistics.median(firsts),
@@ -297,6 +300,15 @@ def _caption(job: Job) -> Sample:
         peak_memory_bytes(),
         {"ONNX Runtime": onnxruntime.__version__, "Python": platform.python_version()},
     )
+
+
+def _until(seconds: float, images: Sequence[Path], caption: Callable[[Path], Result]) -> list[Result]:
+    """The captions of all images, and again until so long has passed."""
+    started = time.perf_counter()
+    made = [caption(path) for path in images]
+    while time.perf_counter() - started < seconds:
+        made += [caption(path) for path in images]
+    return made
 
 
 def _in_node(job: Job) -> Sample:
@@ -311,6 +323,7 @@ def _in_node(job: Job) -> Sample:
         engine=job.runtime,
         threads=job.threads,
         warm_up_seconds=WARM_UP_SECONDS,
+        repeat_seconds=MEASURED_SECONDS,
     )
     rates = [
         _rate(len(made.token_ids), job.new_tokens, (made.milliseconds - made.first_token_milliseconds) / 1e3)

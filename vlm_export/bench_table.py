@@ -16,6 +16,7 @@ _WHAT = {
     "node": "stock transformers.js in Node",
     "wasm": "the same on the WASM build of onnxruntime-web, in Node too",
 }
+_UNSTEADY = 1.5  # the fastest round over the slowest: more is not the model's doing
 _MEANING = (
     "load: from files to sessions; first token: from the image file on; decode: the tokens after it; "
     "peak memory: the whole process"
@@ -33,7 +34,7 @@ def table(benchmark: Mapping[str, Any]) -> Group:
         is_last = index + 1 == len(rows) or rows[index + 1]["runtime"] != row["runtime"]
         name, *rest = cells(row)
         made.add_row(name if is_first else "", *rest, end_section=is_last)
-    notes = "\n".join([*_failures(benchmark), *legend(benchmark), _MEANING])
+    notes = "\n".join([*_failures(benchmark), *_unsteady(benchmark), *legend(benchmark), _MEANING])
     return Group(Text("\n".join(conditions(benchmark))), made, Text(notes, style="dim"))
 
 
@@ -41,7 +42,7 @@ def markdown(benchmark: Mapping[str, Any]) -> str:
     """For the model card."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---|---|" + "---:|" * (len(COLUMNS) - 2)]
     lines += ["| " + " | ".join(cells(row)) + " |" for row in benchmark["rows"]]
-    notes = [f"- {note}" for note in (*_failures(benchmark), *legend(benchmark), _MEANING)]
+    notes = [f"- {note}" for note in (*_failures(benchmark), *_unsteady(benchmark), *legend(benchmark), _MEANING)]
     return "\n".join(["; ".join(conditions(benchmark)) + ".", "", *lines, "", *notes])
 
 
@@ -85,6 +86,17 @@ def cells(row: Mapping[str, Any]) -> list[str]:
 
 def _failures(benchmark: Mapping[str, Any]) -> list[str]:
     return [f"{row['runtime']} {row['dtype']} failed: {row['failure']}" for row in benchmark["rows"] if row["failure"]]
+
+
+def _unsteady(benchmark: Mapping[str, Any]) -> list[str]:
+    """The rows whose rounds say different things."""
+    ranges = {f"{row['runtime']} {row['dtype']}": row["tokens_per_second_range"] for row in benchmark["rows"]}
+    apart = [
+        f"{name} {significant(found[0])} to {significant(found[1])}"
+        for name, found in ranges.items()
+        if found and found[1] > _UNSTEADY * found[0]
+    ]
+    return [f"the rounds differ, as on a busy machine (tok/s): {', '.join(apart)}"] if apart else []
 
 
 def duration(seconds: float) -> str:

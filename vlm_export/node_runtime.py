@@ -98,6 +98,7 @@ def caption(
     engine: Engine = "node",
     threads: int | None = None,
     warm_up_seconds: float = 0,
+    repeat_seconds: float = 0,
     on_item: Callable[[Caption], None] | None = None,
     silence_seconds: float = 600,
 ) -> NodeResult:
@@ -105,7 +106,8 @@ def caption(
 
     `dtype` is one of transformers.js' names, or "auto" for the one that the repo's config asks for. `generation` holds
     options of its `generate()`, such as `max_new_tokens`. `threads` are ONNX Runtime's, by default its own choice.
-    For `warm_up_seconds` items are captioned before those that count. Node is stopped when it says nothing for
+    For `warm_up_seconds` items are captioned before those that count; these, again until `repeat_seconds` have passed,
+    and as many captions come back. Node is stopped when it says nothing for
     `silence_seconds`.
 
     Raises InputError when Node is missing or cannot be set up, CheckFailed when the model does not load or run.
@@ -128,6 +130,7 @@ def caption(
             "dtype": dtype,
             "threads": threads,
             "warm_up_milliseconds": warm_up_seconds * 1e3,
+            "repeat_milliseconds": repeat_seconds * 1e3,
             "generation": dict(generation),
             "items": [_item_json(item, scratch / f"{index}.f32") for index, item in enumerate(items)],
         }

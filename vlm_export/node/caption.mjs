@@ -10,8 +10,9 @@
  * @typedef {{ image?: string, pixel_values?: PixelValues, prompt: string | object[] }} Item  Pixel values win over the image.
  * @typedef {Record<string, number>} Generation  Options of `generate()`.
  * @typedef {{ model: Model, layout: 'captioner' | 'chat', dtype: string, threads?: number, generation: Generation,
- *     items: Item[], warm_up_milliseconds?: number }} Request  Without threads their number is ONNX Runtime's default.
- *     The warm-up is captions, at least so long, that nobody is told of.
+ *     items: Item[], warm_up_milliseconds?: number, repeat_milliseconds?: number }} Request  Without threads their number is ONNX Runtime's default.
+ *     The warm-up is captions, at least so long, that nobody is told of. Then all items are captioned, and again until
+ *     the time to repeat has passed.
  *
  * @typedef {{ index: number, token_ids: number[], text: string, first_token_milliseconds: number, milliseconds: number }}
  *     Caption  Both times count from the start of the item, reading its image included.
@@ -244,9 +245,12 @@ async function main() {
     const load_milliseconds = performance.now() - start;
     checkDtype(loaded.model, request.dtype);
     await warmUp(loaded, request);
-    for (const index of request.items.keys()) {
-        send(await captionItem(loaded, request, index));
-    }
+    const first = performance.now();
+    do {
+        for (const index of request.items.keys()) {
+            send(await captionItem(loaded, request, index));
+        }
+    } while (performance.now() - first < request.repeat_milliseconds);
     await loaded.model.dispose();
     const { web, node } = env.backends.onnx.versions;
     send({
