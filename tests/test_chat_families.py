@@ -19,14 +19,16 @@ from exported import Exported, record, write_images
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
-from vlm_export import variants
+from vlm_export import runtime, variants
 from vlm_export.checkpoint import build_empty, open_checkpoint
 from vlm_export.dtypes import FP32
 from vlm_export.errors import InputError
 from vlm_export.families.base import find_family
+from vlm_export.golden import load_golden
 from vlm_export.graph_file import save_graph
 from vlm_export.metrics import max_relative_error
 from vlm_export.package import load_manifest
+from vlm_export.runtime.images import open_image
 from vlm_export.simplify import SimplifyReport
 from vlm_export.structure import make_structure
 from vlm_export.variants import Source
@@ -119,6 +121,16 @@ def test_verifies_in_both_runtimes(exported: Exported) -> None:
     assert exact[("ort", "fp32")] == exact[("node", "fp32")] == 1.0
     assert exact.keys() == {(runtime, dtype) for runtime in ("ort", "node") for dtype in ("fp32", "q8")}
     assert {c.detail.split(",")[0] for c in report.checks if "(case" in c.detail} >= {"logits (case0", "logits (case2"}
+
+
+def test_the_runtime_says_it_too(exported: Exported) -> None:
+    """From image files and the conversation: preprocessing, template and tokenizer are its own."""
+    facts = load_golden(exported.recipe.golden_dir, exported.recipe.name)
+    model = runtime.load(exported.work.repo, dtype="fp32", backend="onnx", threads=1)
+    items = [([open_image(path)], facts.facts.conversation) for path in facts.image_paths()]
+    answers = [model.generate(*item) for item in items]
+    assert [list(answer.token_ids) for answer in answers] == [image.token_ids for image in facts.facts.images]
+    assert [answer.token_ids for answer in model.generate_batch(items)] == [answer.token_ids for answer in answers]
 
 
 def test_the_template_is_the_client_s_own(exported: Exported, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -15,10 +15,12 @@ from typing import Any
 
 import encoder_decoders
 import numpy as np
+import pico
 import pico_chat
 import pytest
 import torch
-from exported import Exported, prepare, record, silent
+import yaml
+from exported import Exported, silent, write_images
 from static_server import StaticServer, files_under
 from test_browser import BROWSER, SOFTWARE_WEBGPU, WASM, drive
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
@@ -30,7 +32,7 @@ from vlm_export.demo_server import ISOLATION
 from vlm_export.golden import eos_token_ids
 from vlm_export.node_runtime import node_home
 from vlm_export.processing import image_processor_settings, load_tokenizer, open_image
-from vlm_export.recipe import find_recipe
+from vlm_export.recipe import find_recipe, load_recipe
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(vlm_export.__file__).parent / "js"
@@ -57,6 +59,7 @@ class PyTorch:
 
     def __init__(self, exported: Exported):
         recipe = exported.recipe
+        self.images = sorted((recipe.path.parent / "images").glob("*.png"))
         found = pipeline.sources(recipe)
         self.checkpoint, model = merge.attach(found.model, found.adapters)
         family = self.checkpoint.family
@@ -164,25 +167,35 @@ def add_shapes(suite: Suite) -> None:
 
 def add_prefix(suite: Suite) -> None:
     """The layouts of such a captioner that take a prompt."""
-    exported = prepare(suite.folder / "prefix-made")
+    pico.write_checkpoint(suite.folder / "prefix-made" / "checkpoint")
+    exported = merged(suite.folder / "prefix-made")
+    pytorch = PyTorch(exported)
     for layout in ("chat", "components"):
         exported.export(layout)
         repo = exported.work.repo.rename(suite.folder / layout)
         if layout == "chat":
             change_json(repo / "config.json", prefix_conditioning=True)  # no prompt was seen with image tokens
-        add_pico(suite, layout, exported, repo, "a cat")
-    add_many_ends(suite, exported, suite.folder / layout)
+        add_pico(suite, layout, pytorch, repo, "a cat")
+    add_many_ends(suite, pytorch, suite.folder / layout)
 
 
-def add_many_ends(suite: Suite, exported: Exported, repo: Path) -> None:
+def merged(folder: Path) -> Exported:
+    """A checkpoint with a recipe and images beside it, merged."""
+    write_images(folder / "images", count=2)
+    (folder / "pico.yaml").write_text(yaml.safe_dump({"name": "pico", "model": "checkpoint"}))
+    exported = Exported(load_recipe(folder / "pico.yaml"), Work(folder / "work"))
+    pipeline.run_merge(exported.recipe, exported.work, silent)
+    return exported
+
+
+def add_many_ends(suite: Suite, pytorch: PyTorch, repo: Path) -> None:
     """Where many tokens end a text, when to stop decides which texts are found."""
     name = "many ends"
-    pytorch = PyTorch(exported)
     pytorch.eos = [256, *range(0, 260, 8)]
     copy = Path(shutil.copytree(repo, suite.folder / name))
     change_json(copy / "generation_config.json", eos_token_id=pytorch.eos)
     settings = [options | {"num_beams": 2, "num_return_sequences": 2, "length_penalty": 2.0} for options in STOPPING]
-    suite.add(name, copy, pytorch, images_of(exported), settings, max_new_tokens=10)
+    suite.add(name, copy, pytorch, pytorch.images, settings, max_new_tokens=10)
     expected = [json.dumps(run["expected"]) for run in suite.content["repos"][name]["runs"]]
     assert any(len(set(expected[first : first + 3])) == 3 for first in range(0, len(expected), 3))
 
@@ -191,38 +204,31 @@ def change_json(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def images_of(exported: Exported) -> list[Path]:
-    return sorted((exported.recipe.path.parent / "images").glob("*.png"))[:2]
-
-
 def add_llava(suite: Suite) -> None:
-    exported = make_chat(suite.folder / "llava-made", pico_chat.write_llava)
-    add_pico(suite, "llava", exported, exported.work.repo, "is <image> a cat?")
+    folder = suite.folder / "llava-made"
+    pico_chat.write_llava(folder / "checkpoint")
+    add_exported(suite, "llava", merged(folder), "is <image> a cat?")
 
 
 def add_tiled(suite: Suite) -> None:
-    exported = make_chat(suite.folder / "idefics3-made", pico_chat.write_tiled)
-    add_pico(suite, "idefics3", exported, exported.work.repo, "<image>a cat")
-
-
-def make_chat(folder: Path, write: Callable[[Path], Path]) -> Exported:
-    write(folder / "checkpoint")
-    exported = record(folder, layout="chat", golden={"images": ["images/*.png"], "prompts": ["<image>a cat"]})
-    exported.export("chat")
-    return exported
+    folder = suite.folder / "idefics3-made"
+    pico_chat.write_tiled(folder / "checkpoint")
+    add_exported(suite, "idefics3", merged(folder), "<image>a cat")
 
 
 def add_encoder_decoder(suite: Suite) -> None:
-    folder = suite.folder / "vit-gpt2-made"
+    folder = suite.folder / "encoder-decoder-made"
     encoder_decoders.write_checkpoint(folder / "checkpoint", encoder_decoders.config())
-    exported = record(folder)
-    exported.export("captioner")
-    add_pico(suite, "encoder-decoder", exported, exported.work.repo, None)
+    add_exported(suite, "encoder-decoder", merged(folder), None)
 
 
-def add_pico(suite: Suite, name: str, exported: Exported, repo: Path, prompt: str | None) -> None:
-    images = images_of(exported)
-    pytorch = PyTorch(exported)
+def add_exported(suite: Suite, name: str, exported: Exported, prompt: str | None) -> None:
+    exported.export("chat" if prompt else "captioner")
+    add_pico(suite, name, PyTorch(exported), exported.work.repo, prompt)
+
+
+def add_pico(suite: Suite, name: str, pytorch: PyTorch, repo: Path, prompt: str | None) -> None:
+    images = pytorch.images
     suite.add(name, repo, pytorch, images, [BEAMS, *RULES], prompt, max_new_tokens=10)
     if prompt and "<image>" in prompt:
         several = [(images[0], images[1]), (images[1], images[0])]

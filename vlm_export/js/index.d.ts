@@ -1,4 +1,12 @@
-import type { DeviceType, PreTrainedTokenizer, PretrainedConfig, Processor, ProgressCallback, RawImage, Tensor } from '@huggingface/transformers';
+import type {
+    DeviceType,
+    PreTrainedTokenizer,
+    PretrainedConfig,
+    Processor,
+    ProgressCallback,
+    RawImage,
+    Tensor,
+} from '@huggingface/transformers';
 
 export type Layout = 'captioner' | 'chat' | 'components';
 /** For all graphs, or by their names. */

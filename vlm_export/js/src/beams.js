@@ -29,7 +29,10 @@ export async function beam_search({ run, plan, history, random, heard, signal })
         const continuations = await continue_beams(run, plan, history, beams, kept, random);
         const ends = ({ token_ids }) => length >= max_new_tokens || eos_token_ids.includes(token_ids.at(-1));
         const ended = continuations.map(ends);
-        const went_on = continuations.map(({ score, ...rest }, i) => ({ score: add(score, ended[i] ? NEVER : 0), ...rest }));
+        const went_on = continuations.map(({ score, ...rest }, i) => ({
+            score: add(score, ended[i] ? NEVER : 0),
+            ...rest,
+        }));
         const arrived = continuations.map(({ token_ids, score }, i) => {
             const done = ended[i] && i < num_beams; // the others are there to go on
             return { token_ids, score: add(by_length(score, length, plan), done ? 0 : NEVER), done };

@@ -126,7 +126,9 @@ export function copy_rows(tensor, rows) {
  */
 export function plan_moves(rows) {
     const moves = [];
-    const waiting = new Map(rows.map((from, to) => /** @type {const} */ ([to, from])).filter(([to, from]) => to !== from));
+    const waiting = new Map(
+        rows.map((from, to) => /** @type {const} */ ([to, from])).filter(([to, from]) => to !== from),
+    );
     while (waiting.size) {
         const needed = new Set(waiting.values());
         const free = [...waiting.keys()].find((to) => !needed.has(to));

@@ -12,13 +12,7 @@
  * @typedef {string | Record<string, string> | null | undefined} PerGraph  One for all graphs, or by their names.
  */
 
-import {
-    LlamaForCausalLM,
-    ModelRegistry,
-    PreTrainedModel,
-    PretrainedConfig,
-    env,
-} from '@huggingface/transformers';
+import { LlamaForCausalLM, ModelRegistry, PreTrainedModel, PretrainedConfig, env } from '@huggingface/transformers';
 
 /** What transformers.js appends to a graph's name. */
 const SUFFIXES = Object.freeze({
@@ -211,7 +205,9 @@ function choose(name, client, dtype, device) {
  */
 function files_of(name, dtype, { use_external_data_format: external }) {
     const base = `${name}${SUFFIXES[dtype]}.onnx`;
-    const chunks = Number((external && typeof external === 'object' ? (external[base] ?? external[name]) : external) ?? 0);
+    const chunks = Number(
+        (external && typeof external === 'object' ? (external[base] ?? external[name]) : external) ?? 0,
+    );
     const data = Array.from({ length: chunks }, (_, index) => `${base}_data${index ? `_${index}` : ''}`);
     return [base, ...data].map((file) => `onnx/${file}`);
 }

@@ -157,7 +157,10 @@ export class Chat extends Layout {
         const pixel_values = asked.pixel_values ?? (await this.processor.image_processor(asked.images)).pixel_values;
         const image_features = await this.encode({ pixel_values });
         const tokens = image_features.size / image_features.dims.at(-1) / count;
-        return { token_ids: this.#ids(text.replaceAll(this.#image_token, this.#image_token.repeat(tokens))), image_features };
+        return {
+            token_ids: this.#ids(text.replaceAll(this.#image_token, this.#image_token.repeat(tokens))),
+            image_features,
+        };
     }
 
     get #image_token() {
@@ -205,7 +208,9 @@ export class Chat extends Layout {
         if (image_features) {
             this.#write(image_features, inputs_embeds, input_ids);
         }
-        const positions = Array.from({ length: batch * length }, (_, index) => BigInt(total - length + (index % length)));
+        const positions = Array.from({ length: batch * length }, (_, index) =>
+            BigInt(total - length + (index % length)),
+        );
         const outputs = await decoder.run({
             inputs_embeds,
             attention_mask: new Tensor('int64', new BigInt64Array(batch * total).fill(1n), [batch, total]),
@@ -256,7 +261,9 @@ export class Components extends Layout {
         if (asked.messages !== undefined) {
             throw new TypeError('layout components continues a prompt after the image; it has no use for messages');
         }
-        const token_ids = asked.prompt ? to_numbers(this.tokenizer(asked.prompt, { add_special_tokens: false }).input_ids) : [];
+        const token_ids = asked.prompt
+            ? to_numbers(this.tokenizer(asked.prompt, { add_special_tokens: false }).input_ids)
+            : [];
         const image_features = await this.project(await this.encode(await this.pixels(asked)));
         return { token_ids, history: [], image_features };
     }

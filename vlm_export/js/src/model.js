@@ -37,7 +37,13 @@ export class VisionLanguageModel {
      */
     static async from_pretrained(id, options = {}) {
         check_keys('from_pretrained()', options, LOAD_OPTIONS);
-        const { dtype = null, device = null, revision = 'main', progress_callback = null, session_options = {} } = options;
+        const {
+            dtype = null,
+            device = null,
+            revision = 'main',
+            progress_callback = null,
+            session_options = {},
+        } = options;
         const progress = new Progress(progress_callback);
         const files = { revision, progress_callback: progress.report };
         const config = await AutoConfig.from_pretrained(id, files);

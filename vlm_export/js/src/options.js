@@ -29,7 +29,10 @@ const TABLE = {
     repetition_penalty: { idle: 1, ...positive },
     no_repeat_ngram_size: { idle: 0, ...integer(0) },
 };
-const ONLY_WITH = { do_sample: ['temperature', 'top_k', 'top_p', 'seed'], num_beams: ['length_penalty', 'early_stopping'] };
+const ONLY_WITH = {
+    do_sample: ['temperature', 'top_k', 'top_p', 'seed'],
+    num_beams: ['length_penalty', 'early_stopping'],
+};
 const INPUTS = ['image', 'images', 'pixel_values', 'prompt', 'messages', 'on_token', 'signal'];
 /** What else a generation_config.json says that changes no token. */
 const BOOKKEEPING =
@@ -104,10 +107,14 @@ export function limit_length(plan, prompt_tokens) {
 function check_together(plan, options) {
     const { num_return_sequences: wanted, num_beams, do_sample } = plan;
     if (plan.min_new_tokens > plan.max_new_tokens) {
-        throw new TypeError(`min_new_tokens: ${plan.min_new_tokens} is more than max_new_tokens, ${plan.max_new_tokens}`);
+        throw new TypeError(
+            `min_new_tokens: ${plan.min_new_tokens} is more than max_new_tokens, ${plan.max_new_tokens}`,
+        );
     }
     if (wanted > num_beams && (num_beams > 1 || !do_sample)) {
-        throw new TypeError(`num_return_sequences: ${wanted} takes as many num_beams, not ${num_beams}, or do_sample alone`);
+        throw new TypeError(
+            `num_return_sequences: ${wanted} takes as many num_beams, not ${num_beams}, or do_sample alone`,
+        );
     }
     for (const [needed, names] of Object.entries(ONLY_WITH)) {
         const idle = names.find((name) => options[name] !== undefined && options[name] !== TABLE[name].idle);

@@ -32,7 +32,12 @@ test('what a model says of itself', () => {
     assert.deepEqual([model.layout, model.dtype, model.device], ['captioner', 'fp32', 'cpu']);
     assert.equal(model.config.model_type, 'vision-encoder-decoder');
     assert.equal(model.generation_config.max_new_tokens, 30);
-    const facts = Object.entries(models).map(([name, { layout, takes_prompt, prefix_conditioning: prefix }]) => [name, layout, takes_prompt, prefix]);
+    const facts = Object.entries(models).map(([name, { layout, takes_prompt, prefix_conditioning: prefix }]) => [
+        name,
+        layout,
+        takes_prompt,
+        prefix,
+    ]);
     assert.deepEqual(facts.sort(), [
         ['captioner', 'captioner', false, true],
         ['chat', 'chat', true, true],
@@ -48,7 +53,10 @@ test('an image in whatever form', async () => {
     for (const form of [await RawImage.read(image), blob]) {
         assert.deepEqual((await models.captioner.generate({ images: [form] }))[0], greedy);
     }
-    assert.equal(greedy.text, models.captioner.tokenizer.decode(greedy.token_ids, { skip_special_tokens: true }).trim());
+    assert.equal(
+        greedy.text,
+        models.captioner.tokenizer.decode(greedy.token_ids, { skip_special_tokens: true }).trim(),
+    );
     assert.ok(greedy.text.split(' ').length > 5);
     assert.equal(greedy.finish_reason, 'stop');
     assert.equal(greedy.score, null);
@@ -94,13 +102,21 @@ test('the text as it grows', async () => {
 
 test('beams as they grow: the last report is the answer', async () => {
     const reports = [];
-    const [best] = await models.captioner.generate({ ...asked, num_beams: 3, on_token: (report) => reports.push(report) });
+    const [best] = await models.captioner.generate({
+        ...asked,
+        num_beams: 3,
+        on_token: (report) => reports.push(report),
+    });
     assert.deepEqual(best.token_ids, expected.token_ids);
     assert.equal(reports.at(-1).text, best.text);
     assert.ok(reports.length >= best.token_ids.length);
 });
 
-for (const options of [{}, { num_beams: 3, num_return_sequences: 2 }, { do_sample: true, num_return_sequences: 2, seed: 1 }]) {
+for (const options of [
+    {},
+    { num_beams: 3, num_return_sequences: 2 },
+    { do_sample: true, num_return_sequences: 2, seed: 1 },
+]) {
     test(`cancelled, and used again: ${JSON.stringify(options)}`, async () => {
         const controller = new AbortController();
         const on_token = ({ tokens }) => tokens === 3 && controller.abort();
@@ -127,7 +143,8 @@ test('two at once', async () => {
 });
 
 test('sampling: repeatable, various, and for one token greedy', async () => {
-    const ids = async (options) => (await models.captioner.generate({ ...asked, do_sample: true, ...options })).map((s) => s.token_ids);
+    const ids = async (options) =>
+        (await models.captioner.generate({ ...asked, do_sample: true, ...options })).map((s) => s.token_ids);
     const hot = { temperature: 3, top_k: 0, num_return_sequences: 4 };
     const first = await ids({ ...hot, seed: 5 });
     assert.deepEqual(await ids({ ...hot, seed: 5 }), first);
@@ -206,8 +223,25 @@ for (const [name, options, message] of refused) {
     });
 }
 
+test('the types name the options that there are', async () => {
+    const types = await readFile(new URL('../index.d.ts', import.meta.url), 'utf-8');
+    const typed = (name) => {
+        const [, body] = types.match(new RegExp(`interface ${name} \\{\n(.*?)\n\\}`, 's'));
+        return [...body.matchAll(/^    (\w+)\??:/gm)].map(([, option]) => option).sort();
+    };
+    const known = async (call) => {
+        const error = await call.catch((thrown) => thrown);
+        return error.message.split('it has ')[1].split(', ').sort();
+    };
+    assert.deepEqual(typed('GenerateOptions'), await known(models.captioner.generate({ none: 1 })));
+    assert.deepEqual(typed('LoadOptions'), await known(VisionLanguageModel.from_pretrained('', { none: 1 })));
+});
+
 test('what forward() is not fed is named', async () => {
-    await assert.rejects(models.captioner.forward({ input_ids: [[1]] }), /decoder_model_merged: .* encoder_hidden_states/);
+    await assert.rejects(
+        models.captioner.forward({ input_ids: [[1]] }),
+        /decoder_model_merged: .* encoder_hidden_states/,
+    );
     await assert.rejects(models.captioner.forward({ ids: [[1]] }), /forward\(\) has no option 'ids'/);
     const image_features = await models.llava.encode_image(image);
     await assert.rejects(models.llava.forward({ input_ids: [[1, 2]], image_features }), /0 image tokens for \d+ rows/);
@@ -216,7 +250,10 @@ test('what forward() is not fed is named', async () => {
 const not_loaded = [
     [{ dtyp: 'q8' }, /from_pretrained\(\) has no option 'dtyp'/],
     [{ dtype: 'int3' }, /dtype: there is no 'int3', but fp32, /],
-    [{ dtype: { decoder: 'fp32' } }, /dtype: there is no graph 'decoder' in this layout, but encoder_model, decoder_model/],
+    [
+        { dtype: { decoder: 'fp32' } },
+        /dtype: there is no graph 'decoder' in this layout, but encoder_model, decoder_model/,
+    ],
     [{ device: 'gpu9' }, /Unsupported device: "gpu9"/],
     [{ dtype: 'q4' }, /onnx\/encoder_model_q4\.onnx is not there \(encoder_model is there as fp32\)/],
 ];
@@ -246,7 +283,10 @@ test('a repo that lacks something, or is of another kind', async (context) => {
     await refuses(spoilt('config.json', edit({ model_type: 'bert' })), /model_type 'bert' is of no layout known here/);
     const banning = await spoilt('generation_config.json', edit({ bad_words_ids: [[1]] }));
     const model = await VisionLanguageModel.from_pretrained(banning);
-    await assert.rejects(model.generate(asked), /generation_config\.json: 'bad_words_ids' would change what is generated/);
+    await assert.rejects(
+        model.generate(asked),
+        /generation_config\.json: 'bad_words_ids' would change what is generated/,
+    );
     await model.dispose();
 });
 
@@ -294,8 +334,8 @@ test('downloads are reported, of every layout', async (context) => {
         const model = await VisionLanguageModel.from_pretrained(name, { revision: 'v1', progress_callback });
         const graphs = Object.keys(totals.at(-1).files);
         assert.equal(graphs.length, { captioner: 2, chat: 3, components: 5 }[name]);
-        [...graphs, 'config.json', 'generation_config.json', 'tokenizer.json', 'preprocessor_config.json'].forEach((file) =>
-            assert.ok(files.has(file), `${name}: ${file}`),
+        [...graphs, 'config.json', 'generation_config.json', 'tokenizer.json', 'preprocessor_config.json'].forEach(
+            (file) => assert.ok(files.has(file), `${name}: ${file}`),
         );
         totals.reduce((previous, { loaded, total }) => {
             assert.ok(previous <= loaded && loaded <= total && total === totals[0].total);

@@ -29,6 +29,9 @@ function assert_close(score, expected, what) {
     if (expected === null) {
         assert.equal(score, null, what);
     } else {
-        assert.ok(Math.abs(score - expected) <= 1e-4 * Math.max(1, Math.abs(expected)), `${what}: ${score}, not ${expected}`);
+        assert.ok(
+            Math.abs(score - expected) <= 1e-4 * Math.max(1, Math.abs(expected)),
+            `${what}: ${score}, not ${expected}`,
+        );
     }
 }
