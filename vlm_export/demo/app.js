@@ -71,35 +71,48 @@ async function look_for_webgpu() {
     return { missing: null, half: adapter.features.has('shader-f16') };
 }
 
-/** Precisions that the repo has; on WebGPU without those for which it has no kernels. */
+/** Why a dtype cannot be chosen: WebGPU has no kernels for dynamic integers, and not always float16. */
+function obstacle(dtype, device) {
+    if (device === 'webgpu' && ['q8', 'int8', 'uint8'].includes(dtype)) {
+        return 'on WASM only';
+    }
+    return device === 'webgpu' && dtype.endsWith('16') && !webgpu.half ? 'no float16 in this graphics adapter' : null;
+}
+
+/** @returns {string[]} of the repo's dtypes those that run on a device, the preferred one first */
+function usable(device) {
+    const there = Object.keys(facts.download_bytes).filter((dtype) => !obstacle(dtype, device));
+    return [...PREFERRED[device].filter((dtype) => there.includes(dtype)), ...there];
+}
+
 function offer_dtypes() {
-    const on_gpu = chosen('device') === 'webgpu';
-    const reason = (dtype) => {
-        if (on_gpu && ['q8', 'int8', 'uint8'].includes(dtype)) {
-            return 'runs on WASM only';
-        }
-        return on_gpu && dtype.endsWith('16') && !webgpu.half ? 'this graphics adapter has no float16' : null;
-    };
+    const device = chosen('device');
     const options = Object.entries(facts.download_bytes).map(([dtype, bytes]) => ({
         value: dtype,
         text: dtype,
         detail: megabytes(bytes),
-        reason: reason(dtype),
+        reason: obstacle(dtype, device),
     }));
     offer('dtype', options);
     if (!chosen('dtype')) {
-        const usable = options.filter((option) => !option.reason).map(({ value }) => value);
-        pick('dtype', PREFERRED[chosen('device')].find((dtype) => usable.includes(dtype)) ?? usable[0]);
+        pick('dtype', usable(device)[0]);
     }
 }
 
-/** Says why something is off, and how many threads there are, below the choices. */
+/** Says below the choices why one of them is off, and how many threads there are. */
 function note(threads) {
+    const device = chosen('device');
     const lines = webgpu.missing ? [`No WebGPU: ${webgpu.missing}.`] : [];
     if (!crossOriginIsolated) {
         lines.push('WASM: 1 thread; more need headers (COOP, COEP) that this site does not send.');
-    } else if (threads && chosen('device') === 'wasm') {
+    } else if (threads && device === 'wasm') {
         lines.push(`WASM: ${threads === 1 ? '1 thread' : `${threads} threads`}.`);
+    }
+    const dtypes = Object.keys(facts.download_bytes);
+    for (const reason of new Set(dtypes.map((dtype) => obstacle(dtype, device)))) {
+        if (reason) {
+            lines.push(`${dtypes.filter((dtype) => obstacle(dtype, device) === reason).join(', ')}: ${reason}.`);
+        }
     }
     $('note').textContent = lines.join(' ');
 }
@@ -319,6 +332,9 @@ function connect_form() {
 async function open() {
     facts = await (await fetch('demo.json')).json();
     webgpu = await look_for_webgpu();
+    if (!webgpu.missing && !usable('webgpu').length) {
+        webgpu.missing = 'this repo has no precision for it';
+    }
     document.title = facts.name;
     document.body.dataset.layout = facts.layout;
     $('name').textContent = facts.name;

@@ -102,6 +102,7 @@ function connect_camera(attempt, show) {
     $('camera').addEventListener('click', () => attempt(open));
     $('shoot').addEventListener('click', () => attempt(shoot));
     $('leave').addEventListener('click', close);
+    addEventListener('keydown', ({ key }) => key === 'Escape' && close());
     if (!navigator.mediaDevices?.getUserMedia) {
         $('camera').disabled = true;
         $('camera').title = 'The browser gives a camera only to pages on https or on this machine';
