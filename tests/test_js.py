@@ -31,8 +31,9 @@ from vlm_export.artifacts import Work
 from vlm_export.demo_server import ISOLATION
 from vlm_export.golden import eos_token_ids
 from vlm_export.node_runtime import node_home
-from vlm_export.processing import image_processor_settings, load_tokenizer, open_image
+from vlm_export.processing import image_processor_settings, load_tokenizer
 from vlm_export.recipe import find_recipe, load_recipe
+from vlm_export.runtime.images import open_image
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(vlm_export.__file__).parent / "js"

@@ -212,3 +212,13 @@ def test_a_file_that_is_no_picture(tmp_path: Path) -> None:
         open_image(tmp_path / "a.png")
     with pytest.raises(InputError, match=r"b\.png: no such image"):
         open_image(tmp_path / "b.png")
+
+
+def test_goldens_see_the_same_picture(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    clear = PICTURES["wide"].convert("RGBA")
+    clear.putalpha(Image.linear_gradient("L").resize(clear.size))
+    path = write(tmp_path / "turned.png", clear, exif=exif)
+    golden = pixel_values([path], CASES["SigLIP"])
+    assert np.abs(golden - ImageProcessor(CASES["SigLIP"])([open_image(path)]).arrays["pixel_values"]).max() <= 1e-6

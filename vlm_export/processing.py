@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 from jinja2.exceptions import TemplateError
-from PIL import Image, UnidentifiedImageError
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
 from vlm_export.checkpoint import read_json
 from vlm_export.errors import InputError
 from vlm_export.families.base import Prompt
+from vlm_export.runtime.images import open_image
 
 _TOKENIZER = "tokenizer.json"
 _TOKENIZER_FILES = (_TOKENIZER, "tokenizer_config.json", "chat_template.jinja")
@@ -165,21 +165,6 @@ def _load_image_processor(settings: Mapping[str, Any]) -> Any:
             return AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
         except (ValueError, OSError, ImportError) as error:
             raise InputError(f"image processor settings: {' '.join(str(error).split())}") from error
-
-
-def open_image(path: Path) -> Image.Image:
-    """An RGB image from a file.
-
-    Raises:
-        InputError: the file is missing or holds no image.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such image") from None
-    except (UnidentifiedImageError, OSError) as error:
-        raise InputError(f"{path}: not a readable image: {error}") from error
 
 
 class ChatProcessor:
