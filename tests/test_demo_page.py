@@ -189,12 +189,13 @@ def test_keyboard_and_camera(site: demo_server.Site) -> None:
             focus,
             *captioned(["keyboard.press", "ArrowRight"]),
             ["focus", "#run"],
-            do("new MutationObserver(() => $('caption').textContent && dispatchEvent(new KeyboardEvent("
-               "'keydown', { key: 'Escape' }))).observe($('caption'), { childList: true })"),
+            do("window.watch = new MutationObserver(() => $('caption').textContent && dispatchEvent(new KeyboardEvent("
+               "'keydown', { key: 'Escape' }))); watch.observe($('caption'), { childList: true })"),
             ["keyboard.press", "Enter"],
             status("Stopped"),
             ask("$('run').textContent"),
             CAPTION,
+            do("watch.disconnect()"),
             ["click", "#camera"],
             when("!$('video').hidden"),
             *captioned(["keyboard.press", "Enter"]),
@@ -471,8 +472,7 @@ def test_nothing_exported_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     result = run("demo", "shapes-captioner", "--no-open")
     assert result.exit_code == 2
     assert result.stderr == (
-        "error: build/shapes-captioner/repo: nothing exported here: "
-        "run `vlm-export merge shapes-captioner`, then `vlm-export onnx shapes-captioner`\n"
+        "error: build/shapes-captioner/repo: nothing exported yet: run `vlm-export merge`, then `vlm-export onnx`\n"
     )
     (tmp_path / "repo" / "onnx").mkdir(parents=True)
     (tmp_path / "repo" / "config.json").write_text("{}")

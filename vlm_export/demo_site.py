@@ -26,8 +26,8 @@ from vlm_export import __version__, bundled
 from vlm_export.artifacts import replaced_folder
 from vlm_export.demo_server import ISOLATION, Site
 from vlm_export.errors import InputError
+from vlm_export.exported_repo import recipe_of
 from vlm_export.node_runtime import node_home
-from vlm_export.recipe import find_recipe
 
 FACTS = "demo.json"
 PAGE = Path(__file__).parent / "demo"
@@ -145,9 +145,8 @@ def _check_replaceable(target: Path) -> None:
 
 def goldens_of(reference: str | None, repo: Path) -> Path:
     """Where the goldens of a repo would lie: those of the recipe that was named, or bundled ones of the repo's."""
-    if reference is None or not Path(reference).is_dir():
-        return find_recipe(reference).golden_dir
-    return bundled.GOLDEN / Path(_manifest(repo)["recipe"]).name
+    recipe = recipe_of(reference)
+    return recipe.golden_dir if recipe else bundled.GOLDEN / Path(_manifest(repo)["recipe"]).name
 
 
 def _manifest(repo: Path) -> dict[str, Any]:
