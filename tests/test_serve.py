@@ -405,6 +405,16 @@ def test_addresses_methods_and_hosts(server: Served, picture: Parts) -> None:
     assert httpx2.get(f"{server.url}/models", headers={"host": "attacker.example"}).status_code == 400
 
 
+def test_a_graph_that_fails_is_the_servers_fault(repos: dict[str, Path], picture: Parts, tmp_path: Path) -> None:
+    """It loads, and ends with the first image: there is no PyTorch model in this folder to run instead."""
+    repo = Path(shutil.copytree(repos["captioner"], tmp_path / "repo"))
+    shutil.copy(repo / "onnx" / "decoder_model_merged.onnx", repo / "onnx" / "encoder_model.onnx")
+    with serving(repo, "--dtype", "fp32") as served:
+        with pytest.raises(openai.InternalServerError, match="there is no PyTorch model") as caught:
+            served.ask(picture)
+        assert (caught.value.type, caught.value.param) == ("server_error", None)
+
+
 # How much
 
 

@@ -22,6 +22,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt,
 from vlm_export.errors import InputError
 from vlm_export.runtime import Answer, Model, Options
 from vlm_export.runtime.images import as_rgb
+from vlm_export.runtime.model import ModelFailed
 
 MAX_PIXELS = 40_000_000  # of all images of a request together, before they are decoded
 MAX_IMAGES = 16
@@ -194,6 +195,8 @@ def _refusal(error: ValidationError) -> ApiError:
 def refused(error: InputError) -> ApiError:
     """The runtime's refusal, in OpenAI's names."""
     message = str(error)
+    if isinstance(error, ModelFailed):
+        return ApiError(500, message)
     for own, name in _OWN_NAMES.items():
         message = message.replace(own, name)
     param = message.partition(": ")[0]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from vlm_export.errors import InputError
-from vlm_export.runtime.model import Answer, Cancelled, EngineFailed, Model, OnText
+from vlm_export.runtime.model import Answer, Cancelled, EngineFailed, Model, ModelFailed, OnText
 from vlm_export.runtime.onnx import Memory, OnnxEngine
 from vlm_export.runtime.options import Options
 from vlm_export.runtime.text import Message
@@ -60,7 +60,7 @@ class Conversation:
             try:
                 answer, self._memory = engine.turn(self._memory, images, messages, options, on_text, cancelled)
             except EngineFailed as error:
-                raise InputError(str(error)) from error
+                raise ModelFailed(str(error)) from error
         else:
             answer = self.model.generate(everything, messages, options, on_text=on_text, cancelled=cancelled)
             self._memory = Memory(tokens_fed=answer.prompt_tokens)

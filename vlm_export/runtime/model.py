@@ -50,6 +50,10 @@ class EngineFailed(Exception):
     """What computes the model cannot, for a reason that is not the user's; another engine may."""
 
 
+class ModelFailed(InputError):
+    """The engine failed and no other can take its place: no fault of what the model was asked."""
+
+
 class Engine(Protocol):
     """What computes a model."""
 
@@ -114,6 +118,7 @@ class Model:
 
         Raises:
             InputError: the model takes no prompt, or needs one, or another number of images; or an option is wrong.
+            ModelFailed: ONNX Runtime fails, and there is no PyTorch model to run instead.
         """
         self._check(prompt)
         return self._run(lambda engine: engine.generate(images, prompt, options, on_text, cancelled))
@@ -137,8 +142,11 @@ class Model:
             return call(self.engine)
         except EngineFailed as error:
             if self._spare is None:
-                raise InputError(str(error)) from error
-            self.engine, self._spare = self._spare(str(error)), None
+                raise ModelFailed(str(error)) from error
+            try:
+                self.engine, self._spare = self._spare(str(error)), None
+            except InputError as missing:
+                raise ModelFailed(str(missing)) from error
             return call(self.engine)
 
 
