@@ -18,6 +18,7 @@ import torch
 from exported import Exported, record, write_images
 from PIL import Image
 from transformers import AutoModelForImageTextToText
+from transformers.utils import import_utils
 
 from vlm_export import variants
 from vlm_export.checkpoint import build_empty, open_checkpoint
@@ -39,6 +40,7 @@ KINDS: dict[str, Callable[[Path], Path]] = {
         folder, "qwen2", "siglip_vision_model", vision_feature_layer=-1, vision_feature_select_strategy="full"
     ),
     "llava_onevision, siglip_vision_model, qwen2": pico_chat.write_onevision,
+    "fast_vlm, timm_wrapper, qwen2": pico_chat.write_fast_vlm,
     "idefics3, idefics3_vision, llama": pico_chat.write_tiled,
     "smolvlm, smolvlm_vision, llama": lambda folder: pico_chat.write_tiled(folder, "smolvlm"),
 }
@@ -111,7 +113,7 @@ def simplified(made: Exported, component: str) -> dict[str, Any]:
     return load_manifest(made.work.repo).simplified[component]
 
 
-@pytest.mark.verifies("llava llava_onevision idefics3 smolvlm", "chat", ort="fp32 q8", node="fp32 q8")
+@pytest.mark.verifies("llava llava_onevision fast_vlm idefics3 smolvlm", "chat", ort="fp32 q8", node="fp32 q8")
 def test_verifies_in_both_runtimes(exported: Exported) -> None:
     report = exported.verify("ort", "node")
     assert report.verdict == "pass", failures(report)
@@ -152,7 +154,8 @@ def test_attention_is_fused(exported: Exported) -> None:
 def test_a_wrong_position_is_caught(exported: Exported, tmp_path: Path) -> None:
     made = exported.copy(tmp_path / "copy")
     model = ir.load(made.graph("vision_encoder"))
-    table = next(v for n, v in model.graph.initializers.items() if n.endswith("position_embedding.weight"))
+    tables = ("position_embedding.weight", "pos_emb.reparam_conv.weight")
+    table = next(v for n, v in model.graph.initializers.items() if n.endswith(tables))
     rows = table.const_value.numpy().copy()
     rows[[-1, -2]] = rows[[-2, -1]]
     table.const_value = ir.Tensor(rows, name=table.name)
@@ -222,6 +225,51 @@ def test_padding_within_a_tile_is_not_seen(tiled: Exported) -> None:
     assert max_relative_error(features, expected) < 1e-5
     everything, _ = run_tiles(tiled, pixels, torch.ones_like(mask))
     assert max_relative_error(everything[4:], expected[4:]) > 1e-2, "the mask matters"
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (320, 192)])
+def test_a_tower_of_convolutions_takes_any_size(height: int, width: int, make: Callable[[str], Exported]) -> None:
+    made = make("fast_vlm, timm_wrapper, qwen2")
+    pixels = torch.rand(3, 3, height, width, generator=torch.Generator().manual_seed(0))
+    (features,) = onnxruntime.InferenceSession(made.graph("vision_encoder")).run(None, {"pixel_values": pixels.numpy()})
+    with torch.inference_mode():
+        expected = merged_model(made).get_image_features(pixels, return_dict=True).pooler_output
+    assert features.shape == (3, height * width // 64**2, 64)
+    assert max_relative_error(features, expected.numpy()) < 1e-5
+
+
+def test_statistics_of_norms_are_weights(make: Callable[[str], Exported], tmp_path: Path) -> None:
+    made = make("fast_vlm, timm_wrapper, qwen2").copy(tmp_path / "copy")
+    model = ir.load(made.graph("vision_encoder"))
+    name = "model.vision_tower.timm_model.stages.4.blocks.0.mlp.conv.bn.running_mean"
+    stored = open_checkpoint(made.work.merged).tensors[name].load().numpy()
+    assert np.array_equal(model.graph.initializers[name].const_value.numpy(), stored)
+    assert stored.any()
+    model.graph.initializers[name].const_value = ir.Tensor(stored * 0, name=name)
+    ir.save(model, made.graph("vision_encoder"))
+    assert {check.component for check in made.verify("ort").failures} == {"vision_encoder"}
+
+
+def test_without_timm(make: Callable[[str], Exported], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make("fast_vlm, timm_wrapper, qwen2")
+    monkeypatch.setitem(import_utils.BACKENDS_MAPPING, "timm", (lambda: False, "{0} needs timm"))
+    with pytest.raises(
+        InputError, match=r"vision_config: .* timm, which is missing .*`pip install 'vlm-export\[fastvlm\]'`"
+    ):
+        open_checkpoint(made.work.merged)
+
+
+def test_a_fast_vlm_is_published_as_transformers_js_knows_it(make: Callable[[str], Exported]) -> None:
+    repo = make("fast_vlm, timm_wrapper, qwen2").work.repo
+    config = json.loads((repo / "config.json").read_text())
+    assert (config["model_type"], config["architectures"]) == ("llava_qwen2", ["LlavaQwen2ForCausalLM"])
+    assert (config["num_hidden_layers"], config["image_token_index"]) == (2, 257)
+    assert json.loads((repo / "processor_config.json").read_text()) == {
+        "processor_class": "LlavaProcessor",
+        "image_token": "<image>",
+        "patch_size": 64,
+        "num_additional_image_tokens": 0,
+    }
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from vlm_export.families.base import About, Component, Config, Family, Layout
 from vlm_export.processing import ChatProcessor
 
 _TEXT = {"input_ids", "attention_mask"}
-_UNUSED = re.compile(r".*\.(position_ids|rotary_emb\.inv_freq)$")
+_UNUSED = re.compile(r".*\.(position_ids|rotary_emb\.inv_freq|num_batches_tracked)$")
 _DTYPES = {"dtype", "torch_dtype"}
 
 
@@ -48,12 +48,6 @@ def build(config: Config) -> PreTrainedModel:
 def rename(key: str) -> str | None:
     """Drops what checkpoints of older transformers carry and inference never reads."""
     return None if _UNUSED.match(key) else key
-
-
-def rename_in(config: Config) -> Callable[[str], str | None]:
-    """The library's own translation of tensor names, for the class of a config."""
-    with init_empty_weights(include_buffers=False):
-        return library_names(build(config))
 
 
 def text_config(config: Config) -> PretrainedConfig:
@@ -103,9 +97,16 @@ def chat_family(
     reference: Callable[[Any], ChatReference],
     feeder: Callable[[Path, Config, Mapping[str, Any]], ChatProcessor],
     layout: Layout,
+    build: Callable[[Config], PreTrainedModel] = build,
     trim: Callable[[Any], None] = lambda model: None,
 ) -> Family:
     """A family whose model is a class of transformers' own; `layout` is its only one, `chat`."""
+
+    def rename_in(config: Config) -> Callable[[str], str | None]:
+        """The library's own translation of tensor names, for the class of a config."""
+        with init_empty_weights(include_buffers=False):
+            return library_names(build(config))
+
     return Family(
         model_type=model_type,
         about=about,

@@ -19,6 +19,12 @@ from vlm_export.errors import InputError
 if TYPE_CHECKING:
     from vlm_export.layouts.base import Client
 
+# Model types that are no family, and what to do with a checkpoint of one.
+_INSTEAD = {
+    "llava_qwen2": "this is FastVLM with code of its own; convert it to a fast_vlm with transformers' "
+    "convert_fastvlm_weights_to_hf.py, or start from one of KamilaMila/FastVLM-0.5B, -1.5B, -7B",
+}
+
 Config = Mapping[str, Any]
 Prompt = str | Sequence[Mapping[str, Any]]  # a text, or a conversation for a chat template
 
@@ -201,7 +207,8 @@ def find_family(model_type: str, source: str) -> Family:
     module = str(model_type).replace("-", "_")
     if module not in names():
         known = ", ".join(_family(name).model_type for name in names())
-        raise InputError(f"{source}: model_type {model_type!r} is not supported; supported: {known}")
+        instead = _INSTEAD.get(str(model_type), f"supported: {known}")
+        raise InputError(f"{source}: model_type {model_type!r} is not supported; {instead}")
     return _family(module)
 
 
