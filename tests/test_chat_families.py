@@ -299,6 +299,7 @@ def test_names_of_transformers_4(llava: Exported) -> None:
     for key, name in {
         "language_model.model.layers.0.self_attn.q_proj.weight": f"{layer}.weight",
         "language_model.model.layers.0.self_attn.q_proj.lora_A.weight": f"{layer}.lora_A.weight",
+        "language_model.model.layers.0.self_attn.q_proj.qweight": f"{layer}.qweight",
         "language_model.lm_head.weight": "lm_head.weight",
         "vision_tower.vision_model.pre_layrnorm.bias": "model.vision_tower.pre_layrnorm.bias",
         "multi_modal_projector.linear_2.bias": "model.multi_modal_projector.linear_2.bias",
