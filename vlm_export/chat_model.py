@@ -24,19 +24,22 @@ from vlm_export.processing import ChatProcessor
 
 _TEXT = {"input_ids", "attention_mask"}
 _UNUSED = re.compile(r".*\.(position_ids|rotary_emb\.inv_freq|num_batches_tracked)$")
-_DTYPES = {"dtype", "torch_dtype"}
+_LEFT_OUT = {"dtype", "torch_dtype", "auto_map"}
 
 
 def load_config(values: Mapping[str, Any]) -> PretrainedConfig:
-    """The transformers config of a `config.json`, in float32: parts would be built in the dtypes that it names."""
-    return AutoConfig.for_model(**_without_dtypes(values))
+    """The transformers config of a `config.json`, in float32: parts would be built in the dtypes that it names.
+
+    Code that it names is not looked for.
+    """
+    return AutoConfig.for_model(**_plain(values))
 
 
-def _without_dtypes(values: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        key: _without_dtypes(value) if isinstance(value, Mapping) else value
+        key: _plain(value) if isinstance(value, Mapping) else value
         for key, value in values.items()
-        if key not in _DTYPES
+        if key not in _LEFT_OUT
     }
 
 
@@ -121,6 +124,7 @@ def chat_family(
         feeder=feeder,
         layouts={"chat": layout},
         trim=trim,
+        remote_code=True,
     )
 
 

@@ -132,7 +132,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     config = read_json(folder / "config.json")
     if "model_type" not in config:
         raise InputError(f"{folder / 'config.json'}: no `model_type`; is this a model folder?")
-    family = find_family(config["model_type"], str(folder / "config.json"))
+    family = find_family(config["model_type"], str(folder / "config.json"), has_code="auto_map" in config)
     plain: dict[str, TensorRef] = {}
     lora: dict[str, TensorRef] = {}
     unused = []
