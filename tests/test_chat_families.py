@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -17,17 +18,20 @@ import pytest
 import torch
 from exported import Exported, record, write_images
 from PIL import Image
+from test_browser import Inputs, visit
 from transformers import AutoModelForImageTextToText
 from transformers.utils import import_utils
 
 from vlm_export import variants
 from vlm_export.checkpoint import build_empty, open_checkpoint
-from vlm_export.dtypes import FP32
+from vlm_export.dtypes import DTYPES, FP32
 from vlm_export.errors import InputError
 from vlm_export.families.base import find_family
+from vlm_export.golden import load_golden
 from vlm_export.graph_file import save_graph
 from vlm_export.metrics import max_relative_error
 from vlm_export.package import load_manifest
+from vlm_export.rewrites.full_precision import _before
 from vlm_export.simplify import SimplifyReport
 from vlm_export.structure import make_structure
 from vlm_export.variants import Source
@@ -59,7 +63,7 @@ def prepare(folder: Path, write: Callable[[Path], Path]) -> Exported:
 
 @pytest.fixture(scope="module")
 def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]:
-    """Exports a kind in fp32 and q8, once."""
+    """Exports a kind in every dtype, once."""
 
     @cache
     def once(kind: str) -> Exported:
@@ -67,7 +71,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]:
         config = open_checkpoint(made.work.merged).config
         parts = (config, config["vision_config"], config["text_config"])
         assert kind == ", ".join(part["model_type"] for part in parts)
-        made.export("chat", ["q8"])
+        made.export("chat", ["fp16", "int8", "q8"])
         return made
 
     return once
@@ -113,14 +117,34 @@ def simplified(made: Exported, component: str) -> dict[str, Any]:
     return load_manifest(made.work.repo).simplified[component]
 
 
-@pytest.mark.verifies("llava llava_onevision fast_vlm idefics3 smolvlm", "chat", ort="fp32 q8", node="fp32 q8")
+@pytest.mark.verifies(
+    "llava llava_onevision fast_vlm idefics3 smolvlm", "chat", ort="fp32 fp16 int8 q8", node="fp32 fp16 int8 q8"
+)
 def test_verifies_in_both_runtimes(exported: Exported) -> None:
     report = exported.verify("ort", "node")
     assert report.verdict == "pass", failures(report)
     exact = {(c.runtime, c.dtype): c.value for c in report.checks if c.metric == "tokens_exact_rate"}
     assert exact[("ort", "fp32")] == exact[("node", "fp32")] == 1.0
-    assert exact.keys() == {(runtime, dtype) for runtime in ("ort", "node") for dtype in ("fp32", "q8")}
+    assert exact.keys() == {(runtime, dtype) for runtime in ("ort", "node") for dtype in DTYPES}
     assert {c.detail.split(",")[0] for c in report.checks if "(case" in c.detail} >= {"logits (case0", "logits (case2"}
+
+
+@pytest.mark.verifies("llava fast_vlm smolvlm", "chat", wasm="fp32")
+@pytest.mark.parametrize("model_type", ["llava", "fast_vlm", "smolvlm"])
+def test_in_a_browser(model_type: str, make: Callable[[str], Exported], tmp_path: Path) -> None:
+    made = make(next(kind for kind in KINDS if kind.startswith(f"{model_type},")))
+    golden = load_golden(made.recipe.golden_dir, made.recipe.name)
+    pixels = golden.tensors["case0/pixel_values"]
+    pixels.astype("<f4").tofile(tmp_path / "pixels.f32")
+    shutil.copyfile(golden.image_paths()[0], tmp_path / "image.png")
+    asked = {"prompt": golden.facts.text, "image": "/inputs/image.png"}
+    images = golden.facts.images[:1]
+    inputs = Inputs(tmp_path, pixels.shape, images)
+    # The processor that makes tiles resizes in a graph, which looks for a GPU first.
+    logs = ["warning: No available adapters."] if model_type == "smolvlm" else []
+    seen = visit(made.work.repo, "chat", inputs, {"dtype": "fp32"}, asked=asked, logs=logs)
+    assert seen.sessions == {("wasm", "fp32")}
+    assert [caption["token_ids"] for caption in seen.answer["captions"]] == [image.token_ids for image in images]
 
 
 def test_the_template_is_the_client_s_own(exported: Exported, tmp_path: Path) -> None:
@@ -215,6 +239,19 @@ def test_tiles_of_padding_are_dropped(tiled: Exported) -> None:
     features, expected = run_tiles(tiled, pixels, mask)
     assert features.shape == (4 * 4, 32)
     assert max_relative_error(features, expected) < 1e-5
+
+
+def test_half_precision_leaves_patches_where_they_are(tiled: Exported) -> None:
+    """In half precision 5 · 1/26 is below 5/26: so compared, patches would be a row of the position table too low.
+
+    ONNX Runtime's CPU kernels compare in float32 whatever the graph says, so it is the graph that is looked at.
+    """
+    graph = ir.load(tiled.work.repo / "onnx" / "vision_encoder_fp16.onnx").graph
+    rows_and_columns = [node for node in graph if node.op_type == "GreaterOrEqual"]
+    assert len(rows_and_columns) == 2
+    constants = [value for node in _before(rows_and_columns) for value in node.inputs if value and value.const_value]
+    floats = {value.dtype for value in constants} - {ir.DataType.INT64}
+    assert floats == {ir.DataType.FLOAT}
 
 
 def test_padding_within_a_tile_is_not_seen(tiled: Exported) -> None:
