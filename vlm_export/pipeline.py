@@ -200,9 +200,10 @@ def _write(source: Source, dtype: str, folder: Path) -> GraphFile:
 def run_verify(recipe: RecipeFile, work: Work, progress: Progress, *, runtimes: Sequence[Runtime]) -> Report:
     """Compare `repo/` with the goldens; write `report/report.json`, and what was verified into the model card."""
     recorded = golden.load_golden(recipe.golden_dir, recipe.name)
-    if recorded.facts.generation != asdict(recipe.recipe.generation):
+    if changed := recorded.facts.differences(recipe.recipe):
         raise InputError(
-            f"{recipe.path}: generation: changed since the golden was recorded: run `vlm-export golden {recipe.name}`"
+            f"{recipe.path}: {', '.join(changed)}: changed since the golden was recorded: "
+            f"run `vlm-export golden {recipe.name}`"
         )
     manifest = package.load_manifest(work.repo)
     _use_remote_code(recipe)
