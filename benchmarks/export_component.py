@@ -14,16 +14,18 @@ import sys
 import time
 from pathlib import Path
 
-from vlm_export import variants
-from vlm_export.checkpoint import build_empty, open_checkpoint
-from vlm_export.dtypes import DTYPES
-from vlm_export.graph_file import save_graph
-from vlm_export.structure import make_structure
-from vlm_export.variants import Source
+from vlm_export import collector
 
 
 def export(source: Path, name: str, target: Path, dtype: str) -> dict[str, float]:
     """Write `target`; returns the seconds of each phase."""
+    from vlm_export import variants
+    from vlm_export.checkpoint import build_empty, open_checkpoint
+    from vlm_export.dtypes import DTYPES
+    from vlm_export.graph_file import save_graph
+    from vlm_export.structure import make_structure
+    from vlm_export.variants import Source
+
     started = time.perf_counter()
     merged = open_checkpoint(source)
     layout = merged.family.layouts.get("components") or merged.family.layouts["captioner"]
@@ -36,5 +38,6 @@ def export(source: Path, name: str, target: Path, dtype: str) -> dict[str, float
 
 
 if __name__ == "__main__":
+    collector.relax()  # as the command line does
     source, name, target, *dtype = sys.argv[1:]
     print(json.dumps(export(Path(source), name, Path(target), *(dtype or ["fp32"]))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,20 @@ def _small_thread_pools() -> Iterator[None]:
 
     torch.set_num_threads(1)
     yield
+
+
+@pytest.fixture(scope="session")
+def default_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled default, merged and exported in fp32 and q8; nothing in it may be changed."""
+    from vlm_export import pipeline
+    from vlm_export.artifacts import Work
+    from vlm_export.recipe import find_recipe
+
+    recipe = find_recipe("shapes-captioner")
+    work = Work(tmp_path_factory.mktemp("default") / "build" / recipe.name)
+    pipeline.run_merge(recipe, work, lambda what, done, total: None)
+    pipeline.run_export(recipe, work, lambda what, done, total: None, dtypes=["q8"])
+    return work.repo
 
 
 @pytest.fixture(autouse=True)

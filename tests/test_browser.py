@@ -20,10 +20,11 @@ import numpy as np
 import pytest
 from exported import Exported, silent
 from PIL import Image
-from static_server import StaticServer
+from static_server import StaticServer, files_under
 
 from vlm_export import bundled, pipeline
 from vlm_export.artifacts import Work
+from vlm_export.demo_server import ISOLATION
 from vlm_export.golden import GoldenImage, load_golden
 from vlm_export.limits import TOKENS_EXACT, limit_for
 from vlm_export.node_runtime import Layout, node_home
@@ -163,17 +164,20 @@ def visit(
     }
     request = {"id": MODEL, "layout": layout, "options": options, "shape": inputs.shape, "images": images}
     request |= {"asked": asked} if asked else {}
-    with StaticServer(folders) as server:
-        result = drive(f"{server.url}/page.html", request, flags)
-    assert [answer for answer in server.answers if answer[0] != 200] == []
+    with StaticServer(files_under(folders), ISOLATION) as server:
+        result = drive(f"{server.url}/page.html", [["evaluate", f"run({json.dumps(request)})"]], flags)
+    assert [answer for answer in server.answers if answer[0] not in (200, 206)] == []
     assert result["console"] == [*logs]
     assert result["foreign"] == []
-    fetched = [path.removeprefix(repo_url) for _, path in server.answers if path.startswith(repo_url)]
-    return Visit(result["answer"], fetched)
+    fetched = [
+        path.removeprefix(repo_url) for status, path in server.answers if status == 200 and path.startswith(repo_url)
+    ]
+    (answer,) = result["answers"]
+    return Visit(answer, fetched)
 
 
-def drive(url: str, request: dict[str, Any], flags: Sequence[str]) -> dict[str, Any]:
-    job = {"chromium": chromium(), "flags": [*FLAGS, *flags], "url": url, "request": request, "seconds": 150}
+def drive(url: str, steps: Sequence[Sequence[Any]], flags: Sequence[str]) -> dict[str, Any]:
+    job = {"chromium": chromium(), "flags": [*FLAGS, *flags], "url": url, "steps": steps, "seconds": 150}
     command = ["node", str(node_home(BROWSER) / "drive.mjs")]
     done = subprocess.run(command, input=json.dumps(job), capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr

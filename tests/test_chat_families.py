@@ -22,7 +22,7 @@ from test_browser import Inputs, visit
 from transformers import AutoModelForImageTextToText
 from transformers.utils import import_utils
 
-from vlm_export import variants
+from vlm_export import runtime, variants
 from vlm_export.checkpoint import build_empty, open_checkpoint
 from vlm_export.dtypes import DTYPES, FP32
 from vlm_export.errors import InputError
@@ -32,6 +32,7 @@ from vlm_export.graph_file import save_graph
 from vlm_export.metrics import max_relative_error
 from vlm_export.package import load_manifest
 from vlm_export.rewrites.full_precision import _before
+from vlm_export.runtime.images import open_image
 from vlm_export.simplify import SimplifyReport
 from vlm_export.structure import make_structure
 from vlm_export.variants import Source
@@ -145,6 +146,16 @@ def test_in_a_browser(model_type: str, make: Callable[[str], Exported], tmp_path
     seen = visit(made.work.repo, "chat", inputs, {"dtype": "fp32"}, asked=asked, logs=logs)
     assert seen.sessions == {("wasm", "fp32")}
     assert [caption["token_ids"] for caption in seen.answer["captions"]] == [image.token_ids for image in images]
+
+
+def test_the_runtime_says_it_too(exported: Exported) -> None:
+    """From image files and the conversation: preprocessing, template and tokenizer are its own."""
+    facts = load_golden(exported.recipe.golden_dir, exported.recipe.name)
+    model = runtime.load(exported.work.repo, dtype="fp32", backend="onnx", threads=1)
+    items = [([open_image(path)], facts.facts.conversation) for path in facts.image_paths()]
+    answers = [model.generate(*item) for item in items]
+    assert [list(answer.token_ids) for answer in answers] == [image.token_ids for image in facts.facts.images]
+    assert [answer.token_ids for answer in model.generate_batch(items)] == [answer.token_ids for answer in answers]
 
 
 def test_the_template_is_the_client_s_own(exported: Exported, tmp_path: Path) -> None:

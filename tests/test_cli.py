@@ -68,11 +68,11 @@ def test_help_is_instant_and_shows_the_four_commands(tmp_path: Path) -> None:
     started = time.monotonic()
     done = vlm_export("--help", cwd=tmp_path)
     assert time.monotonic() - started < 5, "a heavy import has crept into cli.py"
-    for command in ("merge", "onnx", "verify", "push", "golden", "recipes"):
+    for command in ("merge", "onnx", "verify", "push", "golden", "run", "serve", "bench", "recipes"):
         assert f"  {command} " in done.stdout
 
 
-@pytest.mark.parametrize("command", ["merge", "onnx", "verify", "push", "golden", "recipes"])
+@pytest.mark.parametrize("command", ["merge", "onnx", "verify", "push", "golden", "run", "serve", "bench", "recipes"])
 def test_each_command_has_help(command: str, tmp_path: Path) -> None:
     done = vlm_export(command, "--help", cwd=tmp_path)
     assert done.returncode == 0

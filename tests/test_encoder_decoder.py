@@ -20,17 +20,18 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_browser import SOFTWARE_WEBGPU, WASM, Inputs, visit
 
-from vlm_export import package, pipeline
+from vlm_export import package, pipeline, runtime
 from vlm_export.artifacts import Work
 from vlm_export.checkpoint import open_checkpoint, read_json
 from vlm_export.dtypes import DTYPES
 from vlm_export.errors import InputError
 from vlm_export.golden import load_golden
-from vlm_export.layouts.base import Sessions
-from vlm_export.layouts.encoder_decoder import _Driver
 from vlm_export.metrics import max_relative_error
 from vlm_export.processing import image_processor_settings, load_tokenizer, pixel_values
 from vlm_export.recipe import load_recipe
+from vlm_export.runtime.drivers import EncoderDecoderDriver
+from vlm_export.runtime.images import open_image
+from vlm_export.runtime.sessions import Sessions
 from vlm_export.verify import Report
 
 LAYERS = 3  # of the decoder: two are traced, one is a repetition
@@ -103,6 +104,7 @@ def test_says_what_pytorch_says(encoder: str, decoder: str, tmp_path: Path, requ
     report = made.verify("ort", "node")
     assert report.verdict == "pass", report.failures
     checked = {(check.dtype, check.runtime) for check in report.checks if check.metric == "tokens_exact_rate"}
+    _says_so_in_the_runtime(made)
     assert checked >= {(dtype, runtime) for dtype in ("fp32", "q8") for runtime in ("ort", "node")}
     outputs = {check.detail.split(" (")[0] for check in report.checks if check.component == DECODER}
     parts = [f"{kind}.{part}" for kind in ("decoder", "encoder") for part in ("key", "value")]
@@ -121,7 +123,7 @@ class _Graphs:
 
     def __init__(self, made: Exported):
         self.sessions = Sessions(made.work.repo / "onnx", "")
-        self.driver = _Driver(self.sessions)
+        self.driver = EncoderDecoderDriver(self.sessions)
         pixels = np.random.default_rng(0).normal(size=(2, 3, 16, 16)).astype(np.float32)
         ids = np.full((2, 1), START, dtype=np.int64)
         self.inputs = {"pixel_values": pixels, "input_ids": ids}
@@ -309,3 +311,32 @@ def test_a_tokenizer_of_vocabulary_and_merges(tmp_path: Path) -> None:
     settings = {"tokenizer_class": "RobertaTokenizer", "bos_token": "<s>", "eos_token": "</s>"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     assert load_tokenizer(tmp_path)("ab", add_special_tokens=False)["input_ids"] == [4]
+
+
+RULES = {"repetition_penalty": 1.4, "no_repeat_ngram_size": 2}
+
+
+def _says_so_in_the_runtime(made: Exported) -> None:
+    golden = load_golden(made.recipe.golden_dir, made.recipe.name)
+    model = runtime.load(made.work.repo, dtype="fp32", backend="onnx", threads=1)
+    answers = model.generate_batch([([open_image(path)], None) for path in golden.image_paths()])
+    assert [list(answer.token_ids) for answer in answers] == [image.token_ids for image in golden.facts.images]
+
+
+@pytest.mark.parametrize("options", [RULES, {"num_beams": 3, "num_return_sequences": 3, **RULES}], ids=str)
+def test_rules_and_beams_are_transformers(vit_gpt2: Exported, options: dict[str, Any]) -> None:
+    """A rule on repetition looks back on the start token too; beams take the cache of cross-attention along."""
+    images = sorted((vit_gpt2.recipe.path.parent / "images").iterdir())
+    ours = runtime.load(vit_gpt2.work.repo, dtype="fp32", backend="onnx", threads=1)
+    theirs = runtime.load(vit_gpt2.work.repo, backend="torch")
+    items = [([open_image(path)], None) for path in images]
+    for one, other, expected in zip(
+        [ours.generate(*item, runtime.Options(**options)) for item in items],
+        ours.generate_batch(items, runtime.Options(**options)),
+        [theirs.generate(*item, runtime.Options(**options)) for item in items],
+        strict=True,
+    ):
+        sequences = [answer.token_ids for answer in (expected, *expected.alternatives)]
+        assert [answer.token_ids for answer in (one, *one.alternatives)] == sequences
+        assert [answer.token_ids for answer in (other, *other.alternatives)] == sequences
+        assert one.prompt_tokens == 1

@@ -11,12 +11,14 @@ import pico
 import pytest
 from exported import Exported, prepare
 
-from vlm_export import simplify, variants
+from vlm_export import runtime, simplify, variants
 from vlm_export.checkpoint import build_empty, open_checkpoint
 from vlm_export.dtypes import DTYPES, FP32
+from vlm_export.golden import load_golden
 from vlm_export.graph_file import save_graph
 from vlm_export.metrics import cosine_similarity
 from vlm_export.package import load_manifest
+from vlm_export.runtime.images import open_image
 from vlm_export.structure import make_structure
 from vlm_export.trace import IR_VERSION, OPSET, trace
 from vlm_export.variants import Source
@@ -52,6 +54,13 @@ def test_verifies(model: Exported, layout: str) -> None:
     compared = {(check.component, check.dtype) for check in report.checks}
     graphs = {(graph.component, graph.dtype) for graph in load_manifest(model.work.repo).graphs}
     assert graphs <= compared, "a graph that no check is about"
+
+
+def test_the_runtime_says_what_pytorch_says(model: Exported, layout: str) -> None:
+    golden = load_golden(model.recipe.golden_dir, model.recipe.name)
+    loaded = runtime.load(model.work.repo, dtype="fp32", backend="onnx", threads=1)
+    answers = loaded.generate_batch([([open_image(path)], None) for path in golden.image_paths()])
+    assert [list(answer.token_ids) for answer in answers] == [image.token_ids for image in golden.facts.images]
 
 
 def test_cache_is_dynamic_and_named_for_transformers_js(model: Exported, layout: str) -> None:

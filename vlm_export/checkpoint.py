@@ -8,8 +8,6 @@ the family, into the names of transformers 5's module tree; everything after thi
 
 from __future__ import annotations
 
-import hashlib
-import json
 import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +24,7 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 
+from vlm_export.artifacts import read_json
 from vlm_export.errors import InputError
 from vlm_export.families.base import Family, find_family
 from vlm_export.tensor_file import DTYPES
@@ -293,26 +292,3 @@ def aliases(model: nn.Module) -> dict[str, str]:
         if canonical != name:
             result[name] = canonical
     return result
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        InputError: it is missing or holds something else.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: not readable as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: holds a JSON {type(value).__name__}, not an object")
-    return value
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
-from vlm_export import __version__
-from vlm_export.errors import VlmExportError
+from vlm_export import __version__, collector
+from vlm_export.errors import InputError, VlmExportError
 
 if TYPE_CHECKING:
     from vlm_export.recipe import RecipeFile
@@ -82,6 +82,7 @@ def main() -> None:
         vlm-export onnx --quantize int8   trace, simplify, quantize, lay out the repo
         vlm-export verify                 graphs and tokens against golden PyTorch outputs
         vlm-export push org/model         upload to the Hugging Face Hub
+        vlm-export run photo.jpg          caption an image with it
 
     RECIPE is a bundled recipe's name or a YAML file. Without one it is ./vlm-export.yaml if there is one, else the
     bundled shapes-captioner.
@@ -206,6 +207,129 @@ def push(
 
 
 @main.command()
+@click.argument("repo", metavar="[RECIPE|DIR|REPO_ID]", required=False)
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Where to listen. Who can reach it can use the model: there is no key and no TLS.",
+)
+@click.option("--dtype", help="q8 by default, else int8, else fp32.")
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="For each graph; 0 is ONNX Runtime's choice.")
+@click.option("--max-body-mb", type=click.IntRange(1), default=20, show_default=True, help="Of one request.")
+@click.option("--concurrency", type=click.IntRange(1), default=1, show_default=True, help="Requests at work at a time.")
+@click.option("--queue", type=click.IntRange(0), default=16, show_default=True, help="Requests that may wait for that.")
+@_common
+def serve(
+    repo: str | None,
+    port: int,
+    host: str,
+    dtype: str | None,
+    threads: int,
+    max_body_mb: int,
+    concurrency: int,
+    queue: int,
+    work: Path | None,
+    as_json: bool,
+) -> None:
+    """Serve an exported repo as OpenAI's API does, on this machine.
+
+    POST /v1/chat/completions takes images as data: URLs, and streams; there are GET /v1/models and GET /health.
+
+    \b
+    Example: vlm-export serve --port 8000
+      client = openai.OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")
+      client.chat.completions.create(model="shapes-captioner", messages=[
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}]}])
+
+    \b
+    max_tokens, max_completion_tokens   new tokens; else what the repo says
+    temperature                         0 takes the best token, more samples; else what the repo says
+    top_p, seed, stop, n, stream, stream_options.include_usage
+    extra_body                          num_beams, length_penalty, early_stopping, top_k, repetition_penalty,
+                                        no_repeat_ngram_size, min_new_tokens
+
+    Anything else that would change the answer is refused by name. So are http(s) addresses of images: this server
+    fetches nothing.
+    """
+    from vlm_export import exported_repo
+    from vlm_export import serve as server
+
+    model = exported_repo.open_model(repo, work, dtype=dtype, threads=threads, notify=_notify)
+
+    limits = server.Limits(max_body_mb * 1_000_000, concurrency, queue)
+    if host not in server.LOOPBACK:
+        _notify(f"warning: listening at {host}: whoever can reach it can use the model, without a key")
+
+    def ready(url: str) -> None:
+        what = {"url": url, "model": model.name, "dtype": model.dtype, "backend": model.backend}
+        _print(as_json, what, [f"{model.name} in {model.dtype} at {url} (Ctrl-C stops it)"])
+
+    server.serve(model, limits, host=host, port=port, ready=ready)
+
+
+@main.command()
+@click.argument("repo", metavar="[RECIPE|DIR|REPO_ID]", required=False)
+@click.option(
+    "--runtime", "runtimes", multiple=True, type=click.Choice(["ort", "node", "wasm"]), help="Only this one; repeats."
+)
+@click.option("--dtype", "dtypes", multiple=True, help="Only this one; repeats.")
+@click.option(
+    "--image", "images", multiple=True, type=click.Path(path_type=Path), help="In place of golden ones; repeats."
+)
+@click.option("--prompt", help="What to say to a chat model.")
+@click.option("--new-tokens", type=click.IntRange(min=2), default=32, show_default=True, help="For each image.")
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="0 is each runtime's own choice.")
+@click.option("--card", is_flag=True, help="Write the table into the model card.")
+@_common
+def bench(
+    repo: str | None,
+    runtimes: tuple[Any, ...],
+    dtypes: tuple[str, ...],
+    images: tuple[Path, ...],
+    card: bool,
+    work: Path | None,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Measure load time, time to the first token, tokens a second and peak memory.
+
+    By dtype, in ONNX Runtime in Python (ort), stock transformers.js in Node (node), and the same on onnxruntime-web's
+    WASM build (wasm), which runs in Node here and needs no browser. Each of them in a process of its own, in turns.
+
+    \b
+    Example: vlm-export bench
+             vlm-export bench build/my-captioner/repo --runtime ort --dtype q8 --image photo.jpg
+             vlm-export bench my-captioner.yaml --card
+    """
+    from rich.console import Console
+
+    from vlm_export import bench as benchmark
+    from vlm_export import bench_table, exported_repo
+
+    recipe = exported_repo.recipe_of(repo)
+    if card and recipe is None:
+        raise InputError(f"{repo}: --card: a recipe's card can be written, not that of a folder: name the recipe")
+    for dtype in dtypes or (None,):  # of the Hub's, each fetches its own graphs, into one folder
+        folder = exported_repo.find_repo(repo, work, dtype=dtype)
+    chosen = images or benchmark.images_of(recipe)
+    with _Progress(as_json) as progress:
+        done = benchmark.bench(folder, chosen, runtimes=runtimes, dtypes=dtypes, progress=progress, **settings)
+    if as_json:
+        _print(True, asdict(done), [])
+    else:
+        Console().print(bench_table.table(asdict(done)))
+    if card and recipe is not None:
+        from vlm_export import pipeline
+
+        _notify(f"written to {pipeline.run_card(recipe, _open(repo, work)[1], asdict(done))}")
+    if done.failures:
+        click.get_current_context().exit(1)
+
+
+@main.command()
 @_recipe_argument
 @_common
 def golden(recipe: str | None, work: Path | None, as_json: bool) -> None:
@@ -223,6 +347,103 @@ def golden(recipe: str | None, work: Path | None, as_json: bool) -> None:
     lines = [f"{image.file}: {image.caption}" for image in recorded.images]
     target = found.golden_target
     _print(as_json, {**asdict(recorded), "path": str(target)}, [*lines, f"written to {target}"])
+
+
+@main.command()
+@click.argument("arguments", nargs=-1, required=True, metavar="[RECIPE|DIR|REPO_ID] IMAGE...")
+@click.option("--prompt", help="What to say to a chat model; a captioner takes none.")
+@click.option("--together", is_flag=True, help="All images belong to one prompt of a chat model.")
+@click.option("--dtype", help="q8 by default, else int8, else fp32.")
+@click.option("--backend", type=click.Choice(["auto", "onnx", "torch"]), default="auto", show_default=True)
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="For each graph; 0 is ONNX Runtime's choice.")
+@click.option("--stream", is_flag=True, help="Print the text as it comes.")
+@click.option("--num-beams", type=int, help="Beam search.")
+@click.option("--num-return-sequences", type=int, help="So many beams or samples, a line each.")
+@click.option("--length-penalty", type=float, help="Above 0 favours long beams.")
+@click.option("--early-stopping", type=click.Choice(["true", "false", "never"]), help="When beam search ends.")
+@click.option("--sample", is_flag=True, help="Draw each token instead of taking the best.")
+@click.option("--temperature", type=float, help="With --sample.")
+@click.option("--top-k", type=int, help="With --sample: among so many of the best.")
+@click.option("--top-p", type=float, help="With --sample: among the best that have this share of the probability.")
+@click.option("--seed", type=int, help="With --sample: makes it repeatable.")
+@click.option("--max-new-tokens", type=int)
+@click.option("--min-new-tokens", type=int)
+@click.option("--repetition-penalty", type=float)
+@click.option("--no-repeat-ngram-size", type=int)
+@click.option("--stop", multiple=True, help="A text that ends an answer; repeats.")
+@_common
+def run(
+    arguments: tuple[str, ...],
+    prompt: str | None,
+    together: bool,
+    dtype: str | None,
+    backend: Literal["auto", "onnx", "torch"],
+    threads: int,
+    stream: bool,
+    work: Path | None,
+    as_json: bool,
+    **generation: Any,
+) -> None:
+    """Caption images, or ask about them.
+
+    With ONNX Runtime alone, neither PyTorch nor transformers; a recipe that is not exported yet runs with PyTorch.
+    What is not given here is as generation_config.json says. One image gives its caption, several a line each.
+
+    \b
+    Example: vlm-export run photo.jpg
+             vlm-export run build/my-captioner/repo photos/ --num-beams 3
+             vlm-export run org/model photo.jpg --prompt 'What is this?' --stream
+    """
+    from vlm_export import exported_repo
+    from vlm_export import run as runner
+
+    options = runner.options(**generation)
+    reference, images = exported_repo.split_arguments(arguments)
+    started = time.monotonic()
+    model = exported_repo.open_model(reference, work, dtype=dtype, backend=backend, threads=threads, notify=_notify)
+    load_seconds = time.monotonic() - started
+    groups = [images] if together else [[image] for image in images]
+    streamed = stream and not as_json
+    results = []
+    for group, answer in runner.caption(model, groups, prompt, options, _write if streamed else None):
+        results.append((group, answer))
+        if not streamed and not as_json:
+            click.echo("\n".join(runner.lines(group, answer, len(groups))))
+    if as_json:
+        _print(True, runner.as_json(model, results, load_seconds), [])
+
+
+@main.command()
+@click.argument("reference", metavar="[RECIPE|DIR]", required=False)
+@click.option(
+    "--export", "export_to", type=click.Path(path_type=Path), metavar="DIR", help="Write it as a static site."
+)
+@click.option("--port", type=click.IntRange(0, 65535), default=7861, show_default=True, help="0: any that is free.")
+@click.option("--no-open", is_flag=True, help="Do not open a browser.")
+@_common
+def demo(
+    reference: str | None, export_to: Path | None, port: int, no_open: bool, work: Path | None, as_json: bool
+) -> None:
+    """Open a page that captions images with the exported repo.
+
+    The page loads repo/ of a recipe, or an exported repo in DIR, in stock transformers.js, served from this machine to
+    this machine alone. Ctrl-C ends it. With --export it is written to a folder instead, for a Space or GitHub Pages.
+
+    Example: vlm-export demo --export site
+    """
+    from vlm_export import demo_server, demo_site
+    from vlm_export.exported_repo import find_repo
+
+    repo = find_repo(reference, work)
+    site = demo_site.build(repo, demo_site.goldens_of(reference, repo), cached=export_to is not None)
+    if export_to is not None:
+        written = demo_site.export(site, export_to)
+        _print(as_json, {"path": str(export_to), "files": written}, [f"written to {export_to}: {len(written)} files"])
+        return
+    listening = demo_server.listen(port)
+    url = demo_server.url_of(listening)
+    _print(as_json, {"url": url, "path": str(repo)}, [f"{url} captions with {repo}; Ctrl-C ends it"])
+    demo_server.serve(site, listening, open_browser=not no_open)
 
 
 @main.command()
@@ -251,6 +472,14 @@ def _open(reference: str | None, work: Path | None, *, builds_model: bool = True
     if recipe.recipe.trust_remote_code and builds_model:
         click.echo(f"warning: trust_remote_code: runs code of {recipe.recipe.model}@{recipe.recipe.revision}", err=True)
     return recipe, Work(work or Path("build") / recipe.name)
+
+
+def _notify(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _write(text: str) -> None:
+    click.echo(text, nl=False)
 
 
 def _print(as_json: bool, value: dict[str, Any], lines: list[str]) -> None:
@@ -307,4 +536,5 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+collector.relax()
 _quiet_libraries()

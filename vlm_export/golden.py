@@ -24,8 +24,8 @@ from torch import nn
 from transformers import EncoderDecoderCache
 
 from vlm_export import merge
-from vlm_export.artifacts import replaced_folder, write_json
-from vlm_export.checkpoint import Checkpoint, read_json, sha256
+from vlm_export.artifacts import replaced_folder, sha256, write_json
+from vlm_export.checkpoint import Checkpoint, read_json
 from vlm_export.errors import InputError
 from vlm_export.families.base import Feeder
 from vlm_export.processing import image_processor_settings, load_tokenizer, stored_generation

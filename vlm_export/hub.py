@@ -163,6 +163,15 @@ def download(repo_id: str, *, revision: str | None = None, allow_patterns: Seque
     return Path(folder)
 
 
+def list_files(repo_id: str, *, revision: str | None = None) -> list[str]:
+    """Paths of a repo's files. Works from the cache when the Hub cannot be reached.
+
+    Raises InputError if the repo or the revision cannot be read.
+    """
+    with _hub_errors(repo_id, revision):
+        return _listing(repo_id, HfApi().resolve_revision(repo_id, revision=revision).resolved)
+
+
 # The folder to push
 
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from vlm_export import adapters
 from vlm_export.adapters import Adapter, Attached, all_of
-from vlm_export.artifacts import replaced_folder, write_json
+from vlm_export.artifacts import replaced_folder, sha256, write_json
 from vlm_export.checkpoint import (
     ADAPTER_WEIGHTS,
     WEIGHTS,
@@ -31,7 +31,6 @@ from vlm_export.checkpoint import (
     folder_of,
     is_pickle,
     open_checkpoint,
-    sha256,
     weight_files,
 )
 from vlm_export.errors import CheckFailed, InputError

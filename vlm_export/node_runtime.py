@@ -1,7 +1,8 @@
 """Runs exported repos in Node with stock transformers.js, as the people who load them will.
 
 `node_home` installs the one release that `node/package-lock.json` pins, once for each user; `caption` starts
-`node/caption.mjs` on it, hands it a request and reads its answers, which are described in that script.
+`node/caption.mjs` on it, hands it a request and reads its answers, which are described in that script. Its ONNX Runtime
+is the native one for Node, or, as `Engine` "wasm", the WASM build that browsers get.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ SCRIPTS = Path(__file__).parent / "node"
 NEXT_STEP = f"install Node {NODE_MAJOR} or newer, or run with --runtime ort"
 
 Layout = Literal["captioner", "chat"]
+Engine = Literal["node", "wasm"]
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,14 @@ class Item:
 
 @dataclass(frozen=True)
 class Caption:
-    """What was generated for one item: ids without the prompt or the start token, up to and including eos."""
+    """What was generated for one item: ids without the prompt or the start token, up to and including eos.
+
+    Both times count from the start of the item, reading its image included.
+    """
 
     token_ids: tuple[int, ...]
     text: str
+    first_token_milliseconds: float
     milliseconds: float
 
 
@@ -72,12 +78,13 @@ class NodeResult:
     """The captions in the order of the items, and what was seen on the way to them.
 
     `versions` has the keys transformers (the JavaScript one), onnxruntime and node; `warnings` are the lines that the
-    libraries wrote to stderr.
+    libraries wrote to stderr. `peak_memory_bytes` is of the whole process.
     """
 
     captions: tuple[Caption, ...]
     versions: dict[str, str]
     load_milliseconds: float
+    peak_memory_bytes: int
     warnings: tuple[str, ...]
 
 
@@ -88,41 +95,50 @@ def caption(
     dtype: str,
     items: Sequence[Item],
     generation: Mapping[str, float],
+    engine: Engine = "node",
+    threads: int | None = None,
+    warm_up_seconds: float = 0,
     on_item: Callable[[Caption], None] | None = None,
     silence_seconds: float = 600,
 ) -> NodeResult:
     """Captions the items in Node and calls `on_item` after each one.
 
     `dtype` is one of transformers.js' names, or "auto" for the one that the repo's config asks for. `generation` holds
-    options of its `generate()`, such as `max_new_tokens`. Node is stopped when it says nothing for `silence_seconds`.
+    options of its `generate()`, such as `max_new_tokens`. `threads` are ONNX Runtime's, by default its own choice.
+    For `warm_up_seconds` items are captioned before those that count. Node is stopped when it says nothing for
+    `silence_seconds`.
 
     Raises InputError when Node is missing or cannot be set up, CheckFailed when the model does not load or run.
     """
     captions: list[Caption] = []
 
     def hear(answer: dict[str, Any]) -> None:
-        captions.append(Caption(tuple(answer["token_ids"]), answer["text"], answer["milliseconds"]))
+        times = answer["first_token_milliseconds"], answer["milliseconds"]
+        captions.append(Caption(tuple(answer["token_ids"]), answer["text"], *times))
         if on_item:
             on_item(captions[-1])
 
-    script = node_home() / "caption.mjs"
+    home = node_home()
+    before = ["--import", (home / "onnxruntime-web.mjs").as_uri()] if engine == "wasm" else []
     with tempfile.TemporaryDirectory(prefix="vlm-export-") as folder:
         scratch = Path(folder)
         request = {
             "model": _model_json(model),
             "layout": layout,
             "dtype": dtype,
+            "threads": threads,
+            "warm_up_milliseconds": warm_up_seconds * 1e3,
             "generation": dict(generation),
             "items": [_item_json(item, scratch / f"{index}.f32") for index, item in enumerate(items)],
         }
         (scratch / "request.json").write_text(json.dumps(request))
         try:
-            done = _converse(script, scratch, hear, silence_seconds)
+            done = _converse([*before, str(home / "caption.mjs")], scratch, hear, silence_seconds)
         except CheckFailed as error:
             raise CheckFailed(f"{_name(model)}, layout {layout}, dtype {dtype}, in transformers.js: {error}") from error
         warnings = tuple(_stderr(scratch).splitlines())
     versions = {name: done[name] for name in ("transformers", "onnxruntime", "node")}
-    return NodeResult(tuple(captions), versions, done["load_milliseconds"], warnings)
+    return NodeResult(tuple(captions), versions, done["load_milliseconds"], done["peak_memory_bytes"], warnings)
 
 
 def node_home(scripts: Path = SCRIPTS) -> Path:
@@ -222,10 +238,10 @@ def _item_json(item: Item, pixel_file: Path) -> dict[str, Any]:
 
 
 def _converse(
-    script: Path, scratch: Path, hear: Callable[[dict[str, Any]], None], silence_seconds: float
+    arguments: Sequence[str], scratch: Path, hear: Callable[[dict[str, Any]], None], silence_seconds: float
 ) -> dict[str, Any]:
-    """Runs the script on `request.json` in `scratch`, passes its answers to `hear` and returns the last one."""
-    command = [_node(), str(script)]
+    """Runs Node with `arguments` on `request.json` in `scratch`, passes its answers to `hear`, returns the last one."""
+    command = [_node(), *arguments]
     answer: dict[str, Any] = {}
     lines: SimpleQueue[str] = SimpleQueue()
     with (

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from vlm_export import bench_table
 from vlm_export.artifacts import write_json
 from vlm_export.checkpoint import Checkpoint, read_json
 from vlm_export.dtypes import DTYPES
@@ -28,6 +29,7 @@ from vlm_export.processing import (
 from vlm_export.recipe import RecipeFile
 
 MANIFEST = "export.json"
+CARD = "README.md"
 ONNX = "onnx"
 _CLIENT_CONFIG = "transformers.js_config"
 
@@ -168,9 +170,14 @@ def _finish_tokenizer(folder: Path, chat_template: str | list[dict[str, str]] | 
 
 
 def write_card(
-    folder: Path, recipe: RecipeFile, client: Client, manifest: Manifest, report: Mapping[str, Any] | None
+    folder: Path,
+    recipe: RecipeFile,
+    client: Client,
+    manifest: Manifest,
+    report: Mapping[str, Any] | None,
+    benchmark: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the model card: how to use it, what is in it, and what was verified (`report`), if anything was."""
+    """Write the model card: how to use it, what is in it, and what was verified (`report`) and measured, if it was."""
     hub = recipe.recipe.hub
     front = {
         "library_name": "transformers.js" if client.node else "onnx",
@@ -190,13 +197,14 @@ def write_card(
         f"\n## Use\n\nLoads with {client.name}.\n\n{client.snippet(repo_id)}",
         f"\n## Files\n\n{_size_table(manifest)}",
         f"\n## Verified\n\n{_verified(report)}",
+        *([f"\n## Measured\n\n{bench_table.markdown(benchmark)}"] if benchmark else []),
         "\n## Made from\n\n"
         + "\n".join(f"- `{name}` sha256 `{digest}`" for name, digest in manifest.inputs_sha256.items())
         + "\n\nwith "
         + ", ".join(f"{name} {number}" for name, number in manifest.versions.items())
         + ". The recipe is `recipe.yaml`, the details are in `export.json`.\n",
     ]
-    (folder / "README.md").write_text("\n".join(sections), encoding="utf-8")
+    (folder / CARD).write_text("\n".join(sections), encoding="utf-8")
 
 
 def _size_table(manifest: Manifest) -> str:

@@ -5,14 +5,14 @@ The only module that knows the order of the stages and where each one's result l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from vlm_export import bundled, golden, hub, merge, package, remote_code, signature, variants, verify
-from vlm_export.artifacts import Work, replaced_folder, write_json
+from vlm_export.artifacts import Work, replaced_folder, sha256, write_json
 from vlm_export.checkpoint import ADAPTER_FILES, MODEL_FILES, build_empty, folder_of, open_checkpoint, read_json
 from vlm_export.dtypes import DTYPES, FP32
 from vlm_export.errors import CheckFailed, InputError
@@ -27,6 +27,7 @@ from vlm_export.verify import Report, Runtime
 Progress = Callable[[str, int, int], None]  # what, done, of how many
 _VERSIONS = ("vlm-export", "torch", "transformers", "peft", "onnx", "onnxruntime", "onnxscript", "onnxsim")
 REPORT = "report.json"
+BENCH = "bench.json"
 
 
 @dataclass(frozen=True)
@@ -217,9 +218,36 @@ def run_verify(recipe: RecipeFile, work: Work, progress: Progress, *, runtimes: 
         progress=lambda what: progress(what, 0, 0),
     )
     client = merged.family.layouts[manifest.layout].client
-    package.write_card(work.repo, recipe, client, manifest, asdict(report))
+    benchmark = _of_these_graphs(work, BENCH)
+    package.write_card(work.repo, recipe, client, manifest, asdict(report), benchmark)
     write_json(work.report / REPORT, verify.with_files(report, work.repo))
     return report
+
+
+def run_card(recipe: RecipeFile, work: Work, benchmark: Mapping[str, Any]) -> Path:
+    """Write what was measured into the model card, and keep it for the next one. Returns the card's path.
+
+    A report of these graphs goes on being about the repo's files: the card's hash in it is the new card's. If another
+    file was changed since, its hash is not, and the report is as little about that file as before.
+    """
+    manifest = package.load_manifest(work.repo)
+    write_json(work.report / BENCH, benchmark)
+    report = _of_these_graphs(work, REPORT)
+    client = open_checkpoint(work.merged).family.layouts[manifest.layout].client
+    card = work.repo / package.CARD
+    package.write_card(work.repo, recipe, client, manifest, report, benchmark)
+    if report is not None:
+        write_json(work.report / REPORT, report | {"files_sha256": report["files_sha256"] | {card.name: sha256(card)}})
+    return card
+
+
+def _of_these_graphs(work: Work, name: str) -> dict[str, Any] | None:
+    """A report or benchmark that is there, if the graphs that it is about are those of `repo/`."""
+    path = work.report / name
+    found = read_json(path) if path.is_file() else {"graphs_sha256": {}}
+    graphs = {file: work.repo / package.ONNX / file for file in found["graphs_sha256"]}
+    same = all(path.is_file() and sha256(path) == found["graphs_sha256"][file] for file, path in graphs.items())
+    return found if graphs and same else None
 
 
 def check_verified(work: Work) -> None:

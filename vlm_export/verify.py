@@ -16,32 +16,25 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
-import torch
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
-from transformers import LogitsProcessorList, NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 from vlm_export import limits, node_runtime, signature
-from vlm_export.checkpoint import Checkpoint, read_json, sha256
+from vlm_export.artifacts import sha256
+from vlm_export.checkpoint import Checkpoint, read_json
 from vlm_export.dtypes import DTYPES, FP32
 from vlm_export.errors import CheckFailed, InputError
 from vlm_export.families.base import Component, Feeder, Layout
 from vlm_export.golden import GoldenCase, GoldenFolder, array_sha256
-from vlm_export.layouts.base import Arrays, DecoderRun, Driver, Sessions
 from vlm_export.metrics import agreement, cosine_similarity, first_difference, max_relative_error
 from vlm_export.package import ONNX, Manifest, load_manifest
 from vlm_export.recipe import Tolerance
+from vlm_export.runtime import logits
+from vlm_export.runtime.drivers import Driver, driver_for, with_encoded
+from vlm_export.runtime.generate import Decoder, generate
+from vlm_export.runtime.options import Plan
+from vlm_export.runtime.sessions import GRAPH_ERRORS, Arrays, DecoderRun, Sessions
 
 Runtime = Literal["ort", "node"]
 RUNTIMES: tuple[Runtime, ...] = ("ort", "node")
-_ORT_ERRORS = (  # ONNX Runtime has no common base for them
-    ort_state.Fail,
-    ort_state.InvalidArgument,
-    ort_state.InvalidGraph,
-    ort_state.InvalidProtobuf,
-    ort_state.NoSuchFile,
-    ort_state.NotImplemented,
-    ort_state.RuntimeException,
-)
 
 
 @dataclass(frozen=True)
@@ -199,7 +192,7 @@ def _verify_in_ort(run: _Verification, dtype: str, feeds: Sequence[Arrays]) -> N
     if not _check_signatures(run, dtype, sessions):
         return
     files = {name: read_json(run.repo / name) for name in ("config.json", "generation_config.json")}
-    driver = run.layout.client.driver(sessions, files)
+    driver = driver_for(sessions, files)
     try:
         for case in run.golden.facts.cases:
             _check_case(run, dtype, driver, case)
@@ -207,7 +200,7 @@ def _verify_in_ort(run: _Verification, dtype: str, feeds: Sequence[Arrays]) -> N
             return
         run.progress(f"{dtype}: tokens in ONNX Runtime")
         _check_tokens(run, dtype, driver, feeds)
-    except _ORT_ERRORS as error:
+    except GRAPH_ERRORS as error:
         run.fail("all", dtype, "ort", "runs", f"ONNX Runtime: {' '.join(str(error).split())}")
 
 
@@ -217,7 +210,7 @@ def _check_signatures(run: _Verification, dtype: str, sessions: Sessions) -> boo
     for component in run.components:
         try:
             sessions.session(component.name)
-        except _ORT_ERRORS as error:
+        except GRAPH_ERRORS as error:
             run.fail(component.name, dtype, "ort", "loads", f"ONNX Runtime: {' '.join(str(error).split())}")
             good = False
             continue
@@ -266,7 +259,8 @@ def _compare_run(
 ) -> None:
     """Logits and cache of one run; the golden cache holds the tokens of `to_come` more, but for cross-attention's."""
     _compare(run, dtype, done.component, "logits", done.logits, logits, where, quantities)
-    for name, value in done.cache.items():
+    for name, held in done.cache.items():
+        value = held.numpy()
         whole = quantities[name.replace("past_key_values", "cache")]
         reference = whole if ".encoder." in name else whole[:, :, : whole.shape[2] - to_come]
         output = name.replace("past_key_values", "present")
@@ -320,44 +314,27 @@ def _explain(run: _Verification, value: np.ndarray, quantities: Mapping[str, np.
 def _check_tokens(run: _Verification, dtype: str, driver: Driver, feeds: Sequence[Arrays]) -> None:
     """Greedy tokens of every image, and top-1 agreement when the golden tokens are forced."""
     facts = run.golden.facts
+    plan = Plan(tuple(facts.eos_token_ids), facts.eos_token_ids[0], **facts.generation)
     generated, agreed = [], []
     for image, fed in zip(facts.images, feeds, strict=True):
-        inputs = fed | {seen.quantity: seen.value for seen in driver.encode(fed)}
-        own, forced = _greedy(driver, inputs, image.token_ids, facts.generation, set(facts.eos_token_ids))
-        generated.append(own)
+        inputs = with_encoded(driver, fed)
+        [own] = generate(Decoder(driver, inputs), plan)
+        generated.append(own.token_ids)
+        follows = own.token_ids == image.token_ids
+        forced = own.token_ids if follows else _forced(Decoder(driver, inputs), plan, image.token_ids)
         agreed.append(agreement(forced, image.token_ids))
     _add_tokens(run, dtype, "ort", limits.TOKENS_EXACT, generated)
     run.add("all", dtype, "ort", limits.TOP1_AGREEMENT, float(np.mean(agreed)), f"{len(agreed)} images")
 
 
-def _greedy(
-    driver: Driver, inputs: Arrays, golden: Sequence[int], generation: Mapping[str, Any], eos: set[int]
-) -> tuple[list[int], list[int]]:
-    """The tokens that the graphs generate, and their choice at each place when the golden tokens came before it.
-
-    The two runs are one until they part.
-    """
-    processors = LogitsProcessorList()
-    if generation["repetition_penalty"] != 1.0:
-        processors.append(RepetitionPenaltyLogitsProcessor(generation["repetition_penalty"]))
-    if generation["no_repeat_ngram_size"]:
-        processors.append(NoRepeatNGramLogitsProcessor(generation["no_repeat_ngram_size"]))
-
-    def follow(forced: Sequence[int] | None) -> list[int]:
-        chosen: list[int] = []
-        history = driver.seen(inputs)
-        done = driver.prefill(inputs)
-        length = generation["max_new_tokens"] if forced is None else len(forced)
-        while True:
-            scores = processors(torch.LongTensor([history]), torch.FloatTensor(done.logits[:, -1]))
-            chosen.append(int(scores.argmax()))
-            history.append(chosen[-1] if forced is None else forced[len(chosen) - 1])
-            if len(chosen) == length or (forced is None and chosen[-1] in eos):
-                return chosen
-            done = driver.step(np.array([[history[-1]]], dtype=np.int64), done.cache, inputs)
-
-    own = follow(None)
-    return own, own if own == list(golden) else follow(golden)
+def _forced(decoder: Decoder, plan: Plan, golden: Sequence[int]) -> list[int]:
+    """The graphs' choice at each place when the golden tokens came before it."""
+    chosen: list[int] = []
+    for count, token in enumerate(golden):
+        chosen.append(int(logits.process(decoder.scores, decoder.history, count, plan).argmax()))
+        if count + 1 < len(golden):
+            decoder.step([token])
+    return chosen
 
 
 def _add_tokens(run: _Verification, dtype: str, runtime: str, metric: str, generated: Sequence[Sequence[int]]) -> None:

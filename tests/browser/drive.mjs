@@ -1,12 +1,13 @@
 /**
- * Opens a page in headless Chromium, calls its `run(request)`, and writes what came of it as one JSON object to stdout.
+ * Uses a page in headless Chromium, and writes what came of it as one JSON object to stdout.
  *
- * Reads one JSON `Job` from stdin. Exit status 1 and the reason on stderr when the browser, the page or `run` fails.
+ * Reads one JSON `Job` from stdin. Exit status 1 and the reason on stderr when the browser, the page or a step fails.
  *
- * @typedef {{ chromium: string, flags: string[], url: string, request: object, seconds: number }} Job
- *     `seconds` is how long the page may take.
- * @typedef {{ answer: object, console: string[], foreign: string[], chromium: string }} Result  What the page logged,
- *     as "type: text", and what it asked of other servers than its own.
+ * @typedef {{ chromium: string, flags: string[], url: string, steps: [string, ...any][], seconds: number }} Job
+ *     A step is a method of Playwright's `Page` or of a part of it, as `keyboard.press`, and its arguments; the one
+ *     of `waitForFunction` is a function's body. `seconds` is how long all of them may take.
+ * @typedef {{ answers: any[], console: string[], foreign: string[], chromium: string }} Result  What came of each step
+ *     that is an `evaluate`, what the page logged, as "type: text", and what it asked of other servers than its own.
  */
 
 import { text } from 'node:stream/consumers';
@@ -14,7 +15,7 @@ import { text } from 'node:stream/consumers';
 import { chromium } from 'playwright-core';
 
 /** @type {(browser: import('playwright-core').Browser, job: Job) => Promise<Result>} */
-async function visit(browser, { url, request, seconds }) {
+async function visit(browser, { url, steps, seconds }) {
     const page = await browser.newPage();
     const logged = [];
     const foreign = [];
@@ -24,18 +25,34 @@ async function visit(browser, { url, request, seconds }) {
             foreign.push(sent.url());
         }
     });
-    // Not every promise of the loader is awaited: without the first of these, `run` may never settle.
+    // Not every promise of the loader is awaited: without the first of these, a step may never settle.
     const broken = new Promise((_, reject) => {
         page.on('pageerror', reject);
         page.on('crash', () => reject(new Error('the page crashed')));
         setTimeout(() => reject(new Error(`no answer for ${seconds} s`)), seconds * 1000).unref();
     });
-    async function call() {
+    const answers = [];
+    async function take() {
         await page.goto(url);
-        return page.evaluate((request) => window.run(request), request);
+        for (const [path, ...args] of steps) {
+            const [name, ...parts] = path.split('.').reverse();
+            const owner = parts.reduceRight((object, part) => object[part], page);
+            const value = await owner[name](...(name === 'waitForFunction' ? args.map(to_function) : args));
+            if (name === 'evaluate') {
+                answers.push(value);
+            }
+        }
     }
-    const answer = await Promise.race([call(), broken]);
-    return { answer, console: logged, foreign, chromium: browser.version() };
+    await Promise.race([take(), broken]);
+    return { answers, console: logged, foreign, chromium: browser.version() };
+}
+
+/**
+ * A page whose policy forbids `eval` is waited for with a function only.
+ * @param {string} body
+ */
+function to_function(body) {
+    return new Function(body);
 }
 
 const job = JSON.parse(await text(process.stdin));

@@ -24,6 +24,8 @@ class OneTile(ChatReference):
     """The class, told that its images do not come alone."""
 
     def arguments(self, fed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if "pixel_values" not in fed:
+            return dict(fed)
         images, size = len(fed["pixel_values"]), self.model.config.vision_config.image_size
         sizes = torch.full((images, 2), size)
         return {**fed, "image_sizes": sizes, "batch_num_images": torch.tensor([images + 1])}

@@ -10,23 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-import numpy as np
-
 from vlm_export.decoder import Geometry
-from vlm_export.layouts.base import (
-    Arrays,
-    Client,
-    DecoderRun,
-    Inputs,
-    Observed,
-    RepoFacts,
-    Sessions,
-    decoder_run,
-    generation_config,
-)
-
-_DECODER = "decoder_model_merged"
-_CROSS = ".encoder."
+from vlm_export.layouts.base import Client, RepoFacts, generation_config
 
 
 class EncoderDecoder(Client):
@@ -67,9 +52,6 @@ class EncoderDecoder(Client):
         generation = generation_config(facts, decoder_start_token_id=start)
         return {"config.json": config, "generation_config.json": generation}
 
-    def driver(self, sessions: Sessions, files: Mapping[str, dict[str, Any]]) -> _Driver:
-        return _Driver(sessions)
-
     def snippet(self, repo_id: str) -> str:
         return f"""```js
 import {{ pipeline }} from '@huggingface/transformers';
@@ -77,28 +59,3 @@ import {{ pipeline }} from '@huggingface/transformers';
 const captioner = await pipeline('image-to-text', '{repo_id}');
 const [{{ generated_text }}] = await captioner('photo.jpg');
 ```"""
-
-
-class _Driver:
-    def __init__(self, sessions: Sessions):
-        self.sessions = sessions
-
-    def encode(self, inputs: Inputs) -> list[Observed]:
-        states = self.sessions.run("encoder_model", inputs)["last_hidden_state"]
-        return [Observed("encoder_model", "last_hidden_state", "encoder_hidden_states", states)]
-
-    def prefill(self, inputs: Inputs) -> DecoderRun:
-        ids = inputs["input_ids"]
-        return self._run(ids, self.sessions.empty_cache(_DECODER, len(ids)), inputs)
-
-    def step(self, token_ids: np.ndarray, cache: Arrays, inputs: Inputs) -> DecoderRun:
-        done = self._run(token_ids, cache, inputs)
-        carried = {name: value for name, value in cache.items() if _CROSS in name}
-        return DecoderRun(done.component, done.logits, {**done.cache, **carried})
-
-    def seen(self, inputs: Inputs) -> list[int]:
-        return list(inputs["input_ids"][0])
-
-    def _run(self, token_ids: np.ndarray, cache: Arrays, inputs: Inputs) -> DecoderRun:
-        feeds = {"input_ids": token_ids, "encoder_hidden_states": inputs["encoder_hidden_states"], **cache}
-        return decoder_run(_DECODER, self.sessions.run(_DECODER, feeds))

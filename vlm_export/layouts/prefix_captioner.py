@@ -7,26 +7,12 @@ penalty would then suppress, and special, so that decoding drops it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
-import numpy as np
-
-from vlm_export.layouts.base import (
-    Arrays,
-    Client,
-    DecoderRun,
-    Inputs,
-    Observed,
-    RepoFacts,
-    Sessions,
-    decoder_run,
-    generation_config,
-)
+from vlm_export.layouts.base import Client, RepoFacts, generation_config
 from vlm_export.layouts.prefix_chat import CHAT_TEMPLATE, IMAGE_TOKEN
 from vlm_export.layouts.text_models import known_text_config
-
-_DECODER = "decoder_model_merged"
+from vlm_export.runtime.drivers import PREFIX
 
 
 class PrefixCaptioner(Client):
@@ -46,14 +32,12 @@ class PrefixCaptioner(Client):
             "decoder": {**known_text_config(facts.text_config), "decoder_start_token_id": start},
             "decoder_start_token_id": start,
             "pad_token_id": facts.pad_token_id,
+            PREFIX: True,
         }
         return {
             "config.json": config,
             "generation_config.json": generation_config(facts, decoder_start_token_id=start),
         }
-
-    def driver(self, sessions: Sessions, files: Mapping[str, dict[str, Any]]) -> _Driver:
-        return _Driver(sessions, files["generation_config.json"]["decoder_start_token_id"])
 
     def snippet(self, repo_id: str) -> str:
         return f"""```js
@@ -62,26 +46,3 @@ import {{ pipeline }} from '@huggingface/transformers';
 const captioner = await pipeline('image-to-text', '{repo_id}');
 const [{{ generated_text }}] = await captioner('photo.jpg');
 ```"""
-
-
-class _Driver:
-    def __init__(self, sessions: Sessions, start_token_id: int):
-        self.sessions = sessions
-        self.start_token_id = start_token_id
-
-    def encode(self, inputs: Inputs) -> list[Observed]:
-        outputs = self.sessions.run("encoder_model", inputs)
-        return [Observed("encoder_model", "last_hidden_state", "image_features", outputs["last_hidden_state"])]
-
-    def prefill(self, inputs: Inputs) -> DecoderRun:
-        prompt = inputs["input_ids"]
-        start = np.full((len(prompt), 1), self.start_token_id, dtype=np.int64)
-        cache = self.sessions.empty_cache(_DECODER, len(prompt))
-        return self.step(np.concatenate([start, prompt], axis=1), cache, inputs)
-
-    def step(self, token_ids: np.ndarray, cache: Arrays, inputs: Inputs) -> DecoderRun:
-        feeds = {"input_ids": token_ids, "encoder_hidden_states": inputs["image_features"], **cache}
-        return decoder_run(_DECODER, self.sessions.run(_DECODER, feeds))
-
-    def seen(self, inputs: Inputs) -> list[int]:
-        return []

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
-from vlm_export.layouts.base import Inputs, RepoFacts, Sessions, generation_config
-from vlm_export.layouts.chat import Chat, ChatDriver, llava_processor
+from vlm_export.layouts.base import RepoFacts, generation_config
+from vlm_export.layouts.chat import Chat, llava_processor
 from vlm_export.layouts.text_models import known_text_config
+from vlm_export.runtime.drivers import PREFIX
 
 IMAGE_TOKEN = "<image>"
 CHAT_TEMPLATE = (
@@ -41,6 +40,7 @@ class PrefixChat(Chat):
             "image_token_id": facts.free_token_id,
             "text_config": known_text_config(facts.text_config),
             "vision_config": dict(facts.config["vision_config"]),
+            PREFIX: True,
         }
         return {
             "config.json": config,
@@ -48,20 +48,5 @@ class PrefixChat(Chat):
             "processor_config.json": llava_processor(IMAGE_TOKEN, self.image_tokens(facts.config)),
         }
 
-    def driver(self, sessions: Sessions, files: Mapping[str, dict[str, Any]]) -> ChatDriver:
-        return _Driver(sessions, files["config.json"]["image_token_id"])
-
     def prompt(self, text: str) -> str:
         return IMAGE_TOKEN + text
-
-
-class _Driver(ChatDriver):
-    """The image's tokens are in front of the ids that the golden was fed."""
-
-    def ids(self, inputs: Inputs) -> np.ndarray:
-        batch, rows = inputs["image_features"].shape[:2]
-        image_ids = np.full((batch, rows), self.image_token_id, dtype=np.int64)
-        return np.concatenate([image_ids, inputs["input_ids"]], axis=1)
-
-    def seen(self, inputs: Inputs) -> list[int]:
-        return []

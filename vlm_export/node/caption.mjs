@@ -3,16 +3,22 @@
  *
  * Reads one JSON `Request` from stdin. Answers on stdout, one JSON object a line: a `Caption` for each finished item,
  * then a `Done`; on failure `{"error": "…"}` and exit status 1. Warnings of the libraries go to stderr.
+ * Its ONNX Runtime is onnxruntime-node, unless `onnxruntime-web.mjs` was imported before.
  *
  * @typedef {{ path: string } | { remote_host: string, id: string, revision: string }} Model
  * @typedef {{ path: string, shape: number[] }} PixelValues  A file of little-endian float32.
  * @typedef {{ image?: string, pixel_values?: PixelValues, prompt: string | object[] }} Item  Pixel values win over the image.
  * @typedef {Record<string, number>} Generation  Options of `generate()`.
- * @typedef {{ model: Model, layout: 'captioner' | 'chat', dtype: string, generation: Generation, items: Item[] }} Request
+ * @typedef {{ model: Model, layout: 'captioner' | 'chat', dtype: string, threads?: number, generation: Generation,
+ *     items: Item[], warm_up_milliseconds?: number }} Request  Without threads their number is ONNX Runtime's default.
+ *     The warm-up is captions, at least so long, that nobody is told of.
  *
- * @typedef {{ index: number, token_ids: number[], text: string, milliseconds: number }} Caption
- * @typedef {{ done: true, transformers: string, onnxruntime: string, node: string, load_milliseconds: number }} Done
+ * @typedef {{ index: number, token_ids: number[], text: string, first_token_milliseconds: number, milliseconds: number }}
+ *     Caption  Both times count from the start of the item, reading its image included.
+ * @typedef {{ done: true, transformers: string, onnxruntime: string, node: string, load_milliseconds: number,
+ *     peak_memory_bytes: number }} Done  The memory is that of the whole process.
  *
+ * @typedef {{ dtype: string, device?: 'auto', session_options: object }} LoadOptions
  * @typedef {{ streamer: BaseStreamer, [option: string]: any }} GenerateOptions
  * @typedef {{ model: PreTrainedModel, caption: (item: Item, options: GenerateOptions) => Promise<string> }} Loaded
  */
@@ -37,8 +43,14 @@ class TokenRecorder extends BaseStreamer {
     /** @type {bigint[][]} */
     #chunks = [];
 
+    /** When the first generated token came, by `performance.now()`. */
+    firstToken = NaN;
+
     /** @param {bigint[][]} ids of a batch of one */
     put(ids) {
+        if (this.#chunks.length === 1) {
+            this.firstToken = performance.now();
+        }
         this.#chunks.push([...ids[0]]);
     }
 
@@ -102,9 +114,27 @@ function blankImage({ shape }) {
     return new RawImage(new Uint8ClampedArray(height * width * 3), width, height, 3);
 }
 
-/** @type {(id: string, dtype: string) => Promise<Loaded>} */
-async function loadCaptioner(id, dtype) {
-    const captioner = await pipeline('image-to-text', id, { dtype });
+/** Whether ONNX Runtime is onnxruntime-web's. */
+const onWasm = Symbol.for('onnxruntime') in globalThis;
+
+/**
+ * @param {Request} request
+ * @returns {LoadOptions}
+ */
+function loadOptions({ dtype, threads }) {
+    if (!onWasm) {
+        return { dtype, session_options: threads ? { intraOpNumThreads: threads } : {} };
+    }
+    if (threads) {
+        env.backends.onnx.wasm.numThreads = threads;
+    }
+    // Beside a foreign ONNX Runtime transformers.js knows no device, but takes `auto` for those of the session options.
+    return { dtype, device: 'auto', session_options: { executionProviders: ['wasm'] } };
+}
+
+/** @type {(id: string, options: LoadOptions) => Promise<Loaded>} */
+async function loadCaptioner(id, options) {
+    const captioner = await pipeline('image-to-text', id, options);
     const { model, tokenizer } = captioner;
 
     /** @type {Loaded['caption']} */
@@ -119,13 +149,13 @@ async function loadCaptioner(id, dtype) {
     return { model, caption };
 }
 
-/** @type {(id: string, dtype: string) => Promise<Loaded>} */
-async function loadChat(id, dtype) {
+/** @type {(id: string, options: LoadOptions) => Promise<Loaded>} */
+async function loadChat(id, loading) {
     const processor = await AutoProcessor.from_pretrained(id);
     const textFirst = processor instanceof Idefics3Processor;
     /** @param {object[]} conversation */
     const render = (conversation) => processor.apply_chat_template(conversation, { add_generation_prompt: true });
-    const model = await AutoModelForImageTextToText.from_pretrained(id, { dtype });
+    const model = await AutoModelForImageTextToText.from_pretrained(id, loading);
 
     /** @type {Loaded['caption']} */
     async function caption(item, options) {
@@ -168,10 +198,28 @@ async function captionItem(loaded, request, index) {
     const start = performance.now();
     try {
         const text = await loaded.caption(request.items[index], { ...request.generation, streamer });
-        return { index, token_ids: streamer.generated, text, milliseconds: performance.now() - start };
+        const milliseconds = performance.now() - start;
+        const first_token_milliseconds = streamer.firstToken - start;
+        return { index, token_ids: streamer.generated, text, first_token_milliseconds, milliseconds };
     } catch (error) {
         throw new Error(`item ${index}: ${error.message}`, { cause: error });
     }
+}
+
+/** @type {(loaded: Loaded, request: Request) => Promise<void>} */
+async function warmUp(loaded, request) {
+    const start = performance.now();
+    for (let index = 0; performance.now() - start < request.warm_up_milliseconds; index++) {
+        await captionItem(loaded, request, index % request.items.length);
+    }
+}
+
+/** @returns {Promise<number>} the most memory that this process has held, in bytes */
+async function peakMemory() {
+    // Not `maxRSS` where it can be had otherwise: on Linux a process takes over its parent's at the start.
+    const status = await readFile('/proc/self/status', 'utf8').catch(() => '');
+    const peak = status.match(/^VmHWM:\s*(\d+) kB$/m);
+    return 1024 * (peak ? Number(peak[1]) : process.resourceUsage().maxRSS);
 }
 
 /**
@@ -192,15 +240,23 @@ async function main() {
     const request = JSON.parse(await text(process.stdin));
     const id = allowOnly(request.model);
     const start = performance.now();
-    const loaded = await LAYOUTS[request.layout](id, request.dtype);
+    const loaded = await LAYOUTS[request.layout](id, loadOptions(request));
     const load_milliseconds = performance.now() - start;
     checkDtype(loaded.model, request.dtype);
+    await warmUp(loaded, request);
     for (const index of request.items.keys()) {
         send(await captionItem(loaded, request, index));
     }
     await loaded.model.dispose();
-    const onnxruntime = env.backends.onnx.versions.node;
-    send({ done: true, transformers: env.version, onnxruntime, node: process.version, load_milliseconds });
+    const { web, node } = env.backends.onnx.versions;
+    send({
+        done: true,
+        transformers: env.version,
+        onnxruntime: onWasm ? web : node,
+        node: process.version,
+        load_milliseconds,
+        peak_memory_bytes: await peakMemory(),
+    });
 }
 
 console.log = console.error;

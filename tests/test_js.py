@@ -1,0 +1,360 @@
+"""The JavaScript package: its own tests under Node, on exported repos and on what PyTorch said of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import encoder_decoders
+import numpy as np
+import pico
+import pico_chat
+import pytest
+import torch
+import yaml
+from exported import Exported, silent, write_images
+from static_server import StaticServer, files_under
+from test_browser import BROWSER, SOFTWARE_WEBGPU, WASM, drive
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+import vlm_export
+from vlm_export import bundled, merge, pipeline
+from vlm_export.artifacts import Work
+from vlm_export.demo_server import ISOLATION
+from vlm_export.golden import eos_token_ids
+from vlm_export.node_runtime import node_home
+from vlm_export.processing import image_processor_settings, load_tokenizer, open_image
+from vlm_export.recipe import find_recipe, load_recipe
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = Path(vlm_export.__file__).parent / "js"
+TYPES = Path(__file__).parent / "types"
+SHAPES = find_recipe(bundled.DEFAULT_RECIPE)
+Options = dict[str, Any]
+
+BEAMS: Options = {"num_beams": 3, "num_return_sequences": 3}
+# Every rule, with each number of beams.
+RULES: tuple[Options, ...] = (
+    {"repetition_penalty": 1.4, "no_repeat_ngram_size": 3},
+    {"num_beams": 2, "num_return_sequences": 2, "length_penalty": 2.0, "repetition_penalty": 1.3},
+    {"num_beams": 2, "early_stopping": True, "no_repeat_ngram_size": 2, "num_return_sequences": 2},
+    {"num_beams": 4, "early_stopping": "never", "length_penalty": 0.6, "repetition_penalty": 0.8},
+    {"num_beams": 4, "length_penalty": -1.5, "no_repeat_ngram_size": 1, "num_return_sequences": 3},
+    {"num_beams": 3, "min_new_tokens": 15, "max_new_tokens": 20, "length_penalty": 0.0, "num_return_sequences": 3},
+    {"num_beams": 2, "repetition_penalty": 0.2},  # what was there before comes again, the start token too
+)
+STOPPING: tuple[Options, ...] = tuple({"early_stopping": when} for when in (False, True, "never"))
+
+
+class PyTorch:
+    """A recipe's model with its adapter attached, and what it is fed."""
+
+    def __init__(self, exported: Exported):
+        recipe = exported.recipe
+        self.images = sorted((recipe.path.parent / "images").glob("*.png"))
+        found = pipeline.sources(recipe)
+        self.checkpoint, model = merge.attach(found.model, found.adapters)
+        family = self.checkpoint.family
+        settings = image_processor_settings(
+            self.checkpoint.path, family.image_processor(self.checkpoint.config), recipe.recipe.image_processor
+        )
+        self.reference = family.reference(model)
+        self.feeder = family.feeder(self.checkpoint.path, self.checkpoint.config, settings)
+        self.eos = eos_token_ids(
+            self.checkpoint.path, load_tokenizer(self.checkpoint.path), family.text_config(self.checkpoint.config)
+        )
+
+    def feed(self, images: Sequence[Path], text: str) -> dict[str, np.ndarray]:
+        if len(images) == 1:
+            return self.feeder.feed(images[0], text)
+        made = self.feeder.processor(images=[[open_image(path) for path in images]], text=[text], return_tensors="np")
+        return {name: np.asarray(made[name]).astype(dtype) for name, dtype in self.feeder.fed.items()}
+
+    @torch.inference_mode()
+    def generate(self, fed: dict[str, np.ndarray], options: Options) -> list[dict[str, Any]]:
+        """Ids up to the one that ends the text, and of beams the score."""
+        made = self.reference.generate(
+            {name: torch.from_numpy(array) for name, array in fed.items()},
+            eos_token_id=self.eos,
+            pad_token_id=self.eos[0],
+            return_dict_in_generate=True,
+            output_scores=True,
+            **options,
+        )
+        prompt = 0 if self.checkpoint.config["model_type"] == "prefix_conditioning_vlm" else fed["input_ids"].shape[1]
+        scores = made.sequences_scores.tolist() if options.get("num_beams", 1) > 1 else [None]
+        texts = [self._ended(ids) for ids in made.sequences[:, prompt:].tolist()]
+        return [{"token_ids": ids, "score": score} for ids, score in zip(texts, scores, strict=True)]
+
+    def _ended(self, ids: list[int]) -> list[int]:
+        end = next((index for index, token in enumerate(ids) if token in self.eos), len(ids))
+        return ids[: end + 1]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What the JavaScript tests read: repos by name, and runs with what PyTorch said."""
+
+    folder: Path
+    content: dict[str, Any]
+
+    def add(
+        self,
+        name: str,
+        repo: Path,
+        pytorch: PyTorch,
+        pictures: Sequence[Path | tuple[Path, ...]],
+        settings: Sequence[Options],
+        prompt: str | None = None,
+        **defaults: Any,
+    ) -> None:
+        """Runs of a repo: each picture, or several in one prompt, with each of the settings."""
+        runs = []
+        text = prompt or ""
+        for index, images in enumerate((one,) if isinstance(one, Path) else one for one in pictures):
+            fed = pytorch.feed(images, text)
+            file = self.folder / f"{name}-{index}.f32"
+            fed["pixel_values"].astype("<f4").tofile(file)
+            for options in settings:
+                asked = defaults | options
+                runs.append(
+                    {
+                        "images": [str(image.absolute()) for image in images],
+                        "pixel_values": {"path": str(file), "shape": fed["pixel_values"].shape},
+                        "prompt": prompt,
+                        "options": asked,
+                        "expected": pytorch.generate(fed, {"do_sample": False, **asked}),
+                    }
+                )
+        self.content["repos"][name] = {"path": str(repo), "runs": runs}
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`suite.json`."""
+    folder = tmp_path_factory.mktemp("js")
+    made = Suite(folder, {"repos": {}, "warped": warped()})
+    torch.set_num_threads(1)
+    add_shapes(made)
+    add_prefix(made)
+    add_llava(made)
+    add_tiled(made)
+    add_encoder_decoder(made)
+    path = folder / "suite.json"
+    path.write_text(json.dumps(made.content))
+    return path
+
+
+def add_shapes(suite: Suite) -> None:
+    """The bundled captioner: beams on every golden image, all else on the first."""
+    exported = Exported(SHAPES, Work(suite.folder / "shapes"))
+    pipeline.run_merge(SHAPES, exported.work, silent)
+    exported.export("captioner")
+    pytorch = PyTorch(exported)
+    images = sorted((SHAPES.golden_dir / "images").glob("*.png"))
+    assert len(images) == 20
+    suite.add("captioner", exported.work.repo, pytorch, images, [BEAMS], max_new_tokens=30)
+    suite.add("captioner, rules", exported.work.repo, pytorch, images[:4], RULES, max_new_tokens=30)
+
+
+def add_prefix(suite: Suite) -> None:
+    """The layouts of such a captioner that take a prompt."""
+    pico.write_checkpoint(suite.folder / "prefix-made" / "checkpoint")
+    exported = merged(suite.folder / "prefix-made")
+    pytorch = PyTorch(exported)
+    for layout in ("chat", "components"):
+        exported.export(layout)
+        repo = exported.work.repo.rename(suite.folder / layout)
+        if layout == "chat":
+            change_json(repo / "config.json", prefix_conditioning=True)  # no prompt was seen with image tokens
+        add_pico(suite, layout, pytorch, repo, "a cat")
+    add_many_ends(suite, pytorch, suite.folder / layout)
+
+
+def merged(folder: Path) -> Exported:
+    """A checkpoint with a recipe and images beside it, merged."""
+    write_images(folder / "images", count=2)
+    (folder / "pico.yaml").write_text(yaml.safe_dump({"name": "pico", "model": "checkpoint"}))
+    exported = Exported(load_recipe(folder / "pico.yaml"), Work(folder / "work"))
+    pipeline.run_merge(exported.recipe, exported.work, silent)
+    return exported
+
+
+def add_many_ends(suite: Suite, pytorch: PyTorch, repo: Path) -> None:
+    """Where many tokens end a text, when to stop decides which texts are found."""
+    name = "many ends"
+    pytorch.eos = [256, *range(0, 260, 8)]
+    copy = Path(shutil.copytree(repo, suite.folder / name))
+    change_json(copy / "generation_config.json", eos_token_id=pytorch.eos)
+    settings = [options | {"num_beams": 2, "num_return_sequences": 2, "length_penalty": 2.0} for options in STOPPING]
+    suite.add(name, copy, pytorch, pytorch.images, settings, max_new_tokens=10)
+    expected = [json.dumps(run["expected"]) for run in suite.content["repos"][name]["runs"]]
+    assert any(len(set(expected[first : first + 3])) == 3 for first in range(0, len(expected), 3))
+
+
+def change_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def add_llava(suite: Suite) -> None:
+    folder = suite.folder / "llava-made"
+    pico_chat.write_llava(folder / "checkpoint")
+    add_exported(suite, "llava", merged(folder), "is <image> a cat?")
+
+
+def add_tiled(suite: Suite) -> None:
+    folder = suite.folder / "idefics3-made"
+    pico_chat.write_tiled(folder / "checkpoint")
+    add_exported(suite, "idefics3", merged(folder), "<image>a cat")
+
+
+def add_encoder_decoder(suite: Suite) -> None:
+    folder = suite.folder / "encoder-decoder-made"
+    encoder_decoders.write_checkpoint(folder / "checkpoint", encoder_decoders.config())
+    add_exported(suite, "encoder-decoder", merged(folder), None)
+
+
+def add_exported(suite: Suite, name: str, exported: Exported, prompt: str | None) -> None:
+    exported.export("chat" if prompt else "captioner")
+    add_pico(suite, name, PyTorch(exported), exported.work.repo, prompt)
+
+
+def add_pico(suite: Suite, name: str, pytorch: PyTorch, repo: Path, prompt: str | None) -> None:
+    images = pytorch.images
+    suite.add(name, repo, pytorch, images, [BEAMS, *RULES], prompt, max_new_tokens=10)
+    if prompt and "<image>" in prompt:
+        several = [(images[0], images[1]), (images[1], images[0])]
+        suite.add(f"{name}, two images", repo, pytorch, several, [{}, BEAMS], f"{prompt} <image>", max_new_tokens=10)
+
+
+def warped() -> list[dict[str, Any]]:
+    """Scores, and the probabilities that transformers' warpers make of them."""
+    torch.manual_seed(0)
+    made = []
+    for temperature, top_k, top_p, least in (
+        (1.0, 0, 1.0, 1),
+        (0.7, 0, 0.8, 1),
+        (1.0, 5, 1.0, 1),
+        (1.3, 20, 0.9, 1),
+        (0.5, 1, 0.1, 3),
+    ):
+        scores = torch.randn(1, 60) * 3
+        kept = scores
+        if temperature != 1:
+            kept = TemperatureLogitsWarper(temperature)(None, kept)
+        if top_k:
+            kept = TopKLogitsWarper(top_k, min_tokens_to_keep=least)(None, kept)
+        if top_p < 1:
+            kept = TopPLogitsWarper(top_p, min_tokens_to_keep=least)(None, kept)
+        made.append(
+            {
+                "scores": scores[0].tolist(),
+                "options": {"temperature": temperature, "top_k": top_k, "top_p": top_p},
+                "least": least,
+                "probabilities": kept[0].softmax(-1).tolist(),
+            }
+        )
+    return made
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package where its imports are found, as npm would lay it out."""
+    folder = tmp_path_factory.mktemp("npm")
+    (folder / "node_modules").mkdir()
+    for name in ("@huggingface", "onnxruntime-common", "onnxruntime-node", "sharp"):
+        (folder / "node_modules" / name).symlink_to(node_home() / "node_modules" / name)
+    return Path(shutil.copytree(PACKAGE, folder / "node_modules" / "vlm-export"))
+
+
+@pytest.mark.parametrize("file", sorted(path.name for path in (PACKAGE / "test").glob("*.test.js")))
+def test_in_node(file: str, package: Path, suite: Path) -> None:
+    done = subprocess.run(
+        ["node", "--test", "--test-reporter=spec", str(package / "test" / file)],
+        env=os.environ | {"VLM_EXPORT_SUITE": str(suite)},
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"pass [1-9]", done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "options", "count"),
+    [
+        pytest.param("captioner", WASM, {"dtype": "fp32"}, 4, id="wasm"),
+        pytest.param("encoder-decoder", SOFTWARE_WEBGPU, {"device": "webgpu"}, 3, id="webgpu"),
+    ],
+)
+def test_in_chromium(suite: Path, name: str, flags: Sequence[str], options: Options, count: int) -> None:
+    """PyTorch's beams; on WebGPU their cache never leaves the GPU."""
+    repo = json.loads(suite.read_text())["repos"][name]
+    packages = node_home() / "node_modules"
+    folders = {
+        "/": BROWSER,
+        "/inputs/": suite.parent,
+        "/vlm-export/": PACKAGE,
+        "/transformers/": packages / "@huggingface/transformers/dist",
+        "/onnxruntime/": packages / "onnxruntime-web/dist",
+        "/tester/model/resolve/main/": Path(repo["path"]),
+    }
+    runs = repo["runs"][:count]
+    for run in runs:
+        run["pixel_values"]["path"] = f"/inputs/{Path(run['pixel_values']['path']).name}"
+    request = {"id": "tester/model", "options": options, "runs": runs}
+    with StaticServer(files_under(folders), ISOLATION) as server:
+        seen = drive(f"{server.url}/js.html", [["evaluate", f"run({json.dumps(request)})"]], flags)
+    assert seen["console"] == seen["foreign"] == []
+    (answer,) = seen["answers"]
+    assert answer["token_ids"] == [[sequence["token_ids"] for sequence in run["expected"]] for run in runs]
+    assert (answer["dtype"], answer["device"]) == ("fp32", options.get("device", "wasm"))
+    assert answer["loaded"] == 100
+
+
+def test_manifest() -> None:
+    manifest = json.loads((PACKAGE / "package.json").read_text())
+    assert manifest["version"] == vlm_export.__version__
+    assert (PACKAGE / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+    pinned = json.loads((ROOT / "vlm_export/node/package.json").read_text())["dependencies"]
+    assert manifest["peerDependencies"] == {name: f"^{version}" for name, version in pinned.items()}
+    for name in (*manifest["files"], manifest["types"], *manifest["exports"]["."].values()):
+        assert (PACKAGE / name).exists()
+
+
+def sources() -> Iterator[Path]:
+    yield PACKAGE / "index.js"
+    yield from sorted((PACKAGE / "src").glob("*.js"))
+
+
+def test_a_browser_can_import_it() -> None:
+    imports = {name for path in sources() for name in re.findall(r"from '([^']+)'", path.read_text())}
+    assert {name for name in imports if not name.startswith("./")} == {"@huggingface/transformers"}
+
+
+def test_types(package: Path) -> None:
+    """What may be written and what may not, as the compiler sees it."""
+    home = node_home(TYPES)
+    project = package.parents[1]
+    (project / "package.json").write_text('{"type": "module"}')
+    shutil.copy(TYPES / "usage.ts", project / "usage.ts")
+    compiler = home / "node_modules" / "typescript" / "bin" / "tsc"
+    options = {"--module": "nodenext", "--target": "es2022", "--lib": "es2023,dom"}
+    command = [
+        "node",
+        compiler,
+        "--noEmit",
+        "--strict",
+        "--skipLibCheck",
+        *chain.from_iterable(options.items()),
+        "usage.ts",
+    ]
+    done = subprocess.run(command, cwd=project, capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stdout

@@ -1,0 +1,61 @@
+/** What users of vlm_export/js write, and what the compiler must refuse. */
+
+import { RawImage, Tensor } from '@huggingface/transformers';
+import { PrefixConditioningVLM, VisionLanguageModel } from 'vlm-export';
+import type { GenerateOptions, Generated, Layout, Message, PastKeyValues, TokenReport } from 'vlm-export';
+
+const model: VisionLanguageModel = await VisionLanguageModel.from_pretrained('org/model', {
+    dtype: { decoder_model_merged: 'q8' },
+    device: 'webgpu',
+    revision: 'main',
+    progress_callback: (info) => info.status === 'progress_total' && console.log(info.progress),
+    session_options: { graphOptimizationLevel: 'all' },
+});
+const prefix: PrefixConditioningVLM = await PrefixConditioningVLM.from_pretrained('org/model');
+const layout: Layout = model.layout;
+const facts: [boolean, boolean] = [model.takes_prompt, prefix.prefix_conditioning];
+model.tokenizer('a cat').input_ids;
+model.processor.image_processor;
+
+const messages: Message[] = [{ role: 'user', content: [{ type: 'image' }, { type: 'text', text: 'What is it?' }] }];
+const options: GenerateOptions = {
+    images: ['photo.jpg', new Blob(), await RawImage.read('photo.jpg')],
+    messages,
+    max_new_tokens: 30,
+    min_new_tokens: 1,
+    num_beams: 3,
+    num_return_sequences: 3,
+    length_penalty: 1.2,
+    early_stopping: 'never',
+    do_sample: true,
+    temperature: 0.7,
+    top_k: 50,
+    top_p: 0.9,
+    seed: 1,
+    repetition_penalty: 1.1,
+    no_repeat_ngram_size: 2,
+    on_token: ({ token_id, text, tokens }: TokenReport) => console.log(token_id + tokens, text.length),
+    signal: AbortSignal.timeout(1000),
+};
+const generated: Generated = await model.generate(options);
+const [{ token_ids, text, score, finish_reason }] = generated;
+const words: string[] = [text, finish_reason];
+const numbers: (number | null)[] = [...token_ids, score, generated.timings.first_token_ms];
+
+const features: Tensor = await model.project_vision_features(await model.encode_image('photo.jpg'));
+const { logits, past_key_values } = await model.forward({ input_ids: [[1]], image_features: features });
+const past: PastKeyValues = past_key_values;
+await model.forward({ input_ids: logits, past_key_values: past });
+await model.dispose();
+console.log(layout, facts, words, numbers);
+
+// @ts-expect-error a misspelt option
+await model.generate({ image: 'photo.jpg', num_beam: 3 });
+// @ts-expect-error
+await model.generate({ image: 'photo.jpg', early_stopping: 'always' });
+// @ts-expect-error
+await VisionLanguageModel.from_pretrained('org/model', { dtyp: 'q8' });
+// @ts-expect-error
+new VisionLanguageModel();
+// @ts-expect-error there need not be one
+score.toFixed();

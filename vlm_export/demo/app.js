@@ -1,0 +1,349 @@
+/**
+ * The page: what can be chosen, when the model is loaded, and what is shown of what it does.
+ *
+ * @typedef {{
+ *     name: string, layout: 'captioner' | 'chat' | 'components', download_bytes: Record<string, number>,
+ *     runtime_bytes: number, cache: string | null, prompt: string,
+ *     samples: { file: string, caption: string | null }[],
+ * }} Facts  demo.json; a sample's caption is what PyTorch says, to this prompt.
+ */
+
+import { Engine, Trouble } from './engine.js';
+import { arriving, connect } from './picture.js';
+
+const $ = (id) => document.getElementById(id);
+const BEAMS = [1, 2, 3, 4, 5];
+const PREFERRED = { wasm: ['q8', 'int8', 'q4', 'fp32'], webgpu: ['q4f16', 'fp16', 'q4', 'fp32'] };
+const LOCAL = ['127.0.0.1', 'localhost', '[::1]'].includes(location.hostname);
+
+/** @type {Facts} */
+let facts;
+/** @type {Blob | null} */
+let image = null;
+/** The sample that the image is, if it is one. @type {Facts['samples'][number] | null} */
+let sample = null;
+/** @type {{ engine: Engine, ready: Promise<import('./engine.js').Loaded>, key: string } | null} */
+let current = null;
+/** @type {'idle' | 'loading' | 'generating'} */
+let phase = 'idle';
+/** The run at hand, or the last one. */
+let work = Promise.resolve();
+let webgpu = { missing: null, half: false };
+
+const chosen = (name) => document.querySelector(`input[name=${name}]:checked`)?.value;
+const takes_prompt = () => facts.layout !== 'captioner';
+
+/** A row of radio buttons; `reason` says why one cannot be chosen. */
+function offer(name, options) {
+    const before = chosen(name);
+    const labels = options.map(({ value, text, detail, reason }) => {
+        const label = document.createElement('label');
+        const input = Object.assign(document.createElement('input'), { type: 'radio', name, value });
+        input.disabled = Boolean(reason);
+        input.checked = value === before && !reason;
+        const words = document.createElement('span');
+        words.append(text);
+        if (detail) {
+            words.append(Object.assign(document.createElement('small'), { textContent: detail }));
+        }
+        label.append(input, words);
+        label.title = reason ?? '';
+        return label;
+    });
+    $(name).replaceChildren($(name).querySelector('legend'), ...labels);
+}
+
+function pick(name, value) {
+    document.querySelector(`input[name=${name}][value="${value}"]`).checked = true;
+}
+
+const megabytes = (bytes) => `${(bytes / 1e6).toFixed(bytes < 1e8 ? 1 : 0)} MB`;
+
+/** @returns {Promise<typeof webgpu>} why there is none, and whether it computes in float16 */
+async function look_for_webgpu() {
+    if (!navigator.gpu) {
+        return { missing: 'this browser has none', half: false };
+    }
+    const adapter = await navigator.gpu.requestAdapter().catch(() => null);
+    if (!adapter) {
+        return { missing: 'no graphics adapter', half: false };
+    }
+    return { missing: null, half: adapter.features.has('shader-f16') };
+}
+
+/** Precisions that the repo has; on WebGPU without those for which it has no kernels. */
+function offer_dtypes() {
+    const on_gpu = chosen('device') === 'webgpu';
+    const reason = (dtype) => {
+        if (on_gpu && ['q8', 'int8', 'uint8'].includes(dtype)) {
+            return 'runs on WASM only';
+        }
+        return on_gpu && dtype.endsWith('16') && !webgpu.half ? 'this graphics adapter has no float16' : null;
+    };
+    const options = Object.entries(facts.download_bytes).map(([dtype, bytes]) => ({
+        value: dtype,
+        text: dtype,
+        detail: megabytes(bytes),
+        reason: reason(dtype),
+    }));
+    offer('dtype', options);
+    if (!chosen('dtype')) {
+        const usable = options.filter((option) => !option.reason).map(({ value }) => value);
+        pick('dtype', PREFERRED[chosen('device')].find((dtype) => usable.includes(dtype)) ?? usable[0]);
+    }
+}
+
+/** Says why something is off, and how many threads there are, below the choices. */
+function note(threads) {
+    const lines = webgpu.missing ? [`No WebGPU: ${webgpu.missing}.`] : [];
+    if (!crossOriginIsolated) {
+        lines.push('WASM: 1 thread; more need headers (COOP, COEP) that this site does not send.');
+    } else if (threads && chosen('device') === 'wasm') {
+        lines.push(`WASM: ${threads === 1 ? '1 thread' : `${threads} threads`}.`);
+    }
+    $('note').textContent = lines.join(' ');
+}
+
+function show_error(error) {
+    if (!(error instanceof Trouble)) {
+        console.error(error);
+    }
+    const what = error?.message ?? String(error);
+    $('error').textContent = error instanceof Trouble ? what : `Something went wrong: ${what}. Reload the page to try again.`;
+    $('error').hidden = false;
+}
+
+/** @param {number} share of what is being waited for, of 1; 0 for nothing */
+function progress(share, words) {
+    $('progress').value = share;
+    $('progress').classList.toggle('on', share > 0);
+    $('status').textContent = words;
+}
+
+/** @returns {Promise<{ engine: Engine } & import('./engine.js').Loaded>} in the chosen precision, loaded once */
+function load() {
+    const settings = { device: chosen('device'), dtype: chosen('dtype'), cache: facts.cache };
+    const key = JSON.stringify(settings);
+    if (current?.key !== key) {
+        current?.engine.close();
+        const engine = new Engine(settings);
+        current = { key, engine, ready: start(engine, settings.dtype) };
+    }
+    return current.ready;
+}
+
+async function start(engine, dtype) {
+    const total = facts.download_bytes[dtype] + facts.runtime_bytes;
+    let bytes = 0;
+    const report = (more) => {
+        bytes = Math.min(bytes + more, total);
+        progress(bytes / total, bytes < total ? `Loading ${megabytes(bytes)} of ${megabytes(total)}` : 'Starting');
+    };
+    report(1);
+    try {
+        const loaded = await engine.load(report);
+        progress(0, 'Ready');
+        note(loaded.threads);
+        return { engine, ...loaded };
+    } catch (error) {
+        progress(0, '');
+        if (current?.engine === engine) {
+            current = null;
+        }
+        engine.close();
+        throw error;
+    }
+}
+
+/** Loads before there is anything to caption. */
+function preload() {
+    load().catch((error) => error.name === 'AbortError' || show_error(error));
+}
+
+function set_phase(value) {
+    phase = value;
+    $('run').textContent = phase === 'idle' ? (takes_prompt() ? 'Ask' : 'Caption') : 'Stop';
+    $('caption').setAttribute('aria-busy', String(phase !== 'idle'));
+}
+
+function clear() {
+    $('error').hidden = true;
+    $('others').hidden = true;
+    $('reference').textContent = '';
+    show_caption('');
+    show_figures({});
+}
+
+function show_caption(text) {
+    $('caption').textContent = text;
+}
+
+/** @param {Partial<import('./worker.js').Answer>} answer */
+function show_figures({ first_token_ms, total_ms, tokens }) {
+    const rate = tokens > 1 ? (1000 * (tokens - 1)) / (total_ms - first_token_ms) : NaN;
+    $('first').textContent = first_token_ms ? `${Math.round(first_token_ms)} ms` : '–';
+    $('speed').textContent = Number.isFinite(rate) ? `${rate.toFixed(rate < 10 ? 1 : 0)} tok/s` : '–';
+    $('tokens').textContent = tokens ?? '–';
+}
+
+/** Ends what is under way and waits for its end. */
+async function stop() {
+    if (phase === 'generating') {
+        current.engine.stop();
+    } else if (phase === 'loading') {
+        current.engine.close();
+    }
+    await work;
+}
+
+async function run() {
+    await Promise.all([arriving, stop()]);
+    clear();
+    if (image) {
+        work = answer(image, sample);
+    } else {
+        show_error(new Trouble('There is no image yet: choose one, drop it here, paste it, or use the camera.'));
+        $('drop').focus();
+    }
+}
+
+/** Never fails: what goes wrong is shown. */
+async function answer(image, sample) {
+    try {
+        set_phase('loading');
+        $('caption').scrollIntoView({ block: 'nearest' });
+        const { engine, max_new_tokens } = await load();
+        set_phase('generating');
+        await generate(engine, max_new_tokens, image, sample);
+    } catch (error) {
+        const stopped = error.name === 'AbortError';
+        progress(0, stopped ? 'Stopped' : '');
+        if (!stopped) {
+            show_error(error);
+        }
+    } finally {
+        set_phase('idle');
+    }
+}
+
+async function generate(engine, max_new_tokens, image, sample) {
+    const num_beams = Number(chosen('beams'));
+    const prompt = takes_prompt() ? $('prompt').value.trim() : null;
+    const started = performance.now();
+    let first_token_ms = 0;
+    progress(0.01, 'Looking at the image');
+    const answer = await engine.generate({ image, prompt, num_beams }, ({ text, tokens }) => {
+        const total_ms = performance.now() - started;
+        first_token_ms ||= total_ms;
+        show_caption(text);
+        show_figures({ first_token_ms, total_ms, tokens });
+        progress(tokens / max_new_tokens, 'Generating');
+    });
+    const [best, ...others] = answer.texts;
+    show_caption(best);
+    show_figures(answer);
+    show_others(others);
+    progress(0, answer.stopped ? 'Stopped' : 'Done');
+    if (!answer.stopped && num_beams === 1) {
+        compare(best, prompt, sample);
+    }
+}
+
+function show_others(texts) {
+    const items = texts.map((text) => Object.assign(document.createElement('li'), { textContent: text }));
+    $('others').querySelector('ol').replaceChildren(...items);
+    $('others').hidden = !texts.length;
+}
+
+/** Beside what PyTorch says to the same image and prompt, where that was recorded. */
+function compare(text, prompt, sample) {
+    if (sample?.caption && (prompt ?? '') === (takes_prompt() ? facts.prompt : '')) {
+        const same = sample.caption.trim() === text.trim();
+        $('reference').textContent = same ? 'PyTorch says the same.' : `PyTorch says: ${sample.caption}`;
+    }
+}
+
+function show_samples(show) {
+    const items = facts.samples.map((entry, index) => {
+        const name = `Sample ${index + 1}`;
+        const button = Object.assign(document.createElement('button'), { type: 'button' });
+        button.append(Object.assign(new Image(), { src: entry.file, alt: name }));
+        button.addEventListener('click', () => show(entry.file, name, entry));
+        const item = document.createElement('li');
+        item.append(button);
+        return item;
+    });
+    $('samples').querySelector('ul').append(...items);
+    $('samples').hidden = !items.length;
+}
+
+/** A captioner starts at once; in a chat there is something to ask first. */
+function on_image(chosen_image, chosen_sample) {
+    [image, sample] = [chosen_image, chosen_sample];
+    for (const button of document.querySelectorAll('.samples button')) {
+        button.ariaPressed = String(button.firstChild.alt === $('image').alt);
+    }
+    if (takes_prompt()) {
+        stop().then(clear);
+        $('prompt').focus();
+    } else {
+        run();
+    }
+}
+
+function connect_form() {
+    $('form').addEventListener('submit', (event) => {
+        event.preventDefault();
+        phase === 'idle' ? run() : stop();
+    });
+    $('settings').addEventListener('change', ({ target }) => {
+        if (target.name === 'device') {
+            offer_dtypes();
+            note();
+        }
+        if (image && !takes_prompt()) {
+            run();
+        } else if (LOCAL) {
+            preload();
+        }
+    });
+    $('prompt').addEventListener('keydown', (event) => {
+        if (event.key === 'Enter' && !event.shiftKey && !event.isComposing) {
+            event.preventDefault();
+            $('form').requestSubmit();
+        }
+    });
+    addEventListener('keydown', ({ key }) => key === 'Escape' && stop());
+}
+
+async function open() {
+    facts = await (await fetch('demo.json')).json();
+    webgpu = await look_for_webgpu();
+    document.title = facts.name;
+    document.body.dataset.layout = facts.layout;
+    $('name').textContent = facts.name;
+    $('prompt').value = facts.prompt;
+    $('prompt-field').hidden = !takes_prompt();
+    offer('device', [
+        { value: 'wasm', text: 'WASM' },
+        { value: 'webgpu', text: 'WebGPU', reason: webgpu.missing },
+    ]);
+    pick('device', 'wasm');
+    offer_dtypes();
+    offer(
+        'beams',
+        BEAMS.map((count) => ({ value: String(count), text: String(count) })),
+    );
+    pick('beams', '1');
+    note();
+    set_phase('idle');
+    show_samples(connect(on_image, show_error));
+    connect_form();
+    if (LOCAL) {
+        preload();
+    }
+}
+
+open()
+    .catch(show_error)
+    .finally(() => $('main').removeAttribute('data-opening'));

@@ -1,0 +1,1 @@
+export { PrefixConditioningVLM, VisionLanguageModel } from './src/model.js';

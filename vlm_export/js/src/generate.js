@@ -1,0 +1,63 @@
+/**
+ * One token after the other, the best or a drawn one.
+ *
+ * @typedef {{ token_ids: number[], score: number | null, finish_reason: 'stop' | 'length' | 'cancelled' }} Sequence
+ * @typedef {object} Search
+ * @property {import('./continuation.js').Continuation} run
+ * @property {any} plan
+ * @property {number[]} history of the prompt
+ * @property {() => number} random
+ * @property {(token_ids: number[]) => Promise<void>} heard is told of the first sequence after each step
+ * @property {AbortSignal} [signal]
+ */
+
+import { argmax, draw, process } from './logits.js';
+
+/**
+ * @param {Search} search
+ * @returns {Promise<Sequence[]>}
+ */
+export async function one_by_one({ run, plan, history, random, heard, signal }) {
+    const sequences = nothing(plan);
+    const pick = plan.do_sample ? (scores) => draw(scores, random) : argmax;
+    let live = sequences;
+    while (!signal?.aborted) {
+        const rows = await run.logits();
+        rows.forEach((scores, row) => {
+            const { token_ids } = live[row];
+            process(scores, plan, [...history, ...token_ids], token_ids.length);
+        });
+        const row_of = live.map((_, index) => (rows.length === 1 ? 0 : index)); // the prompt's row is everyone's
+        live.forEach((sequence, index) => take(sequence, pick(rows[row_of[index]]), plan));
+        await heard(sequences[0].token_ids);
+        const open = [...live.keys()].filter((index) => live[index].finish_reason === 'cancelled');
+        live = open.map((index) => live[index]);
+        if (!live.length) {
+            break;
+        }
+        await run.next(
+            live.map(({ token_ids }) => token_ids.at(-1)),
+            open.map((index) => row_of[index]),
+        );
+    }
+    return sequences;
+}
+
+/** @returns {Sequence[]} before the first token; nothing else ends without a reason of its own */
+export function nothing({ num_return_sequences }) {
+    return Array.from({ length: num_return_sequences }, () => ({
+        token_ids: [],
+        score: null,
+        finish_reason: 'cancelled',
+    }));
+}
+
+/** @param {Sequence} sequence */
+function take(sequence, id, { eos_token_ids, max_new_tokens }) {
+    sequence.token_ids.push(id);
+    if (eos_token_ids.includes(id)) {
+        sequence.finish_reason = 'stop';
+    } else if (sequence.token_ids.length === max_new_tokens) {
+        sequence.finish_reason = 'length';
+    }
+}

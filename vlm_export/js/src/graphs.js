@@ -1,0 +1,237 @@
+/**
+ * The graphs of a repo, each in a session of transformers.js.
+ *
+ * The model classes of transformers.js load fixed sets of graphs. Its base class loads the one that `model_file_name`
+ * names, by the same rules: where files are looked for, caches, external data, execution providers. Dtypes and devices
+ * are chosen here, by its rules too, so that none is replaced by a default without a word and a file that is not there
+ * is named before anything is loaded.
+ *
+ * @typedef {import('@huggingface/transformers').Tensor} Tensor
+ * @typedef {{ name: string, type: string, shape: (string | number)[] }} InputMetadata
+ * @typedef {{ name: string, dtype: string, device: string, files: string[] }} Choice
+ * @typedef {string | Record<string, string> | null | undefined} PerGraph  One for all graphs, or by their names.
+ */
+
+import { LlamaForCausalLM, ModelRegistry, PreTrainedModel, PretrainedConfig, env } from '@huggingface/transformers';
+
+/** What transformers.js appends to a graph's name. */
+const SUFFIXES = Object.freeze({
+    fp32: '',
+    fp16: '_fp16',
+    int8: '_int8',
+    uint8: '_uint8',
+    q8: '_quantized',
+    q4: '_q4',
+    q2: '_q2',
+    q1: '_q1',
+    q4f16: '_q4f16',
+    q2f16: '_q2f16',
+    q1f16: '_q1f16',
+    bnb4: '_bnb4',
+});
+const CLIENT = 'transformers.js_config';
+
+export class Graph {
+    #model;
+
+    /**
+     * @param {Choice} choice
+     * @param {PreTrainedModel} model
+     */
+    constructor({ name, dtype, device }, model) {
+        this.name = name;
+        this.dtype = dtype;
+        this.device = device;
+        this.#model = model;
+    }
+
+    /** @returns {InputMetadata[]} */
+    get inputs() {
+        return this.#model.sessions.model.inputMetadata;
+    }
+
+    /**
+     * @param {Record<string, Tensor>} feeds of which the graph takes those that it declares
+     * @returns {Promise<Record<string, Tensor>>}
+     */
+    async run(feeds) {
+        const missing = this.inputs.map(({ name }) => name).filter((name) => !feeds[name]);
+        if (missing.length) {
+            throw new Error(`${this.name}: there is nothing to feed ${missing.join(', ')} with`);
+        }
+        return await this.#model(feeds);
+    }
+
+    async dispose() {
+        await this.#model.dispose();
+    }
+}
+
+/**
+ * Reports downloads: what transformers.js reports of each file, and as `progress_total` how far all graphs together are.
+ */
+export class Progress {
+    /** @type {Record<string, { loaded: number, total: number }>} */
+    #files = {};
+
+    /** @param {((info: object) => void) | null | undefined} callback */
+    constructor(callback) {
+        /** @type {((info: any) => void) | null} */
+        this.report = callback ? (info) => this.#pass(callback, info) : null;
+    }
+
+    /**
+     * @param {string} file
+     * @param {number | undefined} size in bytes
+     */
+    expect(file, size) {
+        this.#files[file] = { loaded: 0, total: size ?? 0 };
+    }
+
+    #pass(callback, info) {
+        if (info.status === 'progress_total') {
+            return; // of one graph
+        }
+        callback(info);
+        if (info.status !== 'progress' || !(info.file in this.#files)) {
+            return;
+        }
+        this.#files[info.file] = { loaded: info.loaded, total: info.total };
+        const counts = Object.values(this.#files);
+        const loaded = counts.reduce((sum, count) => sum + count.loaded, 0);
+        const total = counts.reduce((sum, count) => sum + count.total, 0);
+        const progress = total > 0 ? (loaded / total) * 100 : 0;
+        callback({
+            status: 'progress_total',
+            name: info.name,
+            progress,
+            loaded,
+            total,
+            files: structuredClone(this.#files),
+        });
+    }
+}
+
+/**
+ * @param {string} id
+ * @param {{ graphs: string[], decoders: string[] }} layout
+ * @param {PretrainedConfig} config
+ * @param {{ dtype: PerGraph, device: PerGraph, revision: string, session_options: object, progress: Progress }} options
+ * @returns {Promise<{ graphs: Record<string, Graph>, generation_config: Record<string, any> }>}
+ */
+export async function load_graphs(id, layout, config, { dtype, device, revision, session_options, progress }) {
+    check_names({ dtype, device }, layout.graphs);
+    const client = config[CLIENT] ?? {};
+    const choices = layout.graphs.map((name) => choose(name, client, dtype, device));
+    await expect_files(id, choices, revision, progress);
+
+    const generates = layout.decoders.at(-1);
+    /** @type {Record<string, Graph>} */
+    const graphs = {};
+    let generation_config = {};
+    const loading = choices.map(async (choice) => {
+        const { name, ...chosen } = choice;
+        const keeps_cache = layout.decoders.includes(name) && chosen.device === 'webgpu' && 'gpu' in navigator;
+        const options = {
+            ...chosen,
+            model_file_name: name,
+            revision,
+            session_options: { ...session_options, ...(keeps_cache && { preferredOutputLocation: 'gpu-buffer' }) },
+            progress_callback: progress.report,
+        };
+        const model = await (name === generates ? load_decoder : load_one)(id, client, options);
+        graphs[name] = new Graph(choice, model);
+        if (name === generates) {
+            generation_config = { ...model.generation_config };
+        }
+    });
+    const failed = (await Promise.allSettled(loading)).find(({ status }) => status === 'rejected');
+    if (failed) {
+        await Promise.all(Object.values(graphs).map((graph) => graph.dispose()));
+        throw failed.reason;
+    }
+    return { graphs, generation_config };
+}
+
+async function load_one(id, client, options) {
+    const config = { model_type: 'custom', architectures: ['PreTrainedModel'], [CLIENT]: client };
+    return await PreTrainedModel.from_pretrained(id, { ...options, config: new PretrainedConfig(config) });
+}
+
+/** The class of a decoder also reads generation_config.json; of one without layers it asks nothing else. */
+async function load_decoder(id, client, options) {
+    const config = { model_type: 'llama', num_hidden_layers: 0, [CLIENT]: client };
+    return await LlamaForCausalLM.from_pretrained(id, { ...options, config: new PretrainedConfig(config) });
+}
+
+/**
+ * @param {Record<string, PerGraph>} options
+ * @param {string[]} graphs
+ */
+function check_names(options, graphs) {
+    for (const [option, value] of Object.entries(options)) {
+        const strange = value && typeof value === 'object' && Object.keys(value).find((name) => !graphs.includes(name));
+        if (strange) {
+            throw new TypeError(`${option}: there is no graph '${strange}' in this layout, but ${graphs.join(', ')}`);
+        }
+    }
+}
+
+/**
+ * @param {string} name
+ * @param {Record<string, any>} client what the repo asks of transformers.js
+ * @param {PerGraph} dtype
+ * @param {PerGraph} device
+ * @returns {Choice}
+ */
+function choose(name, client, dtype, device) {
+    const of = (value) => (value && typeof value === 'object' ? value[name] : value) ?? undefined;
+    const in_node = 'node' in env.backends.onnx.versions;
+    const chosen_device = of(device) ?? of(client.device) ?? (in_node ? 'cpu' : 'wasm');
+    const settings = { ...client, ...client.device_config?.[chosen_device] };
+    const asked = of(dtype) === 'auto' ? undefined : of(dtype);
+    const chosen_dtype = asked ?? of(settings.dtype) ?? (chosen_device === 'wasm' ? 'q8' : 'fp32');
+    if (!Object.hasOwn(SUFFIXES, chosen_dtype)) {
+        throw new TypeError(`dtype: there is no '${chosen_dtype}', but ${Object.keys(SUFFIXES).join(', ')}`);
+    }
+    return { name, dtype: chosen_dtype, device: chosen_device, files: files_of(name, chosen_dtype, settings) };
+}
+
+/**
+ * @param {string} name
+ * @param {string} dtype
+ * @param {{ use_external_data_format?: boolean | number | Record<string, boolean | number> }} settings
+ * @returns {string[]} the graph and the chunks of its external data
+ */
+function files_of(name, dtype, { use_external_data_format: external }) {
+    const base = `${name}${SUFFIXES[dtype]}.onnx`;
+    const chunks = Number(
+        (external && typeof external === 'object' ? (external[base] ?? external[name]) : external) ?? 0,
+    );
+    const data = Array.from({ length: chunks }, (_, index) => `${base}_data${index ? `_${index}` : ''}`);
+    return [base, ...data].map((file) => `onnx/${file}`);
+}
+
+/**
+ * transformers.js waits for ever for a chunk that is not there, so all files are looked for first.
+ * @param {string} id
+ * @param {Choice[]} choices
+ * @param {string} revision
+ * @param {Progress} progress
+ */
+async function expect_files(id, choices, revision, progress) {
+    const look = async (file) => ({ file, ...(await ModelRegistry.get_file_metadata(id, file, { revision })) });
+    for (const { name, dtype, files } of choices) {
+        const found = await Promise.all(files.map(look));
+        const missing = found.find(({ exists }) => !exists);
+        if (missing) {
+            const others = Object.entries(SUFFIXES).map(async ([other, suffix]) => {
+                const { exists } = await look(`onnx/${name}${suffix}.onnx`);
+                return exists && other !== dtype ? [other] : [];
+            });
+            const there = (await Promise.all(others)).flat().join(', ');
+            throw new Error(`${id}: ${missing.file} is not there${there && ` (${name} is there as ${there})`}`);
+        }
+        found.forEach(({ file, size }) => progress.expect(file, size));
+    }
+}

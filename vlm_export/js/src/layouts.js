@@ -1,0 +1,309 @@
+/**
+ * How the graphs of each layout are fed: one class a layout, all with the same methods.
+ *
+ * @typedef {import('./graphs.js').Graph} Graph
+ * @typedef {import('./cache.js').Cache} Cache
+ *
+ * @typedef {object} Asked What the caller gave of image and text.
+ * @property {RawImage[]} images
+ * @property {Tensor} [pixel_values]
+ * @property {string} [prompt]
+ * @property {object[]} [messages]
+ *
+ * @typedef {object} Prepared
+ * @property {number[]} token_ids of the prompt, as the decoder is fed them first
+ * @property {number[]} history those of them that rules on repetition look back on
+ * @property {Tensor} [image_features]
+ *
+ * @typedef {object} Run
+ * @property {Tensor} logits `[batch, kept, vocabulary]`, the last position's last
+ * @property {Cache} past_key_values
+ *
+ * @typedef {object} Repo
+ * @property {Record<string, Graph>} graphs
+ * @property {Record<string, any>} config
+ * @property {Record<string, any>} generation_config
+ * @property {any} tokenizer
+ * @property {any} processor
+ */
+
+import { RawImage, Tensor } from '@huggingface/transformers';
+
+import { copy_rows, empty_cache, has_cross_attention, next_cache, past_length } from './cache.js';
+
+const DECODER = 'decoder_model_merged';
+
+/** A layout: the graphs that it has, and what they are fed. */
+class Layout {
+    /** @param {Repo} repo */
+    constructor(repo) {
+        Object.assign(this, repo);
+    }
+
+    /**
+     * @param {Asked} asked
+     * @returns {Promise<Record<string, Tensor>>} what the vision tower takes of one image
+     */
+    async pixels({ images, pixel_values }) {
+        if (images.length > 1 || pixel_values?.dims[0] > 1) {
+            throw new TypeError(`layout ${this.name} takes one image, not ${pixel_values?.dims[0] ?? images.length}`);
+        }
+        if (!images.length && !pixel_values) {
+            throw new TypeError(`layout ${this.name} needs an image: give image or pixel_values`);
+        }
+        return pixel_values ? { pixel_values } : await this.processor(images);
+    }
+
+    /**
+     * @param {Tensor} features of the vision tower
+     * @returns {Promise<Tensor>} as the decoder takes them
+     */
+    async project(features) {
+        return features;
+    }
+
+    /** What every further run must be fed of the image, for a batch of another size. */
+    carry(image_features) {
+        return image_features;
+    }
+}
+
+/** `encoder_model` and `decoder_model_merged`: a vision-encoder-decoder, or a prefix-conditioning model that looks so. */
+export class Captioner extends Layout {
+    static graphs = ['encoder_model', DECODER];
+    static decoders = [DECODER];
+    name = 'captioner';
+    takes_prompt = false;
+
+    get prefix_conditioning() {
+        return !has_cross_attention(this.graphs[DECODER]);
+    }
+
+    async encode({ pixel_values }) {
+        return (await this.graphs.encoder_model.run({ pixel_values })).last_hidden_state;
+    }
+
+    /** @param {Asked} asked */
+    async prepare(asked) {
+        if (asked.prompt !== undefined || asked.messages !== undefined) {
+            throw new TypeError('layout captioner takes no prompt: export the model with --layout chat to give it one');
+        }
+        const start = this.generation_config.decoder_start_token_id;
+        if (start === undefined) {
+            throw new Error('generation_config.json: decoder_start_token_id is missing');
+        }
+        // A prefix-conditioning decoder puts the image in the place of the start token, which nobody ever sees.
+        const history = this.prefix_conditioning ? [] : [start];
+        return { token_ids: [start], history, image_features: await this.encode(await this.pixels(asked)) };
+    }
+
+    async run({ input_ids, image_features, past_key_values }) {
+        const past = past_key_values ?? empty_cache(this.graphs[DECODER], input_ids.dims[0]);
+        const feeds = { input_ids, encoder_hidden_states: image_features, ...past };
+        const outputs = await this.graphs[DECODER].run(feeds);
+        return { logits: outputs.logits, past_key_values: next_cache(outputs, past) };
+    }
+
+    carry(image_features, batch) {
+        return image_features.dims[0] === batch ? image_features : copy_rows(image_features, Array(batch).fill(0));
+    }
+}
+
+/** `vision_encoder`, `embed_tokens` and `decoder_model_merged`: features are written over the rows of image tokens. */
+export class Chat extends Layout {
+    static graphs = ['vision_encoder', 'embed_tokens', DECODER];
+    static decoders = [DECODER];
+    name = 'chat';
+    takes_prompt = true;
+
+    /** A captioner that was made to look like a llava, which is told from one by a key in config.json. */
+    get prefix_conditioning() {
+        return this.config.prefix_conditioning === true;
+    }
+
+    async encode(pixels) {
+        return (await this.graphs.vision_encoder.run(pixels)).image_features;
+    }
+
+    /** @param {Asked} asked */
+    async prepare(asked) {
+        const tiled = ['idefics3', 'smolvlm'].includes(this.config.model_type);
+        const prepared = await (tiled ? this.#tiles(asked) : this.#whole_images(asked));
+        const history = this.prefix_conditioning ? [] : prepared.token_ids;
+        return { ...prepared, history };
+    }
+
+    /** The processor knows which tokens stand for the tiles of an image of this size. */
+    async #tiles(asked) {
+        if (asked.pixel_values && !asked.images.length) {
+            throw new TypeError('pixel_values: give image too, whose size says which tokens stand for the tiles');
+        }
+        const text = this.#text(asked, asked.images.length);
+        if (!asked.images.length) {
+            return { token_ids: this.#ids(text) };
+        }
+        const { input_ids, pixel_values, pixel_attention_mask } = await this.processor(text, asked.images);
+        const pixels = { pixel_values: asked.pixel_values ?? pixel_values, pixel_attention_mask };
+        return { token_ids: to_numbers(input_ids), image_features: await this.encode(pixels) };
+    }
+
+    /** Each image stands for as many tokens as it has features. LlavaProcessor would write those of the first alone. */
+    async #whole_images(asked) {
+        const count = asked.pixel_values?.dims[0] ?? asked.images.length;
+        const text = this.#text(asked, count);
+        if (!count) {
+            return { token_ids: this.#ids(text) };
+        }
+        const pixel_values = asked.pixel_values ?? (await this.processor.image_processor(asked.images)).pixel_values;
+        const image_features = await this.encode({ pixel_values });
+        const tokens = image_features.size / image_features.dims.at(-1) / count;
+        return {
+            token_ids: this.#ids(text.replaceAll(this.#image_token, this.#image_token.repeat(tokens))),
+            image_features,
+        };
+    }
+
+    get #image_token() {
+        return this.processor.image_token ?? this.processor.config.image_token;
+    }
+
+    /** @param {string} text */
+    #ids(text) {
+        return to_numbers(this.tokenizer(text).input_ids);
+    }
+
+    /** The text, with an image token for each image. */
+    #text(asked, images) {
+        const text = this.#written(asked, images);
+        const places = text.split(this.#image_token).length - 1;
+        if (places !== images) {
+            throw new TypeError(`the prompt has ${places} image tokens ${this.#image_token} for ${images} images`);
+        }
+        return text;
+    }
+
+    /** A prompt without image tokens is a user's message after the images. */
+    #written({ prompt = '', messages }, images) {
+        if (!messages && prompt.includes(this.#image_token)) {
+            return prompt;
+        }
+        if (this.tokenizer.chat_template) {
+            const text = prompt ? [{ type: 'text', text: prompt }] : [];
+            const content = [...Array(images).fill({ type: 'image' }), ...text];
+            const conversation = messages ?? [{ role: 'user', content }];
+            return this.tokenizer.apply_chat_template(conversation, { tokenize: false, add_generation_prompt: true });
+        }
+        if (messages) {
+            throw new Error('tokenizer_config.json has no chat_template: give a prompt in the place of messages');
+        }
+        return this.#image_token.repeat(images) + prompt;
+    }
+
+    async run({ input_ids, image_features, past_key_values }) {
+        const decoder = this.graphs[DECODER];
+        const [batch, length] = input_ids.dims;
+        const past = past_key_values ?? empty_cache(decoder, batch);
+        const total = past_length(past) + length;
+        const { inputs_embeds } = await this.graphs.embed_tokens.run({ input_ids });
+        if (image_features) {
+            this.#write(image_features, inputs_embeds, input_ids);
+        }
+        const positions = Array.from({ length: batch * length }, (_, index) =>
+            BigInt(total - length + (index % length)),
+        );
+        const outputs = await decoder.run({
+            inputs_embeds,
+            attention_mask: new Tensor('int64', new BigInt64Array(batch * total).fill(1n), [batch, total]),
+            position_ids: new Tensor('int64', BigInt64Array.from(positions), [batch, length]),
+            num_logits_to_keep: new Tensor('int64', [1n], []),
+            ...past,
+        });
+        return { logits: outputs.logits, past_key_values: next_cache(outputs, past) };
+    }
+
+    /** Writes features over the embeddings of image tokens. */
+    #write(image_features, inputs_embeds, input_ids) {
+        const width = inputs_embeds.dims.at(-1);
+        const image = BigInt(this.config.image_token_index ?? this.config.image_token_id);
+        const places = [...input_ids.data.keys()].filter((index) => input_ids.data[index] === image);
+        if (places.length * width !== image_features.size) {
+            const rows = image_features.size / width;
+            throw new Error(`the prompt has ${places.length} image tokens for ${rows} rows of image features`);
+        }
+        places.forEach((place, row) => {
+            inputs_embeds.data.set(image_features.data.subarray(row * width, (row + 1) * width), place * width);
+        });
+    }
+
+    carry() {
+        return undefined;
+    }
+}
+
+/** One graph a building block: `vision_encoder`, `projection`, `prefix_init`, `embed_tokens`, `language_model`. */
+export class Components extends Layout {
+    static graphs = ['vision_encoder', 'projection', 'prefix_init', 'embed_tokens', 'language_model'];
+    static decoders = ['prefix_init', 'language_model'];
+    name = 'components';
+    takes_prompt = true;
+    prefix_conditioning = true;
+
+    async encode({ pixel_values }) {
+        return (await this.graphs.vision_encoder.run({ pixel_values })).last_hidden_state;
+    }
+
+    async project(last_hidden_state) {
+        return (await this.graphs.projection.run({ last_hidden_state })).projected_prefix;
+    }
+
+    /** @param {Asked} asked */
+    async prepare(asked) {
+        if (asked.messages !== undefined) {
+            throw new TypeError('layout components continues a prompt after the image; it has no use for messages');
+        }
+        const token_ids = asked.prompt
+            ? to_numbers(this.tokenizer(asked.prompt, { add_special_tokens: false }).input_ids)
+            : [];
+        const image_features = await this.project(await this.encode(await this.pixels(asked)));
+        return { token_ids, history: [], image_features };
+    }
+
+    async run({ input_ids, image_features, past_key_values: past }) {
+        if (!past) {
+            const outputs = await this.graphs.prefix_init.run({ prefix_embeddings: image_features, input_ids });
+            return { logits: outputs.logits, past_key_values: next_cache(outputs, {}) };
+        }
+        const { inputs_embeds } = await this.graphs.embed_tokens.run({ input_ids });
+        const outputs = await this.graphs.language_model.run({ inputs_embeds, ...past });
+        return { logits: outputs.logits, past_key_values: next_cache(outputs, past) };
+    }
+
+    carry() {
+        return undefined;
+    }
+}
+
+/** By the `model_type` in config.json. */
+const LAYOUTS = {
+    'vision-encoder-decoder': Captioner,
+    prefix_conditioning_vlm: Components,
+    llava: Chat,
+    llava_onevision: Chat,
+    llava_qwen2: Chat,
+    idefics3: Chat,
+    smolvlm: Chat,
+};
+
+/** @param {{ model_type: string }} config */
+export function layout_of({ model_type }) {
+    if (!Object.hasOwn(LAYOUTS, model_type)) {
+        const known = Object.keys(LAYOUTS).join(', ');
+        throw new Error(`config.json: model_type '${model_type}' is of no layout known here (${known})`);
+    }
+    return LAYOUTS[model_type];
+}
+
+/** @param {Tensor} ids `[1, tokens] int64` */
+function to_numbers(ids) {
+    return Array.from(ids.data, Number);
+}

@@ -1,0 +1,198 @@
+/**
+ * What is done to the scores of one row, `[vocabulary] float32`, in transformers' order and in place.
+ *
+ * Search and greedy choice differ in what scores are: logits where one token is chosen, log-probabilities in a beam.
+ *
+ * @typedef {import('./options.js').Plan} Plan
+ */
+
+/**
+ * @param {Float32Array} scores
+ * @param {Plan} plan
+ * @param {number[]} history the ids that rules on repetition look back on
+ * @param {number} generated how many of them are new
+ */
+export function process(scores, plan, history, generated) {
+    if (plan.repetition_penalty !== 1) {
+        penalize_repetition(scores, plan.repetition_penalty, history);
+    }
+    if (plan.no_repeat_ngram_size > 0) {
+        ban_repeated_ngrams(scores, plan.no_repeat_ngram_size, history);
+    }
+    if (generated < plan.min_new_tokens) {
+        ban(scores, plan.eos_token_ids);
+    }
+    if (plan.do_sample) {
+        // Beams need one token more than can end them.
+        warp(scores, plan, plan.num_beams > 1 ? plan.eos_token_ids.length + 1 : 1);
+    }
+}
+
+function penalize_repetition(scores, penalty, history) {
+    for (const id of new Set(history)) {
+        if (id < scores.length) {
+            scores[id] = scores[id] < 0 ? scores[id] * penalty : scores[id] / penalty;
+        }
+    }
+}
+
+/** Bans what would complete a sequence of `size` ids that is there already. */
+function ban_repeated_ngrams(scores, size, history) {
+    const begun = history.length - size + 1;
+    for (let start = 0; start < begun; ++start) {
+        let same = 0;
+        while (same < size - 1 && history[start + same] === history[begun + same]) {
+            ++same;
+        }
+        if (same === size - 1) {
+            ban(scores, [history[start + size - 1]]);
+        }
+    }
+}
+
+/** Ids without a score, such as image tokens, cannot be generated anyhow. */
+function ban(scores, ids) {
+    ids.filter((id) => id < scores.length).forEach((id) => (scores[id] = -Infinity));
+}
+
+/**
+ * Temperature, then top-k, then top-p; what falls out scores -∞.
+ * @param {Float32Array} scores
+ * @param {{ temperature: number, top_k: number, top_p: number }} options
+ * @param {number} least how many tokens stay in any case
+ */
+export function warp(scores, { temperature, top_k, top_p }, least) {
+    if (temperature !== 1) {
+        for (let i = 0; i < scores.length; ++i) {
+            scores[i] /= temperature;
+        }
+    }
+    if (top_k > 0 && top_k < scores.length) {
+        const best = new Best(Math.max(top_k, least));
+        best.offer(scores, 0);
+        drop_below(scores, best.worst);
+    }
+    if (top_p < 1) {
+        keep_nucleus(scores, top_p, least);
+    }
+}
+
+function drop_below(scores, threshold) {
+    for (let i = 0; i < scores.length; ++i) {
+        if (scores[i] < threshold) {
+            scores[i] = -Infinity;
+        }
+    }
+}
+
+/** Drops the least probable tokens that together have no more than 1 - `top_p`. */
+function keep_nucleus(scores, top_p, least) {
+    const ids = [];
+    scores.forEach((score, id) => score > -Infinity && ids.push(id));
+    ids.sort((a, b) => scores[a] - scores[b]);
+    const most = scores[ids.at(-1)];
+    const weights = ids.map((id) => Math.exp(scores[id] - most));
+    const sum = weights.reduce((a, b) => a + b, 0);
+    let dropped = 0;
+    for (let i = 0; i < ids.length - least; ++i) {
+        dropped += weights[i] / sum;
+        if (dropped > 1 - top_p) {
+            break;
+        }
+        scores[ids[i]] = -Infinity;
+    }
+}
+
+/** @param {Float32Array} scores that become log-probabilities */
+export function log_softmax(scores) {
+    let most = -Infinity;
+    for (let i = 0; i < scores.length; ++i) {
+        if (scores[i] > most) most = scores[i];
+    }
+    let sum = 0;
+    for (let i = 0; i < scores.length; ++i) {
+        sum += Math.exp(scores[i] - most);
+    }
+    const log_sum = most + Math.log(sum);
+    for (let i = 0; i < scores.length; ++i) {
+        scores[i] -= log_sum;
+    }
+}
+
+/** @param {Float32Array} scores */
+export function argmax(scores) {
+    let best = 0;
+    for (let i = 1; i < scores.length; ++i) {
+        if (scores[i] > scores[best]) best = i;
+    }
+    return best;
+}
+
+/**
+ * @param {Float32Array} scores
+ * @param {() => number} random uniform in [0, 1)
+ * @returns {number} an id, drawn with the softmax of the scores
+ */
+export function draw(scores, random) {
+    const most = scores[argmax(scores)];
+    let sum = 0;
+    for (let i = 0; i < scores.length; ++i) {
+        if (scores[i] > -Infinity) sum += Math.exp(scores[i] - most);
+    }
+    let left = random() * sum;
+    let drawn = 0;
+    for (let i = 0; i < scores.length; ++i) {
+        if (scores[i] > -Infinity) {
+            drawn = i;
+            left -= Math.exp(scores[i] - most);
+            if (left < 0) break;
+        }
+    }
+    return drawn;
+}
+
+/** The `size` highest of the scores that are offered, best first, the earlier of equal ones before the later. */
+export class Best {
+    /** @param {number} size */
+    constructor(size) {
+        this.size = size;
+        /** @type {{ key: number, score: number, row: number, id: number }[]} */
+        this.found = [];
+    }
+
+    /** The key below which nothing is let in. */
+    get worst() {
+        return this.found.length < this.size ? -Infinity : this.found.at(-1).key;
+    }
+
+    /**
+     * @param {Float32Array} scores
+     * @param {number} row that they are of
+     * @param {number} [bonus] added to each, in float32
+     * @param {(() => number) | null} [random] makes of the choice a drawing without replacement, with the softmax of
+     *     the scores: the highest are those of scores with Gumbel noise
+     */
+    offer(scores, row, bonus = 0, random = null) {
+        let worst = this.worst;
+        for (let id = 0; id < scores.length; ++id) {
+            const score = Math.fround(scores[id] + bonus);
+            const key = random ? score - Math.log(-Math.log(random())) : score;
+            if (key > worst || this.found.length < this.size) {
+                this.insert({ key, score, row, id });
+                worst = this.worst;
+            }
+        }
+    }
+
+    insert(candidate) {
+        const { found } = this;
+        let place = found.length;
+        while (place > 0 && found[place - 1].key < candidate.key) {
+            --place;
+        }
+        found.splice(place, 0, candidate);
+        if (found.length > this.size) {
+            found.pop();
+        }
+    }
+}

@@ -1,0 +1,244 @@
+/**
+ * The classes that users see.
+ */
+
+import { AutoConfig, AutoProcessor, AutoTokenizer, RawImage, Tensor, random } from '@huggingface/transformers';
+
+import { beam_search } from './beams.js';
+import { Continuation, to_tensor } from './continuation.js';
+import { nothing, one_by_one } from './generate.js';
+import { Progress, load_graphs } from './graphs.js';
+import { layout_of } from './layouts.js';
+import { check_generate_options, check_keys, limit_length, make_plan } from './options.js';
+import { turn } from './turn.js';
+
+const LOAD_OPTIONS = ['dtype', 'device', 'revision', 'progress_callback', 'session_options'];
+
+/** A repo that vlm-export made, of any layout, loaded and ready to be run. */
+export class VisionLanguageModel {
+    #layout;
+
+    /**
+     * Loads a repo.
+     *
+     * @param {string} id on the Hub, or a folder as `from_pretrained` of transformers.js takes it
+     * @param {object} [options]
+     * @param {string | Record<string, string>} [options.dtype] for all graphs, or by their names; else what the repo asks
+     *     for, else q8 on WASM and fp32 elsewhere
+     * @param {string | Record<string, string>} [options.device] cpu, wasm, webgpu, …; else what the repo asks for, else
+     *     wasm in a browser and cpu in Node
+     * @param {string} [options.revision] of a repo on the Hub
+     * @param {(info: object) => void} [options.progress_callback] gets the reports of transformers.js on each file, and
+     *     `progress_total` on all graphs together
+     * @param {object} [options.session_options] of ONNX Runtime
+     * @returns {Promise<VisionLanguageModel>}
+     * @throws {TypeError} an unknown option, dtype or graph
+     * @throws {Error} a file is missing, or the model is of no layout that is known here
+     */
+    static async from_pretrained(id, options = {}) {
+        check_keys('from_pretrained()', options, LOAD_OPTIONS);
+        const {
+            dtype = null,
+            device = null,
+            revision = 'main',
+            progress_callback = null,
+            session_options = {},
+        } = options;
+        const progress = new Progress(progress_callback);
+        const files = { revision, progress_callback: progress.report };
+        const config = await AutoConfig.from_pretrained(id, files);
+        const Layout = layout_of(config);
+        const [tokenizer, processor, loaded] = await Promise.all([
+            AutoTokenizer.from_pretrained(id, files),
+            AutoProcessor.from_pretrained(id, files),
+            load_graphs(id, Layout, config, { dtype, device, revision, session_options, progress }),
+        ]);
+        return new this(new Layout({ config, tokenizer, processor, ...loaded }));
+    }
+
+    /** Use `from_pretrained`. */
+    constructor(layout) {
+        this.#layout = layout;
+    }
+
+    /** @returns {'captioner' | 'chat' | 'components'} */
+    get layout() {
+        return this.#layout.name;
+    }
+
+    /** Whether `generate()` takes a prompt. */
+    get takes_prompt() {
+        return this.#layout.takes_prompt;
+    }
+
+    /** Whether the decoder continues the image's features, as a text that would stand before the prompt. */
+    get prefix_conditioning() {
+        return this.#layout.prefix_conditioning;
+    }
+
+    /** config.json */
+    get config() {
+        return this.#layout.config;
+    }
+
+    /** generation_config.json: what `generate()` does unless it is told otherwise. */
+    get generation_config() {
+        return this.#layout.generation_config;
+    }
+
+    get tokenizer() {
+        return this.#layout.tokenizer;
+    }
+
+    get processor() {
+        return this.#layout.processor;
+    }
+
+    /** That of all graphs, or by their names where they differ. */
+    get dtype() {
+        return of_all(this.#layout.graphs, 'dtype');
+    }
+
+    /** That of all graphs, or by their names where they differ. */
+    get device() {
+        return of_all(this.#layout.graphs, 'device');
+    }
+
+    /**
+     * Runs the vision tower on one image.
+     *
+     * @param {RawImage | string | URL | Blob | Tensor} image or its pixel_values `[1, 3, height, width] float32`
+     * @returns {Promise<Tensor>} `[1, patches, hidden] float32`; where a graph has tower and projection in one, which
+     *     is in layouts captioner and chat, what `project_vision_features` would make of it. The tiles of one image,
+     *     where a model takes tiles, are the first dimension.
+     */
+    async encode_image(image) {
+        const asked = is_tensor(image) ? { images: [], pixel_values: image } : { images: [await RawImage.read(image)] };
+        return await this.#layout.encode(await this.#layout.pixels(asked));
+    }
+
+    /**
+     * Takes the tower's output to the decoder's width.
+     *
+     * @param {Tensor} features what `encode_image` gave
+     * @returns {Promise<Tensor>} `[1, tokens, decoder_hidden] float32`: the same tensor in layouts captioner and chat, whose
+     *     tower has the projection in it
+     */
+    async project_vision_features(features) {
+        return await this.#layout.project(features);
+    }
+
+    /**
+     * Runs the decoder once.
+     *
+     * @param {object} inputs
+     * @param {Tensor | number[][]} inputs.input_ids `[batch, tokens] int64`. Without a past the prompt: in layout captioner
+     *     the start token, in layout chat with an image token for each row of `image_features`, in layout components
+     *     perhaps none. Several tokens after a past are for a batch of one.
+     * @param {Tensor} [inputs.image_features] what `project_vision_features` gave, `[batch, tokens, decoder_hidden]`; in
+     *     every run in layout captioner, in the others only in the one without a past
+     * @param {Record<string, Tensor>} [inputs.past_key_values] what the last run gave; it is used up
+     * @returns {Promise<{ logits: Tensor, past_key_values: Record<string, Tensor> }>} logits `[batch, 1, vocabulary]
+     *     float32` of the last token, and the cache, by `past_key_values.*` names, `[batch, kv_heads, tokens, head_dim]`
+     */
+    async forward(inputs) {
+        check_keys('forward()', inputs, ['input_ids', 'image_features', 'past_key_values']);
+        const input_ids = is_tensor(inputs.input_ids) ? inputs.input_ids : to_tensor(inputs.input_ids);
+        return await this.#layout.run({ ...inputs, input_ids });
+    }
+
+    /**
+     * Generates texts about an image: greedily, by beam search (`num_beams`) or by sampling (`do_sample`).
+     *
+     * Options that are not given are what generation_config.json says, else transformers' default. An option that is not
+     * known, not possible or without effect is an error.
+     *
+     * @param {import('../index.d.ts').GenerateOptions} options
+     * @returns {Promise<import('../index.d.ts').Generated>} best first
+     */
+    async generate(options = {}) {
+        check_generate_options(options);
+        const started = performance.now();
+        const layout = this.#layout;
+        const plan = make_plan(options, layout.generation_config);
+        const { on_token, signal } = options;
+        const prepared = await layout.prepare(await asked_of(options));
+        limit_length(plan, prepared.token_ids.length);
+        const timings = { first_token_ms: null, total_ms: 0, tokens: 0 };
+        const heard = async (token_ids) => {
+            timings.first_token_ms ??= performance.now() - started;
+            timings.tokens = token_ids.length;
+            on_token?.({ token_id: token_ids.at(-1), text: this.#text(token_ids, true), tokens: token_ids.length });
+            if (on_token || signal) {
+                await turn();
+            }
+        };
+        const generator = new random.Random(plan.seed);
+        const search = { plan, history: prepared.history, random: () => generator.random(), heard, signal };
+        const sequences = await this.#search(prepared, search);
+        timings.total_ms = performance.now() - started;
+        const generated = sequences.map((sequence) => ({ ...sequence, text: this.#text(sequence.token_ids) }));
+        return Object.assign(generated, { timings });
+    }
+
+    async #search(prepared, search) {
+        if (search.signal?.aborted) {
+            return nothing(search.plan);
+        }
+        const run = await Continuation.begin(this.#layout, prepared);
+        try {
+            return await (search.plan.num_beams > 1 ? beam_search : one_by_one)({ ...search, run });
+        } finally {
+            run.release();
+        }
+    }
+
+    /**
+     * @param {number[]} token_ids
+     * @param {boolean} [going_on] a letter at the end may not be whole yet
+     */
+    #text(token_ids, going_on = false) {
+        if (!token_ids.length) {
+            return '';
+        }
+        const text = this.#layout.tokenizer.decode(token_ids, { skip_special_tokens: true }).trim();
+        return going_on ? text.replace(/\uFFFD+$/, '') : text;
+    }
+
+    /** Frees the sessions. Nothing can be run afterwards. */
+    async dispose() {
+        await Promise.all(Object.values(this.#layout.graphs).map((graph) => graph.dispose()));
+    }
+}
+
+/** A prefix-conditioning model: a decoder that continues the projected features of an image. */
+export class PrefixConditioningVLM extends VisionLanguageModel {
+    /**
+     * As `VisionLanguageModel.from_pretrained`.
+     * @throws {Error} the repo holds another kind of model
+     */
+    static async from_pretrained(id, options = {}) {
+        const model = await super.from_pretrained(id, options);
+        if (!model.prefix_conditioning) {
+            await model.dispose();
+            throw new Error(`${id}: not a prefix-conditioning model: load it with VisionLanguageModel`);
+        }
+        return model;
+    }
+}
+
+/** @returns {Promise<import('./layouts.js').Asked>} */
+async function asked_of({ image, images = image === undefined ? [] : [image], pixel_values, prompt, messages }) {
+    return { images: await Promise.all(images.map((one) => RawImage.read(one))), pixel_values, prompt, messages };
+}
+
+/** @returns {any} a graph's property, or by the graphs' names where they differ */
+function of_all(graphs, property) {
+    const values = Object.entries(graphs).map(([name, graph]) => [name, graph[property]]);
+    return new Set(values.map(([, value]) => value)).size === 1 ? values[0][1] : Object.fromEntries(values);
+}
+
+/** @returns {value is Tensor} */
+function is_tensor(value) {
+    return value instanceof Tensor;
+}

@@ -1,0 +1,265 @@
+"""How each set of graphs is fed, as its client feeds it: what generates from a repo and what verifies it both run this.
+
+Which driver a repo takes follows from its `config.json` and its graphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from vlm_export.errors import InputError
+from vlm_export.runtime.sessions import Arrays, Cache, DecoderRun, Inputs, Sessions, cache_length
+
+PREFIX = "prefix_conditioning"  # a key of config.json: the image's features stand before the text, and have no ids
+COMPONENTS_TYPES = ("prefix_conditioning_vlm",)
+CAPTIONER_TYPES = ("vision-encoder-decoder",)
+CHAT_TYPES = ("llava", "llava_onevision", "llava_qwen2", "idefics3", "smolvlm")
+_DECODER = "decoder_model_merged"
+_CROSS = ".encoder."
+
+
+@dataclass(frozen=True)
+class Observed:
+    """An output of the encoder side, and the quantity of the PyTorch model that it is."""
+
+    component: str
+    output: str
+    quantity: str
+    value: np.ndarray
+
+
+class Driver(Protocol):
+    """A repo's graphs, driven as the client drives them.
+
+    `inputs` are what the client is fed, and for the decoder also what the encoder gave, by quantity.
+
+    Attributes:
+        components: the graphs that it runs, by name.
+        carried: those of `inputs` that every step needs, `[batch, …]` each.
+    """
+
+    components: tuple[str, ...]
+    carried: tuple[str, ...]
+
+    def encode(self, inputs: Inputs) -> list[Observed]:
+        """The encoder side's outputs."""
+
+    def prefill(self, inputs: Inputs) -> DecoderRun:
+        """The first logits and cache."""
+
+    def step(self, token_ids: np.ndarray, cache: Cache, inputs: Inputs) -> DecoderRun:
+        """`[batch, tokens] int64` after the cache → logits of the last of them."""
+
+    def seen(self, inputs: Inputs) -> list[list[int]]:
+        """For each row, the ids that rules on repetition look back on at the first token."""
+
+
+class ChatDriver:
+    """`vision_encoder`, `embed_tokens` and `decoder_model_merged`: features are written over the rows of image tokens.
+
+    Without images there is no `image_features` among the inputs.
+    """
+
+    components: tuple[str, ...] = ("vision_encoder", "embed_tokens", _DECODER)
+    carried: tuple[str, ...] = ("attention_mask",)
+
+    def __init__(self, sessions: Sessions, image_token_id: int):
+        self.sessions = sessions
+        self.image_token_id = image_token_id
+
+    def encode(self, inputs: Inputs) -> list[Observed]:
+        outputs = self.sessions.run("vision_encoder", inputs)
+        return [Observed("vision_encoder", "image_features", "image_features", outputs["image_features"])]
+
+    def prefill(self, inputs: Inputs) -> DecoderRun:
+        ids = self.ids(inputs)
+        return self._decode(self.embed(ids, inputs), self.sessions.empty_cache(_DECODER, len(ids)), inputs)
+
+    def extend(self, cache: Cache, inputs: Inputs) -> DecoderRun:
+        """`prefill` after a cache: `input_ids` and `image_features` are those of the new part."""
+        return self._decode(self.embed(inputs["input_ids"], inputs), cache, inputs)
+
+    def step(self, token_ids: np.ndarray, cache: Cache, inputs: Inputs) -> DecoderRun:
+        return self._decode(self.embed(token_ids, {}), cache, inputs)
+
+    def ids(self, inputs: Inputs) -> np.ndarray:
+        """The prompt with as many image tokens as there are features."""
+        return inputs["input_ids"]
+
+    def seen(self, inputs: Inputs) -> list[list[int]]:
+        """Without what pads the rows on their left."""
+        ids = self.ids(inputs)
+        mask = inputs.get("attention_mask", np.ones_like(ids))
+        return [row[kept != 0].tolist() for row, kept in zip(ids, mask, strict=True)]
+
+    def embed(self, token_ids: np.ndarray, inputs: Inputs) -> np.ndarray:
+        """`[batch, tokens] int64` → `[batch, tokens, hidden] float32`, with the images' features in their places."""
+        embeds = self.sessions.run("embed_tokens", {"input_ids": token_ids})["inputs_embeds"]
+        if "image_features" in inputs:
+            embeds[token_ids == self.image_token_id] = inputs["image_features"].reshape(-1, embeds.shape[-1])
+        return embeds
+
+    def _decode(self, embeds: np.ndarray, cache: Cache, inputs: Inputs) -> DecoderRun:
+        batch, length = embeds.shape[:2]
+        total = cache_length(cache) + length
+        given = inputs.get("attention_mask", np.ones((batch, 0), dtype=np.int64))
+        mask = np.concatenate([given, np.ones((batch, total - given.shape[1]), dtype=np.int64)], axis=1)
+        positions = np.where(mask == 0, 1, mask.cumsum(axis=1) - 1)[:, -length:]
+        feeds = {
+            "inputs_embeds": embeds,
+            "attention_mask": mask,
+            "position_ids": np.ascontiguousarray(positions),
+            "num_logits_to_keep": np.array(1, dtype=np.int64),
+            **_use_cache(total > length),
+        }
+        return self.sessions.decode(_DECODER, feeds, cache)
+
+
+class PrefixChatDriver(ChatDriver):
+    """A llava made up around a captioner that has no image tokens: where none are given, they are in front of the ids.
+
+    It generated from embeddings, so that rules on repetition look back on what is generated alone.
+    """
+
+    def ids(self, inputs: Inputs) -> np.ndarray:
+        ids = inputs["input_ids"]
+        if (ids == self.image_token_id).any():
+            return ids
+        batch, rows = inputs["image_features"].shape[:2]
+        return np.concatenate([np.full((batch, rows), self.image_token_id, dtype=np.int64), ids], axis=1)
+
+    def seen(self, inputs: Inputs) -> list[list[int]]:
+        return [[] for _ in inputs["input_ids"]]
+
+
+class EncoderDecoderDriver:
+    """`encoder_model` and `decoder_model_merged`; ids begin with the start token.
+
+    A cache of cross-attention comes out of the first run, and is kept for the runs after it.
+    """
+
+    components: tuple[str, ...] = ("encoder_model", _DECODER)
+    carried: tuple[str, ...] = ("encoder_hidden_states",)
+    quantity = "encoder_hidden_states"
+
+    def __init__(self, sessions: Sessions):
+        self.sessions = sessions
+
+    def encode(self, inputs: Inputs) -> list[Observed]:
+        states = self.sessions.run("encoder_model", inputs)["last_hidden_state"]
+        return [Observed("encoder_model", "last_hidden_state", self.quantity, states)]
+
+    def prefill(self, inputs: Inputs) -> DecoderRun:
+        ids = inputs["input_ids"]
+        return self.run(ids, self.sessions.empty_cache(_DECODER, len(ids)), inputs, first=True)
+
+    def step(self, token_ids: np.ndarray, cache: Cache, inputs: Inputs) -> DecoderRun:
+        done = self.run(token_ids, cache, inputs, first=False)
+        kept = {name: value for name, value in cache.items() if _CROSS in name}
+        return DecoderRun(done.component, done.logits, {**done.cache, **kept})
+
+    def seen(self, inputs: Inputs) -> list[list[int]]:
+        return inputs["input_ids"].tolist()
+
+    def run(self, token_ids: np.ndarray, cache: Cache, inputs: Inputs, *, first: bool) -> DecoderRun:
+        feeds = {
+            "input_ids": token_ids,
+            "encoder_hidden_states": inputs[self.quantity],
+            **_use_cache(not first),
+        }
+        return self.sessions.decode(_DECODER, feeds, cache)
+
+
+class PrefixCaptionerDriver(EncoderDecoderDriver):
+    """A `vision-encoder-decoder` made up around a captioner: the graph puts the prefix in the start token's place."""
+
+    carried: tuple[str, ...] = ("image_features",)
+    quantity = "image_features"
+
+    def __init__(self, sessions: Sessions, start_token_id: int):
+        super().__init__(sessions)
+        self.start_token_id = start_token_id
+
+    def prefill(self, inputs: Inputs) -> DecoderRun:
+        prompt = inputs["input_ids"]
+        start = np.full((len(prompt), 1), self.start_token_id, dtype=np.int64)
+        ids = np.concatenate([start, prompt], axis=1)
+        return self.run(ids, self.sessions.empty_cache(_DECODER, len(ids)), inputs, first=True)
+
+    def seen(self, inputs: Inputs) -> list[list[int]]:
+        return [[] for _ in inputs["input_ids"]]
+
+
+class ComponentsDriver:
+    """`vision_encoder` → `projection` → `prefix_init`, then `embed_tokens` and `language_model` for each token."""
+
+    components: tuple[str, ...] = ("vision_encoder", "projection", "prefix_init", "embed_tokens", "language_model")
+    carried: tuple[str, ...] = ()
+
+    def __init__(self, sessions: Sessions):
+        self.sessions = sessions
+
+    def encode(self, inputs: Inputs) -> list[Observed]:
+        features = self.sessions.run("vision_encoder", inputs)["last_hidden_state"]
+        prefix = self.sessions.run("projection", {"last_hidden_state": features})["projected_prefix"]
+        return [
+            Observed("vision_encoder", "last_hidden_state", "vision_features", features),
+            Observed("projection", "projected_prefix", "image_features", prefix),
+        ]
+
+    def prefill(self, inputs: Inputs) -> DecoderRun:
+        feeds = {"prefix_embeddings": inputs["image_features"], "input_ids": inputs["input_ids"]}
+        return self.sessions.decode("prefix_init", feeds, {})
+
+    def step(self, token_ids: np.ndarray, cache: Cache, inputs: Inputs) -> DecoderRun:
+        embeds = self.sessions.run("embed_tokens", {"input_ids": token_ids})
+        return self.sessions.decode("language_model", embeds, cache)
+
+    def seen(self, inputs: Inputs) -> list[list[int]]:
+        return [[] for _ in inputs["input_ids"]]
+
+
+def driver_for(sessions: Sessions, files: Mapping[str, dict[str, Any]]) -> Driver:
+    """The driver of a repo whose JSON files are `files`: transformers.js too goes by nothing but `model_type`.
+
+    Raises:
+        InputError: a `model_type` that none of them is for.
+    """
+    config = files["config.json"]
+    model_type = config.get("model_type")
+    if model_type in COMPONENTS_TYPES:
+        return ComponentsDriver(sessions)
+    if model_type in CAPTIONER_TYPES:
+        if config.get(PREFIX):
+            return PrefixCaptionerDriver(sessions, files["generation_config.json"]["decoder_start_token_id"])
+        return EncoderDecoderDriver(sessions)
+    if model_type in CHAT_TYPES:
+        return (PrefixChatDriver if config.get(PREFIX) else ChatDriver)(sessions, image_token_id(config))
+    known = ", ".join((*COMPONENTS_TYPES, *CAPTIONER_TYPES, *CHAT_TYPES))
+    raise InputError(f"config.json: model_type {model_type!r} is none that this runs: {known}")
+
+
+def image_token_id(config: Mapping[str, Any]) -> int:
+    """The id that an image's features take the place of.
+
+    Raises:
+        InputError: config.json names none.
+    """
+    for name in ("image_token_index", "image_token_id"):
+        if isinstance(config.get(name), int):
+            return config[name]
+    raise InputError("config.json: image_token_id: not set, so no image could be put into a prompt")
+
+
+def with_encoded(driver: Driver, inputs: Inputs) -> Arrays:
+    """`inputs` and what the encoder gives for them."""
+    return dict(inputs) | {seen.quantity: seen.value for seen in driver.encode(inputs)}
+
+
+def _use_cache(used: bool) -> Arrays:
+    """What graphs merged of two, with and without a past, are asked."""
+    return {"use_cache_branch": np.array([used])}

@@ -1,0 +1,200 @@
+"""A model that captions: what is the same whether ONNX Runtime or PyTorch computes it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeVar
+
+from PIL import Image
+
+from vlm_export.errors import InputError
+from vlm_export.runtime.generate import FinishReason, Generated
+from vlm_export.runtime.options import Options
+from vlm_export.runtime.repo import LayoutName
+from vlm_export.runtime.text import Message, Stream, Text
+
+Prompt = str | Sequence[Message] | None
+Backend = Literal["onnx", "torch"]
+Item = tuple[Sequence[Image.Image], Prompt]
+OnText = Callable[[str], None]
+Cancelled = Callable[[], bool]
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said.
+
+    Attributes:
+        text: without special tokens, or a stop text and what came after it.
+        token_ids: the generated ones, the one that ends it included.
+        prompt_tokens: ids that it was given, those of images included.
+        score: the beam's log probability under the length penalty; None without beams.
+        alternatives: the other beams or samples that were asked for.
+        first_token_seconds, seconds: since the call, for the whole batch.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    prompt_tokens: int
+    score: float | None
+    alternatives: tuple[Answer, ...]
+    first_token_seconds: float
+    seconds: float
+
+
+class EngineFailed(Exception):
+    """What computes the model cannot, for a reason that is not the user's; another engine may."""
+
+
+class Engine(Protocol):
+    """What computes a model."""
+
+    name: str
+    layout: LayoutName
+    dtype: str
+    backend: Backend
+
+    def generate(
+        self,
+        images: Sequence[Image.Image],
+        prompt: Prompt,
+        options: Options,
+        on_text: OnText | None,
+        cancelled: Cancelled | None,
+    ) -> Answer:
+        """One prompt."""
+
+    def generate_batch(self, items: Sequence[Item], options: Options) -> list[Answer]:
+        """Several, each with the tokens that it gets alone."""
+
+
+class Model:
+    """A loaded model. `spare` makes the engine that takes over when the first one fails, and says so."""
+
+    def __init__(self, engine: Engine, spare: Callable[[str], Engine] | None = None):
+        self.engine = engine
+        self._spare = spare
+
+    @property
+    def name(self) -> str:
+        return self.engine.name
+
+    @property
+    def layout(self) -> LayoutName:
+        return self.engine.layout
+
+    @property
+    def dtype(self) -> str:
+        return self.engine.dtype
+
+    @property
+    def backend(self) -> Backend:
+        return self.engine.backend
+
+    @property
+    def takes_prompt(self) -> bool:
+        return self.layout == "chat"
+
+    def generate(
+        self,
+        images: Sequence[Image.Image],
+        prompt: Prompt = None,
+        options: Options = Options(),  # noqa: B008 (frozen)
+        *,
+        on_text: OnText | None = None,
+        cancelled: Cancelled | None = None,
+    ) -> Answer:
+        """Caption, or answer.
+
+        `on_text` is given the text in pieces as it comes; of beams, at the end. `cancelled` is asked at every token.
+
+        Raises:
+            InputError: the model takes no prompt, or needs one, or another number of images; or an option is wrong.
+        """
+        self._check(prompt)
+        return self._run(lambda engine: engine.generate(images, prompt, options, on_text, cancelled))
+
+    def generate_batch(self, items: Sequence[Item], options: Options = Options()) -> list[Answer]:  # noqa: B008
+        """Several images or conversations at once; each gets the tokens that it gets alone.
+
+        Raises:
+            InputError: as of `generate`.
+        """
+        for _, prompt in items:
+            self._check(prompt)
+        return self._run(lambda engine: engine.generate_batch(items, options)) if items else []
+
+    def _check(self, prompt: Prompt) -> None:
+        if prompt is not None and not self.takes_prompt:
+            raise InputError(f"{self.name}: a {self.layout} repo takes no prompt; it captions the image")
+
+    def _run(self, call: Callable[[Engine], Result]) -> Result:
+        try:
+            return call(self.engine)
+        except EngineFailed as error:
+            if self._spare is None:
+                raise InputError(str(error)) from error
+            self.engine, self._spare = self._spare(str(error)), None
+            return call(self.engine)
+
+
+def answers(
+    generated: Sequence[Generated], text: Text, stop: Sequence[str], prompt_tokens: int, started: float, first: float
+) -> Answer:
+    """The sequences of one prompt, best first, as an answer and its alternatives."""
+    seconds = time.perf_counter() - started
+    made = [
+        Answer(
+            before_stop(text.decode(one.token_ids), stop),
+            tuple(one.token_ids),
+            one.finish_reason,
+            prompt_tokens,
+            one.score,
+            (),
+            first - started,
+            seconds,
+        )
+        for one in generated
+    ]
+    return Answer(**{**vars(made[0]), "alternatives": tuple(made[1:])})
+
+
+def before_stop(text: str, stop: Sequence[str]) -> str:
+    """The text up to the first of its stop texts."""
+    found = [place for place in (text.find(one) for one in stop) if place >= 0]
+    return text[: min(found)].rstrip() if found else text
+
+
+class Watcher:
+    """Looks at the tokens after each step: hands out the text of the first row, and says which end in a stop text."""
+
+    def __init__(self, text: Text, stop: Sequence[str], on_text: OnText | None):
+        self.text = text
+        self.stop = stop
+        self.stream = Stream(text, on_text) if on_text else None
+
+    def __call__(self, rows: Sequence[Sequence[int]]) -> list[bool]:
+        ends = [bool(self.stop) and self._ends(ids) for ids in rows]
+        if self.stream is not None and not ends[0]:
+            self.stream.update(rows[0], max((len(one) - 1 for one in self.stop), default=0))
+        return ends
+
+    def _ends(self, token_ids: Sequence[int]) -> bool:
+        text = self.text.decode(token_ids)
+        return any(one in text for one in self.stop)
+
+    def finish(self, text: str) -> None:
+        if self.stream is not None:
+            self.stream.finish(text)
+
+
+def finish(answer: Answer, watcher: Watcher, on_text: OnText | None) -> None:
+    """Hand out what is left of the text; of beams, all of it."""
+    if watcher.stream is not None:
+        watcher.finish(answer.text)
+    elif on_text is not None and answer.text:
+        on_text(answer.text)

@@ -1,0 +1,276 @@
+"""A repo on ONNX Runtime: from images and a prompt to what the drivers are fed, and from tokens to an answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+from vlm_export.errors import InputError
+from vlm_export.runtime import beams, generate
+from vlm_export.runtime.drivers import ChatDriver, driver_for, image_token_id
+from vlm_export.runtime.generate import Decoder, Generated
+from vlm_export.runtime.images import ImageProcessor, Tiles
+from vlm_export.runtime.model import (
+    Answer,
+    Backend,
+    Cancelled,
+    EngineFailed,
+    Item,
+    OnText,
+    Prompt,
+    Watcher,
+    answers,
+    finish,
+)
+from vlm_export.runtime.options import Options, Plan, plan
+from vlm_export.runtime.repo import ONNX, ROW_BY_ROW, SUFFIXES, Repo, choose_dtype
+from vlm_export.runtime.sessions import GRAPH_ERRORS, Arrays, Cache, Sessions, keep_positions
+from vlm_export.runtime.text import Message, Text, left_padded, with_image_tokens
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Images as the encoder side gives them: quantities by name, rows of features for each image, and its tiles."""
+
+    quantities: Arrays
+    rows: tuple[int, ...]
+    tiles: tuple[Tiles, ...]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One prompt, ready: its ids, and its images."""
+
+    ids: list[int]
+    encoded: Encoded
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a conversation has run: its images, the ids in the cache, and how many of the last prompt were run."""
+
+    encoded: Encoded = field(default_factory=lambda: Encoded({}, (), ()))
+    ids: list[int] = field(default_factory=list)
+    cache: Cache = field(default_factory=dict)
+    tokens_fed: int = 0
+
+
+class OnnxEngine:
+    """The graphs of one dtype.
+
+    Raises:
+        InputError: a file is missing or not understood.
+        EngineFailed: ONNX Runtime cannot load a graph.
+    """
+
+    backend: Backend = "onnx"
+
+    def __init__(self, repo: Repo, dtype: str | None, threads: int = 0):
+        self.repo = repo
+        self.name, self.layout = repo.name, repo.layout
+        components = components_of(repo)
+        try:
+            self.dtype = choose_dtype(dtype, components, repo.graph_files, str(repo.path / ONNX))
+        except InputError as error:
+            of_dtype = (f"{component}{SUFFIXES.get(dtype or '')}.onnx" for component in components)
+            if dtype is None or repo.graph_files.intersection(of_dtype):  # not merely a dtype that is not there
+                raise EngineFailed(str(error)) from error
+            raise
+        self.sessions = Sessions(repo.path / ONNX, SUFFIXES[self.dtype], threads)
+        self.driver = driver_for(self.sessions, repo.files)
+        self.text = Text(repo.path)
+        self.images = ImageProcessor(repo.preprocessor)
+        with self.failures():
+            for component in components:
+                self.sessions.session(component)
+
+    def generate(
+        self,
+        images: Sequence[Image.Image],
+        prompt: Prompt,
+        options: Options,
+        on_text: OnText | None = None,
+        cancelled: Cancelled | None = None,
+    ) -> Answer:
+        started = time.perf_counter()
+        with self.failures():
+            prepared = self.prepare(images, prompt, options)
+            watcher = Watcher(self.text, prepared.plan.stop, on_text if prepared.plan.num_beams == 1 else None)
+            decoder = Decoder(self.driver, self.inputs([prepared]))
+            made = self.run(decoder, prepared.plan, watcher, cancelled)
+        answer = answers(made, self.text, prepared.plan.stop, len(prepared.ids), started, decoder.first_token)
+        finish(answer, watcher, on_text)
+        return answer
+
+    def generate_batch(self, items: Sequence[Item], options: Options) -> list[Answer]:
+        started = time.perf_counter()
+        with self.failures():
+            prepared = [self.prepare(images, prompt, options) for images, prompt in items]
+            if self.dtype in ROW_BY_ROW or any(one.plan != prepared[0].plan for one in prepared):
+                return [self._alone(one) for one in prepared]
+            made_by, decoder = self._together(prepared)
+        return [
+            answers(made, self.text, one.plan.stop, len(one.ids), started, decoder.first_token)
+            for made, one in zip(made_by, prepared, strict=True)
+        ]
+
+    def run(
+        self, decoder: Decoder, plan: Plan, watcher: Watcher | None = None, cancelled: Cancelled | None = None
+    ) -> list[Generated]:
+        """Generate as the plan says."""
+        watch = watcher if watcher is not None and (watcher.stop or watcher.stream) else None
+        search = beams.search if plan.num_beams > 1 else generate.generate
+        return search(decoder, plan, watch=watch, cancelled=cancelled)
+
+    def _alone(self, prepared: Prepared) -> Answer:
+        started = time.perf_counter()
+        decoder = Decoder(self.driver, self.inputs([prepared]))
+        made = self.run(decoder, prepared.plan, Watcher(self.text, prepared.plan.stop, None))
+        return answers(made, self.text, prepared.plan.stop, len(prepared.ids), started, decoder.first_token)
+
+    def _together(self, prepared: Sequence[Prepared]) -> tuple[list[list[Generated]], Decoder]:
+        shared = prepared[0].plan
+        decoder = Decoder(self.driver, self.inputs(prepared))
+        made = self.run(decoder, shared, Watcher(self.text, shared.stop, None))
+        count = shared.num_return_sequences
+        return [made[place : place + count] for place in range(0, len(made), count)], decoder
+
+    def prepare(self, images: Sequence[Image.Image], prompt: Prompt, options: Options) -> Prepared:
+        """Encode the images and write the prompt.
+
+        Raises:
+            InputError: the model takes another number of images, or the prompt has no place for them.
+        """
+        if self.repo.has_prefix or self.layout == "captioner":
+            self._check_one(images)
+        encoded = self.encode(images)
+        ids = self.prompt_ids(self.messages(images, prompt), encoded) if self.layout == "chat" else self._start()
+        return Prepared(ids, encoded, plan(options, self.repo.generation, len(ids)))
+
+    def _check_one(self, images: Sequence[Image.Image]) -> None:
+        if len(images) != 1:
+            raise InputError(f"{self.name}: captions one image at a time, not {len(images)} together")
+
+    def _start(self) -> list[int]:
+        """The ids that a captioner begins with."""
+        if self.repo.has_prefix:
+            return []
+        for name in ("decoder_start_token_id", "bos_token_id"):
+            if isinstance(self.repo.generation.get(name), int):
+                return [self.repo.generation[name]]
+        raise InputError(f"{self.repo.path / 'generation_config.json'}: decoder_start_token_id: not set")
+
+    def turn(
+        self,
+        memory: Memory,
+        images: Sequence[Image.Image],
+        messages: Sequence[Message],
+        options: Options,
+        on_text: OnText | None = None,
+        cancelled: Cancelled | None = None,
+    ) -> tuple[Answer, Memory]:
+        """Answer a conversation of which `memory` holds what was run before; `images` are those of the last message.
+
+        Only the ids that are not in the cache yet are run. Of beams or several samples, what is kept is the prompt's.
+        """
+        started = time.perf_counter()
+        with self.failures():
+            encoded = _joined(memory.encoded, self.encode(images))
+            ids = self.prompt_ids(messages, encoded)
+            decided = plan(options, self.repo.generation, len(ids))
+            decoder, fed = self._resumed(memory, ids, encoded)
+            prompt_cache = decoder.cache
+            watcher = Watcher(self.text, decided.stop, on_text if decided.num_beams == 1 else None)
+            made = self.run(decoder, decided, watcher, cancelled)
+        answer = answers(made, self.text, decided.stop, len(ids), started, decoder.first_token)
+        finish(answer, watcher, on_text)
+        if len(made) > 1 or decided.num_beams > 1:
+            return answer, Memory(encoded, ids, prompt_cache, fed)
+        return answer, Memory(encoded, [*ids, *answer.token_ids[:-1]], decoder.cache, fed)
+
+    def _resumed(self, memory: Memory, ids: list[int], encoded: Encoded) -> tuple[Decoder, int]:
+        """A decoder that has run `ids`, and how many of them it had to."""
+        driver = self.driver
+        assert isinstance(driver, ChatDriver), "only a chat has turns"
+        known = list(zip(ids[:-1], memory.ids, strict=False))  # the last must be run, or there were no logits
+        common = next((place for place, (new, old) in enumerate(known) if new != old), len(known))
+        inputs: Arrays = {"input_ids": np.array([ids[common:]], dtype=np.int64)}
+        if "image_features" in encoded.quantities:
+            features = encoded.quantities["image_features"]
+            rows = features.reshape(-1, features.shape[-1])
+            inputs["image_features"] = rows[ids[:common].count(driver.image_token_id) :]
+        if not common:
+            return Decoder(driver, inputs), len(ids)
+        cache = memory.cache if common == len(memory.ids) else keep_positions(memory.cache, common)
+        history = driver.seen({"input_ids": np.array([ids], dtype=np.int64)})
+        return Decoder(driver, inputs, driver.extend(cache, inputs), history), len(ids) - common
+
+    def encode(self, images: Sequence[Image.Image]) -> Encoded:
+        """Run the encoder side on the images of one prompt."""
+        if not images:
+            return Encoded({}, (), ())
+        processed = self.images(images)
+        quantities = {seen.quantity: seen.value for seen in self.driver.encode(processed.arrays)}
+        features = quantities.get("image_features")
+        per_image = [features.shape[-2]] * len(images) if features is not None and features.ndim == 3 else []
+        if features is not None and features.ndim == 2:
+            per_image = [len(features) // max(1, sum(map(_count, processed.tiles)))] * len(images)
+        return Encoded(quantities, tuple(per_image), processed.tiles)
+
+    def messages(self, images: Sequence[Image.Image], prompt: Prompt) -> list[Message]:
+        """A prompt as a conversation: a text comes after the images."""
+        if prompt is not None and not isinstance(prompt, str):
+            return list(prompt)
+        if prompt is None and not self.repo.has_prefix:
+            raise InputError(f"{self.name}: answers a question about an image: give it a prompt")
+        text = [{"type": "text", "text": prompt}] if prompt else []
+        return [{"role": "user", "content": [*({"type": "image"} for _ in images), *text]}]
+
+    def prompt_ids(self, messages: Sequence[Message], encoded: Encoded) -> list[int]:
+        """The ids of a conversation up to where the answer begins, with those of its images."""
+        token = self.text.token(image_token_id(self.repo.config))
+        tiles = encoded.tiles if self.images.is_tiling else None
+        return self.text.conversation_ids(with_image_tokens(self.text.render(messages), token, tiles, encoded.rows))
+
+    def inputs(self, prepared: Sequence[Prepared]) -> Arrays:
+        """What the decoder is fed for these prompts together."""
+        quantities = [one.encoded.quantities for one in prepared]
+        inputs = {name: np.concatenate([each[name] for each in quantities if name in each]) for name in quantities[0]}
+        inputs["input_ids"], mask = left_padded([one.ids for one in prepared], prepared[0].plan.pad_token_id)
+        if not mask.all():
+            inputs["attention_mask"] = mask
+        return inputs
+
+    @contextmanager
+    def failures(self) -> Iterator[None]:
+        """Raises EngineFailed in the place of what is wrong with the graphs."""
+        try:
+            yield
+        except GRAPH_ERRORS as error:
+            raise EngineFailed(f"{self.repo.path / ONNX}: ONNX Runtime: {' '.join(str(error).split())}") from error
+
+
+def components_of(repo: Repo) -> tuple[str, ...]:
+    """The graphs that a repo is run with.
+
+    Raises:
+        InputError: its config.json is of no model that this runs.
+    """
+    return driver_for(Sessions(repo.path / ONNX, ""), repo.files).components
+
+
+def _joined(first: Encoded, second: Encoded) -> Encoded:
+    """The images of several turns as those of one prompt."""
+    both = [one.quantities for one in (first, second) if one.quantities]
+    joined = {name: np.concatenate([each[name] for each in both]) for name in (both[0] if both else ())}
+    return Encoded(joined, first.rows + second.rows, first.tiles + second.tiles)
+
+
+def _count(tiles: Tiles) -> int:
+    return tiles.rows * tiles.columns + 1 if tiles.rows else 1

@@ -1,0 +1,138 @@
+"""How to generate: what the user asks for, over what the repo says, over transformers' defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from vlm_export.errors import InputError
+
+EarlyStopping = bool | Literal["never"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a caller asks for; None is what `generation_config.json` says, else transformers' default.
+
+    `stop` are texts that end an answer, and are no part of it. `seed` makes sampling repeatable here; the tokens are
+    not those that torch draws with that seed.
+    """
+
+    max_new_tokens: int | None = None
+    min_new_tokens: int | None = None
+    num_beams: int | None = None
+    num_return_sequences: int | None = None
+    length_penalty: float | None = None
+    early_stopping: EarlyStopping | None = None
+    do_sample: bool | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    repetition_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The same, decided; the defaults are transformers'."""
+
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int
+    max_new_tokens: int = 20
+    min_new_tokens: int = 0
+    num_beams: int = 1
+    num_return_sequences: int = 1
+    length_penalty: float = 1.0
+    early_stopping: EarlyStopping = False
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 50
+    top_p: float = 1.0
+    seed: int | None = None
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    stop: tuple[str, ...] = ()
+
+
+# What else in a generation_config.json changes tokens, and the value with which it does not.
+_UNKNOWN: dict[str, Any] = {
+    "bad_words_ids": None,
+    "begin_suppress_tokens": None,
+    "suppress_tokens": None,
+    "sequence_bias": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "exponential_decay_length_penalty": None,
+    "encoder_no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0,
+    "guidance_scale": 1.0,
+    "min_length": 0,
+    "min_p": None,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "renormalize_logits": False,
+    "num_beam_groups": 1,
+    "penalty_alpha": None,
+}
+
+
+def unknown_settings(config: Mapping[str, Any]) -> list[str]:
+    """Keys of a `generation_config.json` that would change the tokens in transformers, and do not here."""
+    return [key for key, idle in _UNKNOWN.items() if config.get(key) not in (None, idle, [])]
+
+
+def plan(options: Options, config: Mapping[str, Any], prompt_tokens: int) -> Plan:
+    """Decide for a prompt of `prompt_tokens` ids, start token included, under a `generation_config.json`.
+
+    Raises:
+        InputError: a value is out of its range, or two do not go together.
+    """
+    eos = config.get("eos_token_id")
+    eos_ids = tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,)
+    pad = config.get("pad_token_id")
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(Options):
+        asked = getattr(options, field.name)
+        stored = None if field.name in ("seed", "stop") else config.get(field.name)
+        if asked is not None or stored is not None:
+            values[field.name] = stored if asked is None else asked
+    if "max_new_tokens" not in values and config.get("max_length") is not None:
+        values["max_new_tokens"] = config["max_length"] - prompt_tokens
+    made = Plan(eos_ids, pad if pad is not None else eos_ids[0] if eos_ids else 0, **values)
+    for problem in _problems(made):
+        raise InputError(problem)
+    return made
+
+
+def _problems(plan: Plan) -> list[str]:
+    found = []
+    for name, least in (("max_new_tokens", 1), ("min_new_tokens", 0), ("num_beams", 1), ("num_return_sequences", 1)):
+        if getattr(plan, name) < least:
+            found.append(f"{name}: {getattr(plan, name)}, but it must be at least {least}")
+    if plan.min_new_tokens > plan.max_new_tokens:
+        found.append(f"min_new_tokens: {plan.min_new_tokens} is more than max_new_tokens, {plan.max_new_tokens}")
+    if plan.temperature <= 0:
+        found.append(f"temperature: {plan.temperature}, but it must be above 0; without sampling it is not used")
+    if plan.top_k < 0:
+        found.append(f"top_k: {plan.top_k}, but it must be at least 0, which is all")
+    if not 0 < plan.top_p <= 1:
+        found.append(f"top_p: {plan.top_p}, but it must be above 0 and up to 1")
+    if plan.repetition_penalty <= 0:
+        found.append(f"repetition_penalty: {plan.repetition_penalty}, but it must be above 0; 1 is none")
+    if plan.no_repeat_ngram_size < 0:
+        found.append(f"no_repeat_ngram_size: {plan.no_repeat_ngram_size}, but it must be at least 0, which is none")
+    if plan.early_stopping not in (True, False, "never"):
+        found.append(f"early_stopping: {plan.early_stopping!r}, but it must be true, false or 'never'")
+    if plan.num_return_sequences > plan.num_beams and not plan.do_sample:
+        found.append(
+            f"num_return_sequences: {plan.num_return_sequences} without sampling needs as many num_beams, not "
+            f"{plan.num_beams}"
+        )
+    if plan.num_beams > 1 and plan.num_return_sequences > plan.num_beams:
+        found.append(f"num_return_sequences: {plan.num_return_sequences} is more than num_beams, {plan.num_beams}")
+    return found

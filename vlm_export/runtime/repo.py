@@ -1,0 +1,120 @@
+"""An exported repo, or one that somebody else published for transformers.js: its files, and the dtypes that it has."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from vlm_export.artifacts import read_json
+from vlm_export.dtypes import DTYPES
+from vlm_export.errors import InputError
+from vlm_export.runtime.drivers import CAPTIONER_TYPES, CHAT_TYPES, PREFIX
+
+LayoutName = Literal["captioner", "chat", "components"]
+ONNX = "onnx"
+CONFIG, GENERATION, PREPROCESSOR, MANIFEST = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "export.json",
+)
+_TOKEN_IDS = ("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
+# File suffixes by dtype: those that are made here, and the others of transformers.js.
+SUFFIXES = {dtype.name: dtype.suffix for dtype in DTYPES.values()} | {
+    "uint8": "_uint8",
+    "q4": "_q4",
+    "q4f16": "_q4f16",
+    "bnb4": "_bnb4",
+}
+PREFERRED = ("q8", "int8", "fp32")
+# Their activations are quantized by the range of a whole batch, so that a row's tokens would depend on the others'.
+ROW_BY_ROW = ("q8", "int8", "uint8")
+
+
+@dataclass(frozen=True)
+class Repo:
+    """A repo's folder and JSON files; `files` has those three that drivers read."""
+
+    path: Path
+    files: Mapping[str, dict[str, Any]]
+    name: str
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.files[CONFIG]
+
+    @property
+    def generation(self) -> dict[str, Any]:
+        return self.files[GENERATION]
+
+    @property
+    def preprocessor(self) -> dict[str, Any]:
+        return self.files[PREPROCESSOR]
+
+    @property
+    def layout(self) -> LayoutName:
+        model_type = self.config.get("model_type")
+        return "captioner" if model_type in CAPTIONER_TYPES else "chat" if model_type in CHAT_TYPES else "components"
+
+    @property
+    def has_prefix(self) -> bool:
+        """Whether an image stands before the text, once, and no conversation was trained on."""
+        return self.layout == "components" or bool(self.config.get(PREFIX))
+
+    @property
+    def graph_files(self) -> set[str]:
+        """Names of the files in onnx/."""
+        return {path.name for path in (self.path / ONNX).glob("*.onnx")}
+
+
+def complete_dtypes(names: Collection[str], components: Sequence[str]) -> list[str]:
+    """The dtypes in which there is a file of every graph, among the `names` of files."""
+    return [
+        dtype
+        for dtype, suffix in SUFFIXES.items()
+        if all(f"{component}{suffix}.onnx" in names for component in components)
+    ]
+
+
+def choose_dtype(wanted: str | None, components: Sequence[str], names: Collection[str], where: str) -> str:
+    """The dtype to run: the one that is wanted, else the first of `PREFERRED`, else any.
+
+    Raises:
+        InputError: a graph of it is missing among the `names` of files, or there is no dtype with every graph.
+    """
+    if wanted is not None and wanted not in SUFFIXES:
+        raise InputError(f"dtype {wanted!r} is none of {', '.join(SUFFIXES)}")
+    have = complete_dtypes(names, components)
+    if wanted is None and have:
+        return next((dtype for dtype in PREFERRED if dtype in have), have[0])
+    if wanted in have:
+        return str(wanted)
+    needed = [f"{component}{SUFFIXES[wanted or 'fp32']}.onnx" for component in components]
+    missing = ", ".join(name for name in needed if name not in names)
+    raise InputError(f"{where}: {missing} missing" + (f"; there is {', '.join(have)}" if have else ""))
+
+
+def open_repo(path: Path) -> Repo:
+    """Read the JSON files of a repo.
+
+    Raises:
+        InputError: it has no config.json, or one of them is damaged.
+    """
+    if not (path / CONFIG).is_file():
+        raise InputError(f"{path}: no {CONFIG}, so this is no exported repo")
+    files = {CONFIG: read_json(path / CONFIG)}
+    for name in (GENERATION, PREPROCESSOR):
+        files[name] = read_json(path / name) if (path / name).is_file() else {}
+    files[GENERATION] = _token_ids(files[CONFIG]) | files[GENERATION]
+    recipe = read_json(path / MANIFEST).get("recipe") if (path / MANIFEST).is_file() else None
+    return Repo(path, files, recipe or path.resolve().name)
+
+
+def _token_ids(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config.json says of tokens that begin and end a text, for where generation_config.json does not."""
+    found: dict[str, Any] = {}
+    for part in (config.get("text_config", {}), config.get("decoder", {}), config):
+        found |= {name: part[name] for name in _TOKEN_IDS if part.get(name) is not None}
+    return found

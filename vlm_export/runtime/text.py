@@ -1,0 +1,219 @@
+"""Texts and token ids: the tokenizer, the chat template, and the tokens that stand for an image."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import nodes
+from jinja2.exceptions import TemplateError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from vlm_export.artifacts import read_json
+from vlm_export.errors import InputError
+from vlm_export.runtime.images import Tiles
+
+Message = Mapping[str, Any]  # {"role", "content": str | [{"type": "image"}, {"type": "text", "text": …}]}
+_TOKENIZER, _SETTINGS = "tokenizer.json", "tokenizer_config.json"
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token", "image_token")
+_FAKE_TOKEN, _GLOBAL_TAG = "<fake_token_around_image>", "<global-img>"
+_BROKEN = "\ufffd"  # what stands for bytes that are no whole character yet
+_CLEANED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
+
+
+class Text:
+    """The tokenizer of a repo, and its chat template if it has one.
+
+    Raises:
+        InputError: `tokenizer.json` is missing or holds no tokenizer.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        path = folder / _TOKENIZER
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; a repo without it cannot be run")
+        try:
+            self.tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing more particular
+            raise InputError(f"{path}: not a tokenizer: {' '.join(str(error).split())}") from error
+        self.tokenizer.no_padding()
+        self.tokenizer.no_truncation()
+        self.settings = read_json(folder / _SETTINGS) if (folder / _SETTINGS).is_file() else {}
+        is_bpe = type(self.tokenizer.model).__name__ == "BPE"
+        self.cleans_up = bool(self.settings.get("clean_up_tokenization_spaces")) and not is_bpe
+
+    @cached_property
+    def special_tokens(self) -> dict[str, str]:
+        """By transformers' name for each."""
+        path = self.folder / "special_tokens_map.json"
+        values = {**(read_json(path) if path.is_file() else {}), **self.settings}
+        found = {name: values.get(name) for name in _SPECIAL}
+        return {
+            name: value["content"] if isinstance(value, Mapping) else value for name, value in found.items() if value
+        }
+
+    @cached_property
+    def template(self) -> str | None:
+        """The chat template, from any of the places where transformers keeps it."""
+        path = self.folder / "chat_template.jinja"
+        if path.is_file():
+            return path.read_text(encoding="utf-8")
+        path = self.folder / "chat_template.json"
+        stored = (read_json(path) if path.is_file() else self.settings).get("chat_template")
+        if isinstance(stored, list):
+            stored = next((entry["template"] for entry in stored if entry.get("name") == "default"), None)
+        return stored
+
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of generated ids: no special tokens, and no space around it."""
+        text = self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        if self.cleans_up:
+            for spaced in _CLEANED:
+                text = text.replace(spaced, "'" if spaced == " ' " else spaced[1:])
+        return text.strip()
+
+    def token(self, token_id: int) -> str:
+        """The text of a special token.
+
+        Raises:
+            InputError: the tokenizer has no such id.
+        """
+        found = self.tokenizer.id_to_token(token_id)
+        if found is None:
+            raise InputError(f"{self.folder / _TOKENIZER}: no token has the id {token_id} that config.json names")
+        return found
+
+    def conversation_ids(self, text: str) -> list[int]:
+        """The ids of a rendered conversation: special tokens are added unless the template put the first there."""
+        bos = self.special_tokens.get("bos_token")
+        return self.encode(text, add_special_tokens=not (bos and text.startswith(bos)))
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """A conversation as the template writes it, up to where the answer begins.
+
+        Raises:
+            InputError: there is no template, or it refuses the conversation.
+        """
+        if self.template is None:
+            raise InputError(f"{self.folder / _SETTINGS}: chat_template: not set, so a conversation cannot be written")
+        try:
+            return (
+                _environment()
+                .from_string(self.template)
+                .render(
+                    messages=[dict(message) for message in messages],
+                    tools=None,
+                    documents=None,
+                    add_generation_prompt=True,
+                    **self.special_tokens,
+                )
+            )
+        except (TemplateError, TypeError, ValueError, KeyError) as error:
+            raise InputError(f"{self.folder / _SETTINGS}: chat_template: {' '.join(str(error).split())}") from error
+
+
+def with_image_tokens(text: str, image_token: str, tiles: Sequence[Tiles] | None, rows: Sequence[int]) -> str:
+    """A rendered conversation with each image token repeated as often as the image, or one of its tiles, has `rows`.
+
+    With `tiles`, they are written as Idefics3's processor writes them.
+
+    Raises:
+        InputError: there are not as many image tokens as images.
+    """
+    parts = text.split(image_token)
+    if len(parts) != len(rows) + 1:
+        raise InputError(
+            f"the prompt has {len(parts) - 1} places for images ({image_token}), but there are {len(rows)} images"
+        )
+    images = [image_token * count for count in rows]
+    if tiles is not None:
+        images = [_tiled(image, cut) for image, cut in zip(images, tiles, strict=True)]
+    return parts[0] + "".join(image + part for image, part in zip(images, parts[1:], strict=True))
+
+
+def _tiled(tokens: str, tiles: Tiles) -> str:
+    whole = f"{_FAKE_TOKEN}{_GLOBAL_TAG}{tokens}{_FAKE_TOKEN}"
+    if not tiles.rows:
+        return whole
+    lines = [
+        "".join(f"{_FAKE_TOKEN}<row_{row}_col_{column}>{tokens}" for column in range(1, tiles.columns + 1)) + "\n"
+        for row in range(1, tiles.rows + 1)
+    ]
+    return "".join(lines) + "\n" + whole
+
+
+class Stream:
+    """Hands out a text as it grows: whole characters, and nothing that later tokens could still change.
+
+    What `on_text` is given, put together, is the final text.
+    """
+
+    def __init__(self, text: Text, on_text: Callable[[str], None]):
+        self.text = text
+        self.on_text = on_text
+        self.given = ""
+
+    def update(self, token_ids: Sequence[int], held_back: int = 0) -> None:
+        """The ids so far; the last `held_back` characters may yet turn out to belong to a stop text."""
+        sure = self.text.decode(token_ids).rstrip(_BROKEN)
+        sure = sure[: len(sure) - held_back].rstrip()
+        if self.text.cleans_up:  # it would take away the space before what comes next
+            sure = sure.rpartition(" ")[0]
+        self._give(sure)
+
+    def finish(self, text: str) -> None:
+        """The final text."""
+        self._give(text)
+
+    def _give(self, text: str) -> None:
+        if len(text) > len(self.given) and text.startswith(self.given):
+            piece, self.given = text[len(self.given) :], text
+            self.on_text(piece)
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks what an assistant wrote, for training; here it is what is in it."""
+
+    tags = {"generation"}  # noqa: RUF012 (as jinja2 declares it)
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """A template comes with a repo, from anyone: it can compute texts and nothing else."""
+
+    def raise_exception(message: str) -> None:
+        raise TemplateError(message)
+
+    def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment
+
+
+def left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of ids of unequal lengths → ids and mask, `[rows, longest] int64` each."""
+    longest = max(map(len, rows))
+    ids = np.array([[pad] * (longest - len(row)) + list(row) for row in rows], dtype=np.int64)
+    mask = np.array([[0] * (longest - len(row)) + [1] * len(row) for row in rows], dtype=np.int64)
+    return ids.reshape(len(rows), longest), mask.reshape(len(rows), longest)
