@@ -30,6 +30,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear $(VENV)
 	$(VENV)/bin/python -m pip install --quiet 'pip>=25.1'
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
+	@# Not as the extra `fastvlm`: torchvision from PyPI does not load beside a torch for the CPU (tests/timm_alone.py).
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --no-deps timm
 	touch $@
 
 golden: install

@@ -8,6 +8,7 @@ from typing import Any
 
 import peft
 import pico
+import timm_alone
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -36,7 +37,7 @@ TEXTS: dict[str, dict[str, Any]] = {
 }
 ADAPTED = (
     r".*(language|text)_model.*\.(q_proj|v_proj|down_proj)|.*vision_.*\.q_proj"
-    r"|.*multi_modal_projector\.linear_1|.*connector.*\.proj"
+    r"|.*vision_.*\.qkv|.*multi_modal_projector\.linear_1|.*connector.*\.proj"
 )
 
 
@@ -118,6 +119,32 @@ def write_llava(folder: Path, text: str = "llama", tower: str = "clip_vision_mod
     return folder
 
 
+def write_fast_vlm(folder: Path) -> Path:
+    """A FastVLM checkpoint: FastViT in five stages, 64 pixels a row of features, images of 128 pixels."""
+    timm_alone.use()
+    stages = {"layers": [1, 3, 1, 2, 1], "embed_dims": [4, 8, 8, 32, 32], "mlp_ratios": [2] * 5}
+    config = AutoConfig.for_model(
+        "fast_vlm",
+        vision_config={
+            "model_type": "timm_wrapper",
+            "architecture": "fastvit_mci3",
+            "model_args": {"inference_mode": True, **stages},
+            "hidden_size": 64,
+        },
+        text_config=text_config("qwen2"),
+        image_token_index=257,
+    )
+    save_model(folder, config)
+    size = {"height": 128, "width": 128}
+    image_processor = CLIPImageProcessor(
+        size={"shortest_edge": 128}, crop_size=size, image_mean=[0.0, 0.0, 0.0], image_std=[1.0, 1.0, 1.0]
+    )
+    LlavaProcessor(image_processor, tokenizer([IMAGE_TOKEN]), patch_size=64, chat_template=TEMPLATE).save_pretrained(
+        folder
+    )
+    return folder
+
+
 def save_model(folder: Path, config: Any, *, seed: int = 0) -> None:
     """Random weights, large enough that images, positions and adapters show in the logits."""
     torch.manual_seed(seed)
@@ -125,6 +152,9 @@ def save_model(folder: Path, config: Any, *, seed: int = 0) -> None:
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1 and "language_model" not in name and "text_model" not in name and "lm_head" not in name:
             torch.nn.init.normal_(parameter, std=0.2)
+    for name, statistics in model.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            statistics.uniform_(0.5, 1.5)
     model.save_pretrained(folder)
 
 

@@ -145,8 +145,14 @@ def visit(
     options: Options,
     flags: Sequence[str] = WASM,
     images: Sequence[str] = (),
+    asked: dict[str, str] | None = None,
+    logs: Sequence[str] = (),
 ) -> Visit:
-    """Captions the inputs' pixels in Chromium, then the `images`, with what a user passes as `options`."""
+    """Captions the inputs' pixels in Chromium, then the `images`, with what a user passes as `options`.
+
+    `asked` is the prompt of a chat, and the URL of the image that the pixels were made of; `logs` is all that the page
+    may log.
+    """
     packages = node_home() / "node_modules"
     repo_url = f"/{MODEL}/resolve/main/"
     folders = {
@@ -157,10 +163,11 @@ def visit(
         repo_url: repo,
     }
     request = {"id": MODEL, "layout": layout, "options": options, "shape": inputs.shape, "images": images}
+    request |= {"asked": asked} if asked else {}
     with StaticServer(files_under(folders), ISOLATION) as server:
         result = drive(f"{server.url}/page.html", [["evaluate", f"run({json.dumps(request)})"]], flags)
     assert [answer for answer in server.answers if answer[0] not in (200, 206)] == []
-    assert result["console"] == []
+    assert result["console"] == [*logs]
     assert result["foreign"] == []
     fetched = [
         path.removeprefix(repo_url) for status, path in server.answers if status == 200 and path.startswith(repo_url)

@@ -107,6 +107,10 @@ CONFIGS: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda folder: values_of(folder, model_type="internvl"),
         "config.json: model_type 'internvl' is not supported; supported: ",
     ),
+    "FastVLM with its own code": (
+        lambda folder: values_of(folder, model_type="llava_qwen2"),
+        "config.json: model_type 'llava_qwen2' is not supported; this is FastVLM with code of its own; convert it to",
+    ),
     "a module that is no family": (
         lambda folder: values_of(folder, model_type="base"),
         "config.json: model_type 'base' is not supported",

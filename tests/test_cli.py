@@ -147,6 +147,16 @@ def test_wrong_input_is_one_line_and_exit_2(arguments: tuple[str, ...], message:
     assert not (tmp_path / "build").exists(), "nothing half-written"
 
 
+def test_code_of_a_repo_is_announced(tmp_path: Path) -> None:
+    commit = "0123456789" * 4
+    (tmp_path / "own.yaml").write_text(f"name: x\nmodel: .\nrevision: '{commit}'\ntrust_remote_code: true\n")
+    done = vlm_export("merge", "own.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    warning, error = done.stderr.splitlines()
+    assert warning == f"warning: trust_remote_code: runs code of .@{commit}"
+    assert error.startswith("error: own.yaml: trust_remote_code: . is a local folder, whose code no commit pins; push")
+
+
 def test_the_work_folder_can_be_moved(tmp_path: Path) -> None:
     prepare(tmp_path)
     assert vlm_export("merge", "pico.yaml", cwd=tmp_path, VLM_EXPORT_WORK=str(tmp_path / "a")).returncode == 0

@@ -11,7 +11,7 @@ import onnxruntime
 import padded
 import pico
 import pytest
-from exported import Exported, prepare
+from exported import Exported, prepare, record
 from safetensors.torch import load_file
 
 from vlm_export.checkpoint import build_empty, open_checkpoint, read_json
@@ -152,3 +152,14 @@ def test_a_tower_of_patches_is_refused_by_name(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("siglip_vision_model", "siglip2_vision_model"))
     with pytest.raises(InputError, match=r"vision_config\.model_type: 'siglip2_vision_model' .*NaFlex"):
         open_checkpoint(tmp_path)
+
+
+def test_images_of_another_size_than_the_tower_s(tmp_path: Path) -> None:
+    """As the published DINOv2's are: 518 in the config, and a processor that crops to 224."""
+    settings = pico.config(tower="dinov2")
+    pico.write_checkpoint(tmp_path / "checkpoint", settings)
+    crop = {"crop_size": {"height": 8, "width": 8}, "size": {"shortest_edge": 8}}
+    with pytest.raises(
+        InputError, match=r"images become 8×8 pixels, and vision_config\.image_size is 16: save the tower"
+    ):
+        record(tmp_path, image_processor=crop)

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import pico
 import pytest
 import torch
-from exported import Exported, prepare
+from exported import Exported, prepare, record
 
 from vlm_export import golden, pipeline, verify
 from vlm_export.checkpoint import open_checkpoint
@@ -208,7 +209,9 @@ def test_no_checks_is_not_a_pass(exported: Exported) -> None:
         ({"images": []}, "an empty golden proves nothing"),
         ({"cases": []}, "an empty golden proves nothing"),
         ({"inputs_sha256": {"checkpoint/model.safetensors": "0"}}, "recorded from other inputs than were exported"),
-        ({"generation": {"max_new_tokens": 7}}, "generation: changed since the golden was recorded"),
+        ({"generation": {"max_new_tokens": 7}}, "pico.yaml: generation: changed since the golden was recorded"),
+        ({"base": "dequantized"}, "pico.yaml: base: changed since the golden was recorded"),
+        ({"combination": {"type": "cat", "weights": [1.0]}}, "pico.yaml: combination: changed since the golden was"),
     ],
 )
 def test_a_golden_that_proves_nothing(broken: Exported, change: dict[str, Any], message: str) -> None:
@@ -216,6 +219,17 @@ def test_a_golden_that_proves_nothing(broken: Exported, change: dict[str, Any], 
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(InputError, match=message):
         broken.verify("ort")
+
+
+def test_a_golden_knows_its_combination(tmp_path: Path) -> None:
+    pico.write_peft_adapter(tmp_path / "adapter", pico.config())
+    combination = {"type": "ties", "weights": [0.5], "density": 0.5}
+    pico.write_checkpoint(tmp_path / "checkpoint", lora=False)
+    made = record(tmp_path, adapters=[{"path": "adapter"}], combination=combination)
+    recorded = golden.load_golden(made.recipe.golden_dir, "pico").facts
+    assert recorded.differences(made.recipe.recipe) == []
+    other = replace(made.recipe.recipe.combination, seed=1)
+    assert recorded.differences(replace(made.recipe.recipe, combination=other)) == ["combination"]
 
 
 def test_no_golden_says_how_to_record_one(broken: Exported) -> None:

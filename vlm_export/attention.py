@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.masking_utils import AttentionMaskInterface
@@ -106,7 +107,7 @@ def fused(model: nn.Module) -> Iterator[Notes]:
         part.config._attn_implementation = _NAME
         find_rotation(part)  # by trying it, which is too late while tracing
     try:
-        with _interface_of_trocr(parts):
+        with _interface_of_trocr(parts), _interface_of_timm(parts):
             yield _notes
     finally:
         for part, implementation in zip(parts, before, strict=True):
@@ -134,6 +135,28 @@ def _interface_of_trocr(parts: Sequence[PreTrainedModel]) -> Iterator[None]:
         for layer in layers:
             for name in ("config", "forward", "is_causal"):
                 layer.__dict__.pop(name, None)
+
+
+@contextmanager
+def _interface_of_timm(parts: Sequence[PreTrainedModel]) -> Iterator[None]:
+    """timm's models, inside transformers' wrapper, call torch's attention and no interface."""
+    if not any(part.config.model_type == "timm_wrapper" for part in parts):
+        yield
+        return
+    torchs = F.scaled_dot_product_attention
+
+    def attention(query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0, **keywords: Any) -> Tensor:
+        given = sorted(name for name, value in keywords.items() if value not in (None, False))
+        if given:
+            raise CannotFuse(f"a timm model passes {', '.join(given)}")
+        merged = _multi_head(query, key, value, query.shape[-1] ** -0.5, None, cached=False)
+        return merged.transpose(1, 2)
+
+    F.scaled_dot_product_attention = attention  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = torchs
 
 
 def is_fused(language_model: PreTrainedModel) -> bool:

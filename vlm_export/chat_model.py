@@ -23,20 +23,23 @@ from vlm_export.families.base import About, Component, Config, Family, Layout
 from vlm_export.processing import ChatProcessor
 
 _TEXT = {"input_ids", "attention_mask"}
-_UNUSED = re.compile(r".*\.(position_ids|rotary_emb\.inv_freq)$")
-_DTYPES = {"dtype", "torch_dtype"}
+_UNUSED = re.compile(r".*\.(position_ids|rotary_emb\.inv_freq|num_batches_tracked)$")
+_LEFT_OUT = {"dtype", "torch_dtype", "auto_map"}
 
 
 def load_config(values: Mapping[str, Any]) -> PretrainedConfig:
-    """The transformers config of a `config.json`, in float32: parts would be built in the dtypes that it names."""
-    return AutoConfig.for_model(**_without_dtypes(values))
+    """The transformers config of a `config.json`, in float32: parts would be built in the dtypes that it names.
+
+    Code that it names is not looked for.
+    """
+    return AutoConfig.for_model(**_plain(values))
 
 
-def _without_dtypes(values: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        key: _without_dtypes(value) if isinstance(value, Mapping) else value
+        key: _plain(value) if isinstance(value, Mapping) else value
         for key, value in values.items()
-        if key not in _DTYPES
+        if key not in _LEFT_OUT
     }
 
 
@@ -48,12 +51,6 @@ def build(config: Config) -> PreTrainedModel:
 def rename(key: str) -> str | None:
     """Drops what checkpoints of older transformers carry and inference never reads."""
     return None if _UNUSED.match(key) else key
-
-
-def rename_in(config: Config) -> Callable[[str], str | None]:
-    """The library's own translation of tensor names, for the class of a config."""
-    with init_empty_weights(include_buffers=False):
-        return library_names(build(config))
 
 
 def text_config(config: Config) -> PretrainedConfig:
@@ -103,9 +100,16 @@ def chat_family(
     reference: Callable[[Any], ChatReference],
     feeder: Callable[[Path, Config, Mapping[str, Any]], ChatProcessor],
     layout: Layout,
+    build: Callable[[Config], PreTrainedModel] = build,
     trim: Callable[[Any], None] = lambda model: None,
 ) -> Family:
     """A family whose model is a class of transformers' own; `layout` is its only one, `chat`."""
+
+    def rename_in(config: Config) -> Callable[[str], str | None]:
+        """The library's own translation of tensor names, for the class of a config."""
+        with init_empty_weights(include_buffers=False):
+            return library_names(build(config))
+
     return Family(
         model_type=model_type,
         about=about,
@@ -120,6 +124,7 @@ def chat_family(
         feeder=feeder,
         layouts={"chat": layout},
         trim=trim,
+        remote_code=True,
     )
 
 

@@ -56,7 +56,8 @@ MODEL_FILES = (
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 _PICKLES = {WEIGHTS: "pytorch_model.bin", ADAPTER_WEIGHTS: "adapter_model.bin"}
 _SAFETENSORS_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_ADAPTER_PART = re.compile(r"\.(lora_|token_adapter\.|base_layer\.)")
+# What stands for a module's weight, or beside it: an adapter's tensors, and those of packed integers.
+_PART = re.compile(r"\.(lora_|token_adapter\.|base_layer\.|(qweight|qzeros|scales|g_idx)$)")
 _LORA_KEY = re.compile(r"(?P<module>.+)\.lora_(?P<part>A|B)(\.[A-Za-z0-9_-]+)?\.weight$")
 
 
@@ -130,7 +131,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     config = read_json(folder / "config.json")
     if "model_type" not in config:
         raise InputError(f"{folder / 'config.json'}: no `model_type`; is this a model folder?")
-    family = find_family(config["model_type"], str(folder / "config.json"))
+    family = find_family(config["model_type"], str(folder / "config.json"), has_code="auto_map" in config)
     plain: dict[str, TensorRef] = {}
     lora: dict[str, TensorRef] = {}
     unused = []
@@ -267,17 +268,17 @@ def library_names(model: PreTrainedModel) -> Callable[[str], str]:
 
     What the library itself does when it loads: names of transformers 4 and of other frameworks' ports become those of
     transformers 5, and a bare base model's get the prefix that the class has. LoRA tensors are renamed like the weight
-    of the module that they adapt. `model` may be without weights. Tensors that the library would fuse, split or
-    transpose keep their names, and so are reported as unknown.
+    of the module that they adapt, packed integers like the weight that they are. `model` may be without weights.
+    Tensors that the library would fuse, split or transpose keep their names, and so are reported as unknown.
     """
     renamings = [step for step in get_model_conversion_mapping(model) if isinstance(step, WeightRenaming)]
     names: dict[str, Any] = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
 
     def rename(key: str) -> str:
-        adapted = _ADAPTER_PART.search(key)
-        probe = f"{key[: adapted.start()]}.weight" if adapted else key
+        part = _PART.search(key)
+        probe = f"{key[: part.start()]}.weight" if part else key
         renamed, _ = rename_source_key(probe, renamings, [], model.base_model_prefix, names)
-        return renamed.removesuffix(".weight") + key[adapted.start() :] if adapted else renamed
+        return renamed.removesuffix(".weight") + key[part.start() :] if part else renamed
 
     return rename
 

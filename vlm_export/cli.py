@@ -186,7 +186,7 @@ def push(
 
     Example: vlm-export push org/model --dry-run
     """
-    found, folder = _open(recipe, work)
+    found, folder = _open(recipe, work, builds_model=False)
     from vlm_export import pipeline
 
     if dry_run:
@@ -464,11 +464,13 @@ def recipes(as_json: bool) -> None:
     _print(as_json, {"recipes": summaries}, lines)
 
 
-def _open(reference: str | None, work: Path | None) -> tuple[RecipeFile, Any]:
+def _open(reference: str | None, work: Path | None, *, builds_model: bool = True) -> tuple[RecipeFile, Any]:
     from vlm_export.artifacts import Work
     from vlm_export.recipe import find_recipe
 
     recipe = find_recipe(reference)
+    if recipe.recipe.trust_remote_code and builds_model:
+        click.echo(f"warning: trust_remote_code: runs code of {recipe.recipe.model}@{recipe.recipe.revision}", err=True)
     return recipe, Work(work or Path("build") / recipe.name)
 
 

@@ -29,7 +29,7 @@ from vlm_export.checkpoint import Checkpoint, read_json
 from vlm_export.errors import InputError
 from vlm_export.families.base import Feeder
 from vlm_export.processing import image_processor_settings, load_tokenizer, stored_generation
-from vlm_export.recipe import RecipeFile
+from vlm_export.recipe import Recipe, RecipeFile
 
 DECODE_STEPS = 3
 MIN_IMAGES = 2
@@ -73,7 +73,18 @@ class Golden:
     images: list[GoldenImage]
     cases: list[GoldenCase]
     conversation: list[dict[str, Any]] = field(default_factory=list)
+    base: str = "original"
+    combination: dict[str, Any] | None = None
     schema: int = 2
+
+    def differences(self, recipe: Recipe) -> list[str]:
+        """The keys of a recipe that are not as they were when this was recorded."""
+        now = {
+            "generation": asdict(recipe.generation),
+            "base": recipe.base,
+            "combination": _combination(recipe),
+        }
+        return [key for key, value in now.items() if getattr(self, key) != value]
 
 
 @dataclass(frozen=True)
@@ -160,6 +171,8 @@ def record(
         images=recorded,
         cases=cases,
         conversation=next((list(prompt) for prompt in prompts[:1] if not isinstance(prompt, str)), []),
+        base=recipe.recipe.base,
+        combination=_combination(recipe.recipe),
     )
     with replaced_folder(recipe.golden_target) as folder:
         (folder / "images").mkdir()
@@ -168,6 +181,12 @@ def record(
         write_json(folder / _JSON, asdict(golden))
         save_file(tensors, folder / _TENSORS)
     return golden
+
+
+def _combination(recipe: Recipe) -> dict[str, Any] | None:
+    """As JSON has it."""
+    combination = recipe.combination
+    return asdict(combination) | {"weights": list(combination.weights)} if combination else None
 
 
 def array_sha256(array: np.ndarray) -> str:

@@ -27,7 +27,7 @@ from vlm_export.chat_model import (
 from vlm_export.families.base import About, Component, Config, Family, Layout, TensorSpec
 from vlm_export.layouts.chat import llava_processor
 from vlm_export.layouts.llava import LlavaChat
-from vlm_export.processing import ChatProcessor
+from vlm_export.processing import ChatProcessor, check_image_size
 
 _TOWER = "model.vision_tower"
 _LAYERS = f"{_TOWER}.encoder.layers"
@@ -112,6 +112,7 @@ def family(
         }
 
     def feeder(folder: Path, config: Config, settings: Mapping[str, Any]) -> ChatProcessor:
+        check_image_size(image_processor(settings), load_config(config).vision_config.image_size)
         processor = llava_processor("<image>", image_tokens(config)) | {"vision_feature_select_strategy": "full"}
         return ChatProcessor(folder, image_processor(settings), _FED, **processor)
 

@@ -110,7 +110,10 @@ def _facts(recipe: RecipeFile, merged: Checkpoint, client: Client) -> RepoFacts:
         raise InputError(f"{merged.path / 'tokenizer.json'}: has a token {client.own_token!r} of its own; rename it")
     text = text_config.to_dict()
     return RepoFacts(
-        config=merged.config,
+        config={
+            **{key: value for key, value in merged.config.items() if key != "auto_map"},
+            "model_type": merged.family.model_type,  # that of a class of its own code means nothing to a client
+        },
         # A null in it, `eos_token_id` above all, would win over generation_config.json in transformers.js.
         text_config={key: value for key, value in text.items() if value is not None} | {"eos_token_id": eos[0]},
         generation=asdict(recipe.recipe.generation),

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from vlm_export import bundled, golden, hub, merge, package, signature, variants, verify
+from vlm_export import bundled, golden, hub, merge, package, remote_code, signature, variants, verify
 from vlm_export.artifacts import Work, replaced_folder, sha256, write_json
 from vlm_export.checkpoint import ADAPTER_FILES, MODEL_FILES, build_empty, folder_of, open_checkpoint, read_json
 from vlm_export.dtypes import DTYPES, FP32
@@ -65,6 +65,26 @@ def sources(recipe: RecipeFile) -> Sources:
     )
 
 
+def _use_remote_code(recipe: RecipeFile) -> None:
+    """Let the model's `model_type` mean the classes of its repo, if the recipe trusts them.
+
+    Raises:
+        InputError: they are not those of a commit of the Hub, or cannot be used.
+    """
+    model, revision = recipe.recipe.model, recipe.recipe.revision
+    if not recipe.recipe.trust_remote_code:
+        return
+    if recipe.local(model) is not None:
+        raise InputError(
+            f"{recipe.path}: trust_remote_code: {model} is a local folder, whose code no commit pins; "
+            "push it to the Hub, and name it and its commit as `model` and `revision`"
+        )
+    folder = hub.download(model, revision=revision, allow_patterns=remote_code.FILES)
+    if folder.name != revision:
+        raise InputError(f"{recipe.path}: revision: the Hub answered with {folder.name} in place of {revision}")
+    remote_code.register(folder, f"{model}@{revision}")
+
+
 def _check_model_type(recipe: RecipeFile, config: Path) -> None:
     wanted = recipe.recipe.model_type
     if wanted is not None and (found := read_json(config).get("model_type")) != wanted:
@@ -73,6 +93,7 @@ def _check_model_type(recipe: RecipeFile, config: Path) -> None:
 
 def run_merge(recipe: RecipeFile, work: Work, progress: Progress, *, base: str | None = None) -> MergeReport:
     """LoRA → plain weights, in `merged/`; `base` in place of the recipe's."""
+    _use_remote_code(recipe)
     found = sources(recipe)
     return merge.merge(
         found.model,
@@ -86,6 +107,7 @@ def run_merge(recipe: RecipeFile, work: Work, progress: Progress, *, base: str |
 
 def run_golden(recipe: RecipeFile, progress: Progress) -> golden.Golden:
     """Record the PyTorch model's outputs in the recipe's golden folder."""
+    _use_remote_code(recipe)
     patterns = recipe.recipe.golden.images
     base = recipe.path.parent
     if not patterns:
@@ -120,6 +142,7 @@ def run_export(
     """
     if not (work.merged / "merge.json").is_file():
         raise InputError(f"{work.merged}: nothing merged yet: run `vlm-export merge {recipe.name}`")
+    _use_remote_code(recipe)
     merged = open_checkpoint(work.merged)
     layout = layout or recipe.recipe.layout
     if layout not in merged.family.layouts:
@@ -178,11 +201,13 @@ def _write(source: Source, dtype: str, folder: Path) -> GraphFile:
 def run_verify(recipe: RecipeFile, work: Work, progress: Progress, *, runtimes: Sequence[Runtime]) -> Report:
     """Compare `repo/` with the goldens; write `report/report.json`, and what was verified into the model card."""
     recorded = golden.load_golden(recipe.golden_dir, recipe.name)
-    if recorded.facts.generation != asdict(recipe.recipe.generation):
+    if changed := recorded.facts.differences(recipe.recipe):
         raise InputError(
-            f"{recipe.path}: generation: changed since the golden was recorded: run `vlm-export golden {recipe.name}`"
+            f"{recipe.path}: {', '.join(changed)}: changed since the golden was recorded: "
+            f"run `vlm-export golden {recipe.name}`"
         )
     manifest = package.load_manifest(work.repo)
+    _use_remote_code(recipe)
     merged = open_checkpoint(work.merged)
     report = verify.verify(
         work.repo,

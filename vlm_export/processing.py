@@ -96,6 +96,23 @@ def image_processor_settings(
     return settings | dict(override)
 
 
+def check_image_size(settings: Mapping[str, Any], image_size: int) -> None:
+    """Raises InputError where settings make images of another size than the square that a tower's graph takes.
+
+    transformers would stretch a position table over them at every run (DINOv2, whose published configs say 518, and
+    whose processors crop to 224), or refuse them.
+    """
+    size = settings.get("crop_size") if settings.get("do_center_crop") else settings.get("size")
+    if isinstance(size, Mapping) and size.keys() >= {"height", "width"}:
+        found = (size["height"], size["width"])
+        if found != (image_size, image_size):
+            raise InputError(
+                f"preprocessor_config.json: images become {found[0]}×{found[1]} pixels, and vision_config.image_size "
+                f"is {image_size}: save the tower with a position table of the size that it was trained with, or give "
+                f"the recipe an `image_processor` that makes {image_size}×{image_size}"
+            )
+
+
 def _in_todays_words(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings of a feature extractor, as transformers 4.25 and before wrote them, as an image processor's.
 

@@ -1,8 +1,8 @@
-"""Checkpoints that bitsandbytes has quantized: the values that a model computes with, and what rounding to them takes.
+"""Quantized checkpoints: the values that a model computes with, and what rounding to them takes.
 
-Such a file describes itself: 4-bit weights come with the 16 values that a code stands for and a scale for every block,
-8-bit ones with a scale for every row. Reading them back takes a few operations of torch, one tensor at a time; the
-results are bitsandbytes' own, bit for bit.
+GPTQ's and AWQ's are read in `packed.py`. A file of bitsandbytes describes itself: 4-bit weights come with the 16 values
+that a code stands for and a scale for every block, 8-bit ones with a scale for every row. Reading them back takes a few
+operations of torch, one tensor at a time; the results are bitsandbytes' own, bit for bit.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
 
-from vlm_export.checkpoint import Checkpoint, TensorRef
+from vlm_export.checkpoint import Checkpoint, TensorRef, build_empty
 from vlm_export.errors import InputError
+from vlm_export.packed import Settings, packed_weights
 from vlm_export.tensor_file import DTYPES
 
 _SETTINGS = "quantization_config"
@@ -95,19 +97,21 @@ def base_weights(checkpoint: Checkpoint, *, dequantized: bool) -> Checkpoint:
     source = f"{checkpoint.path / 'config.json'}: {_SETTINGS}"
     original = "set `model` in the recipe to the 16-bit model that they were made from"
     method = settings.get("quant_method")
-    if method != "bitsandbytes":
+    if method not in ("bitsandbytes", "gptq", "awq"):
         raise InputError(f"{source}: weights quantized with {method} cannot be merged into; {original}")
     if not dequantized:
         raise InputError(
             f"{source}: the weights are quantized; {original}, or `base: dequantized` (--base dequantized) to merge "
             "into these as they are"
         )
-    tensors = {name: ref for name, ref in checkpoint.tensors.items() if not _is_beside(name, checkpoint.tensors)}
-    return replace(
-        checkpoint,
-        config=_without_settings(checkpoint.config),
-        tensors={name: _read_back(name, ref, checkpoint.tensors) for name, ref in tensors.items()},
-    )
+    plain = replace(checkpoint, config=_without_settings(checkpoint.config))
+    if method == "bitsandbytes":
+        tensors = {name: ref for name, ref in checkpoint.tensors.items() if not _is_beside(name, checkpoint.tensors)}
+        return replace(
+            plain, tensors={name: _read_back(name, ref, checkpoint.tensors) for name, ref in tensors.items()}
+        )
+    transposed = (name for name, module in build_empty(plain).named_modules() if isinstance(module, Conv1D))
+    return replace(plain, tensors=packed_weights(checkpoint.tensors, Settings.of(settings, source), transposed, source))
 
 
 def _find(config: Mapping[str, Any]) -> Mapping[str, Any] | None:

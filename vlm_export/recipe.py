@@ -116,12 +116,15 @@ class Recipe:
     `original` 16-bit model, which `model` then has to name; or into them, `dequantized`.
 
     `model_type` is what the model's config must say, so that a recipe can be listed by family before it is downloaded.
+
+    `trust_remote_code` runs the model's classes out of its Hub repo, as they are in the commit `revision`.
     """
 
     name: str
     model: str
     description: str = ""
     revision: str | None = None
+    trust_remote_code: bool = Field(default=False, strict=True)
     base: BaseName = "original"
     adapters: tuple[AdapterSource, ...] = ()
     combination: Combination | None = None
@@ -213,6 +216,10 @@ def load_recipe(path: Path) -> RecipeFile:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", recipe.name):
         raise InputError(f"{path}: name: {recipe.name!r} names a folder: use letters, digits, '.', '_' and '-'")
     _check_combination(recipe, path)
+    if recipe.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", recipe.revision or ""):
+        raise InputError(
+            f"{path}: trust_remote_code: runs code of {recipe.model}; pin it: `revision` must be a commit's 40 digits"
+        )
     return RecipeFile(recipe, path)
 
 

@@ -46,6 +46,8 @@ _TRACED_SIZES = {
     "past_encoder_sequence_length": 6,
     "new_encoder_sequence_length": 7,
     "num_logits": 2,
+    "height": 128,
+    "width": 192,
 }
 _DTYPES = {"float32": torch.float32, "int64": torch.int64, "bool": torch.bool}
 

@@ -25,8 +25,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from vlm_export.checkpoint import TensorRef
 from vlm_export.dtypes import FP32, Dtype
 from vlm_export.families.base import Component
-from vlm_export.rewrites import int8_lookup
-from vlm_export.rewrites.angles import cut_angles, join_angles
+from vlm_export.rewrites import full_precision, int8_lookup
 from vlm_export.weights import attach_weights
 
 
@@ -54,13 +53,13 @@ def _float32(source: Source, _: Path) -> ir.Model:
 
 def _float16(source: Source, _: Path) -> ir.Model:
     whole = ir.from_proto(ir.to_proto(source.structure))
-    angles = cut_angles(whole)
+    kept = full_precision.cut(whole)
     declared = [spec.name for spec in (*source.component.inputs, *source.component.outputs)]
     converted = convert_float_to_float16(
-        ir.to_proto(whole), keep_io_types=[*declared, *angles.names], disable_shape_infer=True
+        ir.to_proto(whole), keep_io_types=[*declared, *kept.names], disable_shape_infer=True
     )
     structure = ir.from_proto(converted)
-    join_angles(structure, angles)
+    full_precision.join(structure, kept)
     structure.graph.sort()  # the converter puts casts of inputs after their first use
     return attach_weights(structure, source.component, source.tensors, ir.DataType.FLOAT16)
 

@@ -11,13 +11,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from torch import Generator, Tensor, nn
-from transformers import PretrainedConfig
+from transformers import CONFIG_MAPPING, PretrainedConfig
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from vlm_export import families
 from vlm_export.errors import InputError
 
 if TYPE_CHECKING:
     from vlm_export.layouts.base import Client
+
+# Model types that are no family, and what to do with a checkpoint of one.
+_INSTEAD = {
+    "llava_qwen2": "this is FastVLM with code of its own; convert it to a fast_vlm with transformers' "
+    "convert_fastvlm_weights_to_hf.py, or start from one of KamilaMila/FastVLM-0.5B, -1.5B, -7B",
+}
 
 Config = Mapping[str, Any]
 Prompt = str | Sequence[Mapping[str, Any]]  # a text, or a conversation for a chat template
@@ -158,6 +165,7 @@ class Family:
         layouts: by name.
         trim: drops from an empty model the layers that no graph runs.
         image_processor: `preprocessor_config.json` where the checkpoint has none, or nothing if it must have one.
+        remote_code: whether `build` builds the class that a config's `model_type` is registered for.
     """
 
     model_type: str
@@ -174,6 +182,7 @@ class Family:
     trim: Callable[[Any], None] = field(default=lambda model: None)
     image_processor: Callable[[Config], dict[str, Any]] = field(default=lambda config: {})
     adapter_roots: Sequence[str] = field(default=("",))
+    remote_code: bool = False
     rename_in: Callable[[Config], Callable[[str], str | None]] = field(default=lambda config: lambda key: key)
 
     def names(self, config: Config) -> Callable[[str], str | None]:
@@ -192,17 +201,43 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(families.__path__) if module.name != "base")
 
 
-def find_family(model_type: str, source: str) -> Family:
+def find_family(model_type: str, source: str, *, has_code: bool = False) -> Family:
     """The family of a `model_type`, whose module has `_` for its `-`; `source` is the file that named it.
+
+    A type that was registered for a class of a repo's own code is of the family that the class builds on. `has_code`
+    says that the file names such code.
 
     Raises:
         InputError: no family has that name.
     """
     module = str(model_type).replace("-", "_")
-    if module not in names():
+    if module in names():
+        return _family(module)
+    config_class = _registered(str(model_type))
+    family = family_of(config_class) if config_class else None
+    if family is None:
         known = ", ".join(_family(name).model_type for name in names())
-        raise InputError(f"{source}: model_type {model_type!r} is not supported; supported: {known}")
-    return _family(module)
+        instead = _INSTEAD.get(str(model_type), f"supported: {known}")
+        code = (
+            "; the code that its auto_map names is run with `trust_remote_code: true` and a full commit as `revision`"
+        )
+        raise InputError(f"{source}: model_type {model_type!r} is not supported; {instead}{code if has_code else ''}")
+    return family
+
+
+def family_of(config_class: type) -> Family | None:
+    """The family of the nearest class that a config class is, or derives from, if there is one."""
+    types = (str(vars(base).get("model_type")).replace("-", "_") for base in config_class.__mro__)
+    module = next((model_type for model_type in types if model_type in names()), None)
+    return _family(module) if module else None
+
+
+def _registered(model_type: str) -> type | None:
+    """The config class of a repo's own code that was registered for a type, if one was."""
+    if model_type not in CONFIG_MAPPING:
+        return None
+    config_class = CONFIG_MAPPING[model_type]
+    return config_class if config_class.__module__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME) else None
 
 
 def _family(module: str) -> Family:

@@ -22,7 +22,7 @@ from vlm_export.layouts.prefix_captioner import PrefixCaptioner
 from vlm_export.layouts.prefix_chat import PrefixChat
 from vlm_export.layouts.prefix_components import PrefixComponents
 from vlm_export.prefix_model import PrefixConditioningVLM, nested_config
-from vlm_export.processing import PixelsAndPrompt
+from vlm_export.processing import PixelsAndPrompt, check_image_size
 
 # What a checkpoint may carry and inference never reads: buffers of older transformers.
 _UNUSED = re.compile(
@@ -105,6 +105,7 @@ class Reference:
 
 
 def feeder(folder: Path, config: Config, settings: Mapping[str, Any]) -> PixelsAndPrompt:
+    check_image_size(settings, config["vision_config"]["image_size"])
     return PixelsAndPrompt(folder, settings)
 
 

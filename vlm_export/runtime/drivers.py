@@ -17,7 +17,7 @@ from vlm_export.runtime.sessions import Arrays, Cache, DecoderRun, Inputs, Sessi
 PREFIX = "prefix_conditioning"  # a key of config.json: the image's features stand before the text, and have no ids
 COMPONENTS_TYPES = ("prefix_conditioning_vlm",)
 CAPTIONER_TYPES = ("vision-encoder-decoder",)
-CHAT_TYPES = ("llava", "llava_onevision", "idefics3", "smolvlm")
+CHAT_TYPES = ("llava", "llava_onevision", "llava_qwen2", "idefics3", "smolvlm")
 _DECODER = "decoder_model_merged"
 _CROSS = ".encoder."
 

@@ -289,6 +289,7 @@ const LAYOUTS = {
     prefix_conditioning_vlm: Components,
     llava: Chat,
     llava_onevision: Chat,
+    llava_qwen2: Chat,
     idefics3: Chat,
     smolvlm: Chat,
 };

@@ -1,61 +1,67 @@
-"""Keep the angles of rotary embedding in float32 while a graph is converted to float16.
+"""Keep what half precision would decide otherwise in float32 while a graph is converted to float16.
 
-Half precision has eleven bits: at position 1000 it tells angles apart by half a radian, and keys came out 6 % wrong.
+- Angles of rotary embedding: half precision has eleven bits; at position 1000 it tells angles apart by half a radian,
+  and keys came out 6 % wrong.
+- Comparisons of numbers that no layer has computed, such as which row of a position table a patch is at: 5/26 in half
+  precision is below 5/26.
 The nodes are taken out before the conversion and put back after it, because the converter would round between them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 _OF_ANGLES = ("Cos", "Sin")
+_COMPARISONS = ("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal")
+_OF_LAYERS = ("MatMul", "Gemm", "Conv", "LayerNormalization", "BatchNormalization", "Gather")
 
 
 @dataclass(frozen=True)
-class Angles:
-    """Nodes that compute cosines and sines in float32, taken out of a graph, with constants of their own."""
+class Kept:
+    """Nodes that compute in float32, taken out of a graph, with constants of their own."""
 
     nodes: tuple[ir.Node, ...]
     constants: tuple[ir.Value, ...]
     names: tuple[str, ...]  # of what the graph uses of them: inputs of the graph in the meantime
 
 
-def cut_angles(model: ir.Model) -> Angles:
-    """Take the nodes out; their results become float32 inputs of the graph. Changes `model`."""
+def cut(model: ir.Model) -> Kept:
+    """Take the nodes out; their results become inputs of the graph. Changes `model`."""
     graph = model.graph
-    inside = _float_nodes(graph)
+    inside = _inside(graph)
     nodes = tuple(node for node in graph if node in inside)
     constants = _own_constants(nodes)
     results = [v for node in nodes for v in node.outputs if any(use.node not in inside for use in v.uses())]
     for value in results:
-        given = ir.Value(name=value.name, type=ir.TensorType(ir.DataType.FLOAT), shape=value.shape)
+        given = ir.Value(name=value.name, type=_type(value), shape=value.shape)
         for use in tuple(value.uses()):
             if use.node not in inside:
                 use.node.replace_input_with(use.idx, given)
         graph.inputs.append(given)
     graph.remove(nodes)
-    return Angles(nodes, constants, tuple(str(value.name) for value in results))
+    return Kept(nodes, constants, tuple(str(value.name) for value in results))
 
 
-def join_angles(model: ir.Model, angles: Angles) -> None:
+def join(model: ir.Model, kept: Kept) -> None:
     """Put the nodes back into the converted graph, whose other values kept their names; it must be sorted then."""
     graph = model.graph
     known = {value.name: value for value in (*graph.inputs, *graph.initializers.values())}
     known |= {value.name: value for node in graph for value in node.outputs}
-    own = {value for node in angles.nodes for value in node.outputs} | set(angles.constants)
-    for value in angles.constants:
+    own = {value for node in kept.nodes for value in node.outputs} | set(kept.constants)
+    for value in kept.constants:
         graph.register_initializer(value)
-    for node in angles.nodes:
+    for node in kept.nodes:
         for index, source in enumerate(node.inputs):
             if source is not None and source not in own:
                 node.replace_input_with(index, known[source.name])
-    for made in (output for node in angles.nodes for output in node.outputs):
-        if made.name in angles.names:
+    for made in (output for node in kept.nodes for output in node.outputs):
+        if made.name in kept.names:
             known[made.name].replace_all_uses_with(made)
             graph.inputs.remove(known[made.name])
-    graph.extend(angles.nodes)
+    graph.extend(kept.nodes)
 
 
 def _own_constants(nodes: tuple[ir.Node, ...]) -> tuple[ir.Value, ...]:
@@ -75,10 +81,20 @@ def _own_constants(nodes: tuple[ir.Node, ...]) -> tuple[ir.Value, ...]:
     return tuple(copies.values())
 
 
-def _float_nodes(graph: ir.Graph) -> set[ir.Node]:
-    """Cosines and sines, and what lies before them back to where integers become floats."""
+def _inside(graph: ir.Graph) -> set[ir.Node]:
+    """The nodes to keep: angles and comparisons, and what lies before them back to where integers become floats."""
+    found = _before(node for node in graph if node.op_type in _OF_ANGLES)
+    for node in graph:
+        if node.op_type in _COMPARISONS and any(_is_float(value) for value in node.inputs):
+            before = _before([node])
+            if not any(other.domain or other.op_type in _OF_LAYERS for other in before):
+                found |= before
+    return found
+
+
+def _before(nodes: Iterable[ir.Node]) -> set[ir.Node]:
     found: set[ir.Node] = set()
-    waiting = [node for node in graph if node.op_type in _OF_ANGLES]
+    waiting = list(nodes)
     while waiting:
         node = waiting.pop()
         if node in found:
@@ -87,3 +103,14 @@ def _float_nodes(graph: ir.Graph) -> set[ir.Node]:
         if node.op_type != "Cast":
             waiting += [producer for v in node.inputs if v is not None and (producer := v.producer()) is not None]
     return found
+
+
+def _is_float(value: ir.Value | None) -> bool:
+    return value is not None and value.dtype == ir.DataType.FLOAT
+
+
+def _type(value: ir.Value) -> ir.TypeProtocol:
+    """A result's: the bool of a comparison, or else float32."""
+    producer = value.producer()
+    compares = producer is not None and producer.op_type in _COMPARISONS
+    return ir.TensorType(ir.DataType.BOOL if compares else ir.DataType.FLOAT)
