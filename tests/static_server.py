@@ -11,6 +11,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from vlm_export import demo_server
 from vlm_export.demo_server import Site
+from vlm_export.listening import listen, url_of
 
 
 def files_under(folders: Mapping[str, Path]) -> dict[str, Path | bytes]:
@@ -29,13 +30,13 @@ class StaticServer:
     def __init__(self, site: Site, headers: Mapping[str, str] = demo_server.HEADERS):
         self.answers: list[tuple[int, str]] = []  # status and path of every answer so far
         self._app = demo_server.application(site, headers)
-        self._listening = demo_server.listen(0)
+        self._listening = listen(0)
         self._server = demo_server.server(self._answer)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listening]}, daemon=True)
 
     @property
     def url(self) -> str:
-        return demo_server.url_of(self._listening).removesuffix("/")
+        return url_of(self._listening).removesuffix("/")
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def recorded(message: Message) -> None:

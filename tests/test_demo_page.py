@@ -29,6 +29,7 @@ from test_js import PyTorch
 
 from vlm_export import cli, demo_server, demo_site, pipeline
 from vlm_export.artifacts import Work
+from vlm_export.listening import listen
 from vlm_export.processing import load_tokenizer
 
 CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
@@ -454,17 +455,17 @@ def test_opens_the_browser(site: demo_server.Site, monkeypatch: pytest.MonkeyPat
     opened = threading.Event()
     monkeypatch.setattr("webbrowser.open", lambda url: url.startswith("http://127.0.0.1:") and opened.set())
     monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: opened.wait(5))
-    with demo_server.listen(0) as listening:
+    with listen(0) as listening:
         demo_server.serve(site, listening, open_browser=True)
     assert opened.is_set()
 
 
 def test_port_in_use(repo: Path) -> None:
-    with demo_server.listen(0) as listening:
+    with listen(0) as listening:
         port = listening.getsockname()[1]
         result = run("demo", str(repo), "--port", str(port), "--no-open")
     assert result.exit_code == 2
-    assert result.stderr == f"error: --port {port}: is in use: choose another one, or 0 for any that is free\n"
+    assert result.stderr == f"error: 127.0.0.1:{port}: Address already in use: choose another with --port\n"
 
 
 def test_nothing_exported_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

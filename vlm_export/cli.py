@@ -255,11 +255,12 @@ def serve(
     """
     from vlm_export import exported_repo
     from vlm_export import serve as server
+    from vlm_export.listening import LOOPBACK
 
     model = exported_repo.open_model(repo, work, dtype=dtype, threads=threads, notify=_notify)
 
     limits = server.Limits(max_body_mb * 1_000_000, concurrency, queue)
-    if host not in server.LOOPBACK:
+    if host not in LOOPBACK:
         _notify(f"warning: listening at {host}: whoever can reach it can use the model, without a key")
 
     def ready(url: str) -> None:
@@ -433,6 +434,7 @@ def demo(
     """
     from vlm_export import demo_server, demo_site
     from vlm_export.exported_repo import find_repo
+    from vlm_export.listening import listen, url_of
 
     repo = find_repo(reference, work)
     site = demo_site.build(repo, demo_site.goldens_of(reference, repo), cached=export_to is not None)
@@ -440,8 +442,8 @@ def demo(
         written = demo_site.export(site, export_to)
         _print(as_json, {"path": str(export_to), "files": written}, [f"written to {export_to}: {len(written)} files"])
         return
-    listening = demo_server.listen(port)
-    url = demo_server.url_of(listening)
+    listening = listen(port)
+    url = url_of(listening)
     _print(as_json, {"url": url, "path": str(repo)}, [f"{url} captions with {repo}; Ctrl-C ends it"])
     demo_server.serve(site, listening, open_browser=not no_open)
 

@@ -5,7 +5,6 @@ What is asked for is looked up in that set and never made into a path, so that n
 
 from __future__ import annotations
 
-import errno
 import socket
 import threading
 import webbrowser
@@ -24,11 +23,10 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from vlm_export.errors import InputError
+from vlm_export.listening import LOOPBACK, url_of
 
 Site = Mapping[str, Path | bytes]  # address without its leading slash → a file, or what it holds
 
-HOST = "127.0.0.1"
 INDEX = "index.html"
 # Without them WASM has one thread.
 ISOLATION = {
@@ -65,36 +63,13 @@ def application(site: Site, headers: Mapping[str, str] = HEADERS) -> Starlette:
         return FileResponse(content, headers=headers, media_type=_media_type(address))
 
     # A name of somebody else's that points to this machine does not make their page this one's origin.
-    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
+    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK))
     return Starlette(routes=[Route("/{address:path}", answer)], middleware=[hosts])
 
 
 def _media_type(address: str) -> str:
     known = _MODULE_TYPES.get(PurePosixPath(address).suffix)
     return known or guess_type(address)[0] or "application/octet-stream"
-
-
-def listen(port: int) -> socket.socket:
-    """A listening socket on the loopback interface; port 0 is one that is free.
-
-    Raises:
-        InputError: the port cannot be had.
-    """
-    listening = socket.socket()
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((HOST, port))
-        listening.listen()
-    except OSError as error:
-        listening.close()
-        reason = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
-        raise InputError(f"--port {port}: {reason}: choose another one, or 0 for any that is free") from error
-    return listening
-
-
-def url_of(listening: socket.socket) -> str:
-    """The address to open."""
-    return f"http://{HOST}:{listening.getsockname()[1]}/"
 
 
 def server(app: ASGIApp) -> uvicorn.Server:

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import errno
 import json
-import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -34,10 +31,10 @@ from starlette.types import Receive, Scope, Send
 
 from vlm_export import __version__
 from vlm_export.errors import InputError
+from vlm_export.listening import HOST, LOOPBACK, listen, url_of
 from vlm_export.openai_format import ApiError, ChatRequest, Completion, parse, question, refused
 from vlm_export.runtime import Answer, Model
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _BODY_SECONDS = 60  # in which a request must have arrived
 _LAST_SECONDS = 5  # that answers get to end when the server is stopped
 
@@ -52,14 +49,14 @@ class Limits:
 
 
 def serve(
-    model: Model, limits: Limits = Limits(), *, host: str = LOOPBACK[0], port: int = 8000, ready: Callable[[str], None]
+    model: Model, limits: Limits = Limits(), *, host: str = HOST, port: int = 8000, ready: Callable[[str], None]
 ) -> None:
     """Serve a model until the process is told to stop. `ready` is given the base address once it is reachable.
 
     Raises:
         InputError: the address cannot be listened at.
     """
-    with _listen(host, port) as listener:
+    with listen(port, host) as listener:
         server = uvicorn.Server(
             uvicorn.Config(
                 application(model, limits, hosts=_hosts(host), stopping=lambda: server.should_exit),
@@ -70,8 +67,7 @@ def serve(
                 timeout_graceful_shutdown=_LAST_SECONDS,
             )
         )
-        name = f"[{host}]" if ":" in host else host
-        ready(f"http://{name}:{listener.getsockname()[1]}/v1")
+        ready(f"{url_of(listener, host)}v1")
         with suppress(KeyboardInterrupt):
             server.run([listener])
 
@@ -266,16 +262,6 @@ def _no_such(request: Request) -> str:
 
 def _hosts(host: str) -> list[str] | None:
     return list(LOOPBACK) if host in LOOPBACK else None
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        next_step = "choose another with --port" if error.errno == errno.EADDRINUSE else "choose another with --host"
-        reason = os.strerror(error.errno) if error.errno else str(error)  # its own text repeats the address
-        raise InputError(f"{host}:{port}: {reason}: {next_step}") from error
 
 
 def _logging() -> dict[str, Any]:
