@@ -10,6 +10,8 @@ import venv
 from pathlib import Path
 from zipfile import ZipFile
 
+from vlm_export.golden import load_golden
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -24,9 +26,13 @@ def test_installed_wheel_works_in_an_empty_environment(tmp_path: Path) -> None:
     command = str(programs / "vlm-export")
     assert "verify" in run(command, "--help", cwd=tmp_path)
     assert "shapes-captioner" in run(command, "recipes", cwd=tmp_path)
+    golden = load_golden(ROOT / "golden" / "shapes-captioner", "shapes-captioner")
+    photo, caption = golden.image_paths()[0], golden.facts.images[0].caption
+    assert run(command, "run", str(photo), cwd=tmp_path) == f"{caption}\n"  # with PyTorch: nothing is exported yet
     run(command, "merge", cwd=tmp_path)
     run(command, "onnx", "--quantize", "int8", cwd=tmp_path)
     assert run(command, "verify", cwd=tmp_path).splitlines()[-1].startswith("pass: ")
+    assert run(command, "run", "--backend", "onnx", str(photo), cwd=tmp_path) == f"{caption}\n"
     assert "written to site" in run(command, "demo", "--export", "site", cwd=tmp_path)
     assert {"app.js", "vlm-export"} <= {path.name for path in (tmp_path / "site").iterdir()}
 
