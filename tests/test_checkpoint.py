@@ -23,6 +23,7 @@ from transformers import (
     SmolVLMForConditionalGeneration,
 )
 
+from vlm_export.artifacts import sha256
 from vlm_export.checkpoint import (
     Checkpoint,
     aliases,
@@ -30,7 +31,6 @@ from vlm_export.checkpoint import (
     library_names,
     open_checkpoint,
     read_json,
-    sha256,
     stored_tensors,
     weight_files,
 )
