@@ -1,7 +1,7 @@
 """LLaVA-OneVision, an image at a time: one tile, stretched to the tower's square, and a row that ends it.
 
-That is the form in which transformers gives the model an image that comes with others, and all that transformers.js
-feeds. The further tiles that transformers adds for an image that comes alone need sizes that no client passes on.
+That is the first tile that transformers makes of an image that comes alone, and all that transformers.js feeds. The
+further ones need sizes that no client passes on. Images that come with others, transformers 5.23 pads to a square.
 """
 
 from __future__ import annotations
