@@ -174,8 +174,6 @@ def add_prefix(suite: Suite) -> None:
     for layout in ("chat", "components"):
         exported.export(layout)
         repo = exported.work.repo.rename(suite.folder / layout)
-        if layout == "chat":
-            change_json(repo / "config.json", prefix_conditioning=True)  # no prompt was seen with image tokens
         add_pico(suite, layout, pytorch, repo, "a cat")
     add_many_ends(suite, pytorch, suite.folder / layout)
 

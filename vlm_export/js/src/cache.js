@@ -14,11 +14,6 @@ const TYPES = {
     float16: globalThis.Float16Array ?? Uint16Array,
 };
 
-/** @param {Graph} decoder */
-export function has_cross_attention(decoder) {
-    return decoder.inputs.some(({ name }) => name.includes(CROSS));
-}
-
 /**
  * The cache before the first token: the symbol `batch_size` is the batch, any other symbol 0.
  * @param {Graph} decoder

@@ -29,7 +29,7 @@
 
 import { RawImage, Tensor } from '@huggingface/transformers';
 
-import { copy_rows, empty_cache, has_cross_attention, next_cache, past_length } from './cache.js';
+import { copy_rows, empty_cache, next_cache, past_length } from './cache.js';
 
 const DECODER = 'decoder_model_merged';
 
@@ -38,6 +38,14 @@ class Layout {
     /** @param {Repo} repo */
     constructor(repo) {
         Object.assign(this, repo);
+    }
+
+    /**
+     * Whether the image's features stand before the text without ids of their own. A captioner of that kind looks like a
+     * vision-encoder-decoder, or like a llava, but for this key of config.json.
+     */
+    get prefix_conditioning() {
+        return this.config.prefix_conditioning === true;
     }
 
     /**
@@ -75,10 +83,6 @@ export class Captioner extends Layout {
     name = 'captioner';
     takes_prompt = false;
 
-    get prefix_conditioning() {
-        return !has_cross_attention(this.graphs[DECODER]);
-    }
-
     async encode({ pixel_values }) {
         return (await this.graphs.encoder_model.run({ pixel_values })).last_hidden_state;
     }
@@ -115,11 +119,6 @@ export class Chat extends Layout {
     static decoders = [DECODER];
     name = 'chat';
     takes_prompt = true;
-
-    /** A captioner that was made to look like a llava, which is told from one by a key in config.json. */
-    get prefix_conditioning() {
-        return this.config.prefix_conditioning === true;
-    }
 
     async encode(pixels) {
         return (await this.graphs.vision_encoder.run(pixels)).image_features;
