@@ -318,6 +318,18 @@ def test_in_chromium(suite: Path, name: str, flags: Sequence[str], options: Opti
     assert answer["loaded"] == 100
 
 
+@pytest.mark.parametrize("readme", [PACKAGE / "README.md", PACKAGE.parents[1] / "README.md"], ids=["npm", "project"])
+def test_the_readmes_command_installs_what_node_imports(readme: Path, package: Path, tmp_path: Path) -> None:
+    [flags] = re.findall(r"npm install (.*?)\S*/vlm_export/js\b", readme.read_text(encoding="utf-8"))
+    offline = ["--offline", "--legacy-peer-deps", "--no-audit", "--no-fund"]  # the peer is put beside it below
+    subprocess.run(["npm", "install", *flags.split(), *offline, str(PACKAGE)], cwd=tmp_path, check=True)
+    for path in package.parent.iterdir():
+        if path.name != package.name:
+            (tmp_path / "node_modules" / path.name).symlink_to(path)
+    (tmp_path / "main.mjs").write_text("import 'vlm-export';\n")
+    subprocess.run(["node", "main.mjs"], cwd=tmp_path, check=True)
+
+
 def test_manifest() -> None:
     manifest = json.loads((PACKAGE / "package.json").read_text())
     assert manifest["version"] == vlm_export.__version__
