@@ -10,6 +10,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -19,7 +20,9 @@ from vlm_export import decoder
 from vlm_export.checkpoint import stored_tensors
 from vlm_export.graph_file import save_graph
 from vlm_export.metrics import max_relative_error
+from vlm_export.rewrites.kept_rows import pick_rows_early
 from vlm_export.rewrites.pack_attention import pack_attention
+from vlm_export.rewrites.rotary_tables import halve_tables
 from vlm_export.rewrites.skip_norms import join_norms
 from vlm_export.structure import make_structure
 from vlm_export.weights import attach_weights
@@ -148,6 +151,102 @@ def test_other_sums_stay(text: str) -> None:
     assert operators(model) == before
 
 
+LAYER = f"""
+    {PROJECTED}
+    a = com.microsoft.MultiHeadAttention <num_heads = 2> (xq, xk, xv)
+    s = MatMul (a, q)
+    n = LayerNormalization <axis = -1> (s, bq)
+    u = MatMul (n, k)
+    g = Sigmoid (u)
+    m = Mul (u, g)
+    d = MatMul (m, v)
+    t = Add (s, d)
+"""
+PICKED = "kept_positions = Shape <start = 1, end = 2> (x) r = Gather <axis = 1> (t, kept_positions) y = MatMul (r, q)"
+
+
+def test_only_the_rows_that_are_asked_for_go_through_the_last_mlp() -> None:
+    model = structure(TOWER, LAYER + PICKED)
+    assert pick_rows_early(model) == 7
+    (picked,) = [node for node in model.graph if node.op_type == "Gather"]
+    assert picked.inputs[0] is not None
+    assert picked.inputs[0].name == "a"
+    assert [use.node.op_type for use in picked.outputs[0].uses()] == ["MatMul"]
+
+
+def test_the_residual_is_picked_as_attention_is() -> None:
+    second = "b = com.microsoft.MultiHeadAttention <num_heads = 2> (t, xk, xv) p = MatMul (b, q) w = Add (t, p)"
+    model = structure(TOWER, LAYER + second + PICKED.replace("(t,", "(w,"))
+    assert pick_rows_early(model) == 2
+    picked = {str(node.inputs[0].name) for node in model.graph if node.op_type == "Gather" and node.inputs[0]}
+    assert picked == {"b", "t"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{LAYER} e = Softmax <axis = 1> (t) {PICKED.replace('(t,', '(e,')}",
+        f"{LAYER} {PICKED.replace('(t,', '(x,')}",
+        f"{LAYER} {PICKED.replace('kept_positions', 'others')}",
+        f"{LAYER} {PICKED} z = Identity (t)".replace("y = MatMul (r, q)", "f = MatMul (r, q) y = Add (f, z)"),
+        f"{LAYER} {PICKED.replace('(t,', '(e,')}".replace("t = Add (s, d)", "t = Add (s, d) e = Add (t, x)"),
+    ],
+    ids=["a function of all rows", "no attention", "other positions", "another reader", "a sum with what is no row"],
+)
+def test_rows_stay_where_they_are_picked(text: str) -> None:
+    model = structure(TOWER, text)
+    before = operators(model)
+    assert pick_rows_early(model) == 0
+    assert operators(model) == before
+
+
+ANGLES = "float[1, positions, 3] f"
+TABLES = """
+    two = Concat <axis = -1> (f, f)
+    scale = Constant <value_float = 2.0> ()
+    c = Cos (two)
+    d = Mul (scale, c)
+    e = Sin (two)
+    rows = Constant <value_ints = [-1, 6]> ()
+    start = Constant <value_ints = [0]> ()
+    end = Constant <value_ints = [3]> ()
+    axis = Constant <value_ints = [1]> ()
+    step = Constant <value_ints = [1]> ()
+    dr = Reshape (d, rows)
+    er = Reshape (e, rows)
+    dh = Slice (dr, start, end, axis, step)
+    eh = Slice (er, start, end, axis)
+    y = Sub (dh, eh)
+"""
+
+
+def test_cosines_and_sines_of_half_a_head() -> None:
+    model = structure(ANGLES, TABLES)
+    before = structure(ANGLES, TABLES)
+    assert halve_tables(model) == 2
+    RemoveUnusedNodesPass()(model)
+    names = [name for name in operators(model) if name != "Constant"]
+    assert names == ["Reshape", "Cos", "Mul", "Sin", "Sub"]
+    angles = np.random.default_rng(0).normal(size=(1, 5, 3)).astype(np.float32)
+    made, expected = (
+        onnxruntime.InferenceSession(ir.to_proto(each).SerializeToString()).run(None, {"f": angles})[0]
+        for each in (model, before)
+    )
+    np.testing.assert_allclose(made, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("(f, f)", "(f, g)"), ("ints = [3]", "ints = [2]"), ("ints = [0]", "ints = [1]"), ("axis = -1", "axis = 1")],
+    ids=["other halves", "a third", "from the second on", "along positions"],
+)
+def test_other_tables_stay(old: str, new: str) -> None:
+    model = structure(f"{ANGLES}, float[1, positions, 3] g", TABLES.replace(old, new))
+    before = operators(model)
+    assert halve_tables(model) == 0
+    assert operators(model) == before
+
+
 @pytest.mark.parametrize(("model_type", "packed"), [("llama", 3), ("qwen2", 3), ("qwen3", 0), ("gpt2", 3)])
 def test_decoders_compute_what_pytorch_does(model_type: str, packed: int, tmp_path: Path) -> None:
     holder = nn.Module()
@@ -156,6 +255,8 @@ def test_decoders_compute_what_pytorch_does(model_type: str, packed: int, tmp_pa
     component = decoder.plain_decoder(decoder.Geometry.of(holder.language_model.config))
     made, report = make_structure(component, holder)
     assert report.rewrites["pack_attention"] == packed
+    assert report.rewrites["pick_rows_early"] >= 6
+    assert report.rewrites["halve_tables"] == (0 if model_type == "gpt2" else 2)
     save_file({name: value.clone() for name, value in holder.named_parameters()}, tmp_path / "model.safetensors")
     save_graph(attach_weights(made, component, stored_tensors(tmp_path)), tmp_path / "decoder.onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "decoder.onnx"))

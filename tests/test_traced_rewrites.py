@@ -13,6 +13,7 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 from vlm_export.rewrites.embedding_scale import scale_lookups, scale_of
+from vlm_export.rewrites.flat_products import unflatten_products
 from vlm_export.rewrites.gelu import fuse_gelu
 from vlm_export.rewrites.same_shape import join_reshapes
 
@@ -117,6 +118,44 @@ def test_reshapes_to_another_shape_stay(last: tuple[int | str | None, ...]) -> N
     model = reshapes((first, ("b", "s", 2, 4), last))
     assert join_reshapes(model) == 0
     assert operators(model)["Reshape"] == 2
+
+
+def flat_product(made: tuple[int | str, ...], attributes: str = "") -> ir.Model:
+    """GPT-2's Conv1D between its reshapes, the tracer's shapes written on the values."""
+    model = graph(
+        f"rows = Reshape (x, s0)  p = Gemm {attributes} (rows, w, b)  q = Reshape (p, s1)  y = Neg (q)",
+        "float[n] x, int64[k] s0, int64[l] s1, float[3, 3] w, float[3] b",
+        "float[n] y",
+    )
+    first, product, last, _ = model.graph
+    shapes = {model.graph.inputs[0]: ("b", "s", 3), first.outputs[0]: ("b * s", 3), last.outputs[0]: made}
+    for value, shape in shapes.items():
+        value.shape = ir.Shape(shape)
+    product.outputs[0].shape = ir.Shape(("b * s", 3))
+    return model
+
+
+def test_a_product_of_flattened_rows_is_one_of_the_rows_as_they_are() -> None:
+    model = flat_product(("b", "s", 3))
+    assert unflatten_products(model) == 1
+    assert [node.op_type for node in model.graph] == ["MatMul", "Add", "Neg"]
+    x, w, b = numbers(2, 4, 3), numbers(3, 3), numbers(3)
+    for value in (model.graph.inputs[0], model.graph.outputs[0]):
+        value.shape = ir.Shape(("b", "s", 3))
+    zero = np.zeros(3, np.int64)
+    np.testing.assert_allclose(run(model, x=x, w=w, b=b, s0=zero, s1=zero), -(x @ w + b), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("made", "attributes"),
+    [(("s", "b", 3), ""), (("b", 3, "s"), ""), (("b", "s", 3), "<transB = 1>"), (("b", "s", 3), "<alpha = 2.0>")],
+    ids=["other order", "other axes", "a transposed weight", "a scaled product"],
+)
+def test_other_products_of_rows_stay(made: tuple[int | str, ...], attributes: str) -> None:
+    model = flat_product(made, attributes)
+    before = operators(model)
+    assert unflatten_products(model) == 0
+    assert operators(model) == before
 
 
 class Scaled(nn.Embedding):

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from vlm_export.families.base import Component
-from vlm_export.rewrites import gather_positions, weight_layout
+from vlm_export.rewrites import gather_positions, rotary_tables, weight_layout
 from vlm_export.trace import REWRITES, UNFUSED, UNFUSED_ROTARY
 
 _FUSED = {
@@ -104,6 +104,7 @@ def simplify(
     rewrites = {
         **json.loads(structure.metadata_props.pop(REWRITES, "{}")),
         "gather_positions": gather_positions.gather_positions(structure),
+        "halve_tables": rotary_tables.halve_tables(structure),
         "gemm_to_matmul": weight_layout.gemm_to_matmul(structure, weights),
         "fold_transposes": weight_layout.fold_transposes(structure, weights),
     }

@@ -1,7 +1,7 @@
 """A component's structure: its finished graph, in which weights are inputs.
 
-Steps: trace (two layers of each stack of equal ones), simplify, repeat the second layer, and join what leads from one
-layer into the next.
+Steps: trace (two layers of each stack of equal ones), simplify, repeat the second layer, and
+join what leads from one layer into the next.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import onnx_ir as ir
 from torch import nn
 
 from vlm_export.families.base import Component
+from vlm_export.rewrites.kept_rows import pick_rows_early
 from vlm_export.rewrites.pack_attention import pack_attention
 from vlm_export.rewrites.repeat_layers import NotRepeatable, repeat_layers
 from vlm_export.rewrites.skip_norms import join_norms
@@ -43,9 +44,10 @@ def make_structure(
             return make_structure(component, model, {**(whole or {}), stack.path: str(error)})
     packed = pack_attention(structure)
     joined = join_norms(structure)
+    early = pick_rows_early(structure)
     return structure, replace(
         report,
-        rewrites={**report.rewrites, "pack_attention": packed, "join_norms": joined},
+        rewrites={**report.rewrites, "pack_attention": packed, "join_norms": joined, "pick_rows_early": early},
         nodes_after=len(structure.graph),
         fused=count_fused(structure),
         repeated=repeated,

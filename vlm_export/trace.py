@@ -24,6 +24,7 @@ from vlm_export import attention
 from vlm_export.checkpoint import aliases
 from vlm_export.families.base import Component, TensorSpec
 from vlm_export.rewrites import embedding_scale, front_end
+from vlm_export.rewrites.flat_products import unflatten_products
 from vlm_export.rewrites.gelu import fuse_gelu
 from vlm_export.rewrites.int8_lookup import TOKEN_TABLE
 from vlm_export.rewrites.ort_fusions import fuse_norms
@@ -35,7 +36,7 @@ IR_VERSION = 10
 UNFUSED = "vlm_export.unfused_attention"  # model metadata: why attention is plain operators
 UNFUSED_ROTARY = "vlm_export.unfused_rotary"  # the same of rotary embedding
 REWRITES = "vlm_export.rewrites"  # how often each rewrite applied, as JSON
-_REWRITES = (join_reshapes, fuse_gelu, fuse_norms)  # those that need the tracer's shapes
+_REWRITES = (unflatten_products, join_reshapes, fuse_gelu, fuse_norms)  # those that need the tracer's shapes
 
 # Sizes that the tracer sees. All differ and none is 0 or 1, which torch.export would take for constants.
 _TRACED_SIZES = {

@@ -6,6 +6,8 @@ move nothing, three times a layer, and a pair after attention. Needs the tracer'
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
@@ -17,7 +19,7 @@ def join_reshapes(structure: ir.Model) -> int:
         made = node.outputs[0]
         if node.op_type != "Reshape" or made.is_graph_output():
             continue
-        source = next((value for value in _before(node) if _same(value.shape, made.shape)), None)
+        source = next((value for value in _before(node) if _same(value, made)), None)
         if source is not None:
             made.replace_all_uses_with(source)
             count += 1
@@ -34,11 +36,13 @@ def _before(node: ir.Node | None) -> list[ir.Value]:
     return values
 
 
-def _same(one: ir.Shape | None, two: ir.Shape | None) -> bool:
+def _same(one: ir.Value, two: ir.Value) -> bool:
+    return one.shape is not None and two.shape is not None and same_sizes(list(one.shape), list(two.shape))
+
+
+def same_sizes(one: Sequence[int | ir.SymbolicDim], two: Sequence[int | ir.SymbolicDim]) -> bool:
     """Equal sizes, where a symbol is a size of its own and an unknown one equals nothing."""
-    if one is None or two is None or len(one) != len(two):
-        return False
-    return all(_known(a) and a == b for a, b in zip(one, two, strict=True))
+    return len(one) == len(two) and all(_known(a) and a == b for a, b in zip(one, two, strict=True))
 
 
 def _known(size: int | ir.SymbolicDim) -> bool:
