@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,30 @@ def test_what_one_product_computed_is_not_split_first() -> None:
         assert pack_attention(structure(DECODER, other)) == 0
 
 
+ROTATED = """
+    rq = com.microsoft.RotaryEmbedding (xq, i, c, c)
+    nk = SimplifiedLayerNormalization <axis = -1> (xk, bk)
+"""
+
+
+@pytest.mark.parametrize(("projected", "names"), [(PROJECTED, ["q+k+v"]), (BIASED, ["q+k+v", "bq+bk+bv"])])
+def test_one_product_is_split_for_what_is_rotated_and_normalized(projected: str, names: list[str]) -> None:
+    rotated = ROTATED if projected is PROJECTED else ROTATED.replace("(xq", "(sq").replace("(xk", "(sk")
+    value = "xv" if projected is PROJECTED else "sv"
+    norm = ", float[6] nw"
+    text = projected + rotated.replace("bk)", "nw)") + GROUPED.format(f"rq, nk, {value}")
+    model = structure(f"{DECODER}{norm}, int64[1] i, float[4, 3] c", text)
+    assert pack_attention(model) == 1
+    found = [name for name in operators(model) if name != "Constant"]
+    expected = ["MatMul", *["Add"][: len(names) - 1], "Split", "RotaryEmbedding", "SimplifiedLayerNormalization"]
+    assert found == [*expected, "GroupQueryAttention"]
+    split = next(node for node in model.graph if node.op_type == "Split")
+    sizes = ir.convenience.get_const_tensor(split.inputs[1])
+    assert sizes is not None
+    assert sizes.numpy().tolist() == [6, 6, 6]
+    assert [use.node.op_type for value in split.outputs for use in value.uses()] == [*expected[-2:], found[-1]]
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -125,6 +150,13 @@ def test_a_norm_is_joined_with_its_sum() -> None:
     joined = model.graph[1]
     assert joined.attributes.get_float("epsilon") == pytest.approx(0.001)
     assert list(model.graph[2].inputs) == [joined.outputs[0], joined.outputs[3]]
+
+
+def test_a_norm_is_joined_with_the_sum_of_what_was_normalized() -> None:
+    layer = "p = MatMul (x, q) n = SimplifiedLayerNormalization <axis = -1> (p, bk) s = Add (x, n)"  # Gemma 2's
+    model = structure(TOWER, f"{layer} {NORM}")
+    assert join_norms(model) == 1
+    assert operators(model) == ["MatMul", "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"]
 
 
 def test_a_norm_whose_weight_is_computed_after_the_sum() -> None:
@@ -247,7 +279,7 @@ def test_other_tables_stay(old: str, new: str) -> None:
     assert operators(model) == before
 
 
-@pytest.mark.parametrize(("model_type", "packed"), [("llama", 3), ("qwen2", 3), ("qwen3", 0), ("gpt2", 3)])
+@pytest.mark.parametrize(("model_type", "packed"), [("llama", 3), ("qwen2", 3), ("qwen3", 3), ("gpt2", 3)])
 def test_decoders_compute_what_pytorch_does(model_type: str, packed: int, tmp_path: Path) -> None:
     holder = nn.Module()
     holder.language_model = _random(model_type)
@@ -272,6 +304,18 @@ def test_decoders_compute_what_pytorch_does(model_type: str, packed: int, tmp_pa
         for layer, kept in enumerate(cache.layers):
             assert max_relative_error(past[f"past_key_values.{layer}.key"], kept.keys.numpy()) < 1e-4
             assert max_relative_error(past[f"past_key_values.{layer}.value"], kept.values.numpy()) < 1e-4
+
+
+def test_a_client_may_ask_for_fewer_logits() -> None:
+    holder = nn.Module()
+    holder.language_model = _random("llama")
+    holder.get_input_embeddings = holder.language_model.get_input_embeddings
+    component = decoder.chat_decoder(decoder.Geometry.of(holder.language_model.config))
+    made, report = make_structure(component, holder)
+    assert report.rewrites["gather_positions"] == 1
+    assert report.rewrites["pick_rows_early"] == 9
+    assert report.rewrites["pack_attention"] == 3
+    assert Counter(operators(made))["Gather"] == 2
 
 
 def _random(model_type: str) -> Any:

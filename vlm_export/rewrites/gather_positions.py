@@ -38,7 +38,17 @@ def _match(last: ir.Node) -> tuple[ir.Value, ir.Value] | None:
     if not swaps or lookup.attributes.get_int("batch_dims", 0) != 0:
         return None
     hidden, positions = first.inputs[0], unsqueeze.inputs[0]
-    return None if hidden is None or positions is None else (hidden, positions)
+    return None if hidden is None or positions is None else (hidden, _unexpanded(positions))
+
+
+def _unexpanded(positions: ir.Value) -> ir.Value:
+    """What an `Expand` to its own shape expands: the exporter broadcasts all positions of an index, here the one."""
+    expand = positions.producer()
+    if expand is None or expand.op_type != "Expand" or expand.inputs[0] is None:
+        return positions
+    shape = _producer(expand, 1, "Shape")
+    broadcast = shape and _producer(shape, 0, "Max")
+    return expand.inputs[0] if broadcast and list(broadcast.inputs) == [expand.inputs[0]] else positions
 
 
 def _producer(node: ir.Node, index: int, op_type: str) -> ir.Node | None:

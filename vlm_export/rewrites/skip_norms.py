@@ -53,7 +53,8 @@ def _join(graph: ir.Graph, norm: ir.Node, weights: set[ir.Value]) -> bool:
 
 def _is_residual(first: ir.Value, second: ir.Value, weights: set[ir.Value]) -> bool:
     """Whether both have the shape of their sum, which is what the operator takes: one is what a layer computed with its
-    last MatMul, a bias added or not, and so is of full size; the other is no bias or table."""
+    last MatMul, a bias added or not, normalized (Gemma 2) or not, and so is of full size; the other is no bias or
+    table."""
     if first in weights or second in weights:
         return False
     return any(_is_projected(value, weights) for value in (first, second)) and not any(
@@ -71,4 +72,6 @@ def _is_projected(value: ir.Value, weights: set[ir.Value]) -> bool:
             other in weights and one is not None and _is_projected(one, weights)
             for one, other in (tuple(node.inputs), tuple(node.inputs)[::-1])
         )
+    if node.op_type == "SimplifiedLayerNormalization":
+        return node.inputs[0] is not None and _is_projected(node.inputs[0], weights)
     return node.op_type == "MatMul" and node.inputs[1] in weights
