@@ -31,10 +31,14 @@ _FUSED = {
     "Gelu",
     "QuickGelu",
 }
+# onnxsim tries for PPQ, which imports torch: a second to load and half of one to leave, for what is not used here.
 _SIMPLIFY = """
-import sys, onnx, onnxsim
+import os, sys
+sys.modules["torch"] = None
+import onnx, onnxsim
 source, target = sys.stdin.read().splitlines()
 onnx.save(onnxsim.simplify(source)[0], target)
+os._exit(0)
 """
 ONNXSIM_SECONDS = 120
 ONNXSIM_BYTES = 64 << 20  # a structure this large is no structure: something folded a weight into it
@@ -64,7 +68,8 @@ class SimplifyReport:
 class Onnxsim:
     """onnxsim in a process of its own, which a time budget can end.
 
-    It starts at once and waits for one graph, so that its imports (1 s) run beside the tracing that comes before.
+    It starts at once and waits for one graph, so that its imports (half a second) run beside the
+    tracing that comes before.
     """
 
     def __init__(self) -> None:
