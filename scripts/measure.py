@@ -13,7 +13,7 @@ import tempfile
 import time
 from multiprocessing import Process, Queue
 
-COMMANDS = ("merge", "onnx --quantize int8", "verify")
+COMMANDS = ("merge", "onnx --quantize int8 --retrace", "onnx --quantize int8", "verify")
 RUNS = 3
 
 

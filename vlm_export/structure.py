@@ -16,7 +16,8 @@ from vlm_export.families.base import Component
 from vlm_export.rewrites.pack_attention import pack_attention
 from vlm_export.rewrites.repeat_layers import NotRepeatable, repeat_layers
 from vlm_export.rewrites.skip_norms import join_norms
-from vlm_export.simplify import Onnxsim, SimplifyReport, count_fused, simplify
+from vlm_export.simplify import Onnxsim, count_fused, simplify
+from vlm_export.simplify_report import SimplifyReport
 from vlm_export.stacks import find_stacks, two_layer_component, two_layers
 from vlm_export.trace import trace
 
