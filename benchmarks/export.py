@@ -5,7 +5,8 @@ python benchmarks/export.py --shapes smollm-135m      # this one only
 python benchmarks/export.py --what large              # smollm2-1.7b: bfloat16 → float16 graph; merge of its adapter
 python benchmarks/export.py --what captioner          # SigLIP-base and smollm-135m: `vlm-export merge` and `onnx`
 
-Wall time is the whole command's, start and imports included; memory is that of its largest process.
+Wall time is the whole command's, start and imports included; memory is that of its largest process. An export of ours
+finds nothing kept of earlier ones, unless its name ends in "again": then one of the same architecture came before.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from functools import partial
 from pathlib import Path
 
 import harness
-from harness import OURS, Command, CommandFailed, Measured, Row
+from harness import AGAIN, OURS, Command, CommandFailed, Measured, Row
 
 Job = tuple[str, str]  # shape, and what is done to it by whom
 
@@ -51,11 +52,11 @@ class Run:
         return self.measured.seconds - phases["weights_s"] if phases else None
 
 
-def run(command: Callable[[Path], Command], work: Path) -> Run:
-    """Run a command in an empty folder, which goes away with what it wrote."""
+def run(command: Callable[[Path], Command], work: Path, structures: Path | None = None) -> Run:
+    """Run a command in an empty folder, which goes away with what it wrote; `structures` stay."""
     folder = Path(tempfile.mkdtemp(prefix="run-", dir=work))
     try:
-        done = harness.measured(command(folder), folder)
+        done = harness.measured(command(folder), folder, structures)
         graphs = folder.rglob("*.onnx*")
         return Run(done, sum(file.stat().st_size for file in graphs) / 1e6)
     except CommandFailed as failure:
@@ -68,10 +69,10 @@ def decoders(work: Path, shapes: Sequence[str]) -> dict[Job, Callable[[Path], Co
     """Every shape, by every tool."""
 
     def command(source: Path, tool: str, folder: Path) -> Command:
-        return harness.decoder_exports(source, folder)[tool]
+        return harness.decoder_exports(source, folder)[tool.removesuffix(AGAIN)]
 
     sources = {shape: harness.checkpoint(work, shape, "base", "decoder") for shape in shapes}
-    tools = (OURS, harness.OPTIMUM, harness.GENAI)
+    tools = (OURS, f"{OURS}{AGAIN}", harness.OPTIMUM, harness.GENAI)
     return {(shape, tool): partial(command, source, tool) for shape, source in sources.items() for tool in tools}
 
 
@@ -87,10 +88,11 @@ def large(work: Path, _: Sequence[str]) -> dict[Job, Callable[[Path], Command]]:
 def captioner(work: Path, _: Sequence[str]) -> dict[Job, Callable[[Path], Command]]:
     """All that a user types before `verify`."""
     source = harness.checkpoint(work, CAPTIONER, "captioner")
-    shape = f"SigLIP-base + {CAPTIONER}"
+    shape, both = f"SigLIP-base + {CAPTIONER}", f"{OURS} merge && {OURS} onnx"
     return {
         (shape, f"{OURS} merge"): lambda folder: _in_shell(source, folder, "merge"),
-        (shape, f"{OURS} merge && {OURS} onnx"): lambda folder: _in_shell(source, folder, "merge", "onnx"),
+        (shape, both): lambda folder: _in_shell(source, folder, "merge", "onnx"),
+        (shape, f"{both}{AGAIN}"): lambda folder: _in_shell(source, folder, "merge", "onnx"),
     }
 
 
@@ -119,7 +121,7 @@ def rows(results: dict[Job, list[Run]]) -> list[Row]:
         if without:
             row["without weights s"] = statistics.median(without)
             shallow = _without_weights(results.get((DEPTH, OURS), []))
-            if shallow and shape.startswith(f"{DEPTH}-"):
+            if shallow and by == OURS and shape.startswith(f"{DEPTH}-"):
                 row["of 30 layers ×"] = harness.median_ratio(without, shallow)
         found.append(row)
     return found
@@ -148,7 +150,13 @@ def main() -> None:
     with harness.workspace(options.keep) as work:
         jobs = WHAT[options.what](work, options.shapes)
         candidates = {job: partial(run, command, work) for job, command in jobs.items()}
-        results = harness.alternating(options.rounds, candidates)
+        with tempfile.TemporaryDirectory(prefix="structures-", dir=work) as kept:
+            for shape, by in jobs:
+                if by.endswith(AGAIN):
+                    harness.progress(f"once, uncounted: {shape}, {by.removesuffix(AGAIN)}")
+                    candidates[shape, by] = partial(run, jobs[shape, by], work, Path(kept))
+                    candidates[shape, by]()
+            results = harness.alternating(options.rounds, candidates)
     harness.report("export", rows(results), what=options.what, rounds=options.rounds)
 
 

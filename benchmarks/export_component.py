@@ -20,17 +20,17 @@ from vlm_export import collector
 def export(source: Path, name: str, target: Path, dtype: str) -> dict[str, float]:
     """Write `target`; returns the seconds of each phase."""
     from vlm_export import variants
-    from vlm_export.checkpoint import build_empty, open_checkpoint
+    from vlm_export.checkpoint import open_checkpoint
     from vlm_export.dtypes import DTYPES
     from vlm_export.graph_file import save_graph
-    from vlm_export.structure import make_structure
+    from vlm_export.kept_structures import Structures
     from vlm_export.variants import Source
 
     started = time.perf_counter()
     merged = open_checkpoint(source)
-    layout = merged.family.layouts.get("components") or merged.family.layouts["captioner"]
-    component = next(c for c in layout.components(merged.config) if c.name == name)
-    structure, _ = make_structure(component, build_empty(merged))
+    structures = Structures(merged, "components" if "components" in merged.family.layouts else "captioner")
+    component = next(component for component in structures.components if component.name == name)
+    structure, _ = structures.find(component) or structures.trace(component)
     traced = time.perf_counter()
     variant = variants.make(Source(component, structure, merged.tensors), DTYPES[dtype], target.parent)
     save_graph(variant, target)

@@ -20,14 +20,17 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vlm_export.artifacts import cache_folder
+
 Key = TypeVar("Key", str, tuple[str, str])
 Result = TypeVar("Result")
 Row = dict[str, Any]
 Command = list[str | Path]
 
 HERE = Path(__file__).parent
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vlm-export"
+CACHE = cache_folder()
 OURS = "vlm-export"
+AGAIN = ", again"  # behind the name of an export of ours that finds its structures kept
 OPTIMUM = "optimum-onnx"
 GENAI = "onnxruntime-genai"
 EAGER = "PyTorch eager"
@@ -75,16 +78,16 @@ def environment(peer: str) -> Path:
     return folder / "bin"
 
 
-def measured(command: Sequence[str | Path], folder: Path) -> Measured:
-    """Run a command in `folder`, offline.
+def measured(command: Sequence[str | Path], folder: Path, structures: Path | None = None) -> Measured:
+    """Run a command in `folder`, offline. What ours traced is looked for and kept in `structures`, else in `folder`.
 
     Raises:
         CommandFailed: its status is not 0.
     """
     log = folder / "output.log"
     helper = [sys.executable, "-c", _MEASURE, log, *command]
-    offline = os.environ | {"HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(helper, cwd=folder, env=offline, stdout=subprocess.PIPE, check=True)
+    environ = {"HF_HUB_OFFLINE": "1", "VLM_EXPORT_STRUCTURES": str(structures or folder / "structures")}
+    done = subprocess.run(helper, cwd=folder, env=os.environ | environ, stdout=subprocess.PIPE, check=True)
     status, seconds, peak_mib = json.loads(done.stdout)
     output = log.read_text(errors="replace")
     if status != 0:

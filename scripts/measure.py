@@ -5,6 +5,7 @@ python scripts/measure.py       # medians of three runs, in a folder of its own
 
 from __future__ import annotations
 
+import os
 import resource
 import statistics
 import subprocess
@@ -13,7 +14,7 @@ import tempfile
 import time
 from multiprocessing import Process, Queue
 
-COMMANDS = ("merge", "onnx --quantize int8", "verify")
+COMMANDS = ("merge", "onnx --quantize int8 --retrace", "onnx --quantize int8", "verify")
 RUNS = 3
 
 
@@ -40,7 +41,8 @@ def _measure(command: str, folder: str) -> tuple[float, float]:
 
 def _run(command: str, folder: str, results: Queue[tuple[float, float]]) -> None:
     started = time.monotonic()
-    subprocess.run(["vlm-export", *command.split()], cwd=folder, stdout=subprocess.DEVNULL, check=True)
+    environ = os.environ | {"VLM_EXPORT_STRUCTURES": f"{folder}/structures"}
+    subprocess.run(["vlm-export", *command.split()], cwd=folder, env=environ, stdout=subprocess.DEVNULL, check=True)
     peak_kib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     results.put((time.monotonic() - started, peak_kib / 1024))
 

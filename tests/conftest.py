@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,24 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _structures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What fixtures of more than one test trace is kept apart from the user's."""
+    folder = tmp_path_factory.mktemp("structures")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLM_EXPORT_STRUCTURES", str(folder / "fixtures"))
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def structures(_structures: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a test finds and keeps what it traced, it alone: no fault that it plants is hidden, or left to others."""
+    folder = _structures / str(next(_numbers))
+    monkeypatch.setenv("VLM_EXPORT_STRUCTURES", str(folder))
+    return folder
 
 
 @pytest.fixture(autouse=True)

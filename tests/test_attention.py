@@ -22,7 +22,7 @@ from vlm_export.dtypes import DTYPES
 from vlm_export.families.base import Component
 from vlm_export.graph_file import save_graph
 from vlm_export.metrics import max_relative_error
-from vlm_export.simplify import SimplifyReport
+from vlm_export.simplify_report import SimplifyReport
 from vlm_export.structure import make_structure
 from vlm_export.weights import attach_weights
 

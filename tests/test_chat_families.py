@@ -33,7 +33,7 @@ from vlm_export.metrics import max_relative_error
 from vlm_export.package import load_manifest
 from vlm_export.rewrites.full_precision import _before
 from vlm_export.runtime.images import open_image
-from vlm_export.simplify import SimplifyReport
+from vlm_export.simplify_report import SimplifyReport
 from vlm_export.structure import make_structure
 from vlm_export.variants import Source
 from vlm_export.verify import Report

@@ -114,6 +114,13 @@ def test_simplifier_keeps_its_budgets(model: Exported) -> None:
     assert len(simplified.graph) == report.nodes_after
 
 
+def test_what_goes_wrong_in_onnxsim_is_said(tmp_path: Path) -> None:
+    (tmp_path / "garbage.onnx").write_bytes(b"no graph")
+    with simplify.Onnxsim() as onnxsim:
+        problem = onnxsim.run(tmp_path / "garbage.onnx", tmp_path / "simplified.onnx", 60)
+    assert problem.startswith("google.protobuf.message.DecodeError") and "\n" not in problem
+
+
 def test_external_data_is_named_and_declared(tmp_path: Path) -> None:
     model = prepare(tmp_path)
     merged = open_checkpoint(model.work.merged)

@@ -1,4 +1,4 @@
-"""The work folder of a recipe, and how files get into it: beside their place first, then moved."""
+"""The work folder of a recipe, the cache folder, and how files get into them: beside their place first, then moved."""
 
 from __future__ import annotations
 
@@ -33,6 +33,13 @@ class Work:
     @property
     def report(self) -> Path:
         return self.root / "report"
+
+
+def cache_folder() -> Path:
+    """What is worth keeping between runs: `$VLM_EXPORT_CACHE`, else `vlm-export` in the user's cache folder."""
+    if own := os.environ.get("VLM_EXPORT_CACHE"):
+        return Path(own).absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "vlm-export"
 
 
 @contextmanager

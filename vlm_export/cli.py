@@ -119,11 +119,20 @@ def merge(recipe: str | None, base: str | None, work: Path | None, as_json: bool
 @_recipe_argument
 @click.option("--quantize", multiple=True, type=click.Choice(["fp32", "fp16", "int8", "q8"]), help="A dtype; repeats.")
 @click.option("--layout", type=click.Choice(["captioner", "chat", "components"]), help="In place of the recipe's.")
+@click.option("--retrace", is_flag=True, help="Trace every component anew, whatever earlier exports kept.")
 @_common
-def onnx(recipe: str | None, quantize: tuple[str, ...], layout: str | None, work: Path | None, as_json: bool) -> None:
+def onnx(
+    recipe: str | None,
+    quantize: tuple[str, ...],
+    layout: str | None,
+    retrace: bool,
+    work: Path | None,
+    as_json: bool,
+) -> None:
     """Trace each component, simplify, quantize, and lay out repo/.
 
-    float32 graphs are always written; the other dtypes are made from them.
+    float32 graphs are always written; the other dtypes are made from them. What is traced is kept in the user's cache
+    folder, for every later export of the same architecture.
 
     Example: vlm-export onnx --quantize int8 --quantize q8
     """
@@ -131,7 +140,9 @@ def onnx(recipe: str | None, quantize: tuple[str, ...], layout: str | None, work
     from vlm_export import pipeline
 
     with _Progress(as_json) as progress:
-        manifest = pipeline.run_export(found, folder, progress, dtypes=quantize, layout=layout)
+        manifest = pipeline.run_export(
+            found, folder, progress, dtypes=quantize, layout=layout, retrace=retrace, notify=_notify
+        )
     lines = [f"{graph.file:40} {graph.size_bytes / 1e6:9.2f} MB" for graph in manifest.graphs]
     _print(as_json, {**asdict(manifest), "path": str(folder.repo)}, [*lines, f"written to {folder.repo}"])
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal
 
+from vlm_export.artifacts import cache_folder
 from vlm_export.errors import CheckFailed, InputError
 
 if TYPE_CHECKING:
@@ -147,23 +148,17 @@ def caption(
 def node_home(scripts: Path = SCRIPTS) -> Path:
     """A folder that holds `scripts` and, in `node_modules`, the packages of the lock there; it is filled when needed.
 
-    It lies in `$VLM_EXPORT_CACHE`, else in `vlm-export` under the user's cache folder.
+    It lies in the cache folder (`artifacts.cache_folder`).
 
     Raises InputError when Node or npm is missing or too old, and when npm fails.
     """
     _node()
     lock = hashlib.sha256((scripts / "package-lock.json").read_bytes())
-    home = _cache() / f"node-{lock.hexdigest()[:16]}"
+    home = cache_folder() / f"node-{lock.hexdigest()[:16]}"
     if not home.is_dir():
         _install(scripts, home)
     _copy_scripts(scripts, home)
     return home
-
-
-def _cache() -> Path:
-    if own := os.environ.get("VLM_EXPORT_CACHE"):
-        return Path(own).absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "vlm-export"
 
 
 def _node() -> str:

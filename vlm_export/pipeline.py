@@ -13,14 +13,14 @@ from typing import Any
 
 from vlm_export import bundled, golden, hub, merge, package, remote_code, signature, variants, verify
 from vlm_export.artifacts import Work, replaced_folder, sha256, write_json
-from vlm_export.checkpoint import ADAPTER_FILES, MODEL_FILES, build_empty, folder_of, open_checkpoint, read_json
+from vlm_export.checkpoint import ADAPTER_FILES, MODEL_FILES, folder_of, open_checkpoint, read_json
 from vlm_export.dtypes import DTYPES, FP32
 from vlm_export.errors import CheckFailed, InputError
 from vlm_export.graph_file import save_graph
+from vlm_export.kept_structures import Structures
 from vlm_export.merge import MergeReport
 from vlm_export.package import GraphFile, Manifest
 from vlm_export.recipe import RecipeFile
-from vlm_export.structure import make_structure
 from vlm_export.variants import Source
 from vlm_export.verify import Report, Runtime
 
@@ -131,11 +131,19 @@ def _glob(base: Path, pattern: str) -> list[Path]:
 
 
 def run_export(
-    recipe: RecipeFile, work: Work, progress: Progress, *, dtypes: Sequence[str] = (), layout: str | None = None
+    recipe: RecipeFile,
+    work: Work,
+    progress: Progress,
+    *,
+    dtypes: Sequence[str] = (),
+    layout: str | None = None,
+    retrace: bool = False,
+    notify: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
     """Merged checkpoint → graphs in every dtype, and everything beside them, in `repo/`.
 
-    float32 is always among the dtypes: the others are made from it, and it is what is compared with PyTorch.
+    float32 is always among the dtypes: the others are made from it, and it is what is compared with PyTorch. What an
+    earlier export traced of the same architecture is not traced again, unless `retrace` says so.
 
     Raises:
         InputError: nothing was merged yet, or the layout is not one of the family's.
@@ -149,9 +157,8 @@ def run_export(
         known = ", ".join(merged.family.layouts)
         raise InputError(f"{recipe.path}: layout: {merged.family.model_type} has no layout {layout!r}; it has {known}")
     names = list(dict.fromkeys([FP32.name, *(dtypes or recipe.recipe.dtypes)]))
-    components = merged.family.layouts[layout].components(merged.config)
-    model = build_empty(merged)
-    merged.family.trim(model)
+    structures = Structures(merged, layout, keep=not recipe.recipe.trust_remote_code, retrace=retrace, notify=notify)
+    components = structures.components
     graphs: list[GraphFile] = []
     reports: dict[str, dict[str, Any]] = {}
     steps, done = len(components) * len(names), 0
@@ -159,8 +166,9 @@ def run_export(
         onnx = folder / package.ONNX
         onnx.mkdir()
         for component in components:
-            progress(f"tracing {component.name}", done, steps)
-            structure, report = make_structure(component, model)
+            kept = structures.find(component)
+            progress(f"{component.name} as traced before" if kept else f"tracing {component.name}", done, steps)
+            structure, report = kept or structures.trace(component)
             reports[component.name] = asdict(report)
             source = Source(component, structure, merged.tensors)
             for name in names:

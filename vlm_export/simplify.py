@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx_ir as ir
@@ -18,6 +17,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from vlm_export.families.base import Component
 from vlm_export.rewrites import gather_positions, rotary_tables, weight_layout
+from vlm_export.simplify_report import SimplifyReport
 from vlm_export.trace import REWRITES, UNFUSED, UNFUSED_ROTARY
 
 _FUSED = {
@@ -31,40 +31,24 @@ _FUSED = {
     "Gelu",
     "QuickGelu",
 }
+# onnxsim tries for PPQ, which imports torch: a second to load and half of one to leave, for what is not used here.
 _SIMPLIFY = """
-import sys, onnx, onnxsim
+import os, sys
+sys.modules["torch"] = None
+import onnx, onnxsim
 source, target = sys.stdin.read().splitlines()
 onnx.save(onnxsim.simplify(source)[0], target)
+os._exit(0)
 """
 ONNXSIM_SECONDS = 120
 ONNXSIM_BYTES = 64 << 20  # a structure this large is no structure: something folded a weight into it
 
 
-@dataclass(frozen=True)
-class SimplifyReport:
-    """What was done to one graph: node counts, how often each rewrite applied, and whether onnxsim ran.
-
-    `nodes_before` are the traced ones, `nodes_after` the finished graph's. `fused` counts ONNX Runtime's own operators
-    in it; `unfused_attention` and `unfused_rotary` say why attention and rotary embedding are none of them, if so.
-    `repeated` says by stack how many layers were added to the two that were traced, `not_repeated` why another stack
-    was traced whole.
-    """
-
-    nodes_before: int
-    nodes_after: int
-    rewrites: dict[str, int]
-    fused: dict[str, int]
-    unfused_attention: str
-    onnxsim: str
-    unfused_rotary: str = ""
-    repeated: dict[str, int] = field(default_factory=dict)
-    not_repeated: dict[str, str] = field(default_factory=dict)
-
-
 class Onnxsim:
     """onnxsim in a process of its own, which a time budget can end.
 
-    It starts at once and waits for one graph, so that its imports (1 s) run beside the tracing that comes before.
+    It starts at once and waits for one graph, so that its imports (half a second) run beside the
+    tracing that comes before.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """A component's structure: its finished graph, in which weights are inputs.
 
-Steps: trace (two layers of each stack of equal ones), simplify, repeat the second layer, and
-join what leads from one layer into the next.
+Steps: trace (two layers of each stack of equal ones), simplify, repeat the second layer, join what leads from one layer
+into the next, and let the last one compute only the rows that are asked for.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from vlm_export.rewrites.kept_rows import pick_rows_early
 from vlm_export.rewrites.pack_attention import pack_attention
 from vlm_export.rewrites.repeat_layers import NotRepeatable, repeat_layers
 from vlm_export.rewrites.skip_norms import join_norms
-from vlm_export.simplify import Onnxsim, SimplifyReport, count_fused, simplify
+from vlm_export.simplify import Onnxsim, count_fused, simplify
+from vlm_export.simplify_report import SimplifyReport
 from vlm_export.stacks import find_stacks, two_layer_component, two_layers
 from vlm_export.trace import trace
 
