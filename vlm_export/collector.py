@@ -9,7 +9,7 @@ from __future__ import annotations
 import atexit
 import gc
 
-_THRESHOLDS = (50_000, 20, 100)  # the youngest in objects, the others in collections of the one before
+_THRESHOLDS = (20_000, 200, 100)  # the youngest in objects, the others in collections of the one before
 
 
 def relax() -> None:
