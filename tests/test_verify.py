@@ -18,6 +18,7 @@ from exported import Exported, prepare, record
 from vlm_export import golden, pipeline, verify
 from vlm_export.checkpoint import open_checkpoint
 from vlm_export.errors import CheckFailed, InputError
+from vlm_export.rewrites.kept_rows import KEPT
 from vlm_export.verify import Report
 
 DECODER = "decoder_model_merged"
@@ -77,10 +78,13 @@ def test_a_half_precision_checkpoint_verifies_in_float32(tmp_path: Path) -> None
 
 def test_a_flipped_weight_fails_where_it_shows(broken: Exported) -> None:
     def flip(model: ir.Model) -> None:
-        value = model.graph.initializers["language_model.model.layers.1.self_attn.k_proj.weight"]
+        attention = "language_model.model.layers.1.self_attn"
+        packed = "+".join(f"{attention}.{part}_proj.weight" for part in "qkv")
+        value = model.graph.initializers[packed]
         weights = value.const_value.numpy().copy()
-        place = np.unravel_index(np.abs(weights).argmax(), weights.shape)
-        weights[place] = -weights[place]
+        keys = weights[:, len(weights) : len(weights) + (weights.shape[1] - len(weights)) // 2]
+        place = np.unravel_index(np.abs(keys).argmax(), keys.shape)
+        keys[place] = -keys[place]
         value.const_value = ir.Tensor(weights, name=value.name)
 
     edit(broken.graph(DECODER), flip)
@@ -132,13 +136,11 @@ def test_logits_of_the_image_positions_are_recognised(broken: Exported, declared
 
     def keep_all_positions(model: ir.Model) -> None:
         graph = model.graph
-        gather = next(
-            n
-            for n in graph
-            if n.op_type == "Gather" and n.attributes.get_int("axis", 0) == 1 and not n.inputs[0].is_initializer()
-        )
-        gather.outputs[0].replace_all_uses_with(gather.inputs[0])
-        graph.remove(gather, safe=True)
+        picked = [n for n in graph if n.op_type == "Gather" and str(n.inputs[1].name).endswith(KEPT)]
+        assert picked
+        for gather in picked:
+            gather.outputs[0].replace_all_uses_with(gather.inputs[0])
+            graph.remove(gather, safe=True)
         logits = next(value for value in graph.outputs if value.name == "logits")
         logits.shape = ir.Shape(["batch_size", declared, logits.shape[2]])
 
