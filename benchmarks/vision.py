@@ -131,7 +131,7 @@ def rows(timings: dict[str, list[Timing]], work: Work) -> list[Row]:
 
 
 def main() -> None:
-    parser = harness.arguments(__doc__, rounds=5)
+    parser = harness.arguments(__doc__, rounds=9)
     parser.add_argument("--shape", default="smollm-135m", help="whose tower, of checkpoints.py (%(default)s)")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4], help="(1 and 4)")
     parser.add_argument("--repeats", type=int, default=5, help="of each process (%(default)s)")

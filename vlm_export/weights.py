@@ -19,7 +19,7 @@ from vlm_export.families.base import Component
 
 PACKED = "+"  # joins the names of the weights that are packed into one, along its last axis
 TRANSPOSED = "|transposed"  # suffix of a weight input that joins transposed
-BLOCK_BYTES = 4 << 20  # a weight above this is written in blocks of this size in float32
+BLOCK_BYTES = 8 << 20  # a weight above this is written in blocks of this size in float32
 _DTYPES = {ir.DataType.FLOAT: torch.float32, ir.DataType.FLOAT16: torch.float16}
 
 
