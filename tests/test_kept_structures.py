@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from vlm_export.checkpoint import Checkpoint, build_empty, open_checkpoint
 from vlm_export.cli import main
 from vlm_export.families.base import Component, TensorSpec
 from vlm_export.kept_structures import UNUSED_DAYS, Structures, describe, files_digest, structures_folder
+from vlm_export.simplify import simplify
 
 ONLY_TRACING = ("onnxscript", "torch.onnx._internal.exporter._core", "vlm_export.trace")
 _EXPORT = """
@@ -333,6 +335,19 @@ def test_nothing_else_is_swallowed(merged: Checkpoint, monkeypatch: pytest.Monke
     with pytest.raises(ZeroDivisionError):
         structures.trace(projection(structures))
     assert not structures_folder().exists()
+
+
+def test_what_onnxsim_did_not_see_is_not_kept(merged: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have been short of time, or killed: the next export has another chance."""
+    structures = Structures(merged, "components")
+    component = projection(structures)
+    with monkeypatch.context() as patch:
+        patch.setattr(structure, "simplify", partial(simplify, seconds=0))
+        _, report = structures.trace(component)
+    assert report.onnxsim == "skipped: took more than 0 s"
+    assert structures.find(component) is None
+    assert structures.trace(component)[1].onnxsim == "applied"
+    assert structures.find(component) is not None
 
 
 def test_retrace_replaces_what_is_kept(merged: Checkpoint) -> None:

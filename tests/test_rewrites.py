@@ -21,6 +21,7 @@ from vlm_export import decoder
 from vlm_export.checkpoint import stored_tensors
 from vlm_export.graph_file import save_graph
 from vlm_export.metrics import max_relative_error
+from vlm_export.rewrites.gather_positions import gather_positions
 from vlm_export.rewrites.kept_rows import pick_rows_early
 from vlm_export.rewrites.pack_attention import pack_attention
 from vlm_export.rewrites.rotary_tables import halve_tables
@@ -181,6 +182,27 @@ def test_other_sums_stay(text: str) -> None:
     before = operators(model)
     assert join_norms(model) == 0
     assert operators(model) == before
+
+
+LOOKUP = """
+    t = Transpose <perm = [1, 0, 2]> (x)
+    positions = Add (p, p)
+    largest = Max ({})
+    shape = Shape (largest)
+    expanded = Expand (positions, shape)
+    one = Constant <value_ints = [-1]> ()
+    i = Unsqueeze (expanded, one)
+    g = GatherND (t, i)
+    y = Transpose <perm = [1, 0, 2]> (g)
+"""
+
+
+@pytest.mark.parametrize(("broadcast", "looked_up"), [("positions", "positions"), ("positions, q", "expanded")])
+def test_positions_are_looked_up_as_they_are_unless_another_index_shapes_them(broadcast: str, looked_up: str) -> None:
+    model = structure("float[batch_size, 4, 6] x, int64[k] p, int64[k] q", LOOKUP.format(broadcast))
+    assert gather_positions(model) == 1
+    (lookup,) = [node for node in model.graph if node.op_type == "Gather"]
+    assert [str(value.name) for value in lookup.inputs if value is not None] == ["x", looked_up]
 
 
 LAYER = f"""

@@ -42,7 +42,8 @@ from transformers import PretrainedConfig
 from vlm_export.artifacts import cache_folder
 from vlm_export.checkpoint import Checkpoint, aliases, build_empty
 from vlm_export.families.base import Component
-from vlm_export.simplify_report import SimplifyReport
+from vlm_export.simplify_report import ONNXSIM_RAN, SimplifyReport
+from vlm_export.stacks import attributes
 
 FORMAT = 1  # of the files
 SUFFIX = ".structure"
@@ -55,7 +56,6 @@ _DISTRIBUTIONS = (
 )
 _SAYS_NOTHING = ("_name_or_path", "transformers_version")  # in a config: where it came from
 _PLAIN = (bool, int, float, complex, str, type(None), torch.dtype, torch.device, torch.Size)
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 Structure = tuple[ir.Model, SimplifyReport]
 
@@ -103,11 +103,13 @@ class Structures:
         """Trace a component, and keep its structure for the next time.
 
         What is returned went through the file's form, so that graphs made of it are byte for byte those of the next.
+        One that onnxsim did not simplify is not kept: a lack of time or memory is no property of an architecture.
         """
         from vlm_export.structure import make_structure
 
-        content = _serialize(*make_structure(component, self.model))
-        if self.keep:
+        structure, report = make_structure(component, self.model)
+        content = _serialize(structure, report)
+        if self.keep and report.onnxsim == ONNXSIM_RAN:
             path = self.path(component)
             try:
                 _write(path, content)
@@ -154,7 +156,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
     return {
         "configs": [_config(config) for config in configs.values()],
         "modules": [
-            (path, _name(type(module)), {name: said(value) for name, value in _attributes(module).items()})
+            (path, _name(type(module)), {name: said(value) for name, value in attributes(module).items()})
             for path, module in model.named_modules(remove_duplicate=False)
         ],
         "parameters": [
@@ -231,11 +233,6 @@ def _bytes(tensor: torch.Tensor) -> str:
 def _name(thing: Any) -> str:
     named = thing if hasattr(thing, "__qualname__") else type(thing)
     return f"{named.__module__}.{named.__qualname__}"
-
-
-def _attributes(module: nn.Module) -> dict[str, Any]:
-    """What a module's own class has put on it."""
-    return {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
 
 
 def _config(config: PretrainedConfig) -> Any:

@@ -17,7 +17,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from vlm_export.families.base import Component
 from vlm_export.rewrites import gather_positions, rotary_tables, weight_layout
-from vlm_export.simplify_report import SimplifyReport
+from vlm_export.simplify_report import ONNXSIM_RAN, SimplifyReport
 from vlm_export.trace import REWRITES, UNFUSED, UNFUSED_ROTARY
 
 _FUSED = {
@@ -47,8 +47,8 @@ ONNXSIM_BYTES = 64 << 20  # a structure this large is no structure: something fo
 class Onnxsim:
     """onnxsim in a process of its own, which a time budget can end.
 
-    It starts at once and waits for one graph, so that its imports (half a second) run beside the
-    tracing that comes before.
+    It starts at once and waits for one graph, so that its imports (half a second) run beside the tracing that comes
+    before.
     """
 
     def __init__(self) -> None:
@@ -118,7 +118,7 @@ def _onnxsim(structure: ir.Model, onnxsim: Onnxsim, seconds: float) -> tuple[ir.
         simplified = ir.load(target)
         _load_constants(simplified)
         simplified.metadata_props.update(structure.metadata_props)
-        return simplified, "applied"
+        return simplified, ONNXSIM_RAN
 
 
 def _load_constants(model: ir.Model) -> None:

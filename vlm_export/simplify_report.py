@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+ONNXSIM_RAN = "applied"  # `onnxsim` of a report; anything else there says why it did not
+
 
 @dataclass(frozen=True)
 class SimplifyReport:

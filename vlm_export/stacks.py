@@ -146,7 +146,7 @@ def _module_difference(expected: nn.Module, module: nn.Module, model: int, index
         for name, tensor in tensors.items():
             if not _alike(tensor, others[name]):
                 return name
-    ours, theirs = _attributes(expected), _attributes(module)
+    ours, theirs = attributes(expected), attributes(module)
     if ours.keys() != theirs.keys():
         return min(ours.keys() ^ theirs.keys())
     return next((name for name in ours if not _same(ours[name], theirs[name], model, index)), None)
@@ -161,7 +161,7 @@ def _alike(expected: torch.Tensor | None, tensor: torch.Tensor | None) -> bool:
     return isinstance(expected, nn.Parameter) or expected.is_meta or torch.equal(expected, tensor)
 
 
-def _attributes(module: nn.Module) -> dict[str, Any]:
+def attributes(module: nn.Module) -> dict[str, Any]:
     """What a module's own class has put on it."""
     return {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
 

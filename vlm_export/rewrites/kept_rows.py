@@ -1,7 +1,7 @@
 """Only the rows whose logits are asked for go through what comes after the last attention.
 
 A client wants the logits of one position, and the model picks its row behind the final norm: until there, the last
-layer has computed the output projection and the MLP of every position, 2.8% of SmolLM-135M's first run. Each of these
+layer has computed the output projection and the MLP of every position, 2.5% of SmolLM-135M's first run. Each of these
 operators computes its rows one by one, so the row can be picked in front of them: from attention's output and from the
 residual that it is added to.
 """

@@ -46,7 +46,7 @@ def pack_attention(structure: ir.Model) -> int:
             continue
         found = _projections(node.inputs[:3], weights)
         if node.op_type == "MultiHeadAttention":
-            count += bool(found) and _pack_biases(graph, node, found)
+            count += _pack_biases(graph, node, found)
         elif found and _alike(found):
             _pack(graph, node, found)
             count += 1
