@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Maker = Literal["float32", "float16", "dynamic_int8"]
+Maker = Literal["float32", "float16", "packed_8_bits", "folded_8_bits"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ DTYPES: dict[str, Dtype] = {
     for dtype in (
         FP32,
         Dtype("fp16", "_fp16", "float16"),
-        Dtype("int8", "_int8", "dynamic_int8"),
-        Dtype("q8", "_quantized", "dynamic_int8"),
+        Dtype("int8", "_int8", "packed_8_bits"),
+        Dtype("q8", "_quantized", "folded_8_bits"),
     )
 }

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from vlm_export import bundled, golden, hub, merge, package, remote_code, signature, variants, verify
+from vlm_export import bundled, golden, hub, merge, package, remote_code, signature, trial_run, variants, verify
 from vlm_export.artifacts import Work, replaced_folder, sha256, write_json
 from vlm_export.checkpoint import ADAPTER_FILES, MODEL_FILES, folder_of, open_checkpoint, read_json
 from vlm_export.dtypes import DTYPES, FP32
@@ -194,13 +194,14 @@ def _write(source: Source, dtype: str, folder: Path) -> GraphFile:
     """Write a variant; returns what the manifest says of it.
 
     Raises:
-        CheckFailed: it is not as the family declares it.
+        CheckFailed: it is not as the family declares it, or does not run.
     """
-    component, graph = source.component, variants.make(source, DTYPES[dtype], folder)
+    component, graph = source.component, variants.make(source, DTYPES[dtype])
     path = source.path(DTYPES[dtype], folder)
     found = signature.differences(component, graph.graph)
     if found:
         raise CheckFailed(f"{path.name}: not the graph that {component.name} is declared to be: {'; '.join(found)}")
+    trial_run.run_once(graph, component, path.name)
     chunks = save_graph(graph, path)
     size = sum(file.stat().st_size for file in folder.glob(f"{path.name}*"))
     return GraphFile(component.name, dtype, path.name, size, chunks)

@@ -23,10 +23,10 @@ from torch import nn
 from vlm_export import attention
 from vlm_export.checkpoint import aliases
 from vlm_export.families.base import Component, TensorSpec
+from vlm_export.quantize.graph_edits import TOKEN_TABLE
 from vlm_export.rewrites import embedding_scale, front_end
 from vlm_export.rewrites.flat_products import unflatten_products
 from vlm_export.rewrites.gelu import fuse_gelu
-from vlm_export.rewrites.int8_lookup import TOKEN_TABLE
 from vlm_export.rewrites.ort_fusions import fuse_norms
 from vlm_export.rewrites.same_shape import join_reshapes
 
@@ -70,6 +70,7 @@ def trace(component: Component, model: nn.Module) -> ir.Model:
         front_end.attach(structure, component, embedding=embedding)
         module = model.get_input_embeddings()  # type: ignore[operator]
         embedding_scale.scale_lookups(structure, str(embedding.name), embedding_scale.scale_of(module))
+    if any(value.name == embedding.name for value in structure.graph.inputs):
         structure.metadata_props[TOKEN_TABLE] = str(embedding.name)
     _declare(structure, component)
     structure.ir_version = IR_VERSION

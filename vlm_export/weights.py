@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
@@ -30,7 +31,37 @@ def weight_inputs(graph: ir.Graph) -> set[ir.Value]:
     return {value for value, shape in shaped if all(isinstance(size, int) for size in shape)}
 
 
-class CheckpointTensor(ir.LazyTensor):
+@dataclass(frozen=True)
+class Rectangle:
+    """Values of a matrix from `row` and `column` on, `[rows, columns]`, in the dtype that they are stored in."""
+
+    row: int
+    column: int
+    values: np.ndarray
+
+
+class StreamedTensor(ir.LazyTensor):
+    """A tensor that is computed when it is written, in rectangles of the matrix `[rows, width]` that its bytes are."""
+
+    width: int
+
+    def rectangles(self) -> Iterator[Rectangle]:
+        """Cover the matrix, in any order; no rectangle takes much more than `BLOCK_BYTES` to compute."""
+        raise NotImplementedError
+
+    def tofile(self, file: BinaryIO) -> None:
+        """Write the tensor at the file's position, which is behind it afterwards."""
+        start, item = file.tell(), self.dtype.itemsize
+        for part in self.rectangles():
+            values = np.ascontiguousarray(part.values)
+            rows = [values] if values.shape[1] == self.width else values  # whole rows lie behind each other
+            for number, row in enumerate(rows, start=part.row):
+                file.seek(int(start + (number * self.width + part.column) * item))
+                file.write(row.data)
+        file.seek(start + self.nbytes)
+
+
+class CheckpointTensor(StreamedTensor):
     """A weight in the layout and dtype of its graph, read from the checkpoint when it is written.
 
     A large one is read in blocks: neither it nor what it becomes is ever in memory as a whole. Finite values that
@@ -42,6 +73,7 @@ class CheckpointTensor(ir.LazyTensor):
         self.parts = [tensors[part] for part in parts.split(PACKED)]
         shapes = [part.shape[::-1] if self.transposed else part.shape for part in self.parts]
         self.widths = [math.prod(shape[1:]) for shape in shapes]
+        self.width = sum(self.widths)
         shape = ir.Shape([*shapes[0][:-1], sum(shape[-1] for shape in shapes)] if shapes[0] else [])
         super().__init__(self._whole, dtype=dtype, shape=shape, name=parts)
 
@@ -54,29 +86,28 @@ class CheckpointTensor(ir.LazyTensor):
         """Write the weight at the file's position, which is behind it afterwards."""
         if self.nbytes <= BLOCK_BYTES or len(self.shape) < 2:
             file.write(self.tobytes())
-            return
-        start, item = file.tell(), self.dtype.bitwidth // 8
-        for row, column, block in self._blocks():
-            if block.shape[1] == sum(self.widths):
-                file.seek(start + row * sum(self.widths) * item)
-                file.write(block.data)
-                continue
-            for number, values in enumerate(block, start=row):
-                file.seek(start + (number * sum(self.widths) + column) * item)
-                file.write(values.data)
-        file.seek(start + self.nbytes)
+        else:
+            super().tofile(file)
 
-    def _blocks(self) -> Iterator[tuple[int, int, np.ndarray]]:
-        """Row, column and values of rectangles that cover the matrix, each from some rows of one part."""
+    def rectangles(self) -> Iterator[Rectangle]:
+        for row, column, values in self.blocks():
+            yield Rectangle(row, column, _cast(values, self.dtype))
+
+    def blocks(self, multiple: int = 1) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """Row, column and values of rectangles that cover the matrix, each of some rows of one part as it is stored.
+
+        The stored rows of each are a multiple of `multiple`, but for the last of a part.
+        """
         column = 0
         for part, width in zip(self.parts, self.widths, strict=True):
             count = max(1, BLOCK_BYTES * part.shape[0] // (4 * math.prod(part.shape)))
+            count = max(1, count // multiple) * multiple
             for first in range(0, part.shape[0], count):
                 values = part.load(slice(first, first + count))
                 if self.transposed:
-                    yield 0, column + first, _cast(values.T, self.dtype)
+                    yield 0, column + first, values.T
                 else:
-                    yield first, column, _cast(values.reshape(len(values), -1), self.dtype)
+                    yield first, column, values.reshape(len(values), -1)
             column += width
 
 

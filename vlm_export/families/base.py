@@ -74,6 +74,11 @@ class Component:
     def trace_signature(self) -> tuple[TensorSpec, ...]:
         return self.traced_inputs or self.inputs
 
+    @property
+    def has_cache(self) -> bool:
+        """Whether it is a decoder, which runs once for every token."""
+        return any(spec.name.startswith("past_key_values.") for spec in self.inputs)
+
 
 @dataclass(frozen=True)
 class Layout:

@@ -1,0 +1,165 @@
+"""A weight as 8-bit numbers and float32 scales, both computed from the checkpoint while the graph is written.
+
+weight ≈ number · scale; numbers are integers from -127 to 127, a scale is the largest magnitude of what shares it,
+divided by 127. What shares one is all inputs of an output, or `block` of them. Neither the weight nor its numbers are
+ever in memory as a whole: it is read twice, for the scales and for the numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vlm_export.weights import CheckpointTensor, Rectangle, StreamedTensor
+
+LARGEST = 127  # of a number's magnitude, so that the range is as long below zero as above
+ZERO_POINT = 128  # what is added to a number where it is stored as uint8
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some of a weight, `[outputs, inputs] float32`, from `output` and `input` on."""
+
+    output: int
+    input: int
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class EightBits:
+    """How a weight is quantized.
+
+    Attributes:
+        outputs_last: the graph holds it as `[inputs, outputs]`, as MatMul does, not as the rows of a lookup table.
+        block: inputs that share a scale; None for all of an output.
+    """
+
+    weight: CheckpointTensor
+    outputs_last: bool
+    block: int | None = None
+
+    @property
+    def outputs(self) -> int:
+        return self.weight.shape.numpy()[1 if self.outputs_last else 0]
+
+    @property
+    def inputs(self) -> int:
+        return self.weight.shape.numpy()[0 if self.outputs_last else 1]
+
+    @property
+    def share(self) -> int:
+        """Inputs that share a scale."""
+        return self.block or self.inputs
+
+    @property
+    def blocks(self) -> int:
+        """Scales of an output: the last one's inputs may be fewer."""
+        return math.ceil(self.inputs / self.share)
+
+    @property
+    def scales(self) -> np.ndarray:
+        """`[outputs, blocks] float32`; 1 where all weights are zero."""
+        return _scales(self)
+
+    def numbers(self) -> Iterator[_Part]:
+        """Cover the weight with its numbers, as floats."""
+        scales = torch.from_numpy(self.scales)
+        for part in self.parts():
+            blocks = _in_blocks(part.values, self.share)
+            first = part.input // self.share
+            scale = scales[part.output : part.output + len(blocks), first : first + blocks.shape[1], None]
+            rounded = (blocks / scale).round().clamp(-LARGEST, LARGEST)
+            yield _Part(part.output, part.input, rounded.flatten(1)[:, : part.values.shape[1]])
+
+    def parts(self) -> Iterator[_Part]:
+        """Cover the weight; where it is not stored by outputs, a part begins where a block does."""
+        multiple = 1 if self.weight.transposed == self.outputs_last else self.block or 1
+        for row, column, values in self.weight.blocks(multiple):
+            output, first_input = (column, row) if self.outputs_last else (row, column)
+            yield _Part(output, first_input, (values.T if self.outputs_last else values).float())
+
+
+@lru_cache(maxsize=1)  # of the weight that is being written: its numbers need them, and they follow its numbers
+def _scales(quantized: EightBits) -> np.ndarray:
+    largest = torch.zeros(quantized.outputs, quantized.blocks)
+    for part in quantized.parts():
+        found = _in_blocks(part.values, quantized.share).abs().amax(-1)
+        first = part.input // quantized.share
+        held = largest[part.output : part.output + len(found), first : first + found.shape[1]]
+        torch.maximum(held, found, out=held)
+    return torch.where(largest > 0, largest / LARGEST, 1.0).numpy()
+
+
+def _in_blocks(values: Tensor, share: int) -> Tensor:
+    """`[outputs, inputs]` → `[outputs, blocks, share]`, the last block filled up with zeros."""
+    share = min(share, values.shape[1])
+    return F.pad(values, (0, -values.shape[1] % share)).unflatten(1, (-1, share))
+
+
+class ByInput(StreamedTensor):
+    """The numbers as MatMul takes a weight: `[inputs, outputs] int8`."""
+
+    def __init__(self, quantized: EightBits):
+        self.quantized, self.width = quantized, quantized.outputs
+        shape = ir.Shape([quantized.inputs, quantized.outputs])
+        super().__init__(self._whole, dtype=ir.DataType.INT8, shape=shape, name=f"{quantized.weight.name}.int8")
+
+    def rectangles(self) -> Iterator[Rectangle]:
+        for part in self.quantized.numbers():
+            yield Rectangle(part.input, part.output, part.values.T.to(torch.int8).numpy())
+
+    def _whole(self) -> ir.Tensor:
+        return _whole(self)
+
+
+class ByOutput(StreamedTensor):
+    """The numbers as MatMulNBits takes a weight: `[outputs, blocks, share] uint8`, with a zero point of 128.
+
+    A last block that is longer than the inputs ends in zeros.
+    """
+
+    def __init__(self, quantized: EightBits):
+        self.quantized = quantized
+        sizes = (quantized.outputs, quantized.blocks, quantized.share)
+        self.width = math.prod(sizes[1:])
+        name = f"{quantized.weight.name}.uint8"
+        super().__init__(self._whole, dtype=ir.DataType.UINT8, shape=ir.Shape(sizes), name=name)
+
+    def rectangles(self) -> Iterator[Rectangle]:
+        inputs, rest = self.quantized.inputs, self.width - self.quantized.inputs
+        for part in self.quantized.numbers():
+            ends = part.input + part.values.shape[1] == inputs
+            values = F.pad(part.values, (0, rest)) if ends else part.values
+            yield Rectangle(part.output, part.input, (values + ZERO_POINT).to(torch.uint8).numpy())
+
+    def _whole(self) -> ir.Tensor:
+        return _whole(self)
+
+
+class Scales(ir.LazyTensor):
+    """The scales `[outputs, blocks] float32`, or `[outputs]` where an output has one."""
+
+    def __init__(self, quantized: EightBits):
+        sizes = [quantized.outputs, quantized.blocks] if quantized.block else [quantized.outputs]
+        self._sizes, self._quantized = sizes, quantized
+        name = f"{quantized.weight.name}.scale"
+        super().__init__(self._whole, dtype=ir.DataType.FLOAT, shape=ir.Shape(sizes), name=name)
+
+    def _whole(self) -> ir.Tensor:
+        return ir.Tensor(self._quantized.scales.reshape(self._sizes), name=self.name)
+
+
+def _whole(tensor: StreamedTensor) -> ir.Tensor:
+    array = np.empty((tensor.size // tensor.width, tensor.width), dtype=tensor.dtype.numpy())
+    for part in tensor.rectangles():
+        height, width = part.values.shape
+        array[part.row : part.row + height, part.column : part.column + width] = part.values
+    return ir.Tensor(array.reshape(tensor.shape.numpy()), name=tensor.name)

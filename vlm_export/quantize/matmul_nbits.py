@@ -1,0 +1,48 @@
+"""8-bit weights for processors: `com.microsoft::MatMulNBits`, whose kernels multiply the packed numbers themselves.
+
+With `accuracy_level` 4 a kernel rounds the activations of each block to 8 bits, by that block's own range, and adds up
+integer products. Without it, the CPU unpacks the whole weight at every call. In WASM it does so in any case: ten times
+slower than float32. For that, `folded.py`.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from vlm_export.quantize import graph_edits
+from vlm_export.quantize.eight_bits import ByOutput, EightBits, Scales
+
+BLOCK = 64
+ACCURACY_LEVEL = 4
+
+
+def quantize(model: ir.Model) -> int:
+    """Pack every weight of a MatMul, and the token table, which stays one tensor with a tied head.
+
+    Returns how many products and lookups there were.
+    """
+    graph = model.graph
+    tables = list(graph_edits.lookups(model))
+    for lookup, table in tables:
+        quantized = EightBits(table, graph_edits.is_by_columns(lookup), BLOCK)
+        graph_edits.look_up_rows(graph, lookup, quantized)
+    weights = list(graph_edits.products(graph))
+    for node, weight in weights:
+        graph_edits.replace(graph, node, [_product(graph, node, EightBits(weight, True, BLOCK))])
+    graph_edits.drop_unused(graph)
+    if weights:
+        graph.opset_imports["com.microsoft"] = 1
+    return len(weights) + len(tables)
+
+
+def _product(graph: ir.Graph, node: ir.Node, quantized: EightBits) -> ir.Node:
+    numbers = graph_edits.initializer(graph, ByOutput(quantized))
+    scales = graph_edits.initializer(graph, Scales(quantized))
+    attributes = {
+        "K": quantized.inputs,
+        "N": quantized.outputs,
+        "bits": 8,
+        "block_size": quantized.share,
+        "accuracy_level": ACCURACY_LEVEL,
+    }
+    return ir.node("MatMulNBits", [node.inputs[0], numbers, scales], attributes, domain="com.microsoft")
