@@ -163,11 +163,14 @@ def verify(recipe: str | None, runtimes: tuple[str, ...], work: Path | None, as_
     """
     found, folder = _open(recipe, work)
     from vlm_export import pipeline
+    from vlm_export.causes import explain
     from vlm_export.verify import RUNTIMES
 
     with _Progress(as_json) as progress:
         report = pipeline.run_verify(found, folder, progress, runtimes=runtimes or RUNTIMES)  # type: ignore[arg-type]
-    _print(as_json, asdict(report), _report_lines(report, folder.report / pipeline.REPORT))
+    lines = _report_lines(report, folder.report / pipeline.REPORT)
+    advice = explain(report, recipe or found.name)
+    _print(as_json, asdict(report) | {"advice": advice}, [*lines, *advice])
     if report.verdict != "pass":
         click.get_current_context().exit(1)
 
@@ -227,7 +230,7 @@ def push(
     show_default=True,
     help="Where to listen. Who can reach it can use the model: there is no key and no TLS.",
 )
-@click.option("--dtype", help="q8 by default, else int8, else fp32.")
+@click.option("--dtype", help="By default int8, else q8, else fp32, of those that passed verify.")
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="For each graph; 0 is ONNX Runtime's choice.")
 @click.option("--max-body-mb", type=click.IntRange(1), default=20, show_default=True, help="Of one request.")
 @click.option("--concurrency", type=click.IntRange(1), default=1, show_default=True, help="Requests at work at a time.")
@@ -366,7 +369,7 @@ def golden(recipe: str | None, work: Path | None, as_json: bool) -> None:
 @click.argument("arguments", nargs=-1, required=True, metavar="[RECIPE|DIR|REPO_ID] IMAGE...")
 @click.option("--prompt", help="What to say to a chat model; a captioner takes none.")
 @click.option("--together", is_flag=True, help="All images belong to one prompt of a chat model.")
-@click.option("--dtype", help="q8 by default, else int8, else fp32.")
+@click.option("--dtype", help="By default int8, else q8, else fp32, of those that passed verify.")
 @click.option("--backend", type=click.Choice(["auto", "onnx", "torch"]), default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="For each graph; 0 is ONNX Runtime's choice.")
 @click.option("--stream", is_flag=True, help="Print the text as it comes.")

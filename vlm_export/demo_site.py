@@ -25,6 +25,7 @@ from typing import Any
 from vlm_export import __version__, bundled
 from vlm_export.artifacts import replaced_folder
 from vlm_export.demo_server import ISOLATION, Site
+from vlm_export.dtypes import PREFERRED
 from vlm_export.errors import InputError
 from vlm_export.exported_repo import recipe_of
 from vlm_export.node_runtime import node_home
@@ -84,6 +85,8 @@ def build(repo: Path, goldens: Path, *, cached: bool = False) -> dict[str, Path 
         "generator": f"vlm-export {__version__}",
         "name": manifest["recipe"],
         "layout": manifest["layout"],
+        "preferred": {device: list(names) for device, names in PREFERRED.items()},
+        "failed": manifest["failed"],
         "download_bytes": _download_bytes(manifest, model),
         "cache": _fingerprint(model) if cached else None,
         "runtime_bytes": libraries[f"onnxruntime/{_RUNTIME}.wasm"].stat().st_size,
@@ -153,7 +156,8 @@ def _manifest(repo: Path) -> dict[str, Any]:
     path = repo / "export.json"
     try:
         manifest = json.loads(path.read_bytes())
-        return {key: manifest[key] for key in ("recipe", "layout", "dtypes", "graphs", "inputs_sha256")}
+        needed = {key: manifest[key] for key in ("recipe", "layout", "dtypes", "graphs", "inputs_sha256")}
+        return needed | {"failed": manifest.get("failed", [])}
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{path}: missing or damaged: run `vlm-export onnx` again") from error
 

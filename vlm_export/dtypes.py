@@ -6,6 +6,7 @@ file contains is decided here.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +21,23 @@ class Dtype:
     suffix: str
     made_by: Maker
 
+
+# By device, what a client takes unless it is told otherwise: the fastest of those that a repo has, then the smallest.
+# Decoder of SmolLM2-135M, tokens a second (benchmarks/trained.py has all figures): FIGURES
+PREFERRED: dict[str, tuple[str, ...]] = {
+    "cpu": ("int8", "q8", "fp32"),
+    "wasm": ("q8", "fp32"),
+    "webgpu": ("fp32",),
+}
+
+
+def preferred(device: str, available: Collection[str]) -> str | None:
+    """The dtype that a device takes of those that are there, if one of them serves it."""
+    return next((name for name in PREFERRED[device] if name in available), None)
+
+
+# Model metadata of an 8-bit graph of ours: no row's activations are rounded by what is in other rows.
+ACTIVATIONS, BY_ROW = "vlm_export.activations", "by_row"
 
 FP32 = Dtype("fp32", "", "float32")
 DTYPES: dict[str, Dtype] = {

@@ -136,10 +136,11 @@ def _download(repo_id: str, dtype: str | None) -> Path:
     from vlm_export import hub
 
     folder = hub.download(repo_id, allow_patterns=_ALL_BUT_GRAPHS)
-    components = components_of(open_repo(folder))
+    repo = open_repo(folder)
+    components = components_of(repo)
     files = map(PurePosixPath, hub.list_files(repo_id, revision=folder.name))
     names = {path.name for path in files if path.parent.name == ONNX}
-    suffix = SUFFIXES[choose_dtype(dtype, components, names, f"{repo_id}: {ONNX}")]
+    suffix = SUFFIXES[choose_dtype(dtype, components, names, f"{repo_id}: {ONNX}", repo.failed)]
     graphs = [f"{ONNX}/{component}{suffix}.onnx*" for component in components]  # and their external data
     return hub.download(repo_id, revision=folder.name, allow_patterns=(*_ALL_BUT_GRAPHS, *graphs))
 

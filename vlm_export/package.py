@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import yaml
 from vlm_export import bench_table
 from vlm_export.artifacts import write_json
 from vlm_export.checkpoint import Checkpoint, read_json
-from vlm_export.dtypes import DTYPES
+from vlm_export.dtypes import DTYPES, FP32, PREFERRED, preferred
 from vlm_export.errors import InputError
 from vlm_export.golden import eos_token_ids
 from vlm_export.layouts.base import Client, RepoFacts
@@ -47,7 +47,7 @@ class GraphFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """`export.json`: what was exported, from which inputs, by which versions."""
+    """`export.json`: what was exported, from which inputs, by which versions, and which dtypes `verify` failed."""
 
     recipe: str
     layout: str
@@ -56,7 +56,12 @@ class Manifest:
     simplified: dict[str, dict[str, Any]]
     inputs_sha256: dict[str, str]
     versions: dict[str, str]
+    failed: list[str] = field(default_factory=list)
     schema: int = 1
+
+    def usable(self) -> list[str]:
+        """The dtypes that did not fail."""
+        return [dtype for dtype in self.dtypes if dtype not in self.failed]
 
 
 def load_manifest(repo: Path) -> Manifest:
@@ -126,17 +131,26 @@ def _facts(recipe: RecipeFile, merged: Checkpoint, client: Client) -> RepoFacts:
 
 
 def _client_config(manifest: Manifest) -> dict[str, Any]:
-    """What transformers.js must be told: external data chunks, and a dtype where its own default is not in the repo.
+    """What transformers.js must be told: external data chunks, and the dtype to take on each device.
 
-    Its defaults are fp32, except on WASM, the browser's default device, where it is q8.
+    Its own defaults are fp32, except on WASM, the browser's default device, where it is q8.
     """
     config: dict[str, Any] = {}
     chunks = {graph.file: graph.data_chunks for graph in manifest.graphs if graph.data_chunks}
     if chunks:
         config["use_external_data_format"] = chunks
-    if "q8" not in manifest.dtypes:
-        config["device_config"] = {"wasm": {"dtype": "int8" if "int8" in manifest.dtypes else "fp32"}}
+    chosen = {device: preferred(device, manifest.usable()) or FP32.name for device in PREFERRED}
+    config["device_config"] = {device: {"dtype": dtype} for device, dtype in chosen.items()}
     return config
+
+
+def write_failed(folder: Path, manifest: Manifest, failed: list[str]) -> Manifest:
+    """Say in a repo which dtypes failed, so that no client takes one of them by itself. Returns the new manifest."""
+    manifest = replace(manifest, failed=failed)
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", config | {_CLIENT_CONFIG: _client_config(manifest)})
+    write_json(folder / MANIFEST, asdict(manifest))
+    return manifest
 
 
 def _add_token(folder: Path, token: str, token_id: int) -> None:

@@ -11,7 +11,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from vlm_export import bundled, golden, hub, merge, package, remote_code, signature, trial_run, variants, verify
+from vlm_export import (
+    bundled,
+    golden,
+    hub,
+    merge,
+    package,
+    remote_code,
+    saturation,
+    signature,
+    trial_run,
+    variants,
+    verify,
+)
 from vlm_export.artifacts import Work, replaced_folder, sha256, write_json
 from vlm_export.checkpoint import ADAPTER_FILES, MODEL_FILES, folder_of, open_checkpoint, read_json
 from vlm_export.dtypes import DTYPES, FP32
@@ -201,6 +213,8 @@ def _write(source: Source, dtype: str, folder: Path) -> GraphFile:
     found = signature.differences(component, graph.graph)
     if found:
         raise CheckFailed(f"{path.name}: not the graph that {component.name} is declared to be: {'; '.join(found)}")
+    if saturating := saturation.worst(graph.graph):
+        raise CheckFailed(f"{path.name}: {saturating}")
     trial_run.run_once(graph, component, path.name)
     chunks = save_graph(graph, path)
     size = sum(file.stat().st_size for file in folder.glob(f"{path.name}*"))
@@ -226,6 +240,7 @@ def run_verify(recipe: RecipeFile, work: Work, progress: Progress, *, runtimes: 
         runtimes=runtimes,
         progress=lambda what: progress(what, 0, 0),
     )
+    manifest = package.write_failed(work.repo, manifest, report.failed_dtypes)
     client = merged.family.layouts[manifest.layout].client
     benchmark = _of_these_graphs(work, BENCH)
     package.write_card(work.repo, recipe, client, manifest, asdict(report), benchmark)

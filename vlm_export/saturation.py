@@ -1,8 +1,8 @@
 """Whether integer products of a graph can saturate on some processor, computed from the graph's weights.
 
 x86 processors without VNNI (Intel before Cascade Lake and Ice Lake, AMD before Zen 4) multiply unsigned 8-bit
-activations by signed 8-bit weights with `vpmaddubsw`, which adds the products of two neighbours in 16 bits. From
-255 · (w₁ + w₂) > 32767 on the sum is cut off, silently: two weights of one sign whose magnitudes add up to more than 128
+activations by signed 8-bit weights with `vpmaddubsw`, which adds the products of two neighbours in 16 bits. Above 32767
+the sum is cut off, silently: activations of 255 and two weights of one sign whose magnitudes add up to more than 128
 are enough. Processors with VNNI, and ARM, add in 32 bits, so that a test on one of those sees nothing.
 
 Unsigned weights are safe: kernels widen them first. So is MatMulNBits with `accuracy_level` 4, whose activations are
@@ -42,14 +42,22 @@ class Product:
     node: str
     largest_pair: float
 
-    @property
-    def saturates(self) -> bool:
-        return self.largest_pair > LIMIT
+    def __str__(self) -> str:
+        return (
+            f"{self.node}: neighbouring weights add up to {self.largest_pair:g}, above {LIMIT}, which saturates on "
+            "processors without VNNI"
+        )
 
 
 def integer_products(graph: ir.Graph) -> list[Product]:
     """Every product of signed 8-bit weights, explicit or one that ONNX Runtime makes of DequantizeLinear."""
     return [Product(str(node.name or node.outputs[0].name), pair) for node, pair in _pairs(graph)]
+
+
+def worst(graph: ir.Graph) -> Product | None:
+    """The product that saturates most, if one does."""
+    found = max(integer_products(graph), key=lambda product: product.largest_pair, default=None)
+    return found if found is not None and found.largest_pair > LIMIT else None
 
 
 def _pairs(graph: ir.Graph) -> Iterator[tuple[ir.Node, float]]:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 
-from vlm_export import limits, node_runtime, signature
+from vlm_export import limits, node_runtime, saturation, signature
 from vlm_export.artifacts import sha256
 from vlm_export.checkpoint import Checkpoint, read_json
 from vlm_export.dtypes import DTYPES, FP32
@@ -35,6 +35,8 @@ from vlm_export.runtime.sessions import GRAPH_ERRORS, Arrays, DecoderRun, Sessio
 
 Runtime = Literal["ort", "node"]
 RUNTIMES: tuple[Runtime, ...] = ("ort", "node")
+# Metrics of checks that need no tolerance: a graph is as it should be, or it is not.
+LOADS, RUNS, SHAPE, SIGNATURE, SATURATION = "loads", "runs", "shape", "signature", "largest_pair_of_integer_weights"
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,11 @@ class Report:
     @property
     def failures(self) -> list[Check]:
         return [check for check in self.checks if check.verdict == "fail"]
+
+    @property
+    def failed_dtypes(self) -> list[str]:
+        """Those with a check that failed, in the order of the checks."""
+        return list(dict.fromkeys(check.dtype for check in self.failures))
 
 
 @dataclass
@@ -129,9 +136,9 @@ def verify(
     if "node" in wanted:
         node_runtime.node_home()  # a missing Node is better told before the work than after it
     for name in manifest.dtypes:
-        if "ort" in wanted:
-            _verify_in_ort(run, name, fed)
-        if "node" in wanted and not any(check.verdict == "fail" and check.dtype == name for check in run.checks):
+        if "ort" in wanted and not _verify_in_ort(run, name, fed):
+            continue
+        if "node" in wanted:
             _verify_in_node(run, name, fed)
     passed = bool(run.checks) and not any(check.verdict == "fail" for check in run.checks)
     return Report(
@@ -186,41 +193,53 @@ def _golden_feeds(golden: GoldenFolder, feeder: Feeder) -> list[Arrays]:
     return feeds
 
 
-def _verify_in_ort(run: _Verification, dtype: str, feeds: Sequence[Arrays]) -> None:
+def _verify_in_ort(run: _Verification, dtype: str, feeds: Sequence[Arrays]) -> bool:
+    """Returns whether the graphs run; then captions are compared, whatever else was found."""
     sessions = Sessions(run.repo / ONNX, DTYPES[dtype].suffix)
     run.progress(f"{dtype}: graphs")
     if not _check_signatures(run, dtype, sessions):
-        return
+        return False
     files = {name: read_json(run.repo / name) for name in ("config.json", "generation_config.json")}
     driver = driver_for(sessions, files)
     try:
         for case in run.golden.facts.cases:
             _check_case(run, dtype, driver, case)
-        if any(check.verdict == "fail" and check.dtype == dtype for check in run.checks):
-            return
         run.progress(f"{dtype}: tokens in ONNX Runtime")
         _check_tokens(run, dtype, driver, feeds)
     except GRAPH_ERRORS as error:
-        run.fail("all", dtype, "ort", "runs", f"ONNX Runtime: {' '.join(str(error).split())}")
+        run.fail("all", dtype, "ort", RUNS, f"ONNX Runtime: {' '.join(str(error).split())}")
+        return False
+    return True
 
 
 def _check_signatures(run: _Verification, dtype: str, sessions: Sessions) -> bool:
-    """Every graph loads and has the inputs and outputs that the family declares."""
+    """Every graph loads, has the inputs and outputs that the family declares, and no product that may saturate."""
     good = True
     for component in run.components:
         try:
             sessions.session(component.name)
         except GRAPH_ERRORS as error:
-            run.fail(component.name, dtype, "ort", "loads", f"ONNX Runtime: {' '.join(str(error).split())}")
+            run.fail(component.name, dtype, "ort", LOADS, f"ONNX Runtime: {' '.join(str(error).split())}")
             good = False
             continue
-        found = signature.differences(component, ir.load(sessions.path(component.name)).graph)
+        graph = ir.load(sessions.path(component.name)).graph
+        found = signature.differences(component, graph)
         if found:
-            run.fail(component.name, dtype, "ort", "signature", "; ".join(found))
+            run.fail(component.name, dtype, "ort", SIGNATURE, "; ".join(found))
             good = False
         else:
-            run.checks.append(Check(component.name, dtype, "ort", "signature", 0.0, 0.0, "pass"))
+            run.checks.append(Check(component.name, dtype, "ort", SIGNATURE, 0.0, 0.0, "pass"))
+        _check_saturation(run, component.name, dtype, graph)
     return good
+
+
+def _check_saturation(run: _Verification, component: str, dtype: str, graph: ir.Graph) -> None:
+    """Computed from the weights, because many processors would show nothing."""
+    largest = max((product.largest_pair for product in saturation.integer_products(graph)), default=0.0)
+    worst = saturation.worst(graph)
+    verdict: Literal["pass", "fail"] = "fail" if worst else "pass"
+    detail = str(worst or "")
+    run.checks.append(Check(component, dtype, "ort", SATURATION, largest, saturation.LIMIT, verdict, detail))
 
 
 def _check_case(run: _Verification, dtype: str, driver: Driver, case: GoldenCase) -> None:
@@ -279,13 +298,13 @@ def _compare(
 ) -> None:
     """One output. In float32 the error decides; in fewer bits the direction of each row does."""
     if not value.size:
-        run.fail(component, dtype, "ort", "shape", f"{output} ({where}) is empty: {list(value.shape)}")
+        run.fail(component, dtype, "ort", SHAPE, f"{output} ({where}) is empty: {list(value.shape)}")
         return
     if value.shape != reference.shape:
         detail = f"{output} ({where}) has shape {list(value.shape)}, not {list(reference.shape)}"
         if output == "logits" and value.ndim == 3 and value.shape[1] > 1:
             detail += signature.VISION_LOGITS.format(count=value.shape[1])
-        run.fail(component, dtype, "ort", "shape", detail)
+        run.fail(component, dtype, "ort", SHAPE, detail)
         return
     error = max_relative_error(value, reference)
     if dtype == FP32.name:
@@ -371,7 +390,7 @@ def _verify_in_node(run: _Verification, dtype: str, feeds: Sequence[Arrays]) -> 
     try:
         result = node_runtime.caption(run.repo, layout=client.node, dtype=dtype, items=items, generation={})
     except CheckFailed as error:
-        run.fail("all", dtype, "node", "runs", str(error))
+        run.fail("all", dtype, "node", RUNS, str(error))
         return
     run.versions |= {f"node: {name}": number for name, number in result.versions.items()}
     tokens = [list(caption.token_ids) for caption in result.captions]

@@ -3,6 +3,7 @@
  *
  * @typedef {{
  *     name: string, layout: 'captioner' | 'chat' | 'components', download_bytes: Record<string, number>,
+ *     preferred: Record<string, string[]>, failed: string[],
  *     runtime_bytes: number, cache: string | null, prompt: string,
  *     samples: { file: string, caption: string | null }[],
  * }} Facts  demo.json; a sample's caption is what PyTorch says, to this prompt.
@@ -13,7 +14,6 @@ import { arriving, connect } from './picture.js';
 
 const $ = (id) => document.getElementById(id);
 const BEAMS = [1, 2, 3, 4, 5];
-const PREFERRED = { wasm: ['q8', 'int8', 'q4', 'fp32'], webgpu: ['q4f16', 'fp16', 'q4', 'fp32'] };
 const LOCAL = ['127.0.0.1', 'localhost', '[::1]'].includes(location.hostname);
 
 /** @type {Facts} */
@@ -71,18 +71,16 @@ async function look_for_webgpu() {
     return { missing: null, half: adapter.features.has('shader-f16') };
 }
 
-/** Why a dtype cannot be chosen: WebGPU has no kernels for dynamic integers, and not always float16. */
+/** Why a dtype cannot be chosen: WebGPU has not always float16. */
 function obstacle(dtype, device) {
-    if (device === 'webgpu' && ['q8', 'int8', 'uint8'].includes(dtype)) {
-        return 'on WASM only';
-    }
     return device === 'webgpu' && dtype.endsWith('16') && !webgpu.half ? 'no float16 in this graphics adapter' : null;
 }
 
-/** @returns {string[]} of the repo's dtypes those that run on a device, the preferred one first */
+/** @returns {string[]} of the repo's dtypes those that run on a device, the preferred one first, those that failed last */
 function usable(device) {
     const there = Object.keys(facts.download_bytes).filter((dtype) => !obstacle(dtype, device));
-    return [...PREFERRED[device].filter((dtype) => there.includes(dtype)), ...there];
+    const passed = there.filter((dtype) => !facts.failed.includes(dtype));
+    return [...facts.preferred[device].filter((dtype) => passed.includes(dtype)), ...passed, ...there];
 }
 
 function offer_dtypes() {
@@ -90,7 +88,7 @@ function offer_dtypes() {
     const options = Object.entries(facts.download_bytes).map(([dtype, bytes]) => ({
         value: dtype,
         text: dtype,
-        detail: megabytes(bytes),
+        detail: megabytes(bytes) + (facts.failed.includes(dtype) ? ', failed verification' : ''),
         reason: obstacle(dtype, device),
     }));
     offer('dtype', options);

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from vlm_export.dtypes import ACTIVATIONS, BY_ROW
 from vlm_export.quantize import graph_edits
 from vlm_export.quantize.eight_bits import ByInput, EightBits, Scales
 
@@ -31,6 +32,7 @@ def quantize(model: ir.Model) -> int:
         product = ir.node("MatMul", [node.inputs[0], unpacked[-1].outputs[0]])
         graph_edits.replace(graph, node, [*unpacked, product])
     graph_edits.drop_unused(graph)
+    model.metadata_props[ACTIVATIONS] = BY_ROW
     return len(weights) + len(tables)
 
 

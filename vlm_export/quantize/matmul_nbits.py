@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from vlm_export.dtypes import ACTIVATIONS, BY_ROW
 from vlm_export.quantize import graph_edits
 from vlm_export.quantize.eight_bits import ByOutput, EightBits, Scales
 
@@ -30,6 +31,7 @@ def quantize(model: ir.Model) -> int:
     for node, weight in weights:
         graph_edits.replace(graph, node, [_product(graph, node, EightBits(weight, True, BLOCK))])
     graph_edits.drop_unused(graph)
+    model.metadata_props[ACTIVATIONS] = BY_ROW
     if weights:
         graph.opset_imports["com.microsoft"] = 1
     return len(weights) + len(tables)

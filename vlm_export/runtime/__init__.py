@@ -33,7 +33,7 @@ def load(
     """Load an exported repo.
 
     Args:
-        dtype: q8 where there is one, else int8, else fp32, if None.
+        dtype: if None, what a processor prefers (`dtypes.PREFERRED`) of those that did not fail `vlm-export verify`.
         backend: "onnx" alone, "torch" alone, or "auto": PyTorch where the graphs are missing or fail.
         threads: for each graph; 0 leaves it to ONNX Runtime.
         notify: given a line when it falls back, and for what generation_config.json asks for that is not applied.

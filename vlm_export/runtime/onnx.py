@@ -76,7 +76,7 @@ class OnnxEngine:
         self.name, self.layout = repo.name, repo.layout
         components = components_of(repo)
         try:
-            self.dtype = choose_dtype(dtype, components, repo.graph_files, str(repo.path / ONNX))
+            self.dtype = choose_dtype(dtype, components, repo.graph_files, str(repo.path / ONNX), repo.failed)
         except InputError as error:
             of_dtype = (f"{component}{SUFFIXES.get(dtype or '')}.onnx" for component in components)
             if dtype is None or repo.graph_files.intersection(of_dtype):  # not merely a dtype that is not there
@@ -89,6 +89,7 @@ class OnnxEngine:
         with self.failures():
             for component in components:
                 self.sessions.session(component)
+            self.row_by_row = self.dtype in ROW_BY_ROW and not self.sessions.rows_are_independent(components)
 
     def generate(
         self,
@@ -112,7 +113,7 @@ class OnnxEngine:
         started = time.perf_counter()
         with self.failures():
             prepared = [self.prepare(images, prompt, options) for images, prompt in items]
-            if self.dtype in ROW_BY_ROW or any(one.plan != prepared[0].plan for one in prepared):
+            if self.row_by_row or any(one.plan != prepared[0].plan for one in prepared):
                 return [self._alone(one) for one in prepared]
             made_by, decoder = self._together(prepared)
         return [

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vlm_export.artifacts import read_json
-from vlm_export.dtypes import DTYPES
+from vlm_export.dtypes import DTYPES, preferred
 from vlm_export.errors import InputError
 from vlm_export.runtime.drivers import CAPTIONER_TYPES, CHAT_TYPES, PREFIX
 
@@ -28,18 +28,23 @@ SUFFIXES = {dtype.name: dtype.suffix for dtype in DTYPES.values()} | {
     "q4f16": "_q4f16",
     "bnb4": "_bnb4",
 }
-PREFERRED = ("q8", "int8", "fp32")
-# Their activations are quantized by the range of a whole batch, so that a row's tokens would depend on the others'.
+# Other exporters' quantize activations by the range of a whole batch, so that a row's tokens depend on the others'.
 ROW_BY_ROW = ("q8", "int8", "uint8")
 
 
 @dataclass(frozen=True)
 class Repo:
-    """A repo's folder and JSON files; `files` has those three that drivers read."""
+    """A repo's folder and JSON files.
+
+    Attributes:
+        files: those three that drivers read.
+        failed: dtypes that did not pass `vlm-export verify`; none is taken unless it is asked for.
+    """
 
     path: Path
     files: Mapping[str, dict[str, Any]]
     name: str
+    failed: tuple[str, ...] = ()
 
     @property
     def config(self) -> dict[str, Any]:
@@ -78,17 +83,25 @@ def complete_dtypes(names: Collection[str], components: Sequence[str]) -> list[s
     ]
 
 
-def choose_dtype(wanted: str | None, components: Sequence[str], names: Collection[str], where: str) -> str:
-    """The dtype to run: the one that is wanted, else the first of `PREFERRED`, else any.
+def choose_dtype(
+    wanted: str | None, components: Sequence[str], names: Collection[str], where: str, failed: Collection[str] = ()
+) -> str:
+    """The dtype to run: the one that is wanted, else what a processor prefers, else any that did not fail.
 
     Raises:
-        InputError: a graph of it is missing among the `names` of files, or there is no dtype with every graph.
+        InputError: a graph of it is missing among the `names` of files, or there is no dtype with every graph, or all
+            that are there are among the `failed`.
     """
     if wanted is not None and wanted not in SUFFIXES:
         raise InputError(f"dtype {wanted!r} is none of {', '.join(SUFFIXES)}")
     have = complete_dtypes(names, components)
+    passed = [dtype for dtype in have if dtype not in failed]
+    if wanted is None and passed:
+        return preferred("cpu", passed) or passed[0]
     if wanted is None and have:
-        return next((dtype for dtype in PREFERRED if dtype in have), have[0])
+        raise InputError(
+            f"{where}: {', '.join(have)} failed `vlm-export verify`; to run one all the same, give --dtype"
+        )
     if wanted in have:
         return str(wanted)
     needed = [f"{component}{SUFFIXES[wanted or 'fp32']}.onnx" for component in components]
@@ -108,8 +121,8 @@ def open_repo(path: Path) -> Repo:
     for name in (GENERATION, PREPROCESSOR):
         files[name] = read_json(path / name) if (path / name).is_file() else {}
     files[GENERATION] = _token_ids(files[CONFIG]) | files[GENERATION]
-    recipe = read_json(path / MANIFEST).get("recipe") if (path / MANIFEST).is_file() else None
-    return Repo(path, files, recipe or path.resolve().name)
+    manifest = read_json(path / MANIFEST) if (path / MANIFEST).is_file() else {}
+    return Repo(path, files, manifest.get("recipe") or path.resolve().name, tuple(manifest.get("failed", ())))
 
 
 def _token_ids(config: Mapping[str, Any]) -> dict[str, Any]:

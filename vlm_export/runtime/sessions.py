@@ -7,13 +7,15 @@ nor was one that writes into buffers made beforehand.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
+
+from vlm_export.dtypes import ACTIVATIONS, BY_ROW
 
 Arrays = dict[str, np.ndarray]
 Inputs = Mapping[str, np.ndarray]
@@ -76,6 +78,11 @@ class Sessions:
                 str(self.path(component)), options, providers=["CPUExecutionProvider"]
             )
         return self._open[component]
+
+    def rows_are_independent(self, components: Sequence[str]) -> bool:
+        """Whether the graphs say that no row's activations depend on the other rows of a batch."""
+        known = [self.session(name).get_modelmeta().custom_metadata_map.get(ACTIVATIONS) for name in components]
+        return all(value == BY_ROW for value in known)
 
     def input_names(self, component: str) -> list[str]:
         return [value.name for value in self.session(component).get_inputs()]
