@@ -32,7 +32,7 @@ def export(source: Path, name: str, target: Path, dtype: str) -> dict[str, float
     component = next(component for component in structures.components if component.name == name)
     structure, _ = structures.find(component) or structures.trace(component)
     traced = time.perf_counter()
-    variant = variants.make(Source(component, structure, merged.tensors), DTYPES[dtype], target.parent)
+    variant = variants.make(Source(component, structure, merged.tensors), DTYPES[dtype])
     save_graph(variant, target)
     return {"structure_s": traced - started, "weights_s": time.perf_counter() - traced}
 

@@ -152,7 +152,7 @@ def test_float16_keeps_the_angles_of_far_positions(tmp_path: Path) -> None:
     made = decoder.plain_decoder(decoder.Geometry.of(model.language_model.config))
     structure, _ = make_structure(made, model)
     source = variants.Source(made, structure, stored_tensors(tmp_path))
-    save_graph(variants.make(source, DTYPES["fp16"], tmp_path), tmp_path / "fp16.onnx")
+    save_graph(variants.make(source, DTYPES["fp16"]), tmp_path / "fp16.onnx")
     random = np.random.default_rng(0)
     sizes = {"batch_size": 1, "sequence_length": 1, "past_sequence_length": 1000}
     feeds = {}

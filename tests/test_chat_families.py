@@ -102,7 +102,7 @@ def export_tower(made: Exported, target: Path, **changes: Any) -> SimplifyReport
     model = build_empty(changed)
     merged.family.trim(model)
     structure, report = make_structure(component, model)
-    save_graph(variants.make(Source(component, structure, merged.tensors), FP32, target.parent), target)
+    save_graph(variants.make(Source(component, structure, merged.tensors), FP32), target)
     return report
 
 

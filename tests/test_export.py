@@ -82,14 +82,16 @@ def test_one_graph_without_branches(model: Exported, layout: str) -> None:
     assert not {node.op_type for node in graph.graph} & {"If", "Loop", "Scan"}
 
 
-@pytest.mark.parametrize("suffix", ["", "_int8"])
-def test_tied_weights_are_stored_once(model: Exported, layout: str, suffix: str) -> None:
+@pytest.mark.parametrize(
+    ("suffix", "dtype"), [("", ir.DataType.FLOAT), ("_int8", ir.DataType.UINT8), ("_quantized", ir.DataType.INT8)]
+)
+def test_tied_weights_are_stored_once(model: Exported, layout: str, suffix: str, dtype: ir.DataType) -> None:
     config = open_checkpoint(model.work.merged).config["text_config"]
     elements = pico.VOCABULARY * 32
     tables = [v for v in decoder(model, layout, suffix).graph.initializers.values() if v.const_value.size == elements]
     needs_embedding = layout == "captioner" and not config["tie_word_embeddings"]
     assert len(tables) == (2 if needs_embedding else 1)
-    assert {table.dtype for table in tables} == {ir.DataType.INT8 if suffix else ir.DataType.FLOAT}
+    assert {table.dtype for table in tables} == {dtype}
 
 
 def test_no_weight_is_transposed_at_run_time(model: Exported, layout: str) -> None:
@@ -128,7 +130,7 @@ def test_external_data_is_named_and_declared(tmp_path: Path) -> None:
     structure, _ = make_structure(component, build_empty(merged))
     source = Source(component, structure, merged.tensors)
     path = tmp_path / "encoder_model.onnx"
-    chunks = save_graph(variants.make(source, FP32, tmp_path), path, inline_bytes=0, chunk_bytes=20_000)
+    chunks = save_graph(variants.make(source, FP32), path, inline_bytes=0, chunk_bytes=20_000)
     files = sorted(file.name for file in tmp_path.glob("encoder_model.onnx_data*"))
     assert chunks == len(files) > 2
     assert files == ["encoder_model.onnx_data", *(f"encoder_model.onnx_data_{i}" for i in range(1, chunks))]
@@ -137,6 +139,6 @@ def test_external_data_is_named_and_declared(tmp_path: Path) -> None:
     expected = onnxruntime.InferenceSession(str(path)).run(None, pixels)[0]
     for name in ("fp16", "int8"):
         variant = source.path(DTYPES[name], tmp_path)
-        assert save_graph(variants.make(source, DTYPES[name], tmp_path), variant) == 0, "small enough to be one file"
+        assert save_graph(variants.make(source, DTYPES[name]), variant) == 0, "small enough to be one file"
         made = onnxruntime.InferenceSession(str(variant)).run(None, pixels)[0]
         assert cosine_similarity(made, expected) > 0.99

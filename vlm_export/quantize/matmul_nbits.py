@@ -12,8 +12,9 @@ import onnx_ir as ir
 from vlm_export.dtypes import ACTIVATIONS, BY_ROW
 from vlm_export.quantize import graph_edits
 from vlm_export.quantize.eight_bits import ByOutput, EightBits, Scales
+from vlm_export.weights import CheckpointTensor
 
-BLOCK = 64
+BLOCKS = (64, 32, 16)  # inputs that share a scale, by preference; KERNELS
 ACCURACY_LEVEL = 4
 
 
@@ -25,16 +26,21 @@ def quantize(model: ir.Model) -> int:
     graph = model.graph
     tables = list(graph_edits.lookups(model))
     for lookup, table in tables:
-        quantized = EightBits(table, graph_edits.is_by_columns(lookup), BLOCK)
-        graph_edits.look_up_rows(graph, lookup, quantized)
+        graph_edits.look_up_rows(graph, lookup, _in_blocks(table, graph_edits.is_by_columns(lookup)))
     weights = list(graph_edits.products(graph))
     for node, weight in weights:
-        graph_edits.replace(graph, node, [_product(graph, node, EightBits(weight, True, BLOCK))])
+        graph_edits.replace(graph, node, [_product(graph, node, _in_blocks(weight, True))])
     graph_edits.drop_unused(graph)
     model.metadata_props[ACTIVATIONS] = BY_ROW
     if weights:
         graph.opset_imports["com.microsoft"] = 1
     return len(weights) + len(tables)
+
+
+def _in_blocks(weight: CheckpointTensor, outputs_last: bool) -> EightBits:
+    """In blocks that leave the shortest one to be filled up."""
+    inputs = EightBits(weight, outputs_last).inputs
+    return EightBits(weight, outputs_last, min(BLOCKS, key=lambda block: -inputs % block))
 
 
 def _product(graph: ir.Graph, node: ir.Node, quantized: EightBits) -> ir.Node:
