@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import shutil
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,6 @@ from harness import AGAIN, OURS, Command, CommandFailed, Measured, Row
 Job = tuple[str, str]  # shape, and what is done to it by whom
 
 _RECIPE = "name: captioner\nmodel: {model}\nlayout: captioner\ndtypes: [fp32]\n"
-_CLI = Path(sys.executable).with_name("vlm-export")
 DEPTH = "smollm-135m"
 DECODERS = (DEPTH, "smollm-135m-60-layers", "smollm-360m")
 LARGE = "smollm2-1.7b"
@@ -98,7 +96,7 @@ def captioner(work: Path, _: Sequence[str]) -> dict[Job, Callable[[Path], Comman
 
 def _in_shell(source: Path, folder: Path, *commands: str) -> Command:
     (folder / "recipe.yaml").write_text(_RECIPE.format(model=source / "captioner"))
-    return ["sh", "-c", " && ".join(f"'{_CLI}' {command} recipe.yaml" for command in commands)]
+    return ["sh", "-c", " && ".join(f"'{harness.CLI}' {command} recipe.yaml" for command in commands)]
 
 
 def rows(results: dict[Job, list[Run]]) -> list[Row]:

@@ -20,7 +20,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vlm_export.artifacts import cache_folder
+from vlm_export.artifacts import Work, cache_folder, read_json
+from vlm_export.dtypes import DTYPES
 
 Key = TypeVar("Key", str, tuple[str, str])
 Result = TypeVar("Result")
@@ -39,6 +40,10 @@ _REQUIREMENTS = {
     OPTIMUM: ("torch==2.13.*", "optimum-onnx==0.1.0", "transformers==4.57.*", "onnxruntime==1.31.*", "accelerate"),
     GENAI: ("torch==2.13.*", "onnxruntime-genai==0.18.*", "transformers==5.23.*", "onnxruntime==1.31.*", "onnx-ir"),
 }
+CLI = Path(sys.executable).with_name("vlm-export")
+# The captioner of trained weights of real size, in the layout that pipeline('image-to-text') takes.
+_ASSEMBLE = HERE.parent / "recipes" / "real-captioner" / "assemble.py"
+_REAL_RECIPE = "name: real-captioner\nmodel: {model}\nlayout: captioner\n"
 _VERSIONS = ("vlm-export", "torch", "transformers", "onnxruntime")
 # In a process of its own, and a small one: the peak of a child begins with what its parent had in memory at the fork.
 _MEASURE = """
@@ -125,6 +130,30 @@ def checkpoint(work: Path, shape: str, *parts: str) -> Path:
         progress(f"writing {shape}: {', '.join(missing)}")
         subprocess.run([sys.executable, HERE / "checkpoints.py", shape, folder, *missing], check=True)
     return folder
+
+
+def real_captioner(folder: Path) -> tuple[Path, Work]:
+    """The recipe of the captioner of real size, and its work folder: assembled and merged at the first use."""
+    done = subprocess.run([sys.executable, _ASSEMBLE], stdout=subprocess.PIPE, text=True, check=True)
+    recipe, work = folder / "real-captioner.yaml", Work(folder / "real-captioner")
+    recipe.write_text(_REAL_RECIPE.format(model=done.stdout.strip()))
+    if not work.merged.is_dir():
+        _vlm_export("merge", recipe, "--work", work.root)
+    return recipe, work
+
+
+def real_repo(folder: Path, dtypes: Sequence[str] = ()) -> Work:
+    """Its work folder, exported in these dtypes, or in all, unless it is."""
+    recipe, work = real_captioner(folder)
+    wanted = [*(dtypes or DTYPES)]
+    manifest = work.repo / "export.json"
+    if not manifest.is_file() or not set(wanted) <= set(read_json(manifest)["dtypes"]):
+        _vlm_export("onnx", recipe, "--work", work.root, *(f"--quantize={dtype}" for dtype in wanted))
+    return work
+
+
+def _vlm_export(*arguments: str | Path) -> None:
+    subprocess.run([CLI, *arguments], stdout=sys.stderr, check=True)
 
 
 def our_export(source: Path, target: Path, component: str, dtype: str = "fp32", part: str = "base") -> Command:

@@ -19,6 +19,7 @@ def test_installed_wheel_works_in_an_empty_environment(tmp_path: Path) -> None:
     run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT), cwd=ROOT)
     (wheel,) = tmp_path.glob("*.whl")
     assert shipped(wheel, "vlm_export/js/") == expected_js()
+    assert not shipped(wheel, "vlm_export/bundled/recipes/real-captioner/")
     venv.create(tmp_path / "env", with_pip=True)
     programs = tmp_path / "env" / "bin"
     constraints = str(ROOT / "constraints.txt")
