@@ -130,6 +130,17 @@ def test_computes_what_pytorch_computes(
     padded.compare(session, model.language_model)
 
 
+@pytest.mark.parametrize("component", [decoder.chat_decoder, decoder.plain_decoder])
+@pytest.mark.parametrize("size", [4, 20])
+def test_heads_that_the_operator_refuses_stay_plain_and_say_so(
+    size: int, component: Callable[[decoder.Geometry], Component], tmp_path: Path
+) -> None:
+    model = holder(Kind("llama", {"head_dim": size}))
+    session, report = export(model, tmp_path, component)
+    assert report.unfused_attention == f"heads of {size}, which is not a multiple of 8"
+    padded.compare(session, model.language_model)
+
+
 def test_a_rotation_of_another_kind_stays_plain_and_says_so(tmp_path: Path) -> None:
     model = holder(Kind("cohere"))  # its table repeats each number where Llama's repeats all of them
     session, report = export(model, tmp_path, decoder.chat_decoder)

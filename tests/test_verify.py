@@ -14,11 +14,14 @@ import pico
 import pytest
 import torch
 from exported import Exported, prepare, record
+from onnxruntime.quantization import quantize_dynamic
 
-from vlm_export import golden, pipeline, verify
+from vlm_export import golden, limits, pipeline, verify
+from vlm_export.causes import explain
 from vlm_export.checkpoint import open_checkpoint
 from vlm_export.errors import CheckFailed, InputError
 from vlm_export.rewrites.kept_rows import KEPT
+from vlm_export.runtime import load
 from vlm_export.verify import Report
 
 DECODER = "decoder_model_merged"
@@ -180,7 +183,7 @@ def test_a_damaged_file_is_a_failed_check(broken: Exported) -> None:
 
 def test_an_int8_graph_that_collapsed(broken: Exported) -> None:
     def flatten(model: ir.Model) -> None:
-        name = next(n for n in model.graph.initializers if n.endswith("layers.1.mlp.down_proj.weight_scale"))
+        name = next(n for n in model.graph.initializers if n.endswith("layers.1.mlp.down_proj.weight.scale"))
         value = model.graph.initializers[name]
         value.const_value = ir.Tensor(-value.const_value.numpy(), name=name)
 
@@ -188,6 +191,58 @@ def test_an_int8_graph_that_collapsed(broken: Exported) -> None:
     report = broken.verify("ort")
     assert {check.dtype for check in report.failures} == {"int8"}
     assert "cosine_similarity: logits" in messages(report)
+
+
+def test_integer_products_that_saturate_fail_on_any_processor(broken: Exported) -> None:
+    """The decoder of other exporters' int8: what this processor makes of it decides nothing."""
+    quantize_dynamic(broken.graph(DECODER), broken.graph(f"{DECODER}_int8"), per_channel=True)
+    report = broken.verify("ort")
+    [failure] = [check for check in report.failures if check.metric == verify.SATURATION]
+    assert (failure.component, failure.dtype, failure.limit) == (DECODER, "int8", 128)
+    assert failure.value > 128 and "saturates on processors without VNNI" in failure.detail
+    assert "int8: integer products saturate" in explain(report, "pico")[0]
+
+
+def test_what_failed_is_explained_and_is_nobodys_default(broken: Exported) -> None:
+    def flatten(model: ir.Model) -> None:
+        name = next(n for n in model.graph.initializers if n.endswith("layers.1.mlp.down_proj.weight.scale"))
+        value = model.graph.initializers[name]
+        value.const_value = ir.Tensor(-value.const_value.numpy(), name=name)
+
+    whole = broken.graph(f"{DECODER}_int8").read_bytes()
+    edit(broken.graph(f"{DECODER}_int8"), flatten)
+    report = broken.verify("ort")
+    assert report.failed_dtypes == ["int8"]
+    assert [c.dtype for c in report.checks if c.metric == limits.TOKENS_EXACT] == ["fp32", "int8"], "captions of both"
+    cause, way_out = explain(report, "pico.yaml")
+    assert cause.startswith(f"int8: {DECODER}, logits (case0, batch 1, prefill) is far from PyTorch's")
+    assert "; captions in ort: " in cause and cause.endswith(" of 3 images as PyTorch's")
+    assert way_out == (
+        "to publish without int8: `vlm-export onnx pico.yaml --quantize fp32`, then `vlm-export verify pico.yaml`"
+    )
+    config = json.loads((broken.work.repo / "config.json").read_text())["transformers.js_config"]
+    assert {chosen["dtype"] for chosen in config["device_config"].values()} == {"fp32"}
+    assert load(broken.work.repo, backend="onnx").dtype == "fp32"
+    assert load(broken.work.repo, backend="onnx", dtype="int8").dtype == "int8"
+    broken.graph(f"{DECODER}_int8").write_bytes(whole)
+    assert broken.verify("ort").verdict == "pass"
+    assert load(broken.work.repo, backend="onnx").dtype == "int8", "what is mended is the default again"
+
+
+def test_when_all_have_failed_one_must_be_named(broken: Exported) -> None:
+    for path in (broken.graph("encoder_model"), broken.graph("encoder_model_int8")):
+        model = ir.load(path)
+        value = model.graph.initializers["projection.projection.bias"]
+        value.const_value = ir.Tensor(value.const_value.numpy() + 3, name=value.name)
+        ir.save(model, path)
+    report = broken.verify("ort")
+    assert report.failed_dtypes == ["fp32", "int8"]
+    assert explain(report, "pico")[1:] == [
+        "int8: it is made from fp32, which failed: mend that first; captions in ort: 0 of 3 images as PyTorch's",
+        "nothing can be published before fp32 passes",
+    ]
+    with pytest.raises(InputError, match=r"fp32, int8 failed `vlm-export verify`; --dtype runs one all the same"):
+        load(broken.work.repo, backend="onnx")
 
 
 def test_nan_passes_no_limit(broken: Exported) -> None:
