@@ -24,7 +24,7 @@ from vlm_export.prefix_model import PrefixConditioningVLM
 from vlm_export.proof import MAX_LAYER_ERROR, MAX_LOGITS_ERROR
 from vlm_export.tensor_file import Entry
 
-DEPTH = 24
+DEPTH = 12
 PER_MILLE = 1e-3
 
 
@@ -83,8 +83,7 @@ def base_weight(source: Path, module: str) -> torch.Tensor:
     return load_file(source / "model.safetensors")[key]
 
 
-@pytest.mark.parametrize("projection", ["q_proj", "k_proj", "v_proj", "o_proj"])
-@pytest.mark.parametrize("layer", [0, DEPTH - 1])
+@pytest.mark.parametrize(("layer", "projection"), [(0, "o_proj"), (DEPTH - 1, "q_proj")])
 @pytest.mark.parametrize("part", ["weight", "change", "one row"])
 def test_a_layer_that_is_0_1_percent_off(
     part: str, layer: int, projection: str, deep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
