@@ -146,7 +146,8 @@ def _adapters() -> str:
     return f"""## Adapters
 
 `merge` takes what PEFT saves as LoRA, in every family. `test_adapters.py::test_merged_is_what_peft_computes` compares
-the logits of the merged model with those of PEFT's own model, to 1e-4, for these kinds in these small models:
+the logits of the merged model with those of PEFT's own model, to 1e-5 of the largest, for these kinds in these small
+models:
 
 {_table(head, rows)}
 Several adapters are combined by {_code(get_args(recipe.CombinationType))}, or merged one after the other.

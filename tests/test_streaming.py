@@ -107,3 +107,45 @@ def test_what_has_no_source_is_not_computed(
         pytest.raises(RuntimeError, match="meta"),
     ):
         empty(IDS)
+
+
+class Narrowing(nn.Module):
+    """Asks for float32 in the ways that norms, rotations, attention and routers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(6, 6))
+        self.register_buffer("frequencies", torch.linspace(0.1, 1, 6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = x.to(torch.float32) / x.float().square().mean()
+        rotated = hidden @ (self.frequencies[:, None].float() * self.weight)
+        kept = torch.zeros(5, 6, dtype=self.weight.dtype)
+        kept[:] = F.softmax(rotated, dim=-1, dtype=torch.float32)
+        return F.linear(kept, self.weight) + self.frequencies
+
+
+@torch.no_grad()
+def test_float64_throughout() -> None:
+    torch.manual_seed(0)
+    value, x = torch.randn(6, 6), torch.randn(5, 6)
+    with torch.device("meta"):
+        model = Narrowing()
+    model.frequencies = torch.linspace(0.1, 1, 6)
+    with Streamed({model.weight: lambda: value}, torch.float64):
+        made = model(x)
+    wide, weight, frequencies = x.double(), value.double(), model.frequencies.double()
+    shares = ((wide / wide.square().mean()) @ (frequencies[:, None] * weight)).softmax(-1)
+    assert made.dtype == torch.float64
+    torch.testing.assert_close(made, shares @ weight.T + frequencies, rtol=1e-14, atol=1e-14)
+
+
+@torch.no_grad()
+def test_products_of_experts_in_float64() -> None:
+    torch.manual_seed(0)
+    rows, matrices, offsets = torch.randn(7, 4), torch.randn(3, 4, 8), torch.tensor([2, 2, 7], dtype=torch.int32)
+    empty = nn.Parameter(torch.empty(3, 4, 8, device="meta"))
+    with Streamed({empty: lambda: matrices}, torch.float64):
+        made = torch._grouped_mm(rows, empty, offs=offsets)
+    assert made.dtype == torch.float64
+    torch.testing.assert_close(made.float(), torch._grouped_mm(rows, matrices, offs=offsets))

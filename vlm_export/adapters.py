@@ -73,8 +73,12 @@ class Adapter:
         """A and B of every module; none where something beside them (a bias, a magnitude) may have an effect."""
         if any(_BESIDE_FACTORS.search(name) for name in self.tensors):
             return []
+        return list(self.pairs().values())
+
+    def pairs(self) -> dict[str, tuple[Weight, Weight]]:
+        """A and B by A's name in the whole model."""
         names = [(name, _A.sub(r".lora_\1B", name)) for name in self.tensors if _A.search(name)]
-        return [(self.tensors[a], self.tensors[b]) for a, b in names if b in self.tensors]
+        return {self.root + a: (self.tensors[a], self.tensors[b]) for a, b in names if b in self.tensors}
 
 
 @dataclass(frozen=True)
@@ -214,6 +218,49 @@ def _read_config(source: Path) -> Any:
         raise InputError(f"{source}: PEFT cannot read it: {' '.join(str(error).split())}") from error
     config.init_lora_weights = False  # how training began; some ways need the weights, which are not there
     return config
+
+
+def repetitions(found: Sequence[Adapter]) -> Iterator[str]:
+    """Adapters that hold a LoRA which one before them holds too: merged twice, it changes twice as much as it should.
+
+    One that was trained further differs everywhere; equal are copies, in another precision or with other names too.
+    """
+    for index, adapter in enumerate(found):
+        for earlier in found[:index]:
+            one, other = earlier.pairs(), adapter.pairs()
+            equal = [name for name in one if name in other and _is_copy(one[name], other[name])]
+            if equal:
+                yield _repetition(earlier.source, adapter.source, _ADAPTED.split(equal[0], maxsplit=1)[0], len(equal))
+
+
+def _repetition(earlier: Path, later: Path, module: str, count: int) -> str:
+    which = f"LoRA of {module}" + (f" and {count - 1} more modules" if count > 1 else "")
+    if earlier == later:
+        return f"{later.parent}: the recipe's adapters list it twice, and it would be merged twice; list it once"
+    if earlier.name != SETTINGS:
+        return (
+            f"{later.parent}: repeats what the checkpoint {earlier.parent} holds itself ({which}), and it would be "
+            "merged twice; remove it from the recipe's adapters"
+        )
+    return (
+        f"{later.parent}: repeats {earlier.parent} ({which}: A and B are equal), and it would be merged twice; "
+        "remove one of the two from the recipe's adapters"
+    )
+
+
+def _is_copy(one: tuple[Weight, Weight], other: tuple[Weight, Weight]) -> bool:
+    """Whether A and B, neither of them zero, are the same but for the rounding to another precision."""
+    pairs = [(a.load(), b.load()) for a, b in zip(one, other, strict=True) if a.shape == b.shape]
+    return len(pairs) == 2 and all(bool(a.any()) and _equal_if_rounded(a, b) for a, b in pairs)
+
+
+def _equal_if_rounded(one: torch.Tensor, other: torch.Tensor) -> bool:
+    if one.dtype == other.dtype:
+        return torch.equal(one, other)
+    kinds = [torch.finfo(tensor.dtype) for tensor in (one, other)]
+    step = max(kind.eps for kind in kinds)
+    smallest = max(kind.tiny * kind.eps for kind in kinds)
+    return torch.allclose(one.double(), other.double(), rtol=step, atol=smallest)
 
 
 def attach(adapter: Adapter, model: nn.Module) -> Attached:

@@ -107,10 +107,15 @@ def merge(recipe: str | None, base: str | None, work: Path | None, as_json: bool
     for warning in report.warnings:
         click.echo(f"warning: {warning}", err=True)
     lines = [f"merged {report.adapter_tensors} adapter tensors into {report.parameters:,} parameters"]
-    if report.max_abs_diff_vs_adapter is not None:
+    if report.max_layer_error is not None:
         lines.append(
-            f"logits differ from base + adapter by at most {report.max_abs_diff_vs_adapter:.1e}, "
-            f"from the base alone by {report.max_abs_diff_vs_base:.1e}"
+            f"layers differ from base + adapter by at most {report.max_layer_error:.1e} of what they compute "
+            f"({report.worst_layer})"
+        )
+    if report.max_relative_diff_vs_adapter is not None:
+        lines.append(
+            f"logits differ from base + adapter by at most {report.max_relative_diff_vs_adapter:.1e} of the largest, "
+            f"from the base alone by {report.max_relative_diff_vs_base:.1e}"
         )
     _print(as_json, {**asdict(report), "path": str(folder.merged)}, [*lines, f"written to {folder.merged}"])
 

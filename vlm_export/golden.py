@@ -98,6 +98,11 @@ class GoldenFolder:
     def image_paths(self) -> list[Path]:
         return [self.path / "images" / image.file for image in self.facts.images]
 
+    def largest_logit(self) -> float:
+        """The size of this model's scores, which margins are judged by."""
+        logits = [value[np.isfinite(value)] for name, value in self.tensors.items() if name.endswith(".logits")]
+        return max((float(np.abs(value).max(initial=0.0)) for value in logits), default=0.0)
+
 
 def load_golden(path: Path, recipe_name: str) -> GoldenFolder:
     """Read and check a recorded golden.
@@ -225,7 +230,7 @@ class _Recorder:
             pixel_values_sha256=array_sha256(fed["pixel_values"]),
             token_ids=token_ids,
             caption=str(self.tokenizer.decode(token_ids, skip_special_tokens=True)),
-            margins=[round(float(first - second), 4) for first, second in best],
+            margins=[float(f"{first - second:.4g}") for first, second in best],
         )
 
     def cases(self, images: Sequence[Path], texts: Sequence[str]) -> tuple[list[GoldenCase], dict[str, np.ndarray]]:

@@ -29,7 +29,8 @@ COSINE_SIMILARITY = "cosine_similarity"
 TOKENS_EXACT = "tokens_exact_rate"
 TOP1_AGREEMENT = "teacher_forced_top1_agreement"
 FROM_FILE_EXACT = "tokens_exact_rate_from_image_file"
-NEAR_TIE = 1e-3  # a gap between two scores that float32 sums in another order may turn round
+# A gap between two scores, as a share of the largest logit, that float32 sums in another order may turn round.
+NEAR_TIE = 1e-4
 
 _AT_MOST = {MAX_RELATIVE_ERROR}
 _LIMITS = {

@@ -1,9 +1,9 @@
 """Merge adapters into plain weights, and prove that the merged model is the adapted one.
 
 Steps: match every tensor of checkpoint and adapters with the model (all that does not match is reported at once); let
-PEFT merge each adapted layer, in float32, tensor by tensor into `merged/`; then compare the logits of the merged model
-with those of base + adapter run by PEFT, the weights of both read from disk operation by operation. What is in memory
-at a time is a few times the largest tensor.
+PEFT merge each adapted layer, in float32, tensor by tensor into `merged/`; then compare what was written with base +
+adapter run by PEFT, layer by layer and as a whole (`proof.py`), the weights of both read from disk operation by
+operation. What is in memory at a time is a few times the largest tensor.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlm_export import adapters
+from vlm_export import adapters, proof
 from vlm_export.adapters import Adapter, Attached, all_of
 from vlm_export.artifacts import replaced_folder, sha256, write_json
 from vlm_export.checkpoint import (
@@ -34,15 +34,13 @@ from vlm_export.checkpoint import (
     weight_files,
 )
 from vlm_export.errors import CheckFailed, InputError
-from vlm_export.families.base import Family
 from vlm_export.processing import copy_processor
+from vlm_export.proof import LayerProof, Placed
 from vlm_export.quantized import base_weights
 from vlm_export.recipe import Combination
-from vlm_export.streaming import PART_ELEMENTS, Streamed, return_freed_memory
+from vlm_export.streaming import PART_ELEMENTS, return_freed_memory
 from vlm_export.tensor_file import DTYPES, Entry, write_tensors
 
-MAX_DIFF_VS_ADAPTER = 1e-4  # logits; float32 sums in another order differ by about 1e-6 of their size
-MIN_DIFF_VS_BASE = 1e-3  # an adapter that moves no logit by more than rounding does not matter
 _HALF = ("F16", "BF16")
 
 
@@ -55,6 +53,9 @@ class MergeReport:
         rounding_error: module → what rounding W + ΔW to the form of W on disk (half precision, 8 or 4 bits) would
             add, as a share of ‖ΔW‖. It is not rounded: adapted weights are written in float32.
         unchanged_if_rounded: module → share of its values that would be W's again.
+        max_relative_diff_vs_adapter, max_relative_diff_vs_base: of logits, as a share of the largest one.
+        max_layer_error: the worst layer's difference from PEFT's, as a share of what a row of its weight computes.
+        worst_layer: that layer.
     """
 
     adapter_tensors: int
@@ -65,10 +66,12 @@ class MergeReport:
     tied: dict[str, str]
     inputs_sha256: dict[str, str]
     parameters: int
-    max_abs_diff_vs_adapter: float | None
-    max_abs_diff_vs_base: float | None
+    max_relative_diff_vs_adapter: float | None
+    max_relative_diff_vs_base: float | None
+    max_layer_error: float | None
+    worst_layer: str | None
     warnings: list[str]
-    schema: int = 1
+    schema: int = 2
 
 
 @dataclass(frozen=True)
@@ -85,15 +88,24 @@ class Version:
         """The weights by the parameters of a model that `build` returned."""
         return {parameter: self.weights[name] for name, parameter in model.named_parameters()}
 
+    def placed(self) -> Placed:
+        model = self.build()
+        return Placed(model, self.values(model))
+
 
 @dataclass(frozen=True)
 class Step:
-    """One adapter on the version before it. `values` has every parameter of the attached model that is used."""
+    """One adapter on the version before it.
+
+    `values` has every parameter of the attached model that is used; `replaced` says by which weight the adapter
+    replaces which.
+    """
 
     before: Version
     adapter: Adapter
     attached: Attached
     values: Mapping[nn.Parameter, Weight]
+    replaced: Sequence[tuple[Weight, Weight]]
     after: Version
 
 
@@ -124,6 +136,16 @@ class Merged:
 
     def rounded(self, value: torch.Tensor) -> torch.Tensor:
         return self.origin.rounded(value)
+
+
+@dataclass(frozen=True)
+class _Proof:
+    """What was seen of a merge that is right: the numbers of `MergeReport`, and what could not be compared."""
+
+    versus_adapter: float
+    versus_base: float
+    worst: LayerProof | None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -163,7 +185,8 @@ def merge(
         changes = _stream(last, folder / WEIGHTS, on_tensor)
         write_json(folder / "config.json", last.checkpoint.family.merged_config(last.checkpoint.config))
         copy_processor(base.checkpoint.path, folder)
-        versus_adapter, versus_base = _prove(base, steps, folder) if steps else (None, None)
+        seen = _prove(base, steps, folder) if steps else None
+        worst = seen.worst if seen else None
         report = MergeReport(
             adapter_tensors=sum(len(step.adapter.tensors) for step in steps),
             unused=sorted([*base.checkpoint.unused, *(key for step in steps for key in step.adapter.unused)]),
@@ -179,12 +202,17 @@ def merge(
             tied=aliases(last.build()),
             inputs_sha256=input_hashes(path, adapter_paths),
             parameters=sum(math.prod(weight.shape) for weight in last.weights.values()),
-            max_abs_diff_vs_adapter=versus_adapter,
-            max_abs_diff_vs_base=versus_base,
+            max_relative_diff_vs_adapter=seen.versus_adapter if seen else None,
+            max_relative_diff_vs_base=seen.versus_base if seen else None,
+            max_layer_error=worst.error if worst else None,
+            worst_layer=worst.name if worst else None,
             warnings=[
-                f"{file}: a pickle, of which only the tensors were read; prefer safetensors"
-                for file in _inputs(path, adapter_paths)
-                if is_pickle(file)
+                *(
+                    f"{file}: a pickle, of which only the tensors were read; prefer safetensors"
+                    for file in _inputs(path, adapter_paths)
+                    if is_pickle(file)
+                ),
+                *(seen.warnings if seen else ()),
             ],
         )
         write_json(folder / "merge.json", asdict(report))
@@ -234,6 +262,7 @@ def _open(
     weights: dict[str, TensorRef] = {}
     problems = [*_match_base(checkpoint, model, weights)]
     problems += [problem for adapter in found for problem in _unusable(adapter)]
+    problems = problems or [*adapters.repetitions(found)]  # of tensors that can be compared
     if problems:
         raise InputError(all_of(problems))
     if combination is not None:
@@ -302,10 +331,13 @@ def _step(before: Version, adapter: Adapter) -> Step:
         layer, inner = attached.layer_of(name)
         merging = layer is not None and adapters.merging_changes(layer, inner)
         weights[name] = Merged(layer, inner, values, value) if layer is not None and merging else value
-    if adapter.config.modules_to_save and replaced and all(_equal(*pair) for pair in replaced.values()):
+    originals = set(map(id, before.checkpoint.tensors.values()))
+    untrained = (id(weight) in originals and _equal(weight, value) for weight, value in replaced.values())
+    if adapter.config.modules_to_save and replaced and all(untrained):
         name, (_, weight) = next(iter(replaced.items()))
         raise InputError(f"{weight}, …: replaces {name} by what the base model has: it was never trained")
-    return Step(before, adapter, attached, values, _tie(before.checkpoint, tied, weights))
+    after = _tie(before.checkpoint, tied, weights)
+    return Step(before, adapter, attached, values, tuple(replaced.values()), after)
 
 
 def _tie(checkpoint: Checkpoint, tied: Mapping[str, str], weights: dict[str, Weight]) -> Version:
@@ -389,57 +421,79 @@ def _finite(tensor: torch.Tensor) -> bool:
 
 
 def _equal(one: Weight, other: Weight) -> bool:
-    pairs = zip(_parts(one.load()), _parts(other.load()), strict=True)
-    return one.shape == other.shape and all(torch.equal(a.float(), b.float()) for a, b in pairs)
+    if one.shape != other.shape:
+        return False
+    a, b = one.load(), other.load()
+    both = torch.promote_types(a.dtype, b.dtype)
+    return all(torch.equal(x.to(both), y.to(both)) for x, y in zip(_parts(a), _parts(b), strict=True))
 
 
-def _prove(base: Version, steps: Sequence[Step], folder: Path) -> tuple[float, float]:
-    """The largest differences of merged logits from adapted and from base, on the same seeded random inputs.
-
-    Every adapter is run by PEFT on what it was merged into: on the base, and on the merged model before it.
+def _prove(base: Version, steps: Sequence[Step], folder: Path) -> _Proof:
+    """Compare what was written with what PEFT computes, every adapter on what it was merged into.
 
     Raises:
-        CheckFailed: a merge is not what PEFT computes, or an adapter does not matter.
+        CheckFailed: a merge is not what PEFT computes, what was to be copied was not, or an adapter does not matter.
     """
     family = base.checkpoint.family
     samples = family.sample_inputs(base.checkpoint.config, torch.Generator().manual_seed(0))
     fed = {name: value[:1] for name, value in samples.items()}  # logits and caches of more would only take memory
-    written = open_checkpoint(folder)
-    first = previous = _logits(base, fed)
-    worst = versus_base = 0.0
+    checkpoint = open_checkpoint(folder)
+    written = Version(checkpoint, checkpoint.tensors)
+    _check_copies(steps[-1].after, written)
+    first = base.placed().logits(family, fed)
+    worst: list[LayerProof] = []
+    versus_adapter, warnings = 0.0, []
     for step in steps:
-        adapted = _run(family, step.attached.model, step.values, fed)
-        merged = _logits(Version(written, written.tensors) if step is steps[-1] else step.after, fed)
-        versus_adapter, effect = _distance(merged, adapted), _distance(merged, previous)
-        if not versus_adapter <= MAX_DIFF_VS_ADAPTER:
+        before, adapted = step.before.placed(), Placed(step.attached.model, step.values)
+        merged = (written if step is steps[-1] else step.after).placed()
+        with proof.calls(adapted.model, before.model, step.attached.layers) as seen:
+            expected = adapted.logits(family, fed)
+        found = {name: proof.prove_layer(name, before, adapted, merged, seen) for name in step.attached.layers}
+        layers = [layer for layer in found.values() if layer is not None]
+        _check_layers(step, layers)
+        warnings += [
+            f"{step.adapter.source}: {name}: nothing called it, so its merge was not compared with what PEFT computes"
+            for name, layer in found.items()
+            if layer is None
+        ]
+        worst += layers
+        logits = merged.logits(family, fed)
+        error, limit = proof.logits_error(family, fed, expected, logits, (adapted, merged))
+        if not error <= limit:
             raise CheckFailed(
-                f"{step.adapter.source}: merged logits differ from base + adapter by {versus_adapter:.2e} "
-                f"(limit {MAX_DIFF_VS_ADAPTER:.0e}): the merge is wrong, nothing was written"
+                f"{step.adapter.source}: merged logits differ from base + adapter by {error:.1e} of their size "
+                f"(limit {limit:.1e}): the merge is wrong, nothing was written"
             )
-        if not effect >= MIN_DIFF_VS_BASE:
+        versus_adapter = max(versus_adapter, error)
+    return _Proof(versus_adapter, proof.relative(logits, first), _worst(worst), tuple(warnings))
+
+
+def _check_copies(last: Version, written: Version) -> None:
+    """What no adapter was merged into was written as it was read."""
+    for name, weight in last.weights.items():
+        if not isinstance(weight, Merged) and not _equal(weight, written.weights[name]):
             raise CheckFailed(
-                f"{step.adapter.source}: merged logits differ from those without it by {effect:.2e} only: "
-                "the adapter has no effect, nothing was written"
+                f"{weight}: written as {name}, it is not what was read: the merge is wrong, nothing was written"
             )
-        previous, worst, versus_base = merged, max(worst, versus_adapter), _distance(merged, first)
-    return worst, versus_base
 
 
-def _logits(version: Version, fed: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    model = version.build()
-    return _run(version.checkpoint.family, model, version.values(model), fed)
+def _check_layers(step: Step, layers: Sequence[LayerProof]) -> None:
+    worst = _worst(layers)
+    if worst is not None and not worst.error <= proof.MAX_LAYER_ERROR:
+        raise CheckFailed(
+            f"{step.adapter.source}: {worst.name}, merged, differs from base + adapter by {worst.error:.1e} of what it "
+            f"computes (limit {proof.MAX_LAYER_ERROR:.1e}): the merge is wrong, nothing was written"
+        )
+    if layers and not any(layer.effective for layer in layers) and all(_equal(*pair) for pair in step.replaced):
+        raise CheckFailed(
+            f"{step.adapter.source}: rounding to float32 takes away what it adds to the weights: "
+            "the adapter has no effect, nothing was written"
+        )
 
 
-def _run(
-    family: Family, model: nn.Module, values: Mapping[nn.Parameter, Weight], fed: Mapping[str, torch.Tensor]
-) -> torch.Tensor:
-    with torch.no_grad(), Streamed({parameter: weight.load for parameter, weight in values.items()}):
-        return family.reference(model).prefill(fed).logits
-
-
-def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
-    """The largest absolute difference; NaN if there is one."""
-    return float(torch.stack([(a - b).abs().max() for a, b in zip(one, other, strict=True)]).max())
+def _worst(layers: Sequence[LayerProof]) -> LayerProof | None:
+    """The layer with the largest error; NaN is larger than any number."""
+    return max(layers, key=lambda layer: (math.isnan(layer.error), layer.error), default=None)
 
 
 def _inputs(path: Path, adapter_paths: Sequence[Path]) -> Iterator[Path]:

@@ -135,9 +135,14 @@ def rotation(function: Callable[..., Any]) -> str | None:
             continue
         for kind in tuple(found):
             expected = _rotate_plainly(heads, angles, kind)
-            if not (torch.allclose(query, expected) and torch.allclose(key, expected[:, :1])):
+            if not (_is_same(query, expected) and _is_same(key, expected[:, :1])):
                 found.discard(kind)
     return next(iter(found), None)
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    """Equal but for float32's roundings of what was added up, in whatever order."""
+    return one.shape == other.shape and bool((one - other).abs().max() <= 1e-5 * other.abs().max())
 
 
 def _rotate_plainly(heads: Tensor, angles: Tensor, kind: str) -> Tensor:

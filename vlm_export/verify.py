@@ -360,11 +360,12 @@ def _add_tokens(run: _Verification, dtype: str, runtime: str, metric: str, gener
     """The rate of images whose tokens are the golden ones, near-ties counted as equal in float32 and named."""
     images = run.golden.facts.images
     equal, near, different = 0, [], []
+    tie = limits.NEAR_TIE * run.golden.largest_logit()
     for image, tokens in zip(images, generated, strict=True):
         place = first_difference(tokens, image.token_ids)
         if place is None:
             equal += 1
-        elif dtype == FP32.name and place < len(image.margins) and image.margins[place] < limits.NEAR_TIE:
+        elif dtype == FP32.name and place < len(image.margins) and image.margins[place] < tie:
             near.append(image.file)
         else:
             different.append(f"{image.file} from token {place + 1}")
