@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from vlm_export import bundled
+from vlm_export.artifacts import text_of
 from vlm_export.dtypes import DTYPES
 from vlm_export.errors import InputError
 
@@ -200,7 +201,7 @@ def load_recipe(path: Path) -> RecipeFile:
         InputError: the file is missing, is not YAML, or a key is unknown, missing or of the wrong kind.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(text_of(path))
     except FileNotFoundError:
         raise InputError(f"{path}: no such recipe file; `vlm-export recipes` lists the bundled ones") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -66,7 +66,7 @@ class Repo:
     @property
     def graph_files(self) -> set[str]:
         """Names of the files in onnx/."""
-        return {path.name for path in (self.path / ONNX).glob("*.onnx")}
+        return {path.name for path in (self.path / ONNX).glob("*.onnx") if path.is_file()}
 
 
 def complete_dtypes(names: Collection[str], components: Sequence[str]) -> list[str]:
