@@ -86,14 +86,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def text_of(path: Path) -> str:
-    """A file's text; what is no file, such as a pipe, is not waited for.
+    """A file's text.
 
     Raises:
-        InputError: it is none.
-        OSError, UnicodeDecodeError: it cannot be read.
+        OSError, UnicodeDecodeError: it cannot be read, or is something else, such as a pipe, which is not waited for.
     """
     if path.exists() and not path.is_file():
-        raise InputError(f"{path}: cannot be read: it is no file")
+        raise OSError("it is no file")
     return path.read_text(encoding="utf-8")
 
 

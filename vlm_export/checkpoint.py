@@ -221,7 +221,7 @@ def _shard_names(index_file: Path) -> list[str]:
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise InputError(f"{index_file}: no weight_map of tensor names to file names")
     for name in sorted(set(weight_map.values())):
-        if Path(name).name != name:
+        if Path(name).name != name or name == "..":
             raise InputError(f"{index_file}: weight_map: {name!r} is outside the checkpoint's folder")
     return sorted(set(weight_map.values()))
 
