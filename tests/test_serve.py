@@ -21,12 +21,16 @@ from typing import Any
 import httpx2
 import openai
 import pytest
+from click.testing import CliRunner
 from exported import Exported
 from PIL import Image
 
 from vlm_export import bundled, runtime
 from vlm_export.artifacts import Work
+from vlm_export.cli import main
+from vlm_export.errors import InputError
 from vlm_export.golden import GoldenFolder, load_golden
+from vlm_export.listening import listen
 from vlm_export.openai_format import MAX_PIXELS
 from vlm_export.recipe import find_recipe
 from vlm_export.runtime.images import open_image
@@ -493,6 +497,26 @@ def test_a_port_that_is_taken(repos: dict[str, Path]) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == f"error: 127.0.0.1:{port}: Address already in use: choose another with --port\n"
+
+
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [
+        ("", "--host: '' is no address: give one, such as 127.0.0.1, or leave the option out"),
+        (" ", "--host: ' ' is no address: give one"),
+        ("\0", r"--host: '\x00' is no address: give one"),
+        ("a" * 64, "--host: 'aaaa"),
+        ("no.such.host.invalid", "no.such.host.invalid:0: "),
+    ],
+)
+def test_a_host_that_is_none(host: str, said: str, repos: dict[str, Path]) -> None:
+    """Of an empty one, such as an unset variable of the shell, a socket makes every address of this machine."""
+    done = CliRunner().invoke(main, ["serve", str(repos["captioner"]), "--port", "0", "--host", host])
+    assert (done.exit_code, done.stdout) == (2, "")
+    error = done.stderr.splitlines()[-1]
+    assert error.startswith(f"error: {said}") and "Unknown error" not in error
+    with pytest.raises(InputError):
+        listen(0, host)
 
 
 def test_another_host_is_warned_of(repos: dict[str, Path], picture: Parts) -> None:
