@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+import vlm_export  # noqa: F401 (before any test imports onnxruntime, which then reports to nobody)
+
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 _numbers = itertools.count()
 

@@ -275,7 +275,7 @@ SHARDS: dict[str, tuple[object, str]] = {
     "above the folder": ({"a": "../one.safetensors"}, "weight_map: '../one.safetensors' is outside"),
     "an absolute path": ({"a": "/etc/one.safetensors"}, "weight_map: '/etc/one.safetensors' is outside"),
     "a folder below": ({"a": "below/one.safetensors"}, "weight_map: 'below/one.safetensors' is outside"),
-    "the folder above": ({"a": ".."}, "not a readable safetensors file"),
+    "the folder above": ({"a": ".."}, "weight_map: '..' is outside"),
     "no map": (None, "model.safetensors.index.json: no weight_map of tensor names to file names"),
     "a list": (["one.safetensors"], "no weight_map of tensor names to file names"),
     "numbers": ({"a": 1}, "no weight_map of tensor names to file names"),

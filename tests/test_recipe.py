@@ -163,6 +163,7 @@ WRONG = {
     "generation: {max_new_tokens: 1.5}": "generation.max_new_tokens: input should be a valid integer",
     "generation: {max_new_tokens: '30'}": "generation.max_new_tokens: input should be a valid integer",
     "generation: {max_new_tokens: true}": "generation.max_new_tokens: input should be a valid integer",
+    "generation: {repetition_penalty: .inf}": "generation.repetition_penalty: input should be a finite number",
     "generation: {repetition_penalty: 0}": "generation.repetition_penalty: input should be greater than 0",
     "generation: {no_repeat_ngram_size: -1}": "generation.no_repeat_ngram_size: input should be greater than or equal",
     "image_processor: [a]": "image_processor: input should be a valid dictionary",
@@ -178,6 +179,41 @@ WRONG = {
 @pytest.mark.parametrize("line", WRONG)
 def test_wrong_value(line: str, tmp_path: Path) -> None:
     assert WRONG[line] in refused(write(tmp_path, f"{MINIMAL}{line}\n"))
+
+
+TWICE = {
+    "name: other": "name: is there twice, in lines 1 and 3: keep one of them",
+    "adapters: [{path: a}]\nlayout: chat\nadapters: []": "adapters: is there twice, in lines 3 and 5: keep one",
+    "hub:\n  license: mit\n  'license': apache-2.0": "hub.license: is there twice, in lines 4 and 5",
+    "adapters: [{path: a}, {path: b, path: c}]": "adapters.1.path: is there twice, in line 3:",
+    "image_processor: {size: {width: 8,\n  width: 9}}": "image_processor.size.width: is there twice, in lines 3 and 4",
+    "image_processor: {on: 1, true: 2}": "image_processor.true: is there twice",
+    "adapters:\n- &a {path: a,\n   path: b}\n- <<: *a": "adapters.0.path: is there twice, in lines 4 and 5",
+    "adapters:\n- <<: {path: a, path: b}": "adapters.0.<<.path: is there twice, in line 4:",
+    "adapters:\n- &a {path: a}\n- <<: *a\n  <<: *a": "adapters.1.<<: is there twice, in lines 5 and 6",
+    "image_processor: &a {b: 1, c: *a, b: 2}": "image_processor.b: is there twice, in line 3:",
+}
+
+
+@pytest.mark.parametrize("line", TWICE)
+def test_a_key_that_is_there_twice(line: str, tmp_path: Path) -> None:
+    assert TWICE[line] in refused(write(tmp_path, f"{MINIMAL}{line}\n"))
+
+
+def test_all_keys_that_are_there_twice_are_listed(tmp_path: Path) -> None:
+    message = refused(write(tmp_path, f"{MINIMAL}name: a\nmodel: b\nname: c\n"))
+    assert message.partition(": ")[2] == (
+        "name: is there twice, in lines 1 and 3: keep one of them; "
+        "model: is there twice, in lines 2 and 4: keep one of them; "
+        "name: is there twice, in lines 3 and 5: keep one of them"
+    )
+
+
+def test_a_merged_mapping_is_overridden(tmp_path: Path) -> None:
+    """Which is what `<<` is for, also where it is merged into a second one."""
+    adapters = "[&a {path: a, revision: r}, &b {<<: *a, path: b}, {<<: [*a, *b]}, {<<: *b}]"
+    recipe = load_recipe(write(tmp_path, f"{MINIMAL}adapters: {adapters}\n")).recipe
+    assert [(adapter.path, adapter.revision) for adapter in recipe.adapters] == [(p, "r") for p in "abab"]
 
 
 def test_everything_that_is_wrong_is_listed(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 import sys
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from transformers import (
 from vlm_export import merge
 from vlm_export.errors import InputError
 from vlm_export.recipe import find_recipe
-from vlm_export.runtime import Answer, Model, Options, load, logits
+from vlm_export.runtime import Answer, Model, Options, generate, load, logits
 from vlm_export.runtime.onnx import OnnxEngine
 from vlm_export.runtime.options import Plan
 from vlm_export.runtime.options import plan as decide
@@ -270,6 +272,20 @@ def test_times_and_counts(pair: Pair) -> None:
         ({"num_return_sequences": 2}, "num_return_sequences: 2 without sampling"),
         ({"num_return_sequences": 4, "num_beams": 3, "do_sample": True}, "num_return_sequences: 4 is more"),
         ({"temperature": 0.0}, "temperature: 0.0"),
+        ({"temperature": math.nan, "do_sample": True}, "temperature: nan, but it must be from 1e-20 to 1e\\+20"),
+        ({"temperature": math.inf, "do_sample": True}, "temperature: inf"),
+        ({"temperature": 1e-320, "do_sample": True}, "temperature: 1e-320"),
+        ({"top_p": math.nan, "do_sample": True}, "top_p: nan"),
+        ({"repetition_penalty": math.nan}, "repetition_penalty: nan"),
+        ({"repetition_penalty": 1e-320}, "repetition_penalty: 1e-320"),
+        ({"repetition_penalty": 1e308}, "repetition_penalty: 1e\\+308"),
+        ({"num_beams": 2, "length_penalty": 1e308}, "length_penalty: 1e\\+308, but 30 to the power of it"),
+        ({"num_beams": 2, "length_penalty": -1e308}, "length_penalty: -1e\\+308"),
+        ({"num_beams": 2, "length_penalty": math.nan}, "length_penalty: nan"),
+        ({"seed": -1, "do_sample": True}, "seed: -1"),
+        ({"seed": 2**63, "do_sample": True}, "seed: 9223372036854775808"),
+        ({"max_new_tokens": 222}, "max_new_tokens: 222, but after the prompt the model has positions for 221"),
+        ({"max_new_tokens": 10**23}, "max_new_tokens: 1"),
         ({"top_p": 1.5}, "top_p: 1.5"),
         ({"top_k": -1}, "top_k: -1"),
         ({"repetition_penalty": 0.0}, "repetition_penalty: 0.0"),
@@ -280,6 +296,30 @@ def test_times_and_counts(pair: Pair) -> None:
 def test_an_option_out_of_range_is_named(pair: Pair, options: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=f"^{said}"):
         pair.model.generate(pair.images[:1], options=Options(**options))
+
+
+@pytest.mark.parametrize("temperature", [1e-20, 1e-6, 1e20])
+def test_probabilities_are_numbers_at_any_temperature_that_is_taken(pair: Pair, temperature: float) -> None:
+    options = Options(do_sample=True, temperature=temperature, seed=3, max_new_tokens=8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        answer = pair.model.generate(pair.images[:1], options=options)
+    assert pair.model.backend == "onnx"
+    if temperature < 1:
+        assert answer.token_ids == pair.model.generate(pair.images[:1], options=Options(max_new_tokens=8)).token_ids
+
+
+def test_nothing_is_drawn_from_what_is_no_number() -> None:
+    """numpy would give the id after the last one."""
+    scores = np.zeros((2, 5), dtype=np.float32)
+    draws = [np.random.default_rng(0), np.random.default_rng(1)]
+    for value in (np.nan, np.inf):
+        scores[1, 2] = value
+        with pytest.raises(FloatingPointError, match="hold NaN or Inf"):
+            generate._drawn(scores, draws)
+    scores[1] = -np.inf
+    with pytest.raises(InputError, match="no_repeat_ngram_size: no token is left to draw"):
+        generate._drawn(scores, draws)
 
 
 def test_what_is_not_asked_for_is_as_the_repo_says_else_as_transformers_has_it() -> None:

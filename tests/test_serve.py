@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,16 @@ from typing import Any
 import httpx2
 import openai
 import pytest
+from click.testing import CliRunner
 from exported import Exported
 from PIL import Image
 
 from vlm_export import bundled, runtime
 from vlm_export.artifacts import Work
+from vlm_export.cli import main
+from vlm_export.errors import InputError
 from vlm_export.golden import GoldenFolder, load_golden
+from vlm_export.listening import listen
 from vlm_export.openai_format import MAX_PIXELS
 from vlm_export.recipe import find_recipe
 from vlm_export.runtime.images import open_image
@@ -36,6 +40,7 @@ RECIPE = find_recipe(bundled.DEFAULT_RECIPE)
 NAME = RECIPE.name
 # Longer than any test, unless it is cancelled.
 ENDLESS: dict[str, Any] = {"max_tokens": 10**6, "extra_body": {"min_new_tokens": 10**6}}
+LONG = {"num_beams": 2, "length_penalty": 1e308}
 Parts = list[dict[str, Any]]
 
 
@@ -96,11 +101,15 @@ def serving(repo: Path, *arguments: str) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def repos(default_repo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The bundled recipe's repo by layout."""
+    """The bundled recipe's repo by layout, and one that says that it has positions for any answer."""
     other = Exported(RECIPE, Work(tmp_path_factory.mktemp("chat")))
     shutil.copytree(default_repo.parent / "merged", other.work.merged)
     other.export("chat", ["q8"])
-    return {"captioner": default_repo, "chat": other.work.repo}
+    endless = Path(shutil.copytree(default_repo, tmp_path_factory.mktemp("endless") / "repo"))
+    config = json.loads((endless / "config.json").read_text())
+    config["decoder"]["max_position_embeddings"] = 10**7
+    (endless / "config.json").write_text(json.dumps(config))
+    return {"captioner": default_repo, "chat": other.work.repo, "endless": endless}
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +121,7 @@ def server(repos: dict[str, Path]) -> Iterator[Served]:
 @pytest.fixture(scope="module")
 def narrow(repos: dict[str, Path]) -> Iterator[Served]:
     """One request at work, one waiting, 1 MB each."""
-    with serving(repos["captioner"], "--queue", "1", "--max-body-mb", "1") as served:
+    with serving(repos["endless"], "--queue", "1", "--max-body-mb", "1") as served:
         yield served
 
 
@@ -301,6 +310,13 @@ def test_models_and_health(server: Served) -> None:
         ({"max_tokens": 1, "max_completion_tokens": 2}, 400, None, "invalid_value", "two names of one limit"),
         ({"extra_body": {"min_new_tokens": 40}}, 400, "min_new_tokens", "invalid_value", "more than max_tokens, 30"),
         ({"temperature": 3}, 400, "temperature", "invalid_value", "less than or equal to 2"),
+        ({"temperature": 1e-320}, 400, "temperature", "invalid_value", "must be from 1e-20 to 1e+20"),
+        ({"extra_body": {"repetition_penalty": 1e308}}, 400, "repetition_penalty", "invalid_value", "from 1e-20 to"),
+        ({"extra_body": LONG}, 400, "length_penalty", "invalid_value", "30 to the power of it (max_tokens) must be"),
+        ({"extra_body": {**LONG, "length_penalty": -1e308}}, 400, "length_penalty", "invalid_value", "must be from"),
+        ({"seed": 2**63}, 400, "seed", "invalid_value", "below 2**63"),
+        ({"max_tokens": 222}, 400, "max_tokens", "invalid_value", "after the prompt the model has positions for 221"),
+        ({"max_completion_tokens": 10**30}, 400, "max_tokens", "invalid_value", "has positions for 221"),
         ({"top_p": 0}, 400, "top_p", "invalid_value", "greater than 0"),
         ({"stop": [""]}, 400, "stop.0", "invalid_value", "at least 1 character"),
         ({"stop": list("abcde")}, 400, "stop", "invalid_value", "at most 4"),
@@ -346,6 +362,7 @@ def bomb() -> Parts:
         ("/etc/passwd", 0, "invalid_image_url", "other addresses and paths are not read"),
         ("data:image/svg+xml;base64,PHN2Zz4=", 0, "invalid_image_url", "jpeg, webp, gif"),
         ("data:image/png;base64,@@@@", 0, "invalid_base64", "not base64"),
+        ("data:image/png;base64,é", 0, "invalid_base64", "not base64"),
         ("data:image/png;base64,AAAA", 0, "invalid_image", "not a readable PNG, JPEG, WebP or GIF image"),
         (bomb, 0, "image_too_large", f"more than {MAX_PIXELS:,} pixels together"),
         ([{"type": "input_audio"}], "messages.0.content.0.type", "invalid_value", "'text' or 'image_url'"),
@@ -405,14 +422,53 @@ def test_addresses_methods_and_hosts(server: Served, picture: Parts) -> None:
     assert httpx2.get(f"{server.url}/models", headers={"host": "attacker.example"}).status_code == 400
 
 
-def test_a_graph_that_fails_is_the_servers_fault(repos: dict[str, Path], picture: Parts, tmp_path: Path) -> None:
-    """It loads, and ends with the first image: there is no PyTorch model in this folder to run instead."""
+@pytest.mark.parametrize("merged", [True, False], ids=["with a PyTorch model beside it", "alone"])
+def test_a_graph_that_fails_is_the_servers_fault(
+    merged: bool, repos: dict[str, Path], picture: Parts, tmp_path: Path
+) -> None:
+    """It loads, and ends with the first image: which is said of that request, and changes nothing for the others."""
     repo = Path(shutil.copytree(repos["captioner"], tmp_path / "repo"))
+    if merged:
+        shutil.copytree(repos["captioner"].parent / "merged", tmp_path / "merged")
     shutil.copy(repo / "onnx" / "decoder_model_merged.onnx", repo / "onnx" / "encoder_model.onnx")
     with serving(repo, "--dtype", "fp32") as served:
-        with pytest.raises(openai.InternalServerError, match="there is no PyTorch model") as caught:
-            served.ask(picture)
-        assert (caught.value.type, caught.value.param) == ("server_error", None)
+        for _ in range(2):
+            with pytest.raises(openai.InternalServerError, match="the model failed on this request") as caught:
+                served.ask(picture)
+            assert (caught.value.type, caught.value.param) == ("server_error", None)
+            assert str(repo) not in caught.value.message
+            assert served.health["backend"] == "onnx"
+        assert served.process.stderr is not None
+        assert any(f"{repo / 'onnx'}: ONNX Runtime: " in line for line in served.process.stderr)
+
+
+def test_a_graph_that_does_not_load_is_replaced_at_once(
+    repos: dict[str, Path], golden: GoldenFolder, picture: Parts, tmp_path: Path
+) -> None:
+    repo = Path(shutil.copytree(repos["captioner"], tmp_path / "repo"))
+    shutil.copytree(repos["captioner"].parent / "merged", tmp_path / "merged")
+    (repo / "onnx" / "encoder_model.onnx").write_bytes(b"")
+    with serving(repo, "--dtype", "fp32") as served:
+        assert served.health["backend"] == "torch"
+        assert served.ask(picture).choices[0].message.content == golden.facts.images[0].caption
+
+
+def test_what_a_request_asks_for_changes_nothing_for_others(server: Served, picture: Parts) -> None:
+    """Whatever numbers it holds: none of these is the model's failure."""
+    for options in (
+        {"temperature": 1e-320},
+        {"temperature": 1e-20, "seed": 1},
+        {"temperature": 5e-324, "top_p": 1e-300},
+        {"temperature": 2, "extra_body": {"no_repeat_ngram_size": 10**30, "top_k": 10**30}},
+        {"temperature": 2, "seed": 1, "extra_body": {"repetition_penalty": 1e20, "min_new_tokens": 30}},
+        {"extra_body": {"repetition_penalty": 1e-20, "min_new_tokens": 30}},
+        {"extra_body": {"num_beams": 4, "length_penalty": 13.0}},
+        {"extra_body": {"num_beams": 4, "length_penalty": -1e308}},
+        {"extra_body": {"num_beams": 16, "length_penalty": 1e308, "early_stopping": "never"}},
+    ):
+        with suppress(openai.BadRequestError):
+            server.ask(picture, **options)
+        assert server.health["backend"] == "onnx"
 
 
 # How much
@@ -473,7 +529,7 @@ def test_a_full_queue_sends_away(narrow: Served, picture: Parts, golden: GoldenF
 
 
 def test_a_server_that_is_stopped_ends_its_answers(repos: dict[str, Path], picture: Parts) -> None:
-    with serving(repos["captioner"]) as served:
+    with serving(repos["endless"]) as served:
         stream = iter(served.ask(picture, stream=True, **ENDLESS))
         next(stream)
         served.stop()
@@ -493,6 +549,26 @@ def test_a_port_that_is_taken(repos: dict[str, Path]) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == f"error: 127.0.0.1:{port}: Address already in use: choose another with --port\n"
+
+
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [
+        ("", "--host: '' is no address: give one, such as 127.0.0.1, or leave the option out"),
+        (" ", "--host: ' ' is no address: give one"),
+        ("\0", r"--host: '\x00' is no address: give one"),
+        ("a" * 64, "--host: 'aaaa"),
+        ("no.such.host.invalid", "no.such.host.invalid:0: "),
+    ],
+)
+def test_a_host_that_is_none(host: str, said: str, repos: dict[str, Path]) -> None:
+    """Of an empty one, such as an unset variable of the shell, a socket makes every address of this machine."""
+    done = CliRunner().invoke(main, ["serve", str(repos["captioner"]), "--port", "0", "--host", host])
+    assert (done.exit_code, done.stdout) == (2, "")
+    error = done.stderr.splitlines()[-1]
+    assert error.startswith(f"error: {said}") and "Unknown error" not in error
+    with pytest.raises(InputError):
+        listen(0, host)
 
 
 def test_another_host_is_warned_of(repos: dict[str, Path], picture: Parts) -> None:

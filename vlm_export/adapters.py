@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from vlm_export.checkpoint import ADAPTER_WEIGHTS, Checkpoint, Weight, folder_of, read_json, stored_tensors
 from vlm_export.errors import InputError
+from vlm_export.own_files import own_file
 from vlm_export.recipe import Combination
 
 SETTINGS = "adapter_config.json"
@@ -135,9 +136,11 @@ def open_adapter(path: Path, checkpoint: Checkpoint, model: nn.Module) -> Adapte
     """Read a PEFT folder, or the file of weights in one, and find where in the model it attaches.
 
     Raises:
-        InputError: a kind that cannot be merged, or tensors of modules that the model does not have.
+        InputError: a kind that cannot be merged, tensors of modules that the model does not have, or a link that leads
+            out of the folder.
     """
     source = folder_of(path) / SETTINGS
+    own_file(source.parent, source.name)
     config = _read_config(source)
     stored = {key.removeprefix("base_model.model."): ref for key, ref in stored_tensors(path, ADAPTER_WEIGHTS).items()}
     known = {name for name, _ in [*model.named_modules(), *model.named_parameters(remove_duplicate=False)]}

@@ -75,7 +75,7 @@ def read_json(path: Path) -> dict[str, Any]:
         InputError: it is missing or holds something else.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(text_of(path))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -83,6 +83,17 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path}: holds a JSON {type(value).__name__}, not an object")
     return value
+
+
+def text_of(path: Path) -> str:
+    """A file's text.
+
+    Raises:
+        OSError, UnicodeDecodeError: it cannot be read, or is something else, such as a pipe, which is not waited for.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError("it is no file")
+    return path.read_text(encoding="utf-8")
 
 
 def sha256(path: Path) -> str:

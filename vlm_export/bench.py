@@ -32,6 +32,7 @@ import psutil
 from vlm_export import bundled, node_runtime
 from vlm_export.artifacts import sha256
 from vlm_export.errors import CheckFailed, InputError
+from vlm_export.own_files import check_files
 from vlm_export.recipe import RecipeFile
 from vlm_export.runtime.onnx import components_of
 from vlm_export.runtime.repo import ONNX, SUFFIXES, Repo, complete_dtypes, open_repo
@@ -113,8 +114,14 @@ class Benchmark:
 
 
 def images_of(recipe: RecipeFile | None) -> tuple[Path, ...]:
-    """The first of a recipe's golden images, or of the bundled ones where it has none."""
+    """The first of a recipe's golden images, or of the bundled ones where it has none.
+
+    Raises:
+        InputError: one is a link that leads out of the golden.
+    """
     for folder in (recipe.golden_dir if recipe else None, bundled.GOLDEN / bundled.DEFAULT_RECIPE):
+        if folder:
+            check_files(folder, ["images/*"])
         found = sorted((folder / "images").glob("*")) if folder else []
         if found:
             return tuple(found[:IMAGES])

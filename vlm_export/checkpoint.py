@@ -27,6 +27,7 @@ from transformers.core_model_loading import WeightRenaming, rename_source_key
 from vlm_export.artifacts import read_json
 from vlm_export.errors import InputError
 from vlm_export.families.base import Family, find_family
+from vlm_export.own_files import check_files, own_file
 from vlm_export.tensor_file import DTYPES
 
 WEIGHTS = "model.safetensors"
@@ -125,9 +126,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """Read the config and the tensor index of a checkpoint: a folder, or the file of weights in one.
 
     Raises:
-        InputError: no config, an unsupported model_type, no safetensors, or two tensors of one name.
+        InputError: no config, an unsupported model_type, no safetensors, two tensors of one name, or a link that leads
+            out of the folder.
     """
     folder = folder_of(path)
+    check_files(folder, MODEL_FILES)
     config = read_json(folder / "config.json")
     if "model_type" not in config:
         raise InputError(f"{folder / 'config.json'}: no `model_type`; is this a model folder?")
@@ -178,16 +181,16 @@ def weight_files(path: Path, whole: str = WEIGHTS) -> list[Path]:
     Safetensors are preferred to pickles.
 
     Raises:
-        InputError: there are none.
+        InputError: there are none, or one is a link that leads out of the folder.
     """
     if path.is_file():
+        own_file(path.parent, path.name)
         return [path]
     for name in (whole, _PICKLES[whole]):
-        index = path / f"{name}.index.json"
-        if (path / name).is_file():
-            return [path / name]
-        if index.is_file():
-            return [path / shard for shard in _shard_names(index)]
+        if file := own_file(path, name):
+            return [file]
+        if index := own_file(path, f"{name}.index.json"):
+            return [own_file(path, shard) or path / shard for shard in _shard_names(index)]
     raise InputError(f"{path}: no {whole} (nor {whole}.index.json, {_PICKLES[whole]}); save the weights as safetensors")
 
 
@@ -218,7 +221,7 @@ def _shard_names(index_file: Path) -> list[str]:
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise InputError(f"{index_file}: no weight_map of tensor names to file names")
     for name in sorted(set(weight_map.values())):
-        if Path(name).name != name:
+        if Path(name).name != name or name == "..":
             raise InputError(f"{index_file}: weight_map: {name!r} is outside the checkpoint's folder")
     return sorted(set(weight_map.values()))
 

@@ -275,10 +275,10 @@ def serve(
     """
     from vlm_export import exported_repo
     from vlm_export import serve as server
-    from vlm_export.listening import LOOPBACK
+    from vlm_export.listening import LOOPBACK, check_host
 
-    model = exported_repo.open_model(repo, work, dtype=dtype, threads=threads, notify=_notify)
-
+    check_host(host)
+    model = exported_repo.open_model(repo, work, dtype=dtype, threads=threads, notify=_notify, spare=False)
     limits = server.Limits(max_body_mb * 1_000_000, concurrency, queue)
     if host not in LOOPBACK:
         _notify(f"warning: listening at {host}: whoever can reach it can use the model, without a key")

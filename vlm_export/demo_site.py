@@ -29,6 +29,7 @@ from vlm_export.dtypes import PREFERRED
 from vlm_export.errors import InputError
 from vlm_export.exported_repo import recipe_of
 from vlm_export.node_runtime import node_home
+from vlm_export.own_files import leads_out, own_file, unchanged_file
 
 FACTS = "demo.json"
 PAGE = Path(__file__).parent / "demo"
@@ -164,16 +165,9 @@ def _manifest(repo: Path) -> dict[str, Any]:
 
 def _files(folder: Path, patterns: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
     """Files below `folder` by their relative address, without hidden ones and links that lead out of it."""
-    root = _root(folder)
     for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
-        if not path.name.startswith(".") and path.is_file() and path.resolve().is_relative_to(root):
+        if not path.name.startswith(".") and path.is_file() and not leads_out(folder, path):
             yield path.relative_to(folder).as_posix(), path
-
-
-def _root(folder: Path) -> Path:
-    """The folder itself; of a snapshot in the Hub's cache, whose files are links to blobs, all that is cached of it."""
-    resolved = folder.resolve()
-    return resolved.parents[1] if resolved.parent.name == "snapshots" else resolved
 
 
 def _download_bytes(manifest: dict[str, Any], model: Mapping[str, Path]) -> dict[str, int]:
@@ -190,16 +184,29 @@ def _samples(goldens: Path, inputs_sha256: dict[str, str]) -> tuple[dict[Path, s
     """Golden images with their captions, and the prompt that belongs to them.
 
     No captions where the golden is about other weights, or has several turns.
+
+    Raises:
+        InputError: an image is not the one that was recorded, or is a link that leads out of the golden.
     """
-    try:
-        golden = json.loads((goldens / "golden.json").read_bytes())
-    except FileNotFoundError:
+    path = own_file(goldens, "golden.json")
+    if path is None:
         return {}, ""
+    golden = json.loads(path.read_bytes())
     turns = [turn for turn in golden.get("conversation", ()) if turn["role"] == "user"]
     prompt = _text(turns[0]) if turns else golden["text"]
     usable = golden["inputs_sha256"] == inputs_sha256 and len(turns) <= 1
     images = golden["images"][:MAX_SAMPLES]
-    return {goldens / "images" / Path(i["file"]).name: i["caption"] if usable else None for i in images}, prompt
+    return {_sample(goldens, image): image["caption"] if usable else None for image in images}, prompt
+
+
+def _sample(goldens: Path, image: dict[str, Any]) -> Path:
+    name = f"images/{Path(image['file']).name}"
+    path = unchanged_file(goldens, name, image["sha256"])
+    if path is None:
+        raise InputError(
+            f"{goldens / name}: not the image that the golden outputs were recorded on: run `vlm-export golden` again"
+        )
+    return path
 
 
 def _text(turn: dict[str, Any]) -> str:

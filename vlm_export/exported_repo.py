@@ -47,8 +47,11 @@ def open_model(
     backend: Backend | Literal["auto"] = "auto",
     threads: int = 0,
     notify: Callable[[str], None] = warnings.warn,
+    spare: bool = True,
 ) -> Model:
     """Load the model that a user named, a recipe's with PyTorch where it is not exported and `backend` allows it.
+
+    The options are those of `runtime.load`.
 
     Raises:
         InputError: as of `find_repo` and `runtime.load`.
@@ -56,7 +59,7 @@ def open_model(
     recipe = recipe_of(reference)
     if recipe is None:
         folder = find_repo(reference, work, dtype=dtype)
-        return runtime.load(folder, dtype=dtype, backend=backend, threads=threads, notify=notify)
+        return runtime.load(folder, dtype=dtype, backend=backend, threads=threads, notify=notify, spare=spare)
 
     def fallback() -> Engine:
         from vlm_export.runtime.pytorch import from_recipe
@@ -71,7 +74,9 @@ def open_model(
         notify(f"{recipe.name} is not exported yet: captioning with PyTorch; to export it, {_export_commands(recipe)}")
         return model
     folder = find_repo(reference, work)
-    return runtime.load(folder, dtype=dtype, backend=backend, threads=threads, notify=notify, fallback=fallback)
+    return runtime.load(
+        folder, dtype=dtype, backend=backend, threads=threads, notify=notify, fallback=fallback, spare=spare
+    )
 
 
 def recipe_of(reference: str | None) -> RecipeFile | None:

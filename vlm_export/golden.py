@@ -28,6 +28,7 @@ from vlm_export.artifacts import replaced_folder, sha256, write_json
 from vlm_export.checkpoint import Checkpoint, read_json
 from vlm_export.errors import InputError
 from vlm_export.families.base import Feeder
+from vlm_export.own_files import own_file, unchanged_file
 from vlm_export.processing import image_processor_settings, load_tokenizer, stored_generation
 from vlm_export.recipe import Recipe, RecipeFile
 
@@ -108,11 +109,12 @@ def load_golden(path: Path, recipe_name: str) -> GoldenFolder:
     """Read and check a recorded golden.
 
     Raises:
-        InputError: there is none, it is damaged, or it holds nothing to compare with.
+        InputError: there is none, it is damaged, it holds nothing to compare with, or a link leads out of it.
     """
     again = f"run `vlm-export golden {recipe_name}`"
-    if not (path / _JSON).is_file():
+    if not own_file(path, _JSON):
         raise InputError(f"{path}: no golden outputs recorded yet: {again}")
+    own_file(path, _TENSORS)
     try:
         facts = TypeAdapter(Golden).validate_python(read_json(path / _JSON))
         tensors = load_file(path / _TENSORS)
@@ -120,9 +122,10 @@ def load_golden(path: Path, recipe_name: str) -> GoldenFolder:
         raise InputError(f"{path}: golden outputs are damaged ({type(error).__name__}): {again}") from error
     if not facts.images or not facts.cases or not tensors:
         raise InputError(f"{path / _JSON}: an empty golden proves nothing: {again}")
-    for image, file in zip(facts.images, (path / "images" / image.file for image in facts.images), strict=True):
-        if Path(image.file).name != image.file or not file.is_file() or sha256(file) != image.sha256:
-            raise InputError(f"{file}: not the image that the golden outputs were recorded on: {again}")
+    for image in facts.images:
+        name = f"images/{image.file}"
+        if Path(image.file).name != image.file or not unchanged_file(path, name, image.sha256):
+            raise InputError(f"{path / name}: not the image that the golden outputs were recorded on: {again}")
     return GoldenFolder(path, facts, tensors)
 
 

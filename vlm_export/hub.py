@@ -42,6 +42,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 
 from vlm_export.errors import CheckFailed, InputError
+from vlm_export.own_files import leads_out
 
 # The folder this tool owns in a published repo: remote files in it that are no longer built are deleted.
 OWNED_FOLDER = "onnx/"
@@ -186,6 +187,8 @@ def _local_files(folder: Path) -> dict[str, Path]:
             _check_link(folder, relative)
         if path.is_file():
             files[relative.as_posix()] = path
+        elif not path.is_dir():
+            raise InputError(f"{folder}: {relative} is a pipe, a socket or a device: remove it from the folder")
         if path.name in FORBIDDEN_FOLDERS:
             raise InputError(f"{folder}: the Hub does not take {relative}: remove it from the folder")
     if not files:
@@ -194,10 +197,9 @@ def _local_files(folder: Path) -> dict[str, Path]:
 
 
 def _check_link(folder: Path, relative: Path) -> None:
-    target = (folder / relative).resolve()
-    if not target.is_relative_to(folder.resolve()):
+    if leads_out(folder, folder / relative):
         raise InputError(f"{folder}: {relative} is a link that leaves the folder: put the file itself there")
-    if not target.is_file():
+    if not (folder / relative).is_file():
         raise InputError(f"{folder}: {relative} is a link to no file: put the file or folder itself there")
 
 

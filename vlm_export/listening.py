@@ -12,18 +12,31 @@ HOST = "127.0.0.1"
 LOOPBACK = (HOST, "localhost", "::1")
 
 
+def check_host(host: str) -> None:
+    """Raises InputError for what is no address: sockets take an empty one for every address of this machine."""
+    try:
+        known = bool(host.strip()) and "\0" not in host and host.encode("idna")
+    except UnicodeError:
+        known = False
+    if not known:
+        raise InputError(f"--host: {host!r} is no address: give one, such as {HOST}, or leave the option out")
+
+
 def listen(port: int, host: str = HOST) -> socket.socket:
     """A listening socket; port 0 is any that is free.
 
     Raises:
         InputError: the address cannot be had.
     """
+    check_host(host)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
     except OSError as error:
         next_step = "choose another with --port" if error.errno == errno.EADDRINUSE else "choose another with --host"
-        reason = os.strerror(error.errno) if error.errno else str(error)  # its own text repeats the address
+        # Its own text repeats the address; the resolver's numbers are below 0 and mean nothing to the system.
+        number = error.errno or 0
+        reason = os.strerror(number) if number > 0 else str(error.strerror).partition(" (")[0]
         raise InputError(f"{host}:{port}: {reason}: {next_step}") from error
 
 

@@ -6,7 +6,6 @@ What a request holds that is not known here, or not done, is refused by name; no
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import re
 import time
@@ -196,7 +195,7 @@ def refused(error: InputError) -> ApiError:
     """The runtime's refusal, in OpenAI's names."""
     message = str(error)
     if isinstance(error, ModelFailed):
-        return ApiError(500, message)
+        return ApiError(500, "the model failed on this request; the server's log says how")
     for own, name in _OWN_NAMES.items():
         message = message.replace(own, name)
     param = message.partition(": ")[0]
@@ -304,7 +303,7 @@ def _image_bytes(url: str, param: str) -> bytes:
         raise ApiError(400, message, param=param, code="invalid_image_url")
     try:
         return base64.b64decode(url[head.end() :], validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # also of what is not ASCII
         raise ApiError(400, f"{param}: not base64: {error}", param=param, code="invalid_base64") from error
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from vlm_export.errors import CheckFailed, InputError
 from vlm_export.graph_file import save_graph
 from vlm_export.kept_structures import Structures
 from vlm_export.merge import MergeReport
+from vlm_export.own_files import own_file
 from vlm_export.package import GraphFile, Manifest
 from vlm_export.recipe import RecipeFile
 from vlm_export.variants import Source
@@ -99,6 +101,7 @@ def _use_remote_code(recipe: RecipeFile) -> None:
 
 def _check_model_type(recipe: RecipeFile, config: Path) -> None:
     wanted = recipe.recipe.model_type
+    own_file(config.parent, config.name)
     if wanted is not None and (found := read_json(config).get("model_type")) != wanted:
         raise InputError(f"{recipe.path}: model_type: {wanted!r}, but {config} says {found!r}; correct or remove it")
 
@@ -124,7 +127,10 @@ def run_golden(recipe: RecipeFile, progress: Progress) -> golden.Golden:
     base = recipe.path.parent
     if not patterns:
         base, patterns = bundled.GOLDEN / bundled.DEFAULT_RECIPE / "images", ("*.png",)
-    images = sorted({path.resolve() for pattern in patterns for path in _glob(base, pattern)})
+    try:
+        images = sorted({path.resolve() for pattern in patterns for path in _glob(base, pattern)})
+    except InputError as error:
+        raise InputError(f"{recipe.path}: golden.images: {error}") from error
     if len({path.name for path in images}) < len(images):
         raise InputError(f"{recipe.path}: golden.images: two files of one name; rename one")
     found = sources(recipe)
@@ -134,12 +140,21 @@ def run_golden(recipe: RecipeFile, progress: Progress) -> golden.Golden:
 
 
 def _glob(base: Path, pattern: str) -> list[Path]:
-    """`Path.glob` with `..` in front of the pattern."""
+    """`Path.glob` with `..` in front of the pattern.
+
+    Raises:
+        InputError: a file is none, or is a link that leads out of the folder in front of the first wildcard.
+    """
     while pattern.startswith("../"):
         base, pattern = base.parent, pattern.removeprefix("../")
     if Path(pattern).is_absolute():
         base, pattern = Path("/"), pattern.lstrip("/")
-    return sorted(base.glob(pattern))
+    named = list(takewhile(lambda part: not set("*?[") & set(part), Path(pattern).parts[:-1]))
+    folder = base.joinpath(*named)
+    found = sorted(base.glob(pattern))
+    for path in found:
+        own_file(folder, path.relative_to(folder).as_posix())
+    return found
 
 
 def run_export(

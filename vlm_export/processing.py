@@ -20,6 +20,7 @@ from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTr
 from vlm_export.checkpoint import read_json
 from vlm_export.errors import InputError
 from vlm_export.families.base import Prompt
+from vlm_export.own_files import check_files, own_file
 from vlm_export.runtime.images import open_image
 
 _TOKENIZER = "tokenizer.json"
@@ -27,6 +28,16 @@ _TOKENIZER_FILES = (_TOKENIZER, "tokenizer_config.json", "chat_template.jinja")
 _PREPROCESSOR = "preprocessor_config.json"
 _PROCESSOR = "processor_config.json"
 _GENERATION = "generation_config.json"
+# What transformers reads by itself where it is given a folder: vocabularies have many names.
+_LOADED_FILES = (
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "config.json",
+    "chat_template.jinja",
+)
+_TEMPLATES = "additional_chat_templates/*.jinja"
+_VOCABULARIES = ("*.json", "*.txt", "*.model", "*.spm", "*.bpe", "*.vocab", "*.tiktoken")
 _PROCESSOR_FILES = (_PREPROCESSOR, _PROCESSOR, "chat_template.json", _GENERATION)
 
 
@@ -34,36 +45,40 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     """Copy the tokenizer's files; transformers.js needs a `tokenizer.json`, which older checkpoints lack.
 
     Raises:
-        InputError: there is none, and none can be made.
+        InputError: there is none, and none can be made; or a link leads out of the folder.
     """
-    if not (source / _TOKENIZER).is_file():
+    if not own_file(source, _TOKENIZER):
         load_tokenizer(source).save_pretrained(target)
         return
-    for name in _TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+    _copy(source, target, _TOKENIZER_FILES)
 
 
 def copy_processor(source: Path, target: Path) -> None:
     """Copy the tokenizer's files, and those of the image processor and of generation that there are.
 
     Raises:
-        InputError: there is no `tokenizer.json`.
+        InputError: as of `copy_tokenizer`.
     """
     copy_tokenizer(source, target)
-    for name in _PROCESSOR_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+    _copy(source, target, _PROCESSOR_FILES)
+
+
+def _copy(source: Path, target: Path, names: Sequence[str]) -> None:
+    for name in names:
+        if path := own_file(source, name):
+            shutil.copyfile(path, target / name)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """The Python tokenizer of a checkpoint or exported repo, from its `tokenizer.json` or what it can be made of.
 
     Raises:
-        InputError: there is neither.
+        InputError: there is neither, or a link leads out of the folder.
     """
-    if (folder / _TOKENIZER).is_file():
+    check_files(folder, (*_LOADED_FILES, _TEMPLATES))
+    if own_file(folder, _TOKENIZER):
         return PreTrainedTokenizerFast.from_pretrained(folder)
+    check_files(folder, _VOCABULARIES)
     try:
         made = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, OSError, ImportError, TypeError) as error:
@@ -84,10 +99,10 @@ def image_processor_settings(
         InputError: there are none.
     """
     settings = dict(default)
-    if (checkpoint / _PREPROCESSOR).is_file():
-        settings = read_json(checkpoint / _PREPROCESSOR)
-    elif (checkpoint / _PROCESSOR).is_file():  # transformers 5 nests it there
-        settings = dict(read_json(checkpoint / _PROCESSOR).get("image_processor", settings))
+    if path := own_file(checkpoint, _PREPROCESSOR):
+        settings = read_json(path)
+    elif path := own_file(checkpoint, _PROCESSOR):  # transformers 5 nests it there
+        settings = dict(read_json(path).get("image_processor", settings))
     if not settings:
         raise InputError(f"{checkpoint}: no {_PREPROCESSOR}; save the processor beside the model")
     settings = _in_todays_words(settings)
@@ -126,23 +141,24 @@ def _in_todays_words(settings: dict[str, Any]) -> dict[str, Any]:
 
 def processor_settings(checkpoint: Path) -> dict[str, Any]:
     """`processor_config.json` without the processors inside it, or nothing where there is none."""
-    if not (checkpoint / _PROCESSOR).is_file():
-        return {}
-    settings = read_json(checkpoint / _PROCESSOR)
+    path = own_file(checkpoint, _PROCESSOR)
+    settings = read_json(path) if path else {}
     return {key: value for key, value in settings.items() if not isinstance(value, dict)}
 
 
 def stored_generation(checkpoint: Path) -> dict[str, Any]:
     """`generation_config.json`, or nothing where there is none."""
-    return read_json(checkpoint / _GENERATION) if (checkpoint / _GENERATION).is_file() else {}
+    path = own_file(checkpoint, _GENERATION)
+    return read_json(path) if path else {}
 
 
 def chat_template(checkpoint: Path) -> str | list[dict[str, str]] | None:
     """A checkpoint's chat template, from any of the three places where transformers has kept it."""
-    if (checkpoint / "chat_template.jinja").is_file():
-        return (checkpoint / "chat_template.jinja").read_text(encoding="utf-8")
+    if path := own_file(checkpoint, "chat_template.jinja"):
+        return path.read_text(encoding="utf-8")
     for name in ("chat_template.json", "tokenizer_config.json"):
-        if (checkpoint / name).is_file() and "chat_template" in (settings := read_json(checkpoint / name)):
+        path = own_file(checkpoint, name)
+        if path and "chat_template" in (settings := read_json(path)):
             return settings["chat_template"]
     return None
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +17,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from vlm_export import bundled
+from vlm_export.artifacts import text_of
 from vlm_export.dtypes import DTYPES
 from vlm_export.errors import InputError
 
@@ -36,6 +39,8 @@ CombinationType = Literal[
     "magnitude_prune_svd",
 ]
 LOCAL_RECIPE = "vlm-export.yaml"
+_SHOWN = 5  # of what is wrong with a file
+_MERGE = "tag:yaml.org,2002:merge"
 _STRICT = ConfigDict(extra="forbid")
 
 
@@ -69,7 +74,7 @@ class Generation:
     """Greedy generation, as it is published in `generation_config.json`: transformers.js has no beam search."""
 
     max_new_tokens: int = Field(default=30, ge=1, strict=True)
-    repetition_penalty: float = Field(default=1.0, gt=0, strict=True)
+    repetition_penalty: float = Field(default=1.0, gt=0, strict=True, allow_inf_nan=False)
     no_repeat_ngram_size: int = Field(default=0, ge=0, strict=True)
 
 
@@ -197,16 +202,9 @@ def load_recipe(path: Path) -> RecipeFile:
     """Read and check one YAML file.
 
     Raises:
-        InputError: the file is missing, is not YAML, or a key is unknown, missing or of the wrong kind.
+        InputError: the file is missing, is not YAML, or a key is unknown, missing, there twice or of the wrong kind.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such recipe file; `vlm-export recipes` lists the bundled ones") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: something like a date, `2024-99-99`
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    values = _read_yaml(path)
     if not isinstance(values, dict):
         raise InputError(f"{path}: a recipe is a mapping with at least `name` and `model`")
     try:
@@ -221,6 +219,55 @@ def load_recipe(path: Path) -> RecipeFile:
             f"{path}: trust_remote_code: runs code of {recipe.model}; pin it: `revision` must be a commit's 40 digits"
         )
     return RecipeFile(recipe, path)
+
+
+def _read_yaml(path: Path) -> Any:
+    """Raises InputError for what is no YAML, and for a key that a mapping has twice, of which YAML keeps the last."""
+    try:
+        loader = yaml.SafeLoader(text_of(path))
+        node = loader.get_single_node()
+        repeated = list(islice(_repeated_keys(loader, node), _SHOWN))
+        values = loader.construct_document(node) if node is not None else None
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such recipe file; `vlm-export recipes` lists the bundled ones") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: something like a date, `2024-99-99`
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if repeated:
+        raise InputError(f"{path}: {'; '.join(repeated)}")
+    return values
+
+
+def _repeated_keys(loader: yaml.SafeLoader, root: yaml.Node | None) -> Iterator[str]:
+    """What is wrong with the keys of a document, mappings that are merged into others with `<<` included.
+
+    A key of a mapping that is also in one that it merges is no repetition: that is how YAML overrides.
+    """
+    waiting, seen = [("", root)], set()
+    while waiting:
+        place, node = waiting.pop()
+        if id(node) in seen:  # an alias
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting += [(f"{place}{index}.", item) for index, item in reversed(list(enumerate(node.value)))]
+        if isinstance(node, yaml.MappingNode):
+            lines: dict[Any, int] = {}
+            for key, _ in node.value:
+                name, line = _key(loader, key), key.start_mark.line + 1
+                if name in lines:
+                    where = f"line {line}" if lines[name] == line else f"lines {lines[name]} and {line}"
+                    yield f"{place}{key.value}: is there twice, in {where}: keep one of them"
+                lines[name] = line
+            waiting += [(f"{place}{key.value}.", value) for key, value in reversed(node.value)]
+
+
+def _key(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
+    """What a key is in Python; of those that nothing can be made of, the node."""
+    if node.tag == _MERGE:
+        return _MERGE
+    return loader.construct_object(node) if isinstance(node, yaml.ScalarNode) else node
 
 
 def _check_combination(recipe: Recipe, path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -34,7 +35,9 @@ from vlm_export.errors import InputError
 from vlm_export.listening import HOST, LOOPBACK, listen, url_of
 from vlm_export.openai_format import ApiError, ChatRequest, Completion, parse, question, refused
 from vlm_export.runtime import Answer, Model
+from vlm_export.runtime.model import ModelFailed
 
+_LOG = logging.getLogger("uvicorn.error")
 _BODY_SECONDS = 60  # in which a request must have arrived
 _LAST_SECONDS = 5  # that answers get to end when the server is stopped
 
@@ -175,6 +178,8 @@ class _Answering:
             work = partial(self._generate, chat, on_text, gone)
             answer = await to_thread.run_sync(work, limiter=self._at_work)
         except (ApiError, InputError) as error:
+            if isinstance(error, ModelFailed):
+                _LOG.error("%s", error)
             wrong = error if isinstance(error, ApiError) else refused(error)
             if not events.started:
                 return _error(wrong)

@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from vlm_export.errors import InputError
 from vlm_export.runtime import logits
 from vlm_export.runtime.drivers import Driver
 from vlm_export.runtime.options import Plan
@@ -103,7 +104,17 @@ def _generator(plan: Plan, sample: int) -> np.random.Generator:
 
 
 def _drawn(scores: np.ndarray, draws: Sequence[np.random.Generator]) -> list[int]:
-    """A token for each row, with the probability that its scores give it."""
+    """A token for each row, with the probability that its scores give it.
+
+    Raises:
+        InputError: the rules leave no token.
+        FloatingPointError: the decoder's scores are no numbers.
+    """
+    best = scores.max(axis=1)
+    if not (best < np.inf).all():
+        raise FloatingPointError("the decoder's scores hold NaN or Inf")
+    if np.isneginf(best).any():
+        raise InputError("no_repeat_ngram_size: no token is left to draw: lower it, or ask for fewer tokens")
     cumulative = np.cumsum(logits.softmax(scores.astype(np.float64)), axis=1)
     return [
         int(np.searchsorted(row, draw.random() * row[-1], side="right"))

@@ -101,6 +101,8 @@ def open_image(path: Path) -> Image.Image:
     Raises:
         InputError: the file is missing or holds no picture.
     """
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: not a readable image: no file")
     try:
         with Image.open(path) as image:
             return as_rgb(image)

@@ -152,7 +152,14 @@ class OnnxEngine:
             self._check_one(images)
         encoded = self.encode(images)
         ids = self.prompt_ids(self.messages(images, prompt), encoded) if self.layout == "chat" else self._start()
-        return Prepared(ids, encoded, plan(options, self.repo.generation, len(ids)))
+        return Prepared(ids, encoded, self._plan(options, ids, encoded))
+
+    def _plan(self, options: Options, ids: Sequence[int], encoded: Encoded) -> Plan:
+        """Raises InputError for options that are out of range, or more new tokens than there are positions for."""
+        before = len(ids) or sum(encoded.rows)  # a captioner's image stands before its text, and has no ids
+        positions = self.repo.positions
+        room = None if positions is None else positions - before + 1  # the last token is not fed
+        return plan(options, self.repo.generation, len(ids), room=room)
 
     def _check_one(self, images: Sequence[Image.Image]) -> None:
         if len(images) != 1:
@@ -184,7 +191,7 @@ class OnnxEngine:
         with self.failures():
             encoded = _joined(memory.encoded, self.encode(images))
             ids = self.prompt_ids(messages, encoded)
-            decided = plan(options, self.repo.generation, len(ids))
+            decided = self._plan(options, ids, encoded)
             decoder, fed = self._resumed(memory, ids, encoded)
             prompt_cache = decoder.cache
             watcher = Watcher(self.text, decided.stop, on_text if decided.num_beams == 1 else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -58,6 +59,11 @@ class Plan:
     stop: tuple[str, ...] = ()
 
 
+# Scores are float32: what multiplies or divides them must leave them numbers. transformers is as silent about the rest
+# as numpy is: of a temperature of 1e-320, the probabilities are NaN.
+_LEAST, _MOST = 1e-20, 1e20
+_SEEDS = 2**63  # torch takes no larger ones
+
 # What else in a generation_config.json changes tokens, and the value with which it does not.
 _UNKNOWN: dict[str, Any] = {
     "bad_words_ids": None,
@@ -86,12 +92,18 @@ def unknown_settings(config: Mapping[str, Any]) -> list[str]:
     return [key for key, idle in _UNKNOWN.items() if config.get(key) not in (None, idle, [])]
 
 
-def plan(options: Options, config: Mapping[str, Any], prompt_tokens: int) -> Plan:
+def plan(options: Options, config: Mapping[str, Any], prompt_tokens: int, *, room: int | None = None) -> Plan:
     """Decide for a prompt of `prompt_tokens` ids, start token included, under a `generation_config.json`.
+
+    `room` is how many new tokens the model has positions for, where that is known: nobody may ask for more.
 
     Raises:
         InputError: a value is out of its range, or two do not go together.
     """
+    if room is not None and options.max_new_tokens is not None and options.max_new_tokens > room:
+        raise InputError(
+            f"max_new_tokens: {options.max_new_tokens}, but after the prompt the model has positions for {max(0, room)}"
+        )
     eos = config.get("eos_token_id")
     eos_ids = tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,)
     pad = config.get("pad_token_id")
@@ -116,16 +128,22 @@ def _problems(plan: Plan) -> list[str]:
             found.append(f"{name}: {getattr(plan, name)}, but it must be at least {least}")
     if plan.min_new_tokens > plan.max_new_tokens:
         found.append(f"min_new_tokens: {plan.min_new_tokens} is more than max_new_tokens, {plan.max_new_tokens}")
-    if plan.temperature <= 0:
-        found.append(f"temperature: {plan.temperature}, but it must be above 0; without sampling it is not used")
+    for name, idle in (("temperature", "without sampling it is not used"), ("repetition_penalty", "1 is none")):
+        if not _LEAST <= getattr(plan, name) <= _MOST:
+            found.append(f"{name}: {getattr(plan, name)}, but it must be from {_LEAST:g} to {_MOST:g}; {idle}")
     if plan.top_k < 0:
         found.append(f"top_k: {plan.top_k}, but it must be at least 0, which is all")
     if not 0 < plan.top_p <= 1:
         found.append(f"top_p: {plan.top_p}, but it must be above 0 and up to 1")
-    if plan.repetition_penalty <= 0:
-        found.append(f"repetition_penalty: {plan.repetition_penalty}, but it must be above 0; 1 is none")
     if plan.no_repeat_ngram_size < 0:
         found.append(f"no_repeat_ngram_size: {plan.no_repeat_ngram_size}, but it must be at least 0, which is none")
+    if plan.num_beams > 1 and not _LEAST <= _largest_divisor(plan) <= _MOST:
+        found.append(
+            f"length_penalty: {plan.length_penalty}, but {plan.max_new_tokens} to the power of it (max_new_tokens) "
+            f"must be from {_LEAST:g} to {_MOST:g}"
+        )
+    if plan.seed is not None and not 0 <= plan.seed < _SEEDS:
+        found.append(f"seed: {plan.seed}, but it must be at least 0 and below 2**63")
     if plan.early_stopping not in (True, False, "never"):
         found.append(f"early_stopping: {plan.early_stopping!r}, but it must be true, false or 'never'")
     if plan.num_return_sequences > plan.num_beams and not plan.do_sample:
@@ -136,3 +154,11 @@ def _problems(plan: Plan) -> list[str]:
     if plan.num_beams > 1 and plan.num_return_sequences > plan.num_beams:
         found.append(f"num_return_sequences: {plan.num_return_sequences} is more than num_beams, {plan.num_beams}")
     return found
+
+
+def _largest_divisor(plan: Plan) -> float:
+    """What the score of a beam of full length is divided by."""
+    try:
+        return float(plan.max_new_tokens) ** plan.length_penalty
+    except OverflowError:
+        return math.inf

@@ -99,7 +99,9 @@ class TorchEngine:
         self.reference = checkpoint.family.reference(model)
         self.feeder = checkpoint.family.feeder(checkpoint.path, checkpoint.config, settings)
         tokenizer = load_tokenizer(checkpoint.path)
-        eos = eos_token_ids(checkpoint.path, tokenizer, checkpoint.family.text_config(checkpoint.config))
+        text_config = checkpoint.family.text_config(checkpoint.config)
+        self.positions: int | None = getattr(text_config, "max_position_embeddings", None)
+        eos = eos_token_ids(checkpoint.path, tokenizer, text_config)
         self.generation = {"eos_token_id": eos, **generation}
         with tempfile.TemporaryDirectory(prefix="vlm-export-") as scratch:
             copy_tokenizer(checkpoint.path, Path(scratch))
@@ -115,7 +117,8 @@ class TorchEngine:
     ) -> Answer:
         started = time.perf_counter()
         fed = self._fed(images, prompt)
-        decided = plan(options, self.generation, fed["input_ids"].shape[1])
+        before = fed["input_ids"].shape[1]
+        decided = plan(options, self.generation, before, room=self.positions and self.positions - before + 1)
         watcher = Watcher(self.text, decided.stop, on_text if decided.num_beams == 1 else None)
         criteria = _Watched(watcher, cancelled)
         made = self._run(fed, decided, criteria)

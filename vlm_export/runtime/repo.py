@@ -69,9 +69,16 @@ class Repo:
         return self.layout == "components" or bool(self.config.get(PREFIX))
 
     @property
+    def positions(self) -> int | None:
+        """How many the decoder has, prompt and answer together, if the config says so."""
+        text = self.config.get("text_config") or self.config.get("decoder") or self.config
+        found = [text.get(name) for name in ("max_position_embeddings", "n_positions")]
+        return next((value for value in found if isinstance(value, int) and value > 0), None)
+
+    @property
     def graph_files(self) -> set[str]:
         """Names of the files in onnx/."""
-        return {path.name for path in (self.path / ONNX).glob("*.onnx")}
+        return {path.name for path in (self.path / ONNX).glob("*.onnx") if path.is_file()}
 
 
 def complete_dtypes(names: Collection[str], components: Sequence[str]) -> list[str]:

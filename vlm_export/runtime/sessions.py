@@ -35,6 +35,7 @@ class UnknownInput(Exception):
 
 GRAPH_ERRORS = (  # ONNX Runtime has no common base for its own
     UnknownInput,
+    FloatingPointError,
     ort_state.Fail,
     ort_state.InvalidArgument,
     ort_state.InvalidGraph,
