@@ -71,7 +71,7 @@ def _argument(function: ir.Node) -> ir.Value | None:
 
 
 def _numbers(node: ir.Node, index: int) -> list[int] | None:
-    found = _constant(node.inputs[index])
+    found = _constant(node.inputs[index]) if index < len(node.inputs) else None
     return None if found is None else [int(number) for number in found.ravel()]
 
 
