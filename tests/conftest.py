@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import inspect
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,24 +13,32 @@ import pytest
 import vlm_export  # noqa: F401 (before any test imports onnxruntime, which then reports to nobody)
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-_numbers = itertools.count()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _structures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """What fixtures of more than one test trace is kept apart from the user's."""
-    folder = tmp_path_factory.mktemp("structures")
+    """What tests trace is kept apart from the user's, and traced once for all of them, side by side as they run."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "structures"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLM_EXPORT_STRUCTURES", str(folder / "fixtures"))
+        patch.setenv("VLM_EXPORT_STRUCTURES", str(folder))
         yield folder
 
 
-@pytest.fixture(autouse=True)
-def structures(_structures: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a test finds and keeps what it traced, it alone: no fault that it plants is hidden, or left to others."""
-    folder = _structures / str(next(_numbers))
+@pytest.fixture
+def structures(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder where one test alone finds and keeps what it traced."""
+    folder = tmp_path_factory.mktemp("structures")
     monkeypatch.setenv("VLM_EXPORT_STRUCTURES", str(folder))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _own_structures(request: pytest.FixtureRequest) -> None:
+    """A test that changes code as it runs traces for itself: no fault that it plants is hidden, or left to others."""
+    function = getattr(request, "function", None)
+    if function is not None and "monkeypatch" in inspect.signature(function).parameters:
+        request.getfixturevalue("structures")
 
 
 @pytest.fixture(autouse=True)

@@ -32,6 +32,7 @@ from vlm_export.families.base import Component, TensorSpec
 from vlm_export.kept_structures import UNUSED_DAYS, Structures, describe, files_digest, structures_folder
 from vlm_export.simplify import simplify
 
+pytestmark = pytest.mark.usefixtures("structures")
 ONLY_TRACING = ("onnxscript", "torch.onnx._internal.exporter._core", "vlm_export.trace")
 _EXPORT = """
 import sys

@@ -62,13 +62,14 @@ def test_numbers_times_scales_are_the_weight(
     quantized = EightBits(tensor(name, tensors), True, block)
     weight = quantized.weight.numpy()
     by_output = read_back(ByOutput(quantized), tmp_path).astype(np.float32) - 128
-    scales = read_back(Scales(quantized), tmp_path).reshape(quantized.outputs, quantized.blocks, 1)
+    scales = read_back(Scales(quantized), tmp_path).reshape(quantized.outputs, quantized.blocks, 1).astype(np.float32)
     assert np.abs(by_output).max() <= 127
     unpacked = (by_output * scales).reshape(quantized.outputs, -1)
     assert not unpacked[:, INPUTS:].any(), "what fills the last block is zero"
     share = min(block or INPUTS, INPUTS)
     largest = [np.abs(weight[start : start + share]).max(axis=0) for start in range(0, INPUTS, share)]
-    np.testing.assert_allclose(scales[..., 0], np.where(np.stack(largest, 1) > 0, np.stack(largest, 1) / 127, 1))
+    exact = np.where(np.stack(largest, 1) > 0, np.stack(largest, 1) / 127, 1).astype(np.float32)
+    assert (scales[..., 0] >= exact).all() and (scales[..., 0] <= exact * (1 + 2**-10)).all()
     steps = np.repeat(scales[..., 0], share, axis=1)[:, :INPUTS].T
     assert (np.abs(unpacked[:, :INPUTS].T - weight) <= steps * 0.5001).all(), "rounded to the nearest"
     np.testing.assert_array_equal(ByOutput(quantized).numpy(), by_output + 128)
@@ -174,4 +175,4 @@ def test_packed_products_of_the_largest_numbers_do_not_saturate(signs: str, tmp_
     matmul_nbits.quantize(model)
     x = EXTREMES[signs](weight).astype(np.float32)
     [y] = run(model, tmp_path / "graph.onnx", x=x)
-    np.testing.assert_allclose(y, x @ weight.T, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(y, x @ weight.T, rtol=2e-3, atol=0.1)  # scales of 1 / 127 are rounded up

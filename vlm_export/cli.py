@@ -136,8 +136,8 @@ def onnx(
 ) -> None:
     """Trace each component, simplify, quantize, and lay out repo/.
 
-    float32 graphs are always written; the other dtypes are made from them. What is traced is kept in the user's cache
-    folder, for every later export of the same architecture.
+    float32 graphs are always written. int8 is fast on processors, q8 in browsers. What is traced is kept in the user's
+    cache folder, for every later export of the same architecture.
 
     Example: vlm-export onnx --quantize int8 --quantize q8
     """
@@ -148,6 +148,8 @@ def onnx(
         manifest = pipeline.run_export(
             found, folder, progress, dtypes=quantize, layout=layout, retrace=retrace, notify=_notify
         )
+    if "int8" in manifest.dtypes and "q8" not in manifest.dtypes:
+        _notify("note: browsers will load float32, because int8 is slow there: --quantize q8 adds what they want")
     lines = [f"{graph.file:40} {graph.size_bytes / 1e6:9.2f} MB" for graph in manifest.graphs]
     _print(as_json, {**asdict(manifest), "path": str(folder.repo)}, [*lines, f"written to {folder.repo}"])
 

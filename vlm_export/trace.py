@@ -13,12 +13,15 @@ import logging
 import math
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import onnx_ir as ir
 import onnxscript.optimizer
 import torch
 from torch import nn
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from vlm_export import attention
 from vlm_export.checkpoint import aliases
@@ -129,7 +132,7 @@ def _export(module: nn.Module, inputs: tuple[TensorSpec, ...], outputs: tuple[Te
         arguments += [list(samples)] if is_cache else samples
         shapes += [list(axes)] if is_cache else axes
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns once per torchvision operator that is not there
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), _one_table_of_operators():
         warnings.simplefilter("ignore")  # deprecations inside torch.export; failures raise
         program = torch.onnx.export(
             module,
@@ -144,6 +147,24 @@ def _export(module: nn.Module, inputs: tuple[TensorSpec, ...], outputs: tuple[Te
         )
     assert program is not None
     return program.model
+
+
+_table_of_operators = cache(ONNXRegistry.from_torchlib)
+
+
+@contextmanager
+def _one_table_of_operators() -> Iterator[None]:
+    """Within, the exporter makes its table of operators once a process, in place of once a call.
+
+    Making it parses a thousand functions, a fifth of the time that a small graph takes; nobody here adds to it. Drop
+    this when torch keeps it itself (torch 2.13 does not).
+    """
+    make = ONNXRegistry.__dict__["from_torchlib"]
+    setattr(ONNXRegistry, "from_torchlib", staticmethod(_table_of_operators))  # noqa: B010 (mypy)
+    try:
+        yield
+    finally:
+        setattr(ONNXRegistry, "from_torchlib", make)  # noqa: B010 (mypy)
 
 
 def _sample(spec: TensorSpec) -> torch.Tensor:

@@ -1,8 +1,9 @@
-"""A weight as 8-bit numbers and float32 scales, both computed from the checkpoint while the graph is written.
+"""A weight as 8-bit numbers and their scales, both computed from the checkpoint while the graph is written.
 
 weight ≈ number · scale; numbers are integers from -127 to 127, a scale is the largest magnitude of what shares it,
-divided by 127. What shares one is all inputs of an output, or `block` of them. Neither the weight nor its numbers are
-ever in memory as a whole: it is read twice, for the scales and for the numbers.
+divided by 127. What shares one is all inputs of an output, or `block` of them. Scales of blocks are many, and so they
+are float16, rounded up before the numbers are made of them. Neither the weight nor its numbers are ever in memory as a
+whole: it is read twice, for the scales and for the numbers.
 """
 
 from __future__ import annotations
@@ -66,12 +67,12 @@ class EightBits:
 
     @property
     def scales(self) -> np.ndarray:
-        """`[outputs, blocks] float32`; 1 where all weights are zero."""
+        """`[outputs, blocks]` float16 if there are blocks, else float32; 1 where all weights are zero."""
         return _scales(self)
 
     def numbers(self) -> Iterator[_Part]:
         """Cover the weight with its numbers, as floats."""
-        scales = torch.from_numpy(self.scales)
+        scales = torch.from_numpy(self.scales).float()
         for part in self.parts():
             blocks = _in_blocks(part.values, self.share)
             first = part.input // self.share
@@ -95,7 +96,14 @@ def _scales(quantized: EightBits) -> np.ndarray:
         first = part.input // quantized.share
         held = largest[part.output : part.output + len(found), first : first + found.shape[1]]
         torch.maximum(held, found, out=held)
-    return torch.where(largest > 0, largest / LARGEST, 1.0).numpy()
+    scales = torch.where(largest > 0, largest / LARGEST, 1.0).numpy()
+    return scales if quantized.block is None else _rounded_up(scales)
+
+
+def _rounded_up(scales: np.ndarray) -> np.ndarray:
+    """float16 of at least the same size, so that no number passes 127; one too large for it becomes its largest."""
+    halves = np.minimum(scales, np.finfo(np.float16).max).astype(np.float16)
+    return np.where(halves < scales, np.nextafter(halves, np.float16(np.inf)), halves)
 
 
 def _in_blocks(values: Tensor, share: int) -> Tensor:
@@ -145,13 +153,14 @@ class ByOutput(StreamedTensor):
 
 
 class Scales(ir.LazyTensor):
-    """The scales `[outputs, blocks] float32`, or `[outputs]` where an output has one."""
+    """The scales: `[outputs, blocks] float16`, or `[outputs] float32` where all of an output share one."""
 
     def __init__(self, quantized: EightBits):
         sizes = [quantized.outputs, quantized.blocks] if quantized.block else [quantized.outputs]
         self._sizes, self._quantized = sizes, quantized
         name = f"{quantized.weight.name}.scale"
-        super().__init__(self._whole, dtype=ir.DataType.FLOAT, shape=ir.Shape(sizes), name=name)
+        dtype = ir.DataType.FLOAT16 if quantized.block else ir.DataType.FLOAT
+        super().__init__(self._whole, dtype=dtype, shape=ir.Shape(sizes), name=name)
 
     def _whole(self) -> ir.Tensor:
         return ir.Tensor(self._quantized.scales.reshape(self._sizes), name=self.name)

@@ -78,13 +78,14 @@ def look_up_rows(graph: ir.Graph, lookup: ir.Node, quantized: EightBits) -> None
     floats = ir.node("Cast", [numbers.outputs[0]], {"to": ir.DataType.FLOAT})
     centred = ir.node("Sub", [floats.outputs[0], constant(graph, "zero_point", ZERO_POINT, np.float32)])
     last = constant(graph, "last_axis", [-1], np.int64)
-    factors = ir.node("Unsqueeze", [scales.outputs[0], last])
-    # One scale a row is `[B, S, 1]` already, and `[B, S, 1, 1]` is what its one block `[B, S, 1, hidden]` takes.
-    factors_of_row = [factors] if quantized.block else [factors, ir.node("Unsqueeze", [factors.outputs[0], last])]
-    values = ir.node("Mul", [centred.outputs[0], factors_of_row[-1].outputs[0]])
+    # Scales are `[B, S, blocks]`, or `[B, S]` where a row has one; numbers are `[B, S, blocks, share]`.
+    axes = last if quantized.block else constant(graph, "last_axes", [-2, -1], np.int64)
+    factors = ir.node("Unsqueeze", [scales.outputs[0], axes])
+    multipliers = ir.node("Cast", [factors.outputs[0]], {"to": ir.DataType.FLOAT})
+    values = ir.node("Mul", [centred.outputs[0], multipliers.outputs[0]])
     length = quantized.blocks * quantized.share
     flat = ir.node("Reshape", [values.outputs[0], constant(graph, f"rows_of_{length}", [0, 0, length], np.int64)])
-    new = [numbers, scales, floats, centred, *factors_of_row, values, flat]
+    new = [numbers, scales, floats, centred, factors, multipliers, values, flat]
     if length > quantized.inputs:
         start, end = (constant(graph, f"at_{place}", [place], np.int64) for place in (0, quantized.inputs))
         new.append(ir.node("Slice", [flat.outputs[0], start, end, last]))

@@ -14,7 +14,9 @@ from vlm_export.quantize import graph_edits
 from vlm_export.quantize.eight_bits import ByOutput, EightBits, Scales
 from vlm_export.weights import CheckpointTensor
 
-BLOCKS = (64, 32, 16)  # inputs that share a scale, by preference; KERNELS
+# Inputs that share a scale, by preference. Decoder of SmolLM2-135M, 1,283 tokens of English: blocks of 32 cost 0.0037
+# nats, of 64 0.0062; at 32, float16 scales keep the file as small as float32 ones do at 64, and as fast.
+BLOCKS = (32, 16)
 ACCURACY_LEVEL = 4
 
 
@@ -29,7 +31,7 @@ def quantize(model: ir.Model) -> int:
         graph_edits.look_up_rows(graph, lookup, _in_blocks(table, graph_edits.is_by_columns(lookup)))
     weights = list(graph_edits.products(graph))
     for node, weight in weights:
-        graph_edits.replace(graph, node, [_product(graph, node, _in_blocks(weight, True))])
+        graph_edits.replace(graph, node, _product(graph, node, _in_blocks(weight, True)))
     graph_edits.drop_unused(graph)
     model.metadata_props[ACTIVATIONS] = BY_ROW
     if weights:
@@ -43,9 +45,10 @@ def _in_blocks(weight: CheckpointTensor, outputs_last: bool) -> EightBits:
     return EightBits(weight, outputs_last, min(BLOCKS, key=lambda block: -inputs % block))
 
 
-def _product(graph: ir.Graph, node: ir.Node, quantized: EightBits) -> ir.Node:
+def _product(graph: ir.Graph, node: ir.Node, quantized: EightBits) -> list[ir.Node]:
+    """The scales, which ONNX Runtime casts once, when the session is made, and the product."""
     numbers = graph_edits.initializer(graph, ByOutput(quantized))
-    scales = graph_edits.initializer(graph, Scales(quantized))
+    scales = ir.node("Cast", [graph_edits.initializer(graph, Scales(quantized))], {"to": ir.DataType.FLOAT})
     attributes = {
         "K": quantized.inputs,
         "N": quantized.outputs,
@@ -53,4 +56,5 @@ def _product(graph: ir.Graph, node: ir.Node, quantized: EightBits) -> ir.Node:
         "block_size": quantized.share,
         "accuracy_level": ACCURACY_LEVEL,
     }
-    return ir.node("MatMulNBits", [node.inputs[0], numbers, scales], attributes, domain="com.microsoft")
+    inputs = [node.inputs[0], numbers, scales.outputs[0]]
+    return [scales, ir.node("MatMulNBits", inputs, attributes, domain="com.microsoft")]
