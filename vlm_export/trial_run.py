@@ -45,6 +45,7 @@ def run_once(model: ir.Model, component: Component, name: str) -> None:
     trial, weights = _without_weights(model)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # the error is raised too
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # what was used is given back at once
     try:
         session = onnxruntime.InferenceSession(
             ir.to_proto(trial).SerializeToString(), options, providers=["CPUExecutionProvider"]
@@ -56,17 +57,24 @@ def run_once(model: ir.Model, component: Component, name: str) -> None:
 
 
 def _without_weights(model: ir.Model) -> tuple[ir.Model, dict[str, np.ndarray]]:
-    """A copy whose weights are inputs, and zeros to feed them."""
+    """A copy whose weights are inputs, and zeros to feed them: one input for all weights of a type and shape.
+
+    So what the graph, or ONNX Runtime itself, casts or unpacks is done once for all layers.
+    """
     trial = model.clone()
-    weights = {}
-    for name, value in list(trial.graph.initializers.items()):
+    graph = trial.graph
+    alike: dict[tuple[ir.DataType, tuple[int, ...]], ir.Value] = {}
+    for name, value in list(graph.initializers.items()):
         tensor = value.const_value
         if isinstance(tensor, ir.LazyTensor) and tensor.nbytes >= SMALL_BYTES:
-            weights[name] = np.zeros(tensor.shape.numpy(), dtype=tensor.dtype.numpy())
-            trial.graph.initializers.pop(name)
+            graph.initializers.pop(name)
             value.const_value = None
-            trial.graph.inputs.append(value)
-    return trial, weights
+            first = alike.setdefault((tensor.dtype, tensor.shape.numpy()), value)
+            if first is value:
+                graph.inputs.append(value)
+            else:
+                value.replace_all_uses_with(first)
+    return trial, {str(value.name): np.zeros(shape, dtype=dtype.numpy()) for (dtype, shape), value in alike.items()}
 
 
 def _sample(spec: TensorSpec, sizes: dict[str, int]) -> np.ndarray:

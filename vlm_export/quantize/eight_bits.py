@@ -77,7 +77,7 @@ class EightBits:
             blocks = _in_blocks(part.values, self.share)
             first = part.input // self.share
             scale = scales[part.output : part.output + len(blocks), first : first + blocks.shape[1], None]
-            rounded = (blocks / scale).round().clamp(-LARGEST, LARGEST)
+            rounded = (blocks / scale).round_().clamp_(-LARGEST, LARGEST)
             yield _Part(part.output, part.input, rounded.flatten(1)[:, : part.values.shape[1]])
 
     def parts(self) -> Iterator[_Part]:
@@ -92,7 +92,8 @@ class EightBits:
 def _scales(quantized: EightBits) -> np.ndarray:
     largest = torch.zeros(quantized.outputs, quantized.blocks)
     for part in quantized.parts():
-        found = _in_blocks(part.values, quantized.share).abs().amax(-1)
+        lowest, highest = _in_blocks(part.values, quantized.share).aminmax(dim=-1)
+        found = torch.maximum(lowest.neg_(), highest, out=highest)
         first = part.input // quantized.share
         held = largest[part.output : part.output + len(found), first : first + found.shape[1]]
         torch.maximum(held, found, out=held)
@@ -109,7 +110,12 @@ def _rounded_up(scales: np.ndarray) -> np.ndarray:
 def _in_blocks(values: Tensor, share: int) -> Tensor:
     """`[outputs, inputs]` → `[outputs, blocks, share]`, the last block filled up with zeros."""
     share = min(share, values.shape[1])
-    return F.pad(values, (0, -values.shape[1] % share)).unflatten(1, (-1, share))
+    return _filled(values, -values.shape[1] % share).unflatten(1, (-1, share))
+
+
+def _filled(values: Tensor, zeros: int) -> Tensor:
+    """With so many columns of zeros more."""
+    return F.pad(values, (0, zeros)) if zeros else values
 
 
 class ByInput(StreamedTensor):
@@ -145,8 +151,8 @@ class ByOutput(StreamedTensor):
         inputs, rest = self.quantized.inputs, self.width - self.quantized.inputs
         for part in self.quantized.numbers():
             ends = part.input + part.values.shape[1] == inputs
-            values = F.pad(part.values, (0, rest)) if ends else part.values
-            yield Rectangle(part.output, part.input, (values + ZERO_POINT).to(torch.uint8).numpy())
+            values = _filled(part.values, rest if ends else 0)
+            yield Rectangle(part.output, part.input, values.add_(ZERO_POINT).to(torch.uint8).numpy())
 
     def _whole(self) -> ir.Tensor:
         return _whole(self)
