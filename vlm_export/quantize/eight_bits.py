@@ -15,23 +15,23 @@ from functools import lru_cache
 
 import numpy as np
 import onnx_ir as ir
-import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from vlm_export.weights import CheckpointTensor, Rectangle, StreamedTensor
 
 LARGEST = 127  # of a number's magnitude, so that the range is as long below zero as above
 ZERO_POINT = 128  # what is added to a number where it is stored as uint8
+# Rounded at a time, so that they stay in a processor's cache. By NumPy: torch would give them to several threads, which
+# takes thirty times as long where cores are busy (measured: 28 s in place of 0.9 for 134 M weights).
+_CACHED_NUMBERS = 1 << 15
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Some of a weight, `[outputs, inputs] float32`, from `output` and `input` on."""
+    """Some of a weight, `[outputs, inputs]`, from `output` and `input` on."""
 
     output: int
     input: int
-    values: Tensor
+    values: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -71,33 +71,36 @@ class EightBits:
         return _scales(self)
 
     def numbers(self) -> Iterator[_Part]:
-        """Cover the weight with its numbers, as floats."""
-        scales = torch.from_numpy(self.scales).float()
+        """Cover the weight with its numbers, `[outputs, inputs] int8`."""
+        scales = self.scales
         for part in self.parts():
-            blocks = _in_blocks(part.values, self.share)
-            first = part.input // self.share
-            scale = scales[part.output : part.output + len(blocks), first : first + blocks.shape[1], None]
-            rounded = (blocks / scale).round_().clamp_(-LARGEST, LARGEST)
-            yield _Part(part.output, part.input, rounded.flatten(1)[:, : part.values.shape[1]])
+            numbers = np.empty(part.values.shape, dtype=np.int8)
+            for rows in _at_once(part.values):
+                blocks = _in_blocks(part.values[rows], self.share)
+                first = part.input // self.share
+                rounded = blocks / scales[part.output :][rows, first : first + blocks.shape[1], None].astype(np.float32)
+                np.clip(np.rint(rounded, out=rounded), -LARGEST, LARGEST, out=rounded)
+                numbers[rows] = rounded.reshape(len(rounded), -1)[:, : part.values.shape[1]]
+            yield _Part(part.output, part.input, numbers)
 
     def parts(self) -> Iterator[_Part]:
         """Cover the weight; where it is not stored by outputs, a part begins where a block does."""
         multiple = 1 if self.weight.transposed == self.outputs_last else self.block or 1
         for row, column, values in self.weight.blocks(multiple):
             output, first_input = (column, row) if self.outputs_last else (row, column)
-            yield _Part(output, first_input, (values.T if self.outputs_last else values).float())
+            yield _Part(output, first_input, (values.T if self.outputs_last else values).float().numpy())
 
 
 @lru_cache(maxsize=1)  # of the weight that is being written: its numbers need them, and they follow its numbers
 def _scales(quantized: EightBits) -> np.ndarray:
-    largest = torch.zeros(quantized.outputs, quantized.blocks)
+    largest = np.zeros((quantized.outputs, quantized.blocks), dtype=np.float32)
     for part in quantized.parts():
-        lowest, highest = _in_blocks(part.values, quantized.share).aminmax(dim=-1)
-        found = torch.maximum(lowest.neg_(), highest, out=highest)
-        first = part.input // quantized.share
-        held = largest[part.output : part.output + len(found), first : first + found.shape[1]]
-        torch.maximum(held, found, out=held)
-    scales = torch.where(largest > 0, largest / LARGEST, 1.0).numpy()
+        for rows in _at_once(part.values):
+            found = np.abs(_in_blocks(part.values[rows], quantized.share)).max(axis=-1)
+            first = part.input // quantized.share
+            held = largest[part.output :][rows, first : first + found.shape[1]]
+            np.maximum(held, found, out=held)
+    scales = np.where(largest > 0, largest / np.float32(LARGEST), np.float32(1))
     return scales if quantized.block is None else _rounded_up(scales)
 
 
@@ -107,15 +110,21 @@ def _rounded_up(scales: np.ndarray) -> np.ndarray:
     return np.where(halves < scales, np.nextafter(halves, np.float16(np.inf)), halves)
 
 
-def _in_blocks(values: Tensor, share: int) -> Tensor:
+def _at_once(values: np.ndarray) -> Iterator[slice]:
+    """Some rows after the others."""
+    count = max(1, _CACHED_NUMBERS // max(1, values.shape[1]))
+    return (slice(first, min(first + count, len(values))) for first in range(0, len(values), count))
+
+
+def _in_blocks(values: np.ndarray, share: int) -> np.ndarray:
     """`[outputs, inputs]` → `[outputs, blocks, share]`, the last block filled up with zeros."""
     share = min(share, values.shape[1])
-    return _filled(values, -values.shape[1] % share).unflatten(1, (-1, share))
+    return _filled(values, -values.shape[1] % share).reshape(len(values), -1, share)
 
 
-def _filled(values: Tensor, zeros: int) -> Tensor:
+def _filled(values: np.ndarray, zeros: int) -> np.ndarray:
     """With so many columns of zeros more."""
-    return F.pad(values, (0, zeros)) if zeros else values
+    return np.pad(values, ((0, 0), (0, zeros))) if zeros else values
 
 
 class ByInput(StreamedTensor):
@@ -128,7 +137,7 @@ class ByInput(StreamedTensor):
 
     def rectangles(self) -> Iterator[Rectangle]:
         for part in self.quantized.numbers():
-            yield Rectangle(part.input, part.output, part.values.T.to(torch.int8).numpy())
+            yield Rectangle(part.input, part.output, part.values.T)
 
     def _whole(self) -> ir.Tensor:
         return _whole(self)
@@ -152,7 +161,7 @@ class ByOutput(StreamedTensor):
         for part in self.quantized.numbers():
             ends = part.input + part.values.shape[1] == inputs
             values = _filled(part.values, rest if ends else 0)
-            yield Rectangle(part.output, part.input, values.add_(ZERO_POINT).to(torch.uint8).numpy())
+            yield Rectangle(part.output, part.input, values.view(np.uint8) ^ np.uint8(ZERO_POINT))  # adds it
 
     def _whole(self) -> ir.Tensor:
         return _whole(self)
