@@ -28,7 +28,7 @@ def _structures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def structures(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder where one test alone finds and keeps what it traced."""
-    folder = tmp_path_factory.mktemp("structures")
+    folder = tmp_path_factory.mktemp("structures") / "kept"
     monkeypatch.setenv("VLM_EXPORT_STRUCTURES", str(folder))
     return folder
 

@@ -130,8 +130,7 @@ def test_computes_what_pytorch_computes(
     padded.compare(session, model.language_model)
 
 
-@pytest.mark.parametrize("component", [decoder.chat_decoder, decoder.plain_decoder])
-@pytest.mark.parametrize("size", [4, 20])
+@pytest.mark.parametrize(("size", "component"), [(20, decoder.chat_decoder), (4, decoder.plain_decoder)])
 def test_heads_that_the_operator_refuses_stay_plain_and_say_so(
     size: int, component: Callable[[decoder.Geometry], Component], tmp_path: Path
 ) -> None:

@@ -83,6 +83,3 @@ def test_an_export_that_does_not_run_leaves_nothing(tmp_path: Path, monkeypatch:
     with pytest.raises(CheckFailed, match=r"^decoder_model_merged.onnx: ONNX Runtime cannot run it: .*multiple of 8"):
         made.export()
     assert not made.work.repo.exists()
-    monkeypatch.undo()
-    made.export("captioner", ["int8"])
-    assert made.verify("ort").verdict == "pass"

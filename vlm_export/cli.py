@@ -148,9 +148,9 @@ def onnx(
         manifest = pipeline.run_export(
             found, folder, progress, dtypes=quantize, layout=layout, retrace=retrace, notify=_notify
         )
-    if "int8" in manifest.dtypes and "q8" not in manifest.dtypes:
-        _notify("note: browsers will load float32, because int8 is slow there: --quantize q8 adds what they want")
     lines = [f"{graph.file:40} {graph.size_bytes / 1e6:9.2f} MB" for graph in manifest.graphs]
+    if "int8" in manifest.dtypes and "q8" not in manifest.dtypes:
+        lines.append("browsers will load float32, because int8 is slow there: --quantize q8 adds what they want")
     _print(as_json, {**asdict(manifest), "path": str(folder.repo)}, [*lines, f"written to {folder.repo}"])
 
 

@@ -74,18 +74,19 @@ def look_up_rows(graph: ir.Graph, lookup: ir.Node, quantized: EightBits) -> None
     """
     ids = lookup.inputs[1]
     numbers = ir.node("Gather", [initializer(graph, ByOutput(quantized)), ids], {"axis": 0})
-    scales = ir.node("Gather", [initializer(graph, Scales(quantized)), ids], {"axis": 0})
+    # Cast as a whole, when the session is made: not every graphics adapter has float16.
+    wide = ir.node("Cast", [initializer(graph, Scales(quantized))], {"to": ir.DataType.FLOAT})
+    scales = ir.node("Gather", [wide.outputs[0], ids], {"axis": 0})
     floats = ir.node("Cast", [numbers.outputs[0]], {"to": ir.DataType.FLOAT})
     centred = ir.node("Sub", [floats.outputs[0], constant(graph, "zero_point", ZERO_POINT, np.float32)])
     last = constant(graph, "last_axis", [-1], np.int64)
     # Scales are `[B, S, blocks]`, or `[B, S]` where a row has one; numbers are `[B, S, blocks, share]`.
     axes = last if quantized.block else constant(graph, "last_axes", [-2, -1], np.int64)
     factors = ir.node("Unsqueeze", [scales.outputs[0], axes])
-    multipliers = ir.node("Cast", [factors.outputs[0]], {"to": ir.DataType.FLOAT})
-    values = ir.node("Mul", [centred.outputs[0], multipliers.outputs[0]])
+    values = ir.node("Mul", [centred.outputs[0], factors.outputs[0]])
     length = quantized.blocks * quantized.share
     flat = ir.node("Reshape", [values.outputs[0], constant(graph, f"rows_of_{length}", [0, 0, length], np.int64)])
-    new = [numbers, scales, floats, centred, factors, multipliers, values, flat]
+    new = [numbers, wide, scales, floats, centred, factors, values, flat]
     if length > quantized.inputs:
         start, end = (constant(graph, f"at_{place}", [place], np.int64) for place in (0, quantized.inputs))
         new.append(ir.node("Slice", [flat.outputs[0], start, end, last]))

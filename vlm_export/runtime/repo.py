@@ -106,9 +106,7 @@ def choose_dtype(
     if wanted is None and passed:
         return preferred("cpu", passed) or passed[0]
     if wanted is None and have:
-        raise InputError(
-            f"{where}: {', '.join(have)} failed `vlm-export verify`; to run one all the same, give --dtype"
-        )
+        raise InputError(f"{where}: {', '.join(have)} failed `vlm-export verify`; --dtype runs one all the same")
     if wanted in have:
         return str(wanted)
     needed = [f"{component}{SUFFIXES[wanted or 'fp32']}.onnx" for component in components]
