@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+# Before torch is imported, here and in every process that tests start: threads that wait for each other on busy cores
+# take many times as long as one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 import vlm_export  # noqa: F401 (before any test imports onnxruntime, which then reports to nobody)
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -48,6 +51,16 @@ def _small_thread_pools() -> Iterator[None]:
 
     torch.set_num_threads(1)
     yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _verify_on_one_thread() -> Iterator[None]:
+    """ONNX Runtime's threads spin while they wait, on the cores that other tests run on."""
+    from vlm_export.runtime.sessions import Sessions
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Sessions.__init__, "__defaults__", (1,))
+        yield
 
 
 @pytest.fixture(scope="session")
