@@ -10,7 +10,7 @@ demo: install
 	python scripts/demo.py
 
 test: install check chromium
-	pytest -n 3 --dist loadfile
+	pytest -n 2 --dist loadfile
 
 check: install
 	ruff check .
