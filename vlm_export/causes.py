@@ -30,7 +30,7 @@ def _cause(report: Report, dtype: str) -> str:
         return "a graph has other inputs or outputs than the model family declares: it was made or edited elsewhere"
     if SATURATION in metrics:
         return "integer products saturate on processors without VNNI: quantize the weights to 7 bits or as unsigned"
-    if all(check.runtime != "ort" for check in failures):
+    if "ort" in report.runtimes and all(check.runtime != "ort" for check in failures):
         return "right in ONNX Runtime, wrong in transformers.js: its processor, tokenizer or end tokens differ"
     if dtype == FP32.name:
         return f"{_where(failures)} computes something else than PyTorch: a fault of the export; please report it"

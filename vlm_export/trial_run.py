@@ -9,11 +9,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from vlm_export.errors import CheckFailed
 from vlm_export.families.base import Component, TensorSpec
 from vlm_export.graph_file import SMALL_BYTES
+from vlm_export.runtime.sessions import GRAPH_ERRORS
 
 _BATCH = 2
 _IMAGE = {"num_images": 2, "height": 128, "width": 192}
@@ -27,13 +27,6 @@ _FIRST = {
 _NEXT = {"sequence_length": 1, "past_sequence_length": 4, "total_sequence_length": 5, "past_encoder_sequence_length": 3}
 _ALWAYS = {"batch_size": _BATCH, "decoder_sequence_length": 1, "encoder_sequence_length": 3, **_IMAGE}
 _OTHER = 2  # any other symbol
-_ERRORS = (
-    ort_state.Fail,
-    ort_state.InvalidArgument,
-    ort_state.InvalidGraph,
-    ort_state.NotImplemented,
-    ort_state.RuntimeException,
-)
 
 
 def run_once(model: ir.Model, component: Component, name: str) -> None:
@@ -52,7 +45,7 @@ def run_once(model: ir.Model, component: Component, name: str) -> None:
         )
         for sizes in (_FIRST, _NEXT) if component.has_cache else (_FIRST,):
             session.run(None, weights | {spec.name: _sample(spec, _ALWAYS | sizes) for spec in component.inputs})
-    except _ERRORS as error:
+    except GRAPH_ERRORS as error:
         raise CheckFailed(f"{name}: ONNX Runtime cannot run it: {' '.join(str(error).split())}") from error
 
 

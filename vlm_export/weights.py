@@ -7,6 +7,7 @@ A weight input's name says what it is made of: `WEIGHT`, `WEIGHT|transposed`, or
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -45,9 +46,17 @@ class StreamedTensor(ir.LazyTensor):
 
     width: int
 
+    @abstractmethod
     def rectangles(self) -> Iterator[Rectangle]:
         """Cover the matrix, in any order; no rectangle takes much more than `BLOCK_BYTES` to compute."""
-        raise NotImplementedError
+
+    def whole(self) -> ir.Tensor:
+        """The tensor in memory."""
+        array = np.empty((self.size // self.width, self.width), dtype=self.dtype.numpy())
+        for part in self.rectangles():
+            height, width = part.values.shape
+            array[part.row : part.row + height, part.column : part.column + width] = part.values
+        return ir.Tensor(array.reshape(self.shape.numpy()), name=self.name)
 
     def tofile(self, file: BinaryIO) -> None:
         """Write the tensor at the file's position, which is behind it afterwards."""

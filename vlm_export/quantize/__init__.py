@@ -1,1 +1,1 @@
-"""Weights in eight bits, arithmetic in float32: what a graph of a dtype is made of, and how it unpacks them."""
+"""Weights in eight bits: how they are made of a checkpoint's, and how a graph holds and unpacks them, a file a form."""

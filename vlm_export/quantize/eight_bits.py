@@ -133,14 +133,11 @@ class ByInput(StreamedTensor):
     def __init__(self, quantized: EightBits):
         self.quantized, self.width = quantized, quantized.outputs
         shape = ir.Shape([quantized.inputs, quantized.outputs])
-        super().__init__(self._whole, dtype=ir.DataType.INT8, shape=shape, name=f"{quantized.weight.name}.int8")
+        super().__init__(self.whole, dtype=ir.DataType.INT8, shape=shape, name=f"{quantized.weight.name}.int8")
 
     def rectangles(self) -> Iterator[Rectangle]:
         for part in self.quantized.numbers():
             yield Rectangle(part.input, part.output, part.values.T)
-
-    def _whole(self) -> ir.Tensor:
-        return _whole(self)
 
 
 class ByOutput(StreamedTensor):
@@ -154,7 +151,7 @@ class ByOutput(StreamedTensor):
         sizes = (quantized.outputs, quantized.blocks, quantized.share)
         self.width = math.prod(sizes[1:])
         name = f"{quantized.weight.name}.uint8"
-        super().__init__(self._whole, dtype=ir.DataType.UINT8, shape=ir.Shape(sizes), name=name)
+        super().__init__(self.whole, dtype=ir.DataType.UINT8, shape=ir.Shape(sizes), name=name)
 
     def rectangles(self) -> Iterator[Rectangle]:
         inputs, rest = self.quantized.inputs, self.width - self.quantized.inputs
@@ -162,9 +159,6 @@ class ByOutput(StreamedTensor):
             ends = part.input + part.values.shape[1] == inputs
             values = _filled(part.values, rest if ends else 0)
             yield Rectangle(part.output, part.input, values.view(np.uint8) ^ np.uint8(ZERO_POINT))  # adds it
-
-    def _whole(self) -> ir.Tensor:
-        return _whole(self)
 
 
 class Scales(ir.LazyTensor):
@@ -179,11 +173,3 @@ class Scales(ir.LazyTensor):
 
     def _whole(self) -> ir.Tensor:
         return ir.Tensor(self._quantized.scales.reshape(self._sizes), name=self.name)
-
-
-def _whole(tensor: StreamedTensor) -> ir.Tensor:
-    array = np.empty((tensor.size // tensor.width, tensor.width), dtype=tensor.dtype.numpy())
-    for part in tensor.rectangles():
-        height, width = part.values.shape
-        array[part.row : part.row + height, part.column : part.column + width] = part.values
-    return ir.Tensor(array.reshape(tensor.shape.numpy()), name=tensor.name)
