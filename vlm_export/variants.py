@@ -5,7 +5,7 @@
   because transformers.js never casts between graphs. The structure is converted, and the weights are cast as they are
   written, from what the checkpoint holds.
 - 8-bit weights, in two forms, because no form is fast everywhere. Weights of MatMuls and the token table, which stays
-  one tensor with a tied head, are quantized as they are written; convolutions, norms and arithmetic stay float32.
+  one tensor with a tied head, are quantized as they are written; convolutions and norms stay float32.
   - packed (`quantize/matmul_nbits.py`), for decoders on processors: kernels read the packed weights at every token.
     Graphs without a cache run many rows at a time, where that pays nothing; theirs are folded.
   - folded (`quantize/folded.py`), for WASM: what any runtime unpacks when it loads the graph.
