@@ -13,7 +13,7 @@ import pico
 import yaml
 from PIL import Image
 
-from vlm_export import pipeline
+from vlm_export import limits, pipeline
 from vlm_export.artifacts import Work
 from vlm_export.recipe import RecipeFile, load_recipe
 from vlm_export.verify import Report, Runtime
@@ -79,6 +79,12 @@ def record(folder: Path, **recipe: Any) -> Exported:
     pipeline.run_golden(exported.recipe, silent)
     pipeline.run_merge(exported.recipe, exported.work, silent)
     return exported
+
+
+def failed_graphs(report: Report) -> set[str]:
+    """The components that a report finds wrong by themselves, whatever that did to the captions."""
+    of_captions = (limits.TOKENS_EXACT, limits.TOP1_AGREEMENT)
+    return {check.component for check in report.failures if check.metric not in of_captions}
 
 
 def write_images(folder: Path, count: int = 3) -> None:

@@ -3,7 +3,8 @@
 `at_most` limits hold for errors, `at_least` limits for rates. They are judgement. Measured on
 shapes-captioner, the worst over all outputs: fp32 error 1.7e-6; lowest cosine 0.99999 in fp16, 0.998 in int8 and q8. On
 SmolLM2-135M, whose activations have outliers as those of toys do not: lowest cosine of a row of text in int8 0.966; the
-best token of English text is PyTorch's at 95 % of the places in int8 and q8 (`benchmarks/quality.py`).
+best token of English prose is PyTorch's at 96 and 95 % of the places in int8 and q8 (`benchmarks/quality.py`); captions
+leave less to choose.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _LIMITS = {
     MAX_RELATIVE_ERROR: {"fp32": 1e-4},
     COSINE_SIMILARITY: {"fp16": 0.999, "int8": 0.9, "q8": 0.9},
     TOKENS_EXACT: {"fp32": 1.0, "fp16": 0.95, "int8": 0.85, "q8": 0.85},
-    TOP1_AGREEMENT: {"fp32": 1.0, "fp16": 0.99, "int8": 0.93, "q8": 0.93},
+    TOP1_AGREEMENT: {"fp32": 1.0, "fp16": 0.99, "int8": 0.97, "q8": 0.97},
 }
 
 

@@ -23,12 +23,12 @@ def quantize(model: ir.Model) -> int:
     tables = list(graph_edits.lookups(model))
     for lookup, table in tables:
         if graph_edits.is_by_columns(lookup):
-            _look_up_columns(graph, lookup, EightBits(table, True))
+            _look_up_columns(graph, lookup, EightBits(table, outputs_last=True))
         else:
-            graph_edits.look_up_rows(graph, lookup, EightBits(table, False))
+            graph_edits.look_up_rows(graph, lookup, EightBits(table, outputs_last=False))
     weights = list(graph_edits.products(graph))
     for node, weight in weights:
-        unpacked = _unpacked(graph, EightBits(weight, True))
+        unpacked = _unpacked(graph, EightBits(weight, outputs_last=True))
         product = ir.node("MatMul", [node.inputs[0], unpacked[-1].outputs[0]])
         graph_edits.replace(graph, node, [*unpacked, product])
     graph_edits.drop_unused(graph)

@@ -28,10 +28,10 @@ def quantize(model: ir.Model) -> int:
     graph = model.graph
     tables = list(graph_edits.lookups(model))
     for lookup, table in tables:
-        graph_edits.look_up_rows(graph, lookup, _in_blocks(table, graph_edits.is_by_columns(lookup)))
+        graph_edits.look_up_rows(graph, lookup, _in_blocks(table, outputs_last=graph_edits.is_by_columns(lookup)))
     weights = list(graph_edits.products(graph))
     for node, weight in weights:
-        graph_edits.replace(graph, node, _product(graph, node, _in_blocks(weight, True)))
+        graph_edits.replace(graph, node, _product(graph, node, _in_blocks(weight, outputs_last=True)))
     graph_edits.drop_unused(graph)
     model.metadata_props[ACTIVATIONS] = BY_ROW
     if weights:
@@ -39,9 +39,9 @@ def quantize(model: ir.Model) -> int:
     return len(weights) + len(tables)
 
 
-def _in_blocks(weight: CheckpointTensor, outputs_last: bool) -> EightBits:
+def _in_blocks(weight: CheckpointTensor, *, outputs_last: bool) -> EightBits:
     """In blocks that leave the shortest one to be filled up."""
-    inputs = EightBits(weight, outputs_last).inputs
+    inputs = EightBits(weight, outputs_last=outputs_last).inputs
     return EightBits(weight, outputs_last, min(BLOCKS, key=lambda block: -inputs % block))
 
 
