@@ -16,7 +16,7 @@ import onnxruntime
 import pico_chat
 import pytest
 import torch
-from exported import Exported, record, write_images
+from exported import Exported, failed_graphs, record, write_images
 from PIL import Image
 from test_browser import Inputs, visit
 from transformers import AutoModelForImageTextToText
