@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerFast
 from vlm_export import adapters, bundled, merge, pipeline
 from vlm_export.artifacts import Work, read_json
 from vlm_export.errors import CheckFailed
+from vlm_export.verify import Report
 
 pytestmark = pytest.mark.trained
 
@@ -36,20 +37,6 @@ MAX_KL = {"fp16": 1e-4, "int8": 0.008, "q8": 0.008}
 MIN_TOP1 = {"fp16": 0.98, "int8": 0.93, "q8": 0.93}
 # The projection is not trained. What it gives is like no text, and the decoder is a coin on its edge there: at a few of
 # 257 rows a rounding decides whether they become huge. On text the worst cosine of any row is 0.966 in int8.
-TOLERANCES = [
-    {
-        "metric": metric,
-        "dtype": dtype,
-        "limit": limit,
-        "reason": "the projection is random, so its rows are like no text",
-    }
-    for metric, limits in {
-        "cosine_similarity": {"fp16": 0.99, "int8": -1.0, "q8": -1.0},
-        "tokens_exact_rate": {"int8": 0.0, "q8": 0.0},
-        "teacher_forced_top1_agreement": {"int8": 0.6, "q8": 0.6},
-    }.items()
-    for dtype, limit in limits.items()
-]
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +54,19 @@ def recorded(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Expo
     (folder / "images").mkdir()
     for image in sorted((bundled.GOLDEN / "shapes-captioner" / "images").iterdir())[:2]:
         shutil.copy(image, folder / "images")
-    return record(folder, model=str(checkpoint), generation={"max_new_tokens": 4}, tolerances=TOLERANCES)
+    return record(folder, model=str(checkpoint), generation={"max_new_tokens": 4}, tolerances=[])
 
 
 @pytest.fixture(scope="module")
-def exported(recorded: Exported) -> Exported:
-    """The same, exported in every dtype."""
+def report(recorded: Exported) -> Report:
+    """What verify says of float32, by the limits in force. Fewer bits are judged by text alone."""
+    recorded.export()
+    return recorded.verify("ort")
+
+
+@pytest.fixture(scope="module")
+def exported(recorded: Exported, report: Report) -> Exported:
+    """The same in every dtype, once float32 was verified."""
     recorded.export(dtypes=["fp16", "int8", "q8"])
     return recorded
 
@@ -151,10 +145,9 @@ def test_a_merge_that_is_wrong_by_a_thousandth_in_one_layer_is_refused(
     assert not Work(tmp_path).merged.exists()
 
 
-def test_verify_passes_in_every_dtype(exported: Exported) -> None:
-    report = exported.verify("ort")
-    assert [str(check) for check in report.failures] == []
-    assert {check.dtype for check in report.checks} == {"fp32", "fp16", "int8", "q8"}
+def test_float32_verifies(report: Report) -> None:
+    assert report.verdict == "pass", report.failures
+    assert len(report.checks) > 300
 
 
 @pytest.mark.parametrize("dtype", MAX_KL)

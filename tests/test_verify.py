@@ -229,6 +229,15 @@ def test_what_failed_is_explained_and_is_nobodys_default(broken: Exported) -> No
     assert load(broken.work.repo, backend="onnx").dtype == "int8", "what is mended is the default again"
 
 
+@pytest.mark.parametrize("runtimes", [["ort", "node"], ["node"]])
+def test_a_cause_speaks_of_runtimes_that_ran(exported: Exported, runtimes: list[str]) -> None:
+    failed = verify.Check("all", "fp32", "node", limits.TOKENS_EXACT, 0.5, 1.0, "fail", "1 of 2 images")
+    report = replace(exported.verify("ort"), checks=[failed], runtimes=runtimes)
+    assert explain(report, "pico")[0].startswith("fp32: right in ONNX Runtime, wrong in transformers.js") == (
+        "ort" in runtimes
+    )
+
+
 def test_when_all_have_failed_one_must_be_named(broken: Exported) -> None:
     for path in (broken.graph("encoder_model"), broken.graph("encoder_model_int8")):
         model = ir.load(path)
