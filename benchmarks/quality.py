@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerFast
 from vlm_export import merge
 from vlm_export.artifacts import Work
 from vlm_export.dtypes import DTYPES
-from vlm_export.package import ONNX, load_manifest
+from vlm_export.manifest import ONNX, load_manifest
 from vlm_export.runtime.drivers import Driver, driver_for
 from vlm_export.runtime.repo import SUFFIXES, open_repo
 from vlm_export.runtime.sessions import Sessions

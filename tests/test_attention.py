@@ -29,7 +29,6 @@ from vlm_export.weights import attach_weights
 LLAMA_LIKE = {
     "hidden_size": 64,
     "intermediate_size": 48,
-    "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
@@ -51,6 +50,7 @@ class Kind:
     model_type: str
     changes: dict[str, Any] = field(default_factory=dict)
     inside: bool = True  # GroupQueryAttention does them; else RotaryEmbedding, two a layer
+    layers: int = 1
 
 
 # The prefill has 7 positions and three steps follow: kinds of rope that change with the length do so at 8.
@@ -63,7 +63,7 @@ LONGROPE = {
 }
 HALF = {"head_dim": 32} | rope("default", partial_rotary_factor=0.5)
 DECODERS = {
-    "llama": Kind("llama"),
+    "llama": Kind("llama", layers=2),
     "a head size that the operator does not rotate": Kind("llama", {"hidden_size": 32}, inside=False),
     "linear rope": Kind("llama", rope("linear", factor=2.0)),
     "llama3 rope": Kind("llama", rope("llama3", **LLAMA3)),
@@ -77,8 +77,10 @@ DECODERS = {
     "pairs of half of a head": Kind("glm", HALF),
     "norms after rotation": Kind("hunyuan_v1_dense", {"head_dim": 16}, inside=False),
     "sliding window": Kind("mistral", {"sliding_window": 4}),
-    "caps and windows": Kind("gemma2", {"head_dim": 16, "sliding_window": 4, "query_pre_attn_scalar": 16}),
-    "two ropes": Kind("gemma3_text", {"head_dim": 16, "layer_types": ["sliding_attention", "full_attention"]}),
+    "caps and windows": Kind("gemma2", {"head_dim": 16, "sliding_window": 4, "query_pre_attn_scalar": 16}, layers=2),
+    "two ropes": Kind(
+        "gemma3_text", {"head_dim": 16, "layer_types": ["sliding_attention", "full_attention"]}, layers=2
+    ),
 }
 
 
@@ -95,7 +97,8 @@ class Holder(nn.Module):
 
 def holder(kind: Kind) -> Holder:
     torch.manual_seed(0)
-    config = AutoConfig.for_model(kind.model_type, **(LLAMA_LIKE | {"initializer_range": 0.2} | kind.changes))
+    settings = {"num_hidden_layers": kind.layers, "initializer_range": 0.2}
+    config = AutoConfig.for_model(kind.model_type, **(LLAMA_LIKE | settings | kind.changes))
     return Holder(AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval())
 
 
@@ -124,9 +127,9 @@ def test_computes_what_pytorch_computes(
     model = holder(kind)
     session, report = export(model, tmp_path, component)
     assert (report.unfused_attention, report.unfused_rotary) == ("", "")
-    assert report.fused["GroupQueryAttention"] == 2
+    assert report.fused["GroupQueryAttention"] == kind.layers
     inside = kind.inside and component is decoder.plain_decoder
-    assert report.fused.get("RotaryEmbedding", 0) == (0 if inside else 4)
+    assert report.fused.get("RotaryEmbedding", 0) == (0 if inside else 2 * kind.layers)
     padded.compare(session, model.language_model)
 
 
@@ -144,7 +147,7 @@ def test_a_rotation_of_another_kind_stays_plain_and_says_so(tmp_path: Path) -> N
     model = holder(Kind("cohere"))  # its table repeats each number where Llama's repeats all of them
     session, report = export(model, tmp_path, decoder.chat_decoder)
     assert report.unfused_rotary.endswith("apply_rotary_pos_emb does not rotate halves or pairs of a head")
-    assert report.fused["GroupQueryAttention"] == 2
+    assert report.fused["GroupQueryAttention"] == 1
     padded.compare(session, model.language_model)
 
 
@@ -176,7 +179,7 @@ def test_float16_keeps_the_angles_of_far_positions(tmp_path: Path) -> None:
 
 def test_what_no_operator_expresses_falls_back_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = holder(Kind("llama"))
-    layer = type(model.language_model.model.layers[1].self_attn)
+    layer = type(model.language_model.model.layers[0].self_attn)
     forward = layer.forward
 
     def with_sinks(self: nn.Module, *arguments: Any, **keywords: Any) -> Any:

@@ -27,8 +27,8 @@ from vlm_export.artifacts import Work
 from vlm_export.demo_server import ISOLATION
 from vlm_export.golden import GoldenImage, load_golden
 from vlm_export.limits import TOKENS_EXACT, limit_for
+from vlm_export.manifest import load_manifest
 from vlm_export.node_runtime import Layout, node_home
-from vlm_export.package import load_manifest
 from vlm_export.processing import pixel_values
 from vlm_export.recipe import find_recipe
 

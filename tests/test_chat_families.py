@@ -29,8 +29,8 @@ from vlm_export.errors import InputError
 from vlm_export.families.base import find_family
 from vlm_export.golden import load_golden
 from vlm_export.graph_file import save_graph
+from vlm_export.manifest import load_manifest
 from vlm_export.metrics import max_relative_error
-from vlm_export.package import load_manifest
 from vlm_export.rewrites.full_precision import _before
 from vlm_export.runtime.images import open_image
 from vlm_export.simplify_report import SimplifyReport

@@ -79,8 +79,10 @@ def test_each_command_has_help(command: str, tmp_path: Path) -> None:
     assert "Example: vlm-export" in done.stdout or command == "recipes"
 
 
-def test_heavy_libraries_are_not_imported_for_help(tmp_path: Path) -> None:
-    script = "import sys, vlm_export.cli; print([m for m in ('torch', 'transformers', 'onnx') if m in sys.modules])"
+@pytest.mark.parametrize("module", ["cli", "publish"])
+def test_heavy_libraries_are_imported_neither_for_help_nor_for_push(module: str) -> None:
+    heavy = "[m for m in ('torch', 'transformers', 'onnx') if m in sys.modules]"
+    script = f"import sys, vlm_export.{module}; print({heavy})"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

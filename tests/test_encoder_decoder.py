@@ -26,6 +26,7 @@ from vlm_export.checkpoint import open_checkpoint, read_json
 from vlm_export.dtypes import DTYPES
 from vlm_export.errors import InputError
 from vlm_export.golden import load_golden
+from vlm_export.manifest import load_manifest
 from vlm_export.metrics import max_relative_error
 from vlm_export.processing import image_processor_settings, load_tokenizer, pixel_values
 from vlm_export.recipe import load_recipe
@@ -214,7 +215,7 @@ def test_rules_on_repetition_see_the_start_token(broken: Exported) -> None:
     pipeline.run_golden(made.recipe, silent)
     pipeline.run_merge(made.recipe, made.work, silent)
     inputs = read_json(made.work.merged / "merge.json")["inputs_sha256"]  # the graphs stay as they are
-    manifest = replace(package.load_manifest(made.work.repo), inputs_sha256=inputs)
+    manifest = replace(load_manifest(made.work.repo), inputs_sha256=inputs)
     package.write_config_files(made.work.repo, made.recipe, open_checkpoint(made.work.merged), manifest)
 
     report = made.verify("ort", "node")

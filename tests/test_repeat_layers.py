@@ -20,7 +20,7 @@ from vlm_export import stacks
 from vlm_export.checkpoint import Checkpoint, build_empty, open_checkpoint
 from vlm_export.families.base import Component
 from vlm_export.graph_file import save_graph
-from vlm_export.package import load_manifest
+from vlm_export.manifest import load_manifest
 from vlm_export.rewrites.repeat_layers import NotRepeatable, repeat_layers
 from vlm_export.stacks import find_stacks
 from vlm_export.structure import make_structure

@@ -16,7 +16,7 @@ import torch
 from exported import Exported, failed_graphs, prepare, record
 from onnxruntime.quantization import quantize_dynamic
 
-from vlm_export import golden, limits, pipeline, verify
+from vlm_export import golden, limits, publish, verify
 from vlm_export.causes import explain
 from vlm_export.checkpoint import open_checkpoint
 from vlm_export.errors import CheckFailed, InputError
@@ -368,16 +368,16 @@ def test_a_repo_that_transformers_js_cannot_load(broken: Exported) -> None:
 
 def test_push_needs_a_passing_report_about_these_very_files(broken: Exported) -> None:
     with pytest.raises(CheckFailed, match="not verified yet: run `vlm-export verify`"):
-        pipeline.check_verified(replace(broken.work, root=broken.work.root / "elsewhere"))
+        publish.check_verified(replace(broken.work, root=broken.work.root / "elsewhere"))
     broken.verify("ort")
-    pipeline.check_verified(broken.work)
+    publish.check_verified(broken.work)
     (broken.work.repo / "config.json").write_text("{}")
     with pytest.raises(CheckFailed, match=r"is about other files than .* holds \(config\.json\)"):
-        pipeline.check_verified(broken.work)
+        publish.check_verified(broken.work)
     report = broken.work.report / "report.json"
     report.write_text(json.dumps(json.loads(report.read_text()) | {"verdict": "fail"}))
     with pytest.raises(CheckFailed, match="the verdict is fail"):
-        pipeline.check_verified(broken.work)
+        publish.check_verified(broken.work)
 
 
 def test_goldens_say_where_they_come_from(exported: Exported) -> None:

@@ -171,11 +171,12 @@ def verify(recipe: str | None, runtimes: tuple[str, ...], work: Path | None, as_
     found, folder = _open(recipe, work)
     from vlm_export import pipeline
     from vlm_export.causes import explain
+    from vlm_export.publish import REPORT
     from vlm_export.verify import RUNTIMES
 
     with _Progress(as_json) as progress:
         report = pipeline.run_verify(found, folder, progress, runtimes=runtimes or RUNTIMES)  # type: ignore[arg-type]
-    lines = _report_lines(report, folder.report / pipeline.REPORT)
+    lines = _report_lines(report, folder.report / REPORT)
     advice = explain(report, recipe or found.name)
     _print(as_json, asdict(report) | {"advice": advice}, [*lines, *advice])
     if report.verdict != "pass":
@@ -209,14 +210,14 @@ def push(
     Example: vlm-export push org/model --dry-run
     """
     found, folder = _open(recipe, work, builds_model=False)
-    from vlm_export import pipeline
+    from vlm_export import publish
 
     if dry_run:
-        plan = pipeline.run_plan(folder, repo_id, revision=revision)
+        plan = publish.run_plan(folder, repo_id, revision=revision)
         lines = [f"{change.action:7} {change.path} ({change.size_bytes / 1e6:.2f} MB)" for change in plan.changes]
         _print(as_json, asdict(plan), [*lines, f"nothing was uploaded to {repo_id}"])
         return
-    result = pipeline.run_push(
+    result = publish.run_push(
         found,
         folder,
         repo_id,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from vlm_export.dtypes import DTYPES, FP32, PREFERRED, preferred
 from vlm_export.errors import InputError
 from vlm_export.golden import eos_token_ids
 from vlm_export.layouts.base import Client, RepoFacts
+from vlm_export.manifest import MANIFEST, Manifest
 from vlm_export.processing import chat_template as own_template
 from vlm_export.processing import (
     copy_tokenizer,
@@ -28,52 +29,8 @@ from vlm_export.processing import (
 )
 from vlm_export.recipe import RecipeFile
 
-MANIFEST = "export.json"
 CARD = "README.md"
-ONNX = "onnx"
 _CLIENT_CONFIG = "transformers.js_config"
-
-
-@dataclass(frozen=True)
-class GraphFile:
-    """One graph of the repo: its size with external data, and in how many chunks that data lies."""
-
-    component: str
-    dtype: str
-    file: str
-    size_bytes: int
-    data_chunks: int
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """`export.json`: what was exported, from which inputs, by which versions, and which dtypes `verify` failed."""
-
-    recipe: str
-    layout: str
-    dtypes: list[str]
-    graphs: list[GraphFile]
-    simplified: dict[str, dict[str, Any]]
-    inputs_sha256: dict[str, str]
-    versions: dict[str, str]
-    failed: list[str] = field(default_factory=list)
-    schema: int = 1
-
-    def usable(self) -> list[str]:
-        """The dtypes that did not fail."""
-        return [dtype for dtype in self.dtypes if dtype not in self.failed]
-
-
-def load_manifest(repo: Path) -> Manifest:
-    """Read `export.json`.
-
-    Raises:
-        InputError: nothing was exported yet.
-    """
-    if not (repo / MANIFEST).is_file():
-        raise InputError(f"{repo}: nothing exported yet: run `vlm-export onnx`")
-    values = read_json(repo / MANIFEST)
-    return Manifest(**(values | {"graphs": [GraphFile(**graph) for graph in values["graphs"]]}))
 
 
 def write_config_files(folder: Path, recipe: RecipeFile, merged: Checkpoint, manifest: Manifest) -> None:

@@ -31,16 +31,16 @@ from vlm_export.dtypes import DTYPES, FP32
 from vlm_export.errors import CheckFailed, InputError
 from vlm_export.graph_file import save_graph
 from vlm_export.kept_structures import Structures
+from vlm_export.manifest import ONNX, GraphFile, Manifest, load_manifest
 from vlm_export.merge import MergeReport
 from vlm_export.own_files import own_file
-from vlm_export.package import GraphFile, Manifest
+from vlm_export.publish import REPORT
 from vlm_export.recipe import RecipeFile
 from vlm_export.variants import Source
 from vlm_export.verify import Report, Runtime
 
 Progress = Callable[[str, int, int], None]  # what, done, of how many
 _VERSIONS = ("vlm-export", "torch", "transformers", "peft", "onnx", "onnxruntime", "onnxscript", "onnxsim")
-REPORT = "report.json"
 BENCH = "bench.json"
 
 
@@ -190,7 +190,7 @@ def run_export(
     reports: dict[str, dict[str, Any]] = {}
     steps, done = len(components) * len(names), 0
     with replaced_folder(work.repo) as folder:
-        onnx = folder / package.ONNX
+        onnx = folder / ONNX
         onnx.mkdir()
         for component in components:
             kept = structures.find(component)
@@ -244,7 +244,7 @@ def run_verify(recipe: RecipeFile, work: Work, progress: Progress, *, runtimes: 
             f"{recipe.path}: {', '.join(changed)}: changed since the golden was recorded: "
             f"run `vlm-export golden {recipe.name}`"
         )
-    manifest = package.load_manifest(work.repo)
+    manifest = load_manifest(work.repo)
     _use_remote_code(recipe)
     merged = open_checkpoint(work.merged)
     report = verify.verify(
@@ -269,7 +269,7 @@ def run_card(recipe: RecipeFile, work: Work, benchmark: Mapping[str, Any]) -> Pa
     A report of these graphs goes on being about the repo's files: the card's hash in it is the new card's. If another
     file was changed since, its hash is not, and the report is as little about that file as before.
     """
-    manifest = package.load_manifest(work.repo)
+    manifest = load_manifest(work.repo)
     write_json(work.report / BENCH, benchmark)
     report = _of_these_graphs(work, REPORT)
     client = open_checkpoint(work.merged).family.layouts[manifest.layout].client
@@ -284,51 +284,6 @@ def _of_these_graphs(work: Work, name: str) -> dict[str, Any] | None:
     """A report or benchmark that is there, if the graphs that it is about are those of `repo/`."""
     path = work.report / name
     found = read_json(path) if path.is_file() else {"graphs_sha256": {}}
-    graphs = {file: work.repo / package.ONNX / file for file in found["graphs_sha256"]}
+    graphs = {file: work.repo / ONNX / file for file in found["graphs_sha256"]}
     same = all(path.is_file() and sha256(path) == found["graphs_sha256"][file] for file, path in graphs.items())
     return found if graphs and same else None
-
-
-def check_verified(work: Work) -> None:
-    """Raises CheckFailed unless a passing report exists for exactly the files of `repo/`."""
-    path = work.report / REPORT
-    if not path.is_file():
-        raise CheckFailed(f"{work.repo}: not verified yet: run `vlm-export verify`, or push with --allow-unverified")
-    report = read_json(path)
-    if report["verdict"] != "pass" or not report["checks"]:
-        raise CheckFailed(f"{path}: the verdict is {report['verdict']}: mend it, or push with --allow-unverified")
-    hashes = verify.file_hashes(work.repo)
-    changed = sorted(
-        name
-        for name in hashes.keys() | report["files_sha256"].keys()
-        if hashes.get(name) != report["files_sha256"].get(name)
-    )
-    if changed:
-        raise CheckFailed(
-            f"{path}: is about other files than {work.repo} holds ({', '.join(changed[:3])}): "
-            "run `vlm-export verify` again, or push with --allow-unverified"
-        )
-
-
-def run_plan(work: Work, repo_id: str, *, revision: str | None) -> hub.PushPlan:
-    """What a push would change."""
-    package.load_manifest(work.repo)
-    return hub.plan_push(repo_id, work.repo, revision=revision)
-
-
-def run_push(
-    recipe: RecipeFile,
-    work: Work,
-    repo_id: str,
-    *,
-    private: bool,
-    revision: str | None,
-    create_pr: bool,
-    allow_unverified: bool,
-) -> hub.PushResult:
-    """Upload `repo/`, which must be verified as it stands."""
-    package.load_manifest(work.repo)
-    if not allow_unverified:
-        check_verified(work)
-    message = f"Export {recipe.name} with vlm-export {version('vlm-export')}"
-    return hub.push_folder(repo_id, work.repo, private=private, revision=revision, create_pr=create_pr, message=message)

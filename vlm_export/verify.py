@@ -24,8 +24,9 @@ from vlm_export.dtypes import DTYPES, FP32
 from vlm_export.errors import CheckFailed, InputError
 from vlm_export.families.base import Component, Feeder, Layout
 from vlm_export.golden import GoldenCase, GoldenFolder, array_sha256
+from vlm_export.manifest import ONNX, Manifest, load_manifest
 from vlm_export.metrics import agreement, cosine_similarity, first_difference, max_relative_error
-from vlm_export.package import ONNX, Manifest, load_manifest
+from vlm_export.publish import file_hashes
 from vlm_export.recipe import Tolerance
 from vlm_export.runtime import logits
 from vlm_export.runtime.drivers import Driver, driver_for, with_encoded
@@ -157,12 +158,6 @@ def verify(
 def with_files(report: Report, repo: Path) -> dict[str, Any]:
     """The report as JSON, with the sha256 of every file of the repo as it is now."""
     return asdict(report) | {"files_sha256": file_hashes(repo)}
-
-
-def file_hashes(repo: Path) -> dict[str, str]:
-    """sha256 of every file below `repo`, by relative path."""
-    files = sorted(path for path in repo.rglob("*") if path.is_file())
-    return {path.relative_to(repo).as_posix(): sha256(path) for path in files}
 
 
 def _check_comparable(repo: Path, manifest: Manifest, golden: GoldenFolder) -> None:

