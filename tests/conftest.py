@@ -18,6 +18,14 @@ import vlm_export  # noqa: F401 (before any test imports onnxruntime, which then
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
+LONG = ("test_trained", "test_wheel")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long begin first, so that none is left to one worker while the other has nothing to do."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _structures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """What tests trace is kept apart from the user's, and traced once for all of them, side by side as they run."""
@@ -60,6 +68,24 @@ def _verify_on_one_thread() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Sessions.__init__, "__defaults__", (1,))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tracing_leaves_no_mark() -> Iterator[None]:
+    """Whatever a test traces: a model that a trace changed would be another for the components that come after it."""
+    from vlm_export.kept_structures import Structures, describe
+
+    trace = Structures.trace
+
+    def watched(structures: Structures, component: Any) -> Any:
+        before = describe(structures.model)
+        traced = trace(structures, component)
+        assert describe(structures.model) == before, f"tracing {component.name} left a mark on the model"
+        return traced
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Structures, "trace", watched)
         yield
 
 

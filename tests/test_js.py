@@ -69,9 +69,7 @@ class PyTorch:
         )
         self.reference = family.reference(model)
         self.feeder = family.feeder(self.checkpoint.path, self.checkpoint.config, settings)
-        self.eos = eos_token_ids(
-            self.checkpoint.path, load_tokenizer(self.checkpoint.path), family.text_config(self.checkpoint.config)
-        )
+        self.eos = eos_token_ids(self.checkpoint, load_tokenizer(self.checkpoint.path))
 
     def feed(self, images: Sequence[Path], text: str) -> dict[str, np.ndarray]:
         if len(images) == 1:

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from torch import Generator, Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 
-from vlm_export.checkpoint import library_names
+from vlm_export.checkpoint import library_names, without_weights
 from vlm_export.decoder import DecoderCore, Geometry, chat_decoder, embed_tokens
 from vlm_export.families.base import About, Component, Config, Family, Layout
 from vlm_export.processing import ChatProcessor
@@ -107,7 +106,7 @@ def chat_family(
 
     def rename_in(config: Config) -> Callable[[str], str | None]:
         """The library's own translation of tensor names, for the class of a config."""
-        with init_empty_weights(include_buffers=False):
+        with without_weights():
             return library_names(build(config))
 
     return Family(

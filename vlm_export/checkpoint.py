@@ -23,6 +23,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
+from transformers.initialization import no_init_weights
 
 from vlm_export.artifacts import read_json
 from vlm_export.errors import InputError
@@ -248,12 +249,22 @@ def build_empty(checkpoint: Checkpoint) -> nn.Module:
     Raises:
         InputError: the config does not describe a model.
     """
-    with _reading_config(checkpoint.path), init_empty_weights(include_buffers=False):
+    with _reading_config(checkpoint.path), without_weights():
         model = checkpoint.family.build(dict(checkpoint.config)).eval()
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             module.tie_weights()  # building on the meta device separates what the config ties
     return model
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """What is built within has its parameters on the meta device, where nothing fills them, and real buffers.
+
+    transformers would fill them all the same, each by a dozen calls that compute nothing.
+    """
+    with no_init_weights(), init_empty_weights(include_buffers=False):
+        yield
 
 
 @contextmanager

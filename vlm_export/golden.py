@@ -21,7 +21,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors.numpy import load_file, save_file
 from torch import nn
-from transformers import EncoderDecoderCache
+from transformers import EncoderDecoderCache, GenerationConfig
 
 from vlm_export import merge
 from vlm_export.artifacts import replaced_folder, sha256, write_json
@@ -210,7 +210,7 @@ class _Recorder:
         self.feeder = feeder
         self.generation = generation
         self.tokenizer = load_tokenizer(checkpoint.path)
-        self.eos = eos_token_ids(checkpoint.path, self.tokenizer, checkpoint.family.text_config(checkpoint.config))
+        self.eos = eos_token_ids(checkpoint, self.tokenizer)
 
     @torch.inference_mode()
     def image(self, path: Path, text: str) -> GoldenImage:
@@ -290,15 +290,27 @@ def _cache_tensors(cache: Any) -> dict[str, torch.Tensor]:
     }
 
 
-def eos_token_ids(folder: Path, tokenizer: Any, text_config: Any) -> list[int]:
-    """The ids that end a text: the tokenizer's, the text config's, and those of `generation_config.json`.
+def eos_token_ids(checkpoint: Checkpoint, tokenizer: Any) -> list[int]:
+    """The ids at which `generate` of the loaded model stops.
+
+    As transformers 5 decides: those of `generation_config.json`, or where there is no such file what `config.json`
+    says, else its text config; a class's defaults are not asked. Where neither names one, `generate` would go on to the
+    last token, and the tokenizer's end is taken.
 
     Raises:
         InputError: none names one, so nothing would ever stop.
     """
-    sources = [tokenizer.eos_token_id, text_config.eos_token_id, stored_generation(folder).get("eos_token_id")]
-    ids = [token for source in sources for token in (source if isinstance(source, list) else [source])]
-    known = list(dict.fromkeys(token for token in ids if token is not None and token < text_config.vocab_size))
+    stored = stored_generation(checkpoint.path)
+    rules = (
+        GenerationConfig.from_dict(stored) if stored else GenerationConfig.from_model_config(dict(checkpoint.config))
+    )
+    found = tokenizer.eos_token_id if rules.eos_token_id is None else rules.eos_token_id
+    ids = found if isinstance(found, list) else [found]
+    rows = checkpoint.family.text_config(checkpoint.config).vocab_size
+    known = list(dict.fromkeys(token for token in ids if token is not None and token < rows))
     if not known:
-        raise InputError("tokenizer_config.json: eos_token: none is set here nor in text_config, so nothing would stop")
+        raise InputError(
+            f"{checkpoint.path / 'generation_config.json'}: eos_token_id: none of the model's tokens is named here, in "
+            "config.json or in tokenizer_config.json, so nothing would stop"
+        )
     return known

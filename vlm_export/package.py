@@ -62,7 +62,7 @@ def write_config_files(folder: Path, recipe: RecipeFile, merged: Checkpoint, man
 def _facts(recipe: RecipeFile, merged: Checkpoint, client: Client) -> RepoFacts:
     tokenizer = load_tokenizer(merged.path)
     text_config = merged.family.text_config(merged.config)
-    eos = eos_token_ids(merged.path, tokenizer, text_config)
+    eos = eos_token_ids(merged, tokenizer)
     if len(tokenizer) > text_config.vocab_size:
         raise InputError(
             f"{merged.path / 'tokenizer.json'}: {len(tokenizer)} tokens, but text_config.vocab_size is "

@@ -5,6 +5,8 @@ The only module that knows the order of the stages and where each one's result l
 
 from __future__ import annotations
 
+import glob
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -128,7 +130,7 @@ def run_golden(recipe: RecipeFile, progress: Progress) -> golden.Golden:
     if not patterns:
         base, patterns = bundled.GOLDEN / bundled.DEFAULT_RECIPE / "images", ("*.png",)
     try:
-        images = sorted({path.resolve() for pattern in patterns for path in _glob(base, pattern)})
+        images = golden_images(base, patterns)
     except InputError as error:
         raise InputError(f"{recipe.path}: golden.images: {error}") from error
     if len({path.name for path in images}) < len(images):
@@ -139,22 +141,25 @@ def run_golden(recipe: RecipeFile, progress: Progress) -> golden.Golden:
     )
 
 
-def _glob(base: Path, pattern: str) -> list[Path]:
-    """`Path.glob` with `..` in front of the pattern.
+def golden_images(base: Path, patterns: Sequence[str]) -> list[Path]:
+    """The files that a shell in the folder `base` would make of these patterns, each once, by name.
+
+    `..` may be anywhere in them, `~` in front, and `**` stands for any number of folders; names that begin with a dot
+    are found only where the pattern says so.
 
     Raises:
         InputError: a file is none, or is a link that leads out of the folder in front of the first wildcard.
     """
-    while pattern.startswith("../"):
-        base, pattern = base.parent, pattern.removeprefix("../")
-    if Path(pattern).is_absolute():
-        base, pattern = Path("/"), pattern.lstrip("/")
-    named = list(takewhile(lambda part: not set("*?[") & set(part), Path(pattern).parts[:-1]))
-    folder = base.joinpath(*named)
-    found = sorted(base.glob(pattern))
-    for path in found:
-        own_file(folder, path.relative_to(folder).as_posix())
-    return found
+    found = set()
+    for pattern in map(os.path.expanduser, patterns):
+        named = list(takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts[:-1]))
+        folder = base.joinpath(*named)
+        for name in glob.iglob(pattern, root_dir=base, recursive=True):
+            path = base / name
+            if path.is_symlink() or not path.is_dir():
+                own_file(folder, path.relative_to(folder).as_posix())
+                found.add(path.resolve())
+    return sorted(found)
 
 
 def run_export(

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from jinja2.exceptions import TemplateError
-from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
 from vlm_export.checkpoint import read_json
 from vlm_export.errors import InputError
@@ -38,6 +38,8 @@ _LOADED_FILES = (
 )
 _TEMPLATES = "additional_chat_templates/*.jinja"
 _VOCABULARIES = ("*.json", "*.txt", "*.model", "*.spm", "*.bpe", "*.vocab", "*.tiktoken")
+_CONFIG = "config.json"
+_SPECIAL_TOKENS = ("special_tokens_map.json", "added_tokens.json")
 _PROCESSOR_FILES = (_PREPROCESSOR, _PROCESSOR, "chat_template.json", _GENERATION)
 
 
@@ -191,6 +193,10 @@ def pixel_values(images: Sequence[Path], settings: Mapping[str, Any]) -> np.ndar
     return processor(images=[open_image(path) for path in images], return_tensors="np")["pixel_values"]
 
 
+def _is_of_the_library(config: Mapping[str, Any]) -> bool:
+    return config.get("model_type") in CONFIG_MAPPING
+
+
 def _load_image_processor(settings: Mapping[str, Any]) -> Any:
     with tempfile.TemporaryDirectory(prefix="vlm-export-") as folder:
         Path(folder, _PREPROCESSOR).write_text(json.dumps(dict(settings)), encoding="utf-8")
@@ -204,8 +210,9 @@ class ChatProcessor:
     """Feeds what the model's own processor makes of an image and a text that says where it goes (`Feeder`).
 
     The processor is read from the very files that a repo gets: a flat `preprocessor_config.json`, and
-    `processor_config.json` for the rest, under the settings of `processor`. `fed` are the arrays that
-    the client feeds, and their types.
+    `processor_config.json` for the rest, under the settings of `processor`. Beside them lie the checkpoint's other
+    files that `AutoProcessor` reads: `config.json` decides which class the tokenizer is of, and so how it splits a
+    text. `fed` are the arrays that the client feeds, and their types.
     """
 
     def __init__(
@@ -222,6 +229,9 @@ class ChatProcessor:
         files = {_PREPROCESSOR: {**settings, **named}, _PROCESSOR: {**processor_settings(folder), **processor, **named}}
         with tempfile.TemporaryDirectory(prefix="vlm-export-") as scratch:
             copy_tokenizer(folder, Path(scratch))
+            _copy(folder, Path(scratch), _SPECIAL_TOKENS)
+            if _is_of_the_library(config := read_json(folder / _CONFIG)):
+                files[_CONFIG] = {key: value for key, value in config.items() if key != "auto_map"}
             for name, values in files.items():
                 Path(scratch, name).write_text(json.dumps(values), encoding="utf-8")
             if (template := chat_template(folder)) is not None:

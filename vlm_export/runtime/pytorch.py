@@ -101,7 +101,7 @@ class TorchEngine:
         tokenizer = load_tokenizer(checkpoint.path)
         text_config = checkpoint.family.text_config(checkpoint.config)
         self.positions: int | None = getattr(text_config, "max_position_embeddings", None)
-        eos = eos_token_ids(checkpoint.path, tokenizer, text_config)
+        eos = eos_token_ids(checkpoint, tokenizer)
         self.generation = {"eos_token_id": eos, **generation}
         with tempfile.TemporaryDirectory(prefix="vlm-export-") as scratch:
             copy_tokenizer(checkpoint.path, Path(scratch))
