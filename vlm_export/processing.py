@@ -39,6 +39,20 @@ _LOADED_FILES = (
 _TEMPLATES = "additional_chat_templates/*.jinja"
 _VOCABULARIES = ("*.json", "*.txt", "*.model", "*.spm", "*.bpe", "*.vocab", "*.tiktoken")
 _CONFIG = "config.json"
+_SPELT_OUT = {
+    "image_processor_type",
+    "do_convert_rgb",
+    "do_resize",
+    "size",
+    "resample",
+    "do_center_crop",
+    "crop_size",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
+}
 _SPECIAL_TOKENS = ("special_tokens_map.json", "added_tokens.json")
 _PROCESSOR_FILES = (_PREPROCESSOR, _PROCESSOR, "chat_template.json", _GENERATION)
 
@@ -107,10 +121,7 @@ def image_processor_settings(
         settings = dict(read_json(path).get("image_processor", settings))
     if not settings:
         raise InputError(f"{checkpoint}: no {_PREPROCESSOR}; save the processor beside the model")
-    settings = _in_todays_words(settings)
-    if name := settings.get("image_processor_type"):  # what does the work is no concern of a client
-        settings["image_processor_type"] = name.removesuffix("Fast").removesuffix("Pil")
-    return settings | dict(override)
+    return _spelt_out(settings | dict(override))
 
 
 def check_image_size(settings: Mapping[str, Any], image_size: int) -> None:
@@ -130,15 +141,23 @@ def check_image_size(settings: Mapping[str, Any], image_size: int) -> None:
             )
 
 
-def _in_todays_words(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a feature extractor, as transformers 4.25 and before wrote them, as an image processor's.
+def _spelt_out(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with everything in them that Python's class would add, in the words of today.
 
-    Their `size` is one number, which transformers.js takes for the longest edge where Python takes it for both.
+    Older ones say one number where sides have names, which transformers.js reads as another side than Python does, and
+    are silent about what their class does without being told, which transformers.js does not know.
     """
-    if "feature_extractor_type" not in settings:
-        return settings
-    values = _load_image_processor(settings).to_dict()
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    made = _load_image_processor(settings).to_dict()
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in made.items()}
+    if "feature_extractor_type" in settings:  # of transformers 4.25 and before; the class of today has other names
+        return _for_any_backend(values)
+    return _for_any_backend(settings | {name: value for name, value in values.items() if name in _SPELT_OUT})
+
+
+def _for_any_backend(settings: dict[str, Any]) -> dict[str, Any]:
+    """What does the work is no concern of a client."""
+    name = settings["image_processor_type"]
+    return settings | {"image_processor_type": name.removesuffix("Fast").removesuffix("Pil")}
 
 
 def processor_settings(checkpoint: Path) -> dict[str, Any]:

@@ -1,0 +1,61 @@
+"""What is published of an image processor's settings is what Python does with them, spelt out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vlm_export.processing import image_processor_settings, pixel_values
+
+CLIP = {"image_processor_type": "CLIPImageProcessor", "resample": 3}
+SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "one number is CLIP's shortest edge": (
+        CLIP | {"size": 16, "crop_size": 16},
+        {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}, "do_center_crop": True},
+    ),
+    "and ViT's two sides": (
+        {"image_processor_type": "ViTImageProcessor", "size": 16},
+        {"size": {"height": 16, "width": 16}, "rescale_factor": 1 / 255, "image_mean": [0.5, 0.5, 0.5]},
+    ),
+    "two numbers": (
+        {"image_processor_type": "SiglipImageProcessor", "size": [16, 24]},
+        {"size": {"height": 16, "width": 24}},
+    ),
+    "a fast class": (
+        {"image_processor_type": "SiglipImageProcessorFast", "size": {"height": 16, "width": 16}},
+        {"image_processor_type": "SiglipImageProcessor", "do_normalize": True},
+    ),
+    "almost nothing": (
+        {"image_processor_type": "CLIPImageProcessor"},
+        {"size": {"shortest_edge": 224}, "do_normalize": True, "image_mean": [0.48145466, 0.4578275, 0.40821073]},
+    ),
+    "a feature extractor": (
+        {"feature_extractor_type": "CLIPFeatureExtractor", "size": 16, "crop_size": 16, "do_normalize": True},
+        {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 16}},
+    ),
+    "what the class does not know stays": (CLIP | {"size": 16, "anything": 1}, {"anything": 1}),
+}
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_settings_are_spelt_out(case: str, tmp_path: Path) -> None:
+    stored, expected = SETTINGS[case]
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(stored))
+    settings = image_processor_settings(tmp_path, {}, {})
+    assert {name: settings[name] for name in expected} == expected
+    json.dumps(settings)
+    random = np.random.default_rng(0)
+    path = tmp_path / "image.png"
+    Image.fromarray(random.integers(0, 256, (20, 40, 3), dtype=np.uint8)).save(path)
+    np.testing.assert_array_equal(pixel_values([path], settings), pixel_values([path], stored))
+
+
+def test_so_is_what_a_recipe_says_instead(tmp_path: Path) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(CLIP))
+    settings = image_processor_settings(tmp_path, {}, {"size": 16, "crop_size": [16, 24]})
+    assert (settings["size"], settings["crop_size"]) == ({"shortest_edge": 16}, {"height": 16, "width": 24})
