@@ -14,10 +14,12 @@ from typing import Any
 
 import peft
 import pico
+import pico_chat
 import pytest
 import torch
 from pico import Tensors
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText
 
 from vlm_export import adapters, tensor_file
 from vlm_export import merge as merging
@@ -527,10 +529,6 @@ FAULTS: dict[str, tuple[Change, tuple[str, ...]]] = {
         put(**{TOWER.replace("vision_model.", ""): torch.ones(24, 24)}),
         (": a second tensor for vision_encoder.encoder.layers.0.self_attn.q_proj.weight",),
     ),
-    "tied tensors that differ": (
-        put(**{HEAD: torch.ones(pico.VOCABULARY, 32)}),
-        (f"model.safetensors: {EMBEDDING}: differs from {HEAD}, which the config ties to it",),
-    ),
     "NaN in the base": (fill(TOWER, torch.nan), (f"model.safetensors: {TOWER}: holds NaN or Inf",)),
     "Inf below LoRA": (fill(Q, torch.inf), (f"model.safetensors: {Q}: holds NaN or Inf",)),
     "NaN in A": (fill(A, torch.nan), (f"model.safetensors: {A}: holds NaN or Inf",)),
@@ -585,6 +583,57 @@ def test_fault_in_a_checkpoint(fault: str, disk: Path, tmp_path: Path) -> None:
     message = refused(spoiled(disk / "tied", tmp_path / "source", change), [], tmp_path / "work")
     for part in named:
         assert part in message
+
+
+@pytest.mark.parametrize("decoder", ["llama", "gpt2"])
+def test_a_tie_that_is_none(decoder: str, tmp_path: Path) -> None:
+    """The config ties the head, and the file has one of its own: as transformers loads it, they stay apart."""
+    folder = pico.write_checkpoint(tmp_path / "disk", pico.config(decoder))
+    tensors = load_file(folder / "model.safetensors")
+    table = next(key for key in tensors if key.endswith(("embed_tokens.weight", "wte.weight")))
+    head = table.replace("model.embed_tokens" if decoder == "llama" else "transformer.wte", "lm_head")
+    changed = tensors[table] + torch.randn(tensors[table].shape, generator=torch.Generator().manual_seed(0))
+    save_file(tensors | {head: changed}, folder / "model.safetensors", metadata={"format": "pt"})
+
+    report = merge(folder, [], tmp_path / "merged")
+    assert any("tie_word_embeddings: true, but" in warning for warning in report.warnings)
+    assert report.tied == {}
+    merged = load_file(tmp_path / "merged" / "model.safetensors")
+    assert torch.equal(merged["language_model.lm_head.weight"], changed)
+    assert not [key for key, value in merged.items() if "lm_head" not in key and torch.equal(value, changed)]
+    untied = pico.config(decoder, tied=False)
+    wrapped = load_distilvit2(folder, untied)
+    wrapped.language_model = wrapped.language_model.merge_and_unload()
+    assert_equal_models(tmp_path / "merged", untied, wrapped)
+
+
+def test_a_tie_that_is_none_in_a_class_of_transformers(tmp_path: Path) -> None:
+    folder = pico_chat.write_llava(tmp_path / "disk", text="qwen2")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["tie_word_embeddings"] = config["tie_word_embeddings"] = True
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = load_file(folder / "model.safetensors")
+    table = next(key for key in tensors if key.endswith("embed_tokens.weight"))
+    tensors["language_model.lm_head.weight"] = tensors[table].flip(0).contiguous()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    report = merge(folder, [], tmp_path / "merged")
+    assert report.tied == {}
+    ids = torch.arange(1, 9)[None]
+    expected = AutoModelForImageTextToText.from_pretrained(folder)
+    found = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged")
+    assert found.lm_head.weight is not found.get_input_embeddings().weight
+    with torch.inference_mode():
+        torch.testing.assert_close(found(input_ids=ids).logits, expected(input_ids=ids).logits, rtol=0, atol=0)
+
+
+def test_a_copy_of_the_tied_head_is_no_other_head(tmp_path: Path) -> None:
+    folder = pico.write_checkpoint(tmp_path / "disk", pico.config())
+    tensors = load_file(folder / "model.safetensors")
+    tensors[HEAD] = tensors[EMBEDDING].clone()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    report = merge(folder, [], tmp_path / "merged")
+    assert report.tied and not report.warnings
 
 
 def test_everything_that_is_wrong_is_listed(disk: Path, tmp_path: Path) -> None:

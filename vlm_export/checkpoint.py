@@ -113,6 +113,7 @@ class Checkpoint:
         tensors: the model's plain tensors by parameter name.
         lora: LoRA tensors that the checkpoint itself carries, by the names that PEFT saves.
         unused: keys that the family says inference never reads.
+        notes: what was not taken as it is written, a sentence each.
     """
 
     path: Path
@@ -121,6 +122,7 @@ class Checkpoint:
     tensors: Mapping[str, TensorRef]
     lora: Mapping[str, TensorRef]
     unused: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -207,6 +207,7 @@ def merge(
             max_layer_error=worst.error if worst else None,
             worst_layer=worst.name if worst else None,
             warnings=[
+                *base.checkpoint.notes,
                 *(
                     f"{file}: a pickle, of which only the tensors were read; prefer safetensors"
                     for file in _inputs(path, adapter_paths)
@@ -254,7 +255,7 @@ def _open(
     path: Path, adapter_paths: Sequence[Path], combination: Combination | None, dequantized: bool
 ) -> tuple[Version, list[Step]]:
     """Match every tensor with a parameter; list everything that is wrong, not the first."""
-    checkpoint = base_weights(open_checkpoint(path), dequantized=dequantized)
+    checkpoint = _with_its_own_heads(base_weights(open_checkpoint(path), dequantized=dequantized))
     model = build_empty(checkpoint)
     embedded = adapters.embedded_adapter(checkpoint, model)
     given = [adapters.open_adapter(adapter_path, checkpoint, model) for adapter_path in adapter_paths]
@@ -272,6 +273,35 @@ def _open(
     for adapter in found:
         steps.append(_step(steps[-1].after if steps else base, adapter))
     return base, steps
+
+
+def _with_its_own_heads(checkpoint: Checkpoint) -> Checkpoint:
+    """Untied where the config ties two tensors that are both there and differ: so transformers loads them.
+
+    Raises:
+        InputError: the family has no config without the tie.
+    """
+    tied = aliases(build_empty(checkpoint))
+    found: dict[str, TensorRef] = {}
+    apart: dict[str, tuple[TensorRef, TensorRef]] = {}
+    for name, ref in checkpoint.tensors.items():
+        other = found.setdefault(tied.get(name, name), ref)
+        if other is not ref and other.shape == ref.shape and not _equal(other, ref):
+            apart[name] = (ref, other)
+    if not apart:
+        return checkpoint
+    alone = replace(checkpoint, config=_untied(checkpoint.config))
+    ref, other = next(iter(apart.values()))
+    if apart.keys() & aliases(build_empty(alone)).keys():
+        raise InputError(
+            f"{ref}: differs from {other.key}, and a {checkpoint.family.model_type} cannot have tie_word_embeddings: "
+            "false; keep one of the two"
+        )
+    note = (
+        f"{checkpoint.path / 'config.json'}: tie_word_embeddings: true, but {ref.key} differs from {other.key}: "
+        "they stay apart, as transformers loads them"
+    )
+    return replace(alone, notes=(*checkpoint.notes, note))
 
 
 def _match_base(checkpoint: Checkpoint, model: nn.Module, weights: dict[str, TensorRef]) -> Iterator[str]:

@@ -31,10 +31,11 @@ _FUSED = {
     "Gelu",
     "QuickGelu",
 }
-# onnxsim tries for PPQ, which imports torch: a second to load and half of one to leave, for what is not used here.
+# onnxsim tries for PPQ, which imports torch: a second to load and half of one to leave; and for sympy, half a second,
+# which counts operations. Neither is used here.
 _SIMPLIFY = """
 import os, sys
-sys.modules["torch"] = None
+sys.modules["torch"] = sys.modules["sympy"] = None
 import onnx, onnxsim
 source, target = sys.stdin.read().splitlines()
 onnx.save(onnxsim.simplify(source)[0], target)
