@@ -4,13 +4,16 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test check install chromium golden clean
+.PHONY: demo real test check install chromium golden clean
 
 demo: install
 	python scripts/demo.py
 
+real: install
+	python recipes/real-captioner/prove.py
+
 test: install check chromium
-	pytest -n 2 --dist loadfile
+	pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: install
 	ruff check .

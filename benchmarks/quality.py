@@ -27,7 +27,9 @@ from transformers import PreTrainedTokenizerFast
 from vlm_export import merge
 from vlm_export.artifacts import Work
 from vlm_export.dtypes import DTYPES
+from vlm_export.golden import GoldenFolder
 from vlm_export.manifest import ONNX, load_manifest
+from vlm_export.processing import pixel_values
 from vlm_export.runtime.drivers import Driver, driver_for
 from vlm_export.runtime.repo import SUFFIXES, open_repo
 from vlm_export.runtime.sessions import Sessions
@@ -42,19 +44,18 @@ class Passage:
     """A text as PyTorch reads it.
 
     Attributes:
-        ids: `[tokens] int64`.
-        prefix: the embeddings of its first tokens, `[1, PREFIX, hidden] float32`.
-        logits: what follows each token but the last, from the last of the prefix on: `[tokens - PREFIX, vocabulary]`.
+        prefix: what comes before it, `[1, rows, hidden] float32`.
+        targets: its tokens, `[tokens] int64`.
+        logits: what PyTorch expects in the place of each, `[tokens, vocabulary]`.
     """
 
-    ids: np.ndarray
     prefix: np.ndarray
+    targets: np.ndarray
     logits: np.ndarray
 
-    @property
-    def targets(self) -> np.ndarray:
-        """The tokens that do follow, `[tokens - PREFIX]`."""
-        return self.ids[PREFIX:]
+    def first(self, tokens: int) -> Passage:
+        """So many of its tokens."""
+        return Passage(self.prefix, self.targets[:tokens], self.logits[:tokens])
 
 
 @dataclass(frozen=True)
@@ -108,10 +109,25 @@ def read_passages(merged: Path, tokens: int | None = None) -> list[Passage]:
 
 
 def _read(model: Any, ids: np.ndarray) -> Passage:
-    batch = torch.from_numpy(ids)[None]
-    logits = model.language_model(input_ids=batch).logits[0, PREFIX - 1 : -1]
-    prefix = model.get_input_embeddings()(batch[:, :PREFIX])
-    return Passage(ids, prefix.numpy(), logits.numpy())
+    return _after(model, model.get_input_embeddings()(torch.from_numpy(ids[None, :PREFIX])), ids[PREFIX:])
+
+
+@torch.inference_mode()
+def read_captions(merged: Path, recorded: GoldenFolder) -> list[Passage]:
+    """Golden captions with the end token, behind the prefix that PyTorch makes of their pictures."""
+    _, model = merge.attach(merged, [])
+    model.eval()
+    found = []
+    for path, image in zip(recorded.image_paths(), recorded.facts.images, strict=True):
+        pixels = torch.from_numpy(pixel_values([path], recorded.facts.image_processor))
+        found.append(_after(model, model.image_features(pixels), np.array(image.token_ids)))
+    return found
+
+
+def _after(model: Any, prefix: torch.Tensor, targets: np.ndarray) -> Passage:
+    text = model.get_input_embeddings()(torch.from_numpy(targets[None, :-1]))
+    logits = model.language_model(inputs_embeds=torch.cat([prefix, text], dim=1)).logits
+    return Passage(prefix.numpy(), targets, logits[0, prefix.shape[1] - 1 :].numpy())
 
 
 def measure(repo: Path, dtype: str, passages: Sequence[Passage], threads: int = 0) -> Quality:

