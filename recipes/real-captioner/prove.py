@@ -76,7 +76,8 @@ def convert(recipe: Path, rounds: int) -> Proof:
     command("verify", recipe, "--work", work.root, may_fail=True)
     runtimes = [f"--runtime={runtime}" for runtime in RUNTIMES]
     options = [*runtimes, f"--new-tokens={NEW_TOKENS}", f"--rounds={rounds}", "--json"]
-    benchmark = json.loads(command("bench", work.repo, f"--image={recipe.parent / 'images'}", *options))
+    image = min((recipe.parent / "images").iterdir())
+    benchmark = json.loads(command("bench", work.repo, f"--image={image}", *options))
     loaded = load_recipe(recipe)
     golden = load_golden(loaded.golden_dir, loaded.name)
     return Proof(loaded, work, golden, read_json(work.report / REPORT), benchmark)
