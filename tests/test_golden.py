@@ -71,6 +71,7 @@ ENDS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None, lis
     "several": ({}, {"eos_token_id": 256}, {"eos_token_id": [7, 100, 7]}, [7, 100]),
     "no rules": ({}, {"eos_token_id": 100}, None, [100]),
     "no rules, config before text config": ({"eos_token_id": 101}, {"eos_token_id": 100}, None, [101]),
+    "empty rules": ({}, {"eos_token_id": 100}, {}, [256]),
     "rules that say nothing of it": ({}, {"eos_token_id": 100}, {"pad_token_id": 0}, [256]),
     "nothing but the tokenizer": ({}, {"eos_token_id": None}, None, [256]),
     "one beyond the table": ({}, {}, {"eos_token_id": [256, 9999]}, [256]),

@@ -300,10 +300,10 @@ def eos_token_ids(checkpoint: Checkpoint, tokenizer: Any) -> list[int]:
     Raises:
         InputError: none names one, so nothing would ever stop.
     """
-    stored = stored_generation(checkpoint.path)
-    rules = (
-        GenerationConfig.from_dict(stored) if stored else GenerationConfig.from_model_config(dict(checkpoint.config))
-    )
+    if own_file(checkpoint.path, "generation_config.json"):
+        rules = GenerationConfig.from_dict(stored_generation(checkpoint.path))
+    else:
+        rules = GenerationConfig.from_model_config(dict(checkpoint.config))
     found = tokenizer.eos_token_id if rules.eos_token_id is None else rules.eos_token_id
     ids = found if isinstance(found, list) else [found]
     rows = checkpoint.family.text_config(checkpoint.config).vocab_size

@@ -5,8 +5,8 @@
     python recipes/real-captioner/prove.py --record        # draws the 32, and writes what PyTorch says of them
 
 Assembles the checkpoint, records PyTorch's captions, merges, exports, verifies in ONNX Runtime and in transformers.js,
-and measures. All of it lands in build/real-captioner beside this file's repo. The status is 0 if verify passed, and if
-PyTorch's captions are those that `captions.json` has.
+and measures. What is made of it lands in build/real-captioner, the goldens in golden/ beside the recipe. The status is
+0 if verify passed, and if PyTorch's captions are those that `captions.json` has.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def convert(recipe: Path, rounds: int) -> Proof:
     runtimes = [f"--runtime={runtime}" for runtime in RUNTIMES]
     options = [*runtimes, f"--new-tokens={NEW_TOKENS}", f"--rounds={rounds}", "--json"]
     image = min((recipe.parent / "images").iterdir())
-    benchmark = json.loads(command("bench", work.repo, f"--image={image}", *options))
+    benchmark = json.loads(command("bench", work.repo, f"--image={image}", *options, may_fail=True))
     loaded = load_recipe(recipe)
     golden = load_golden(loaded.golden_dir, loaded.name)
     return Proof(loaded, work, golden, read_json(work.report / REPORT), benchmark)

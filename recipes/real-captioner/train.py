@@ -6,9 +6,9 @@
     python recipes/real-captioner/train.py save       # writes trained.safetensors and training.json beside this file
     python recipes/real-captioner/train.py evaluate   # captions of held-out scenes that are exactly right
 
-Each step follows from its seed, and goes on where it was stopped; its state lies in the user's cache. The second is
-what makes the third short: it costs a thousandth of it a scene, for nothing goes through the decoder, and leaves the
-decoder to learn which words it is given, and how to put them in order.
+Each step follows from its seed; its state lies in the user's cache, where the first and the third go on when they were
+stopped. The second takes minutes and begins anew. It is what makes the third short: nothing goes through the decoder,
+and what is left to learn there is which words it is given, and how to put them in order.
 
 The sequence is that of distilvit2: the patches, the caption, the end token. No prompt; the last patch predicts the
 caption's first token.
@@ -35,7 +35,7 @@ from safetensors.torch import load_file, save_file
 from scenes import SIDE, Scene
 from torch import Tensor, nn
 from torch.nn import functional
-from tower import PATCH_SIZE, Tower
+from tower import IMAGE_SIZE, PATCH_SIZE, Tower
 from transformers import (
     AutoModelForCausalLM,
     BitImageProcessorPil,
@@ -146,7 +146,7 @@ def write_features(folder: Path, count: int) -> None:
     done = json.loads(progress.read_text()) if progress.is_file() else 0
     while done < count:
         part = features_of([scenes.trained_scene(seed) for seed in range(done, min(done + CHUNK, count))])
-        shape = (max(count, done), *part.shape[1:])
+        shape = (count, *part.shape[1:])
         stored = np.lib.format.open_memmap(path, "r+" if path.is_file() else "w+", np.float16, shape)
         stored[done : done + len(part)] = part.numpy()
         stored.flush()
@@ -165,7 +165,7 @@ def _tower() -> nn.Module:
 
 def patch_words(scene: Scene, words: dict[str, int]) -> np.ndarray:
     """`[patches]`: the word that each patch shows, of a thing or of the ground; -1 where it shows parts of both."""
-    patch = PATCH_SIZE * SIDE / 112
+    patch = PATCH_SIZE * SIDE / IMAGE_SIZE
     grid = round(SIDE / patch)
     centres = (np.arange(grid) + 0.5) * patch
     across, down = np.meshgrid(centres, centres)
