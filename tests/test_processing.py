@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pico_chat
 import pytest
 from PIL import Image
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+from transformers import AutoProcessor
 
+from vlm_export.checkpoint import open_checkpoint
 from vlm_export.processing import image_processor_settings, pixel_values
 
 CLIP = {"image_processor_type": "CLIPImageProcessor", "resample": 3}
@@ -59,3 +63,35 @@ def test_so_is_what_a_recipe_says_instead(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(CLIP))
     settings = image_processor_settings(tmp_path, {}, {"size": 16, "crop_size": [16, 24]})
     assert (settings["size"], settings["crop_size"]) == ({"shortest_edge": 16}, {"height": 16, "width": 24})
+
+
+def write_llama_tokenizer(folder: Path) -> None:
+    """As transformers 4 saved LlamaTokenizer: a space is put before the text, and `config.json` names the class."""
+    words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", *"abcdehinorstwx"]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    made = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    made.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    made.add_special_tokens([AddedToken(word, special=True) for word in ("<unk>", "<s>", "</s>", "<image>")])
+    made.save(str(folder / "tokenizer.json"))
+    named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "legacy": False}
+    settings = named | {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"image_token_id": made.token_to_id("<image>"), "image_token_index": made.token_to_id("<image>")}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_prompts_are_split_as_the_models_own_processor_splits_them(tmp_path: Path) -> None:
+    folder = pico_chat.write_llava(tmp_path)
+    write_llama_tokenizer(folder)
+    checkpoint = open_checkpoint(folder)
+    settings = image_processor_settings(folder, checkpoint.family.image_processor(checkpoint.config), {})
+    feeder = checkpoint.family.feeder(folder, checkpoint.config, settings)
+    path = tmp_path / "image.png"
+    Image.new("RGB", (16, 16)).save(path)
+    own = AutoProcessor.from_pretrained(folder)
+    for text in ("<image>\nwhat is it", "a <image> b", "it is <image>nice"):
+        expected = own(images=[Image.open(path)], text=[text], return_tensors="np")["input_ids"]
+        np.testing.assert_array_equal(feeder.feed(path, text)["input_ids"], expected)
