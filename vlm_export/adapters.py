@@ -8,6 +8,7 @@ imports peft, inside the functions that need it: the import takes a second, and 
 from __future__ import annotations
 
 import copy
+import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,32 +21,25 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from vlm_export.checkpoint import ADAPTER_WEIGHTS, Checkpoint, Weight, folder_of, read_json, stored_tensors
-from vlm_export.errors import InputError
+from vlm_export import adapter_places
+from vlm_export.adapter_keys import is_adapters, is_lora, module_of, plain_key
+from vlm_export.adapter_settings import SETTINGS, in_todays_names, read_settings
+from vlm_export.checkpoint import (
+    ADAPTER_WEIGHTS,
+    TRAINED_BESIDE_LORA,
+    Checkpoint,
+    TensorRef,
+    Weight,
+    folder_of,
+    stored_tensors,
+    weight_files,
+)
+from vlm_export.errors import InputError, all_of
+from vlm_export.low_rank import LowRank
 from vlm_export.own_files import own_file
 from vlm_export.recipe import Combination
 
-SETTINGS = "adapter_config.json"
 _NAME = "default"  # PEFT's name for the adapter in the model
-# Kinds that merging cannot describe, or that need more than the adapter's own tensors.
-UNSUPPORTED = {
-    "alora_invocation_tokens": "activated LoRA",
-    "arrow_config": "Arrow routing",
-    "kasa_config": "KaSA",
-    "layer_replication": "layer replication",
-    "monteclora_config": "MonteCLoRA",
-    "use_bdlora": "BD-LoRA",
-    "use_qalora": "QALoRA",
-}
-INITS_THAT_CHANGE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-_PARTS = r"lora_(?:A|B|embedding_A|embedding_B|magnitude_vector)"
-# `….lora_A.default.weight`: how in-memory state dicts spell what PEFT saves as `….lora_A.weight`.
-_WITH_ADAPTER_NAME = re.compile(
-    r"(?P<part>\.lora_[AB])\.[^.]+(?P<kind>\.(?:weight|bias))$"
-    r"|(?P<embedding>\.lora_embedding_[AB])\.[^.]+$"
-    r"|(?P<magnitude>\.lora_magnitude_vector)(?:\.[^.]+)?\.weight$"
-)
-_ADAPTED = re.compile(rf"\.({_PARTS}|token_adapter|trainable_tokens_delta|base_layer)(\.|$)")
 _A = re.compile(r"\.lora_(embedding_)?A(?=\.|$)")
 _FACTOR = re.compile(r"\.lora_([AB]\.weight|embedding_[AB])$")
 _BESIDE_FACTORS = re.compile(r"\.lora_magnitude_vector$|\.lora_B\.bias$")
@@ -59,6 +53,7 @@ class Adapter:
     Attributes:
         source: the file that its settings come from.
         config: a `peft.LoraConfig`.
+        alphas: of each module that has LoRA, below `root`.
         root: prefix of the submodule that PEFT attaches it to.
         tensors: by the names that PEFT saves, below `root`.
         unused: keys that the family says inference never reads.
@@ -66,6 +61,7 @@ class Adapter:
 
     source: Path
     config: Any
+    alphas: Mapping[str, float]
     root: str
     tensors: Mapping[str, Weight]
     unused: tuple[str, ...]
@@ -80,6 +76,23 @@ class Adapter:
         """A and B by A's name in the whole model."""
         names = [(name, _A.sub(r".lora_\1B", name)) for name in self.tensors if _A.search(name)]
         return {self.root + a: (self.tensors[a], self.tensors[b]) for a, b in names if b in self.tensors}
+
+    def products(self, model: nn.Module) -> dict[str, LowRank]:
+        """What it makes of each weight of `model` by the product of its factors alone, by the weight's name.
+
+        Without those of bare parameters, and of magnitudes whose rows are not the weight's.
+        """
+        found: dict[str, LowRank] = {}
+        for name, (a, b) in ({} if self.config.target_parameters else self.pairs()).items():
+            module = module_of(name)
+            magnitude = self.tensors.get(f"{module.removeprefix(self.root)}.lora_magnitude_vector")
+            transposed = isinstance(model.get_submodule(module), (Conv1D, nn.Embedding))
+            if magnitude is not None and transposed:
+                continue
+            rank, alpha = a.shape[0], self.alphas[module.removeprefix(self.root)]
+            scale = alpha / (math.sqrt(rank) if self.config.use_rslora else rank)
+            found[f"{module}.weight"] = LowRank(a, b, scale, magnitude, transposed)
+        return found
 
 
 @dataclass(frozen=True)
@@ -120,7 +133,7 @@ class Attached:
     def base_names(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every parameter under its name in the model without adapter; several have one name where PEFT keeps both."""
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
-            if not _ADAPTED.search(_WRAPPERS.sub("", f".{name}")):
+            if not is_adapters(_WRAPPERS.sub("", f".{name}")):
                 yield _WRAPPERS.sub("", name), parameter
 
     def layer_of(self, name: str) -> tuple[nn.Module | None, str]:
@@ -136,29 +149,47 @@ def open_adapter(path: Path, checkpoint: Checkpoint, model: nn.Module) -> Adapte
     """Read a PEFT folder, or the file of weights in one, and find where in the model it attaches.
 
     Raises:
-        InputError: a kind that cannot be merged, tensors of modules that the model does not have, or a link that leads
-            out of the folder.
+        InputError: a kind that cannot be merged, tensors of modules that the model does not have, names that fit
+            several of its parts or none, or a link that leads out of the folder.
     """
     source = folder_of(path) / SETTINGS
     own_file(source.parent, source.name)
-    config = _read_config(source)
-    stored = {key.removeprefix("base_model.model."): ref for key, ref in stored_tensors(path, ADAPTER_WEIGHTS).items()}
-    known = {name for name, _ in [*model.named_modules(), *model.named_parameters(remove_duplicate=False)]}
+    config = read_settings(source)
+    stored = {plain_key(key): ref for key, ref in adapter_tensors(path).items()}
     name_of = checkpoint.family.names(checkpoint.config)
+    place = adapter_places.find_place(stored, checkpoint.family.adapter_roots, model, name_of)
+    tensors = {name: stored[key] for key, name in place.names.items() if name is not None}
+    modules = {key: name for key, name in place.names.items() if name is not None and is_lora(key)}
+    observed = {module_of(name).removeprefix(place.root): module_of(key) for key, name in modules.items()}
+    settings = in_todays_names(source, config, adapter_places.candidates(model, name_of, place, observed))
+    unused = tuple(stored[key].key for key, name in place.names.items() if name is None)
+    below = {name.removeprefix(place.root): ref for name, ref in tensors.items()}
+    return Adapter(source, settings.config, settings.alphas, place.root, below, unused)
 
-    def named(root: str) -> dict[str, Weight]:
-        names = {key: name_of(root + without_adapter_name(key)) for key in stored}
-        return {name: stored[key] for key, name in names.items() if name is not None}
 
-    def unknown(root: str) -> list[Weight]:
-        return [ref for name, ref in named(root).items() if _ADAPTED.split(name, maxsplit=1)[0] not in known]
+def adapter_tensors(path: Path) -> dict[str, TensorRef]:
+    """Every tensor of an adapter's folder by key: its weights, and what LLaVA's own trainer saves beside them.
 
-    root = min(checkpoint.family.adapter_roots, key=lambda root: len(unknown(root)))
-    if unknown(root):
-        raise InputError(all_of([f"{ref}: no such module in the base model" for ref in unknown(root)]))
-    tensors = named(root)
-    unused = tuple(ref.key for ref in stored.values() if ref not in tensors.values())
-    return Adapter(source, config, root, {name.removeprefix(root): ref for name, ref in tensors.items()}, unused)
+    Raises:
+        InputError: as of `stored_tensors`.
+    """
+    tensors = stored_tensors(path, ADAPTER_WEIGHTS)
+    beside = _beside(path)
+    return {**tensors, **stored_tensors(beside)} if beside else tensors
+
+
+def adapter_files(path: Path) -> list[Path]:
+    """The files that hold an adapter's tensors.
+
+    Raises:
+        InputError: as of `weight_files`.
+    """
+    beside = _beside(path)
+    return [*weight_files(path, ADAPTER_WEIGHTS), *([beside] if beside else [])]
+
+
+def _beside(path: Path) -> Path | None:
+    return None if path.is_file() else own_file(path, TRAINED_BESIDE_LORA)
 
 
 def embedded_adapter(checkpoint: Checkpoint, model: nn.Module) -> Adapter | None:
@@ -182,7 +213,7 @@ def embedded_adapter(checkpoint: Checkpoint, model: nn.Module) -> Adapter | None
     from peft import LoraConfig
 
     modules = dict(model.named_modules())
-    targets = {name: _ADAPTED.split(name, maxsplit=1)[0] for name in checkpoint.lora}
+    targets = {name: module_of(name) for name in checkpoint.lora}
     unknown = [ref for name, ref in checkpoint.lora.items() if targets[name] not in modules]
     if unknown:
         raise InputError(all_of([f"{ref}: no such module in the model" for ref in unknown]))
@@ -192,35 +223,8 @@ def embedded_adapter(checkpoint: Checkpoint, model: nn.Module) -> Adapter | None
         target_modules=sorted(set(targets.values())),
         fan_in_fan_out=all(isinstance(modules[name], Conv1D) for name in targets.values()),
     )
-    return Adapter(source, config, "", checkpoint.lora, ())
-
-
-def without_adapter_name(key: str) -> str:
-    """A LoRA tensor's key as PEFT saves it, whatever the adapter was called in memory."""
-    return _WITH_ADAPTER_NAME.sub(lambda found: "".join(part for part in found.groups() if part), key)
-
-
-def _read_config(source: Path) -> Any:
-    """PEFT's own reading of `adapter_config.json`."""
-    from peft import LoraConfig
-
-    settings = read_json(source)
-    if settings.get("peft_type") != "LORA":
-        raise InputError(f"{source}: peft_type is {settings.get('peft_type')!r}; only LORA can be merged")
-    for key, kind in UNSUPPORTED.items():
-        if settings.get(key):
-            raise InputError(f"{source}: {key}: {kind} cannot be merged by this version")
-    if str(settings.get("init_lora_weights")).lower().startswith(INITS_THAT_CHANGE_BASE):
-        raise InputError(
-            f"{source}: init_lora_weights: {settings['init_lora_weights']!r} changes the base weights: "
-            "save the adapter with `path_initial_model_for_weight_conversion` first"
-        )
-    try:
-        config = LoraConfig.from_pretrained(str(source.parent))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{source}: PEFT cannot read it: {' '.join(str(error).split())}") from error
-    config.init_lora_weights = False  # how training began; some ways need the weights, which are not there
-    return config
+    alphas = dict.fromkeys(targets.values(), float(settings.alpha))
+    return Adapter(source, config, alphas, "", checkpoint.lora, ())
 
 
 def repetitions(found: Sequence[Adapter]) -> Iterator[str]:
@@ -233,7 +237,7 @@ def repetitions(found: Sequence[Adapter]) -> Iterator[str]:
             one, other = earlier.pairs(), adapter.pairs()
             equal = [name for name in one if name in other and _is_copy(one[name], other[name])]
             if equal:
-                yield _repetition(earlier.source, adapter.source, _ADAPTED.split(equal[0], maxsplit=1)[0], len(equal))
+                yield _repetition(earlier.source, adapter.source, module_of(equal[0]), len(equal))
 
 
 def _repetition(earlier: Path, later: Path, module: str, count: int) -> str:
@@ -346,7 +350,7 @@ def combine(given: Sequence[Adapter], combination: Combination, model: nn.Module
     folders = " and ".join(adapter.source.parent.name for adapter in given)
     source = Path(f"{combination.type} of {folders}")
     tensors = {name: Held(f"{source}: {name}", tensor) for name, tensor in state.items()}
-    ranks = {_ADAPTED.split(name, maxsplit=1)[0]: held.shape[0] for name, held in tensors.items() if _A.search(name)}
+    ranks = {module_of(name): held.shape[0] for name, held in tensors.items() if _A.search(name)}
     pattern = {re.escape(name): rank for name, rank in ranks.items()}
     config = LoraConfig(  # both factors hold their share of the weights and scales, so that this one's is 1
         target_modules=sorted(ranks),
@@ -355,7 +359,8 @@ def combine(given: Sequence[Adapter], combination: Combination, model: nn.Module
         fan_in_fan_out=given[0].config.fan_in_fan_out,
         init_lora_weights=False,
     )
-    return Adapter(source, config, root, tensors, tuple(key for adapter in given for key in adapter.unused))
+    alphas = {name: float(rank) for name, rank in ranks.items()}
+    return Adapter(source, config, alphas, root, tensors, tuple(key for adapter in given for key in adapter.unused))
 
 
 def _check_can_be_combined(given: Sequence[Adapter]) -> None:
@@ -450,9 +455,3 @@ def _advice_is_for_training() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def all_of(problems: Sequence[str], shown: int = 5) -> str:
-    """One line that lists what is wrong, cut after `shown`."""
-    rest = f"; and {len(problems) - shown} more" if len(problems) > shown else ""
-    return "; ".join(problems[:shown]) + rest

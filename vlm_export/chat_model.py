@@ -23,6 +23,7 @@ from vlm_export.processing import ChatProcessor
 
 _TEXT = {"input_ids", "attention_mask"}
 _UNUSED = re.compile(r".*\.(position_ids|rotary_emb\.inv_freq|num_batches_tracked)$")
+_PROJECTOR = re.compile(r".*\bmm_projector\.(?P<index>\d+)\.")  # an MLP, a GELU between two layers
 _LEFT_OUT = {"dtype", "torch_dtype", "auto_map"}
 
 
@@ -48,8 +49,12 @@ def build(config: Config) -> PreTrainedModel:
 
 
 def rename(key: str) -> str | None:
-    """Drops what checkpoints of older transformers carry and inference never reads."""
-    return None if _UNUSED.match(key) else key
+    """Drops what checkpoints of older transformers carry and inference never reads; names LLaVA's own projector."""
+    return None if _UNUSED.match(key) else _PROJECTOR.sub(_of_transformers, key)
+
+
+def _of_transformers(key: re.Match[str]) -> str:
+    return f"multi_modal_projector.linear_{int(key['index']) // 2 + 1}."
 
 
 def text_config(config: Config) -> PretrainedConfig:

@@ -55,11 +55,15 @@ MODEL_FILES = (
     "preprocessor_config.json",
     "processor_config.json",
 )
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+TRAINED_BESIDE_LORA = "non_lora_trainables.bin"  # of LLaVA's own trainer: the projector
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", TRAINED_BESIDE_LORA)
 _PICKLES = {WEIGHTS: "pytorch_model.bin", ADAPTER_WEIGHTS: "adapter_model.bin"}
 _SAFETENSORS_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # What stands for a module's weight, or beside it: an adapter's tensors, and those of packed integers.
 _PART = re.compile(r"\.(lora_|token_adapter\.|base_layer\.|(qweight|qzeros|scales|g_idx)$)")
+_PEFT = ("base_model.model.",)
+# What torch.compile, FSDP and activation checkpointing put between a module's name and its parts'.
+_WRAPPER = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
 _LORA_KEY = re.compile(r"(?P<module>.+)\.lora_(?P<part>A|B)(\.[A-Za-z0-9_-]+)?\.weight$")
 
 
@@ -163,18 +167,20 @@ def folder_of(path: Path) -> Path:
 
 
 def stored_tensors(path: Path, whole: str = WEIGHTS) -> dict[str, TensorRef]:
-    """Every tensor of a folder's file or shards, or of one file, by key, a DataParallel `module.` prefix removed.
+    """Every tensor of a folder's file or shards, or of one file, by key without the names of wrappers around modules.
 
     Raises:
         InputError: there are no weights, a shard is missing, or a file cannot be read.
     """
     refs: dict[str, TensorRef] = {}
     for ref in (ref for file in weight_files(path, whole) for ref in _tensors_of(file)):
-        if ref.key in refs:
-            raise InputError(f"{ref}: is in {refs[ref.key].file.name} too; keep one of the two")
-        refs[ref.key] = ref
-    if refs and all(key.startswith("module.") for key in refs):
-        return {key.removeprefix("module."): ref for key, ref in refs.items()}
+        key = _WRAPPER.sub("", ref.key)
+        if key in refs:
+            raise InputError(f"{ref}: is in {refs[key].file.name} too; keep one of the two")
+        refs[key] = ref
+    for prefix in ("", *_PEFT):
+        if refs and all(key.startswith(f"{prefix}module.") for key in refs):  # DataParallel, DeepSpeed
+            return {prefix + key.removeprefix(f"{prefix}module."): ref for key, ref in refs.items()}
     return refs
 
 

@@ -6,6 +6,8 @@ shows the traceback.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class VlmExportError(Exception):
     """Base of everything that the command line reports in one line."""
@@ -23,3 +25,9 @@ class CheckFailed(VlmExportError):
     """The work was done and did not hold: a verification, a proof, a refused push. Exit status 1."""
 
     exit_code = 1
+
+
+def all_of(problems: Sequence[str], shown: int = 5) -> str:
+    """One line that lists what is wrong, cut after `shown`."""
+    rest = f"; and {len(problems) - shown} more" if len(problems) > shown else ""
+    return "; ".join(problems[:shown]) + rest

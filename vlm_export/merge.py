@@ -18,10 +18,10 @@ import torch
 from torch import nn
 
 from vlm_export import adapters, proof
-from vlm_export.adapters import Adapter, Attached, all_of
+from vlm_export.adapter_settings import SETTINGS
+from vlm_export.adapters import Adapter, Attached
 from vlm_export.artifacts import replaced_folder, sha256, write_json
 from vlm_export.checkpoint import (
-    ADAPTER_WEIGHTS,
     WEIGHTS,
     Checkpoint,
     TensorRef,
@@ -33,7 +33,7 @@ from vlm_export.checkpoint import (
     open_checkpoint,
     weight_files,
 )
-from vlm_export.errors import CheckFailed, InputError
+from vlm_export.errors import CheckFailed, InputError, all_of
 from vlm_export.processing import copy_processor
 from vlm_export.proof import LayerProof, Placed
 from vlm_export.quantized import base_weights
@@ -487,6 +487,7 @@ def _prove(base: Version, steps: Sequence[Step], folder: Path) -> _Proof:
             if layer is None
         ]
         worst += layers
+        _check_products(step, written if step is steps[-1] else step.after)
         logits = merged.logits(family, fed)
         error, limit = proof.logits_error(family, fed, expected, logits, (adapted, merged))
         if not error <= limit:
@@ -504,6 +505,20 @@ def _check_copies(last: Version, written: Version) -> None:
         if not isinstance(weight, Merged) and not _equal(weight, written.weights[name]):
             raise CheckFailed(
                 f"{weight}: written as {name}, it is not what was read: the merge is wrong, nothing was written"
+            )
+
+
+def _check_products(step: Step, after: Version) -> None:
+    """Each merged weight is W + s·B·A, with s from the adapter's files: PEFT might compute and merge a wrong one."""
+    model = step.before.build()
+    tied = aliases(model)
+    for name, product in step.adapter.products(model).items():
+        before, merged = step.before.weights[tied.get(name, name)], after.weights.get(name)
+        error = 0.0 if merged is None else product.error(before, merged)
+        if not error <= proof.MAX_LAYER_ERROR:
+            raise CheckFailed(
+                f"{step.adapter.source}: {name}, merged, differs from W + s·B·A by {error:.1e} of its rows (limit "
+                f"{proof.MAX_LAYER_ERROR:.1e}; s = {product.scale:g}): the merge is wrong, nothing was written"
             )
 
 
@@ -530,7 +545,7 @@ def _inputs(path: Path, adapter_paths: Sequence[Path]) -> Iterator[Path]:
     """Every file that a merge reads."""
     yield from (folder_of(path) / "config.json", *weight_files(path))
     for adapter in adapter_paths:
-        yield from (folder_of(adapter) / adapters.SETTINGS, *weight_files(adapter, ADAPTER_WEIGHTS))
+        yield from (folder_of(adapter) / SETTINGS, *adapters.adapter_files(adapter))
 
 
 def input_hashes(path: Path, adapter_paths: Sequence[Path]) -> dict[str, str]:
