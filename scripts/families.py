@@ -23,9 +23,10 @@ PAGE = ROOT / "docs" / "families.md"
 sys.path.insert(0, str(TESTS))
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+import test_adapter_names  # noqa: E402
 import test_adapters  # noqa: E402
 
-from vlm_export import adapters, bundled, recipe  # noqa: E402
+from vlm_export import adapter_settings, bundled, companions, recipe  # noqa: E402
 from vlm_export.checkpoint import open_checkpoint  # noqa: E402
 from vlm_export.dtypes import DTYPES  # noqa: E402
 from vlm_export.families.base import Family, find_family, names  # noqa: E402
@@ -137,7 +138,7 @@ Every layout of every family can be written in each. What a table above leaves o
 
 
 def _adapters() -> str:
-    inits = _code(sorted(adapters.INITS_THAT_CHANGE_BASE))
+    inits = _code(sorted(adapter_settings.INITS_THAT_CHANGE_BASE))
     head = ["kind", *(f"{name} in `{model_type}`" for name, model_type in _bases().items())]
     rows = (
         [kind, *("yes" if (kind, base) in test_adapters.CASES else "–" for base in test_adapters.BASES)]
@@ -152,10 +153,31 @@ models:
 {_table(head, rows)}
 Several adapters are combined by {_code(get_args(recipe.CombinationType))}, or merged one after the other.
 
-Refused by name: {", ".join(sorted(adapters.UNSUPPORTED.values()))};
+Refused by name: {", ".join(sorted(adapter_settings.UNSUPPORTED.values()))};
 what begins by changing the base ({inits}), unless it was saved as an ordinary LoRA; and
 every `peft_type` but `LORA`.
+
+### Whose folders are understood
+
+Adapters name modules as the version of transformers did that trained them, in their tensors and in the patterns of
+`adapter_config.json`; both are translated by the library's own tables. `test_adapter_names.py::test_merged_by_hand`
+compares merged weights with W + s·B·A, computed by hand, of folders as these wrote them:
+
+{_table(["as written by", "model", "settings with names of modules"], _writers())}
+Beside them: `non_lora_trainables.bin` of LLaVA's own trainer; tables that were resized with the fine-tune, where the
+adapter holds the new rows (`test_adapters.py::test_a_table_that_was_resized`).
+
+Of the last adapter, and not of the model, are taken where it has them: {_code(list(companions.FILES))}
+(`test_companions.py`). A recipe's `tokenizer: model` and `processor: model` say otherwise, and so does the path or Hub
+id of a folder there.
 """
+
+
+def _writers() -> Iterator[list[str]]:
+    named = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save")
+    for name, case in test_adapter_names.CASES.items():
+        fields = [field for field in (*named, "rank_pattern", "alpha_pattern") if field in case.settings]
+        yield [name, f"`{case.base}`", _code(fields)]
 
 
 def _bases() -> dict[str, str]:

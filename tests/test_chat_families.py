@@ -22,7 +22,7 @@ from test_browser import Inputs, visit
 from transformers import AutoModelForImageTextToText
 from transformers.utils import import_utils
 
-from vlm_export import runtime, variants
+from vlm_export import limits, runtime, variants
 from vlm_export.checkpoint import build_empty, open_checkpoint
 from vlm_export.dtypes import DTYPES, FP32
 from vlm_export.errors import InputError
@@ -159,13 +159,15 @@ def test_the_runtime_says_it_too(exported: Exported) -> None:
 
 
 def test_the_template_is_the_client_s_own(exported: Exported, tmp_path: Path) -> None:
-    """Node is given the conversation, not the text: a repo whose template differs fails there, and only there."""
+    """Node is given the conversation, not the text: a repo whose template differs fails by its prompt's ids."""
     made = exported.copy(tmp_path / "copy")
     path = made.work.repo / "tokenizer_config.json"
     settings = json.loads(path.read_text())
     path.write_text(json.dumps(settings | {"chat_template": settings["chat_template"].replace("role", "content")}))
     report = made.verify("ort", "node")
-    assert {(check.runtime, check.metric) for check in report.failures} == {("node", "tokens_exact_rate")}
+    failures = {(check.runtime, check.metric) for check in report.failures}
+    of_prompts = {(runtime, limits.PROMPT_IDS) for runtime in ("ort", "node")}
+    assert of_prompts <= failures <= of_prompts | {("node", limits.TOKENS_EXACT)}
 
 
 def test_the_adapter_was_everywhere(exported: Exported) -> None:

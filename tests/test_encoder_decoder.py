@@ -205,7 +205,7 @@ def test_rules_on_repetition_see_the_start_token(broken: Exported) -> None:
     """Start and end are one token, as in nlpconnect/vit-gpt2-image-captioning: PyTorch and clients count it as said."""
     folder = broken.recipe.path.parent
     config = read_json(folder / "checkpoint" / "config.json") | {"decoder_start_token_id": END}
-    config["decoder"] |= {"min_length": 5, "no_repeat_ngram_size": 1, "eos_token_id": None}  # rules nobody asked for
+    config["decoder"] |= {"num_beams": 4, "no_repeat_ngram_size": 1, "eos_token_id": None}  # the recipe has others
     (folder / "checkpoint" / "config.json").write_text(json.dumps(config))
     (folder / "checkpoint" / "generation_config.json").unlink()
     rules = {"generation": {"max_new_tokens": 8, "repetition_penalty": 1.8, "no_repeat_ngram_size": 2}}

@@ -116,6 +116,9 @@ def assert_equal_models(merged: Path, settings: dict[str, Any], expected: Prefix
     torch.testing.assert_close(logits(model), logits(expected), atol=1e-4, rtol=0)
 
 
+BESIDE = ("tokenizer.json", "tokenizer_config.json")  # the weights
+
+
 # --- checkpoints and adapters, written once, and copies of them with faults ---
 
 
@@ -212,7 +215,7 @@ def test_report(disk: Path, tmp_path: Path) -> None:
         assert ratio == pytest.approx(float((expected[f"{module}.weight"] - weight).norm() / weight.norm()), rel=1e-5)
     assert report.inputs_sha256 == {
         f"tied/{name}": hashlib.sha256((disk / "tied" / name).read_bytes()).hexdigest()
-        for name in ("config.json", "model.safetensors")
+        for name in ("config.json", "model.safetensors", *BESIDE)
     }
 
 
@@ -315,7 +318,7 @@ def test_sharded_checkpoint(disk: Path, tmp_path: Path) -> None:
     sharded, whole = (tmp_path / name / "model.safetensors" for name in ("sharded", "whole"))
     assert sharded.read_bytes() == whole.read_bytes()
     shards = [f"source/model-{i:05}-of-00003.safetensors" for i in (1, 2, 3)]
-    assert list(report.inputs_sha256) == ["source/config.json", *shards]
+    assert list(report.inputs_sha256) == ["source/config.json", *shards, *(f"source/{name}" for name in BESIDE)]
 
 
 # --- PEFT folders ---
@@ -355,6 +358,7 @@ def test_peft_folder(variant: str, tmp_path: Path) -> None:
     assert report.max_relative_diff_vs_adapter is not None and report.max_relative_diff_vs_adapter <= 1e-5
     files = [("base", "config.json"), ("base", "model.safetensors")]
     files += [("adapter", "adapter_config.json"), ("adapter", "adapter_model.safetensors")]
+    files += [("base", name) for name in BESIDE]
     assert report.inputs_sha256 == {
         f"{folder}/{name}": hashlib.sha256((tmp_path / folder / name).read_bytes()).hexdigest()
         for folder, name in files
@@ -403,7 +407,8 @@ def test_adapters_in_sequence(sequence: str, disk: Path, tmp_path: Path) -> None
     report = merge(disk / "base", adapters, tmp_path / "merged")
     assert_equal_models(tmp_path / "merged", UNTIED, expected)
     names = ("adapter_config.json", "adapter_model.safetensors")
-    assert list(report.inputs_sha256)[2:] == [f"{f}/{n}" for f in ("adapter", "1/adapter") for n in names]
+    files = [name for name in report.inputs_sha256 if "adapter/" in name]
+    assert files == [f"{folder}/{name}" for folder in ("adapter", "1/adapter") for name in names]
 
 
 def test_adapters_on_a_checkpoint_that_has_its_own(disk: Path, tmp_path: Path) -> None:

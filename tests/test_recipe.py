@@ -86,7 +86,7 @@ def test_every_key(tmp_path: Path) -> None:
         adapters=(AdapterSource("org/adapter", "main"), AdapterSource("../local")),
         layout="chat",
         dtypes=("fp32", "int8"),
-        generation=Generation(12, 1.0, 3),
+        generation=Generation(False, 12, 1.0, 3),
         image_processor={"size": {"height": 8, "width": 8}},
         chat_template="{{ messages }}",
         golden=GoldenInputs(("images/*.png",), ("a", "the")),
@@ -98,7 +98,7 @@ def test_every_key(tmp_path: Path) -> None:
 def test_defaults(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path, MINIMAL)).recipe
     assert recipe == Recipe(name="mine", model="org/model")
-    assert (recipe.layout, recipe.dtypes, recipe.generation) == ("captioner", ("fp32",), Generation(30, 1.0, 0))
+    assert (recipe.layout, recipe.dtypes, recipe.generation) == ("captioner", ("fp32",), Generation())
 
 
 def test_recipe_is_frozen(tmp_path: Path) -> None:

@@ -259,8 +259,8 @@ def test_a_published_encoder_decoder_without_a_cache_of_cross_attention(
 
 def test_settings_that_are_not_applied_are_named(repo_copy: Path, images: list[str]) -> None:
     path = repo_copy / "generation_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"suppress_tokens": [5], "min_p": None}))
-    assert run(repo_copy, images[0]).stderr == f"{path}: suppress_tokens: is not applied\n"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"guidance_scale": 1.5, "min_p": None}))
+    assert run(repo_copy, images[0]).stderr == f"{path}: guidance_scale: is not applied\n"
 
 
 @pytest.mark.parametrize(

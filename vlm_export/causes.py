@@ -6,9 +6,23 @@ import math
 from collections.abc import Sequence
 
 from vlm_export.dtypes import FP32
-from vlm_export.limits import FROM_FILE_EXACT, TOKENS_EXACT, TOP1_AGREEMENT
+from vlm_export.limits import (
+    ENDS,
+    FROM_FILE_EXACT,
+    PIXELS,
+    PIXELS_FROM_FILE,
+    PROMPT_IDS,
+    TOKENS_EXACT,
+    TOP1_AGREEMENT,
+)
 from vlm_export.verify import LOADS, RUNS, SATURATION, SHAPE, SIGNATURE, Check, Report
 
+_OF_FILES = {
+    PROMPT_IDS: "the repo's tokenizer or chat template makes other prompt ids than PyTorch was fed",
+    ENDS: "the repo's generation_config.json ends texts elsewhere than the model does",
+    PIXELS: "the repo's preprocessor_config.json makes other pixels than PyTorch was fed",
+    PIXELS_FROM_FILE: "transformers.js makes other pixels of the pictures: it reads a setting of theirs otherwise",
+}
 _OF_TOKENS = (TOKENS_EXACT, TOP1_AGREEMENT, FROM_FILE_EXACT)
 
 
@@ -24,6 +38,9 @@ def explain(report: Report, name: str) -> list[str]:
 def _cause(report: Report, dtype: str) -> str:
     failures = [check for check in report.failures if check.dtype == dtype]
     metrics = {check.metric for check in failures}
+    for metric, cause in _OF_FILES.items():
+        if metric in metrics:
+            return cause
     if metrics & {LOADS, RUNS}:
         return "a graph does not run: its file is damaged, or this ONNX Runtime lacks an operator that it needs"
     if metrics & {SIGNATURE, SHAPE}:

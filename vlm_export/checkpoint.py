@@ -33,30 +33,42 @@ from vlm_export.tensor_file import DTYPES
 
 WEIGHTS = "model.safetensors"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-# What a model and an adapter are downloaded as, of all that is in their repos.
+# What is downloaded of a model and of an adapter; and what lies beside the weights of both.
+COMPANIONS = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",  # this and the next six: what older checkpoints have instead of tokenizer.json
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "source.spm",
+    "chat_template.*",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
 MODEL_FILES = (
     "config.json",
-    "generation_config.json",
     "model.safetensors",
     "model-*.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model-*.bin",
     "pytorch_model.bin.index.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",  # this and the next three: what older checkpoints have instead of tokenizer.json
-    "merges.txt",
-    "vocab.txt",
-    "sentencepiece.bpe.model",
-    "chat_template.*",
-    "preprocessor_config.json",
-    "processor_config.json",
+    *COMPANIONS,
 )
 TRAINED_BESIDE_LORA = "non_lora_trainables.bin"  # of LLaVA's own trainer: the projector
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", TRAINED_BESIDE_LORA)
+ADAPTER_FILES = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+    TRAINED_BESIDE_LORA,
+    *COMPANIONS,
+)
 _PICKLES = {WEIGHTS: "pytorch_model.bin", ADAPTER_WEIGHTS: "adapter_model.bin"}
 _SAFETENSORS_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # What stands for a module's weight, or beside it: an adapter's tensors, and those of packed integers.

@@ -107,6 +107,8 @@ def merge(recipe: str | None, base: str | None, work: Path | None, as_json: bool
     for warning in report.warnings:
         click.echo(f"warning: {warning}", err=True)
     lines = [f"merged {report.adapter_tensors} adapter tensors into {report.parameters:,} parameters"]
+    if report.companions:
+        lines.append(report.companions)
     if report.max_layer_error is not None:
         lines.append(
             f"layers differ from base + adapter by at most {report.max_layer_error:.1e} of what they compute "

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,19 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors.numpy import load_file, save_file
 from torch import nn
-from transformers import EncoderDecoderCache, GenerationConfig
+from transformers import EncoderDecoderCache
 
 from vlm_export import merge
 from vlm_export.artifacts import replaced_folder, sha256, write_json
 from vlm_export.checkpoint import Checkpoint, read_json
+from vlm_export.companions import Choice, Companions, gathered
 from vlm_export.errors import InputError
 from vlm_export.families.base import Feeder
+from vlm_export.generation_rules import loaded_rules, published
 from vlm_export.own_files import own_file, unchanged_file
-from vlm_export.processing import image_processor_settings, load_tokenizer, stored_generation
+from vlm_export.processing import check_tokenizer, image_processor_settings, load_tokenizer
 from vlm_export.recipe import Recipe, RecipeFile
+from vlm_export.runtime.text import check_rows
 
 DECODE_STEPS = 3
 MIN_IMAGES = 2
@@ -45,6 +48,7 @@ class GoldenImage:
     file: str
     sha256: str
     pixel_values_sha256: str
+    prompt_ids_sha256: str
     token_ids: list[int]
     caption: str
     margins: list[float]
@@ -62,7 +66,10 @@ class GoldenCase:
 
 @dataclass(frozen=True)
 class Golden:
-    """`golden.json`. Every image is run with `text`; if a chat template made it, of `conversation`."""
+    """`golden.json`. Every image is run with `text`; if a chat template made it, of `conversation`.
+
+    `companions` are the names of the folders that tokenizer, template, processor and rules came from.
+    """
 
     recipe: str
     inputs_sha256: dict[str, str]
@@ -76,12 +83,13 @@ class Golden:
     conversation: list[dict[str, Any]] = field(default_factory=list)
     base: str = "original"
     combination: dict[str, Any] | None = None
-    schema: int = 2
+    companions: dict[str, str] = field(default_factory=dict)
+    schema: int = 3
 
-    def differences(self, recipe: Recipe) -> list[str]:
-        """The keys of a recipe that are not as they were when this was recorded."""
+    def differences(self, recipe: Recipe, generation: Mapping[str, Any]) -> list[str]:
+        """The keys of a recipe that are not as they were when this was recorded; `generation` is what it comes to."""
         now = {
-            "generation": asdict(recipe.generation),
+            "generation": dict(generation),
             "base": recipe.base,
             "combination": _combination(recipe),
         }
@@ -134,9 +142,10 @@ def record(
     model_path: Path,
     adapter_paths: Sequence[Path],
     images: Sequence[Path],
+    beside: Choice | None = None,
     on_image: Callable[[int, int], None] | None = None,
 ) -> Golden:
-    """Run the PyTorch model on `images` and write the recipe's golden folder.
+    """Run the PyTorch model on `images` and write the recipe's golden folder; `beside` as of `merge.merge`.
 
     Raises:
         InputError: too few images, an unreadable one, a prompt that the family has no use for, or a checkpoint that
@@ -146,12 +155,26 @@ def record(
         raise InputError(
             f"{recipe.path}: golden.images: {len(images)} image(s) found, at least {MIN_IMAGES} are needed"
         )
+    with gathered(model_path, adapter_paths, beside) as companions:
+        return _record(recipe, model_path, adapter_paths, images, companions, on_image)
+
+
+def _record(
+    recipe: RecipeFile,
+    model_path: Path,
+    adapter_paths: Sequence[Path],
+    images: Sequence[Path],
+    companions: Companions,
+    on_image: Callable[[int, int], None] | None,
+) -> Golden:
     checkpoint, model = merge.attach(
         model_path,
         adapter_paths,
         combination=recipe.recipe.combination,
         dequantized=recipe.recipe.base == "dequantized",
     )
+    checkpoint = replace(checkpoint, path=companions.folder)  # nothing is read from here on but what lies there
+    check_tokenizer(checkpoint.path, checkpoint)
     settings = image_processor_settings(
         checkpoint.path, checkpoint.family.image_processor(checkpoint.config), recipe.recipe.image_processor
     )
@@ -161,7 +184,8 @@ def record(
         text, *texts = feeder.texts(prompts)
     except InputError as error:
         raise InputError(f"{recipe.path}: {error}") from error
-    recorder = _Recorder(checkpoint, model, feeder, asdict(recipe.recipe.generation))
+    generation = published(recipe.recipe.generation, checkpoint.path, checkpoint.config)
+    recorder = _Recorder(checkpoint, model, feeder, generation)
     recorded = []
     for index, path in enumerate(images):
         recorded.append(recorder.image(path, text))
@@ -170,7 +194,7 @@ def record(
     cases, tensors = recorder.cases(images, [text, *(texts or [text])])
     golden = Golden(
         recipe=recipe.name,
-        inputs_sha256=merge.input_hashes(model_path, adapter_paths),
+        inputs_sha256=merge.input_hashes(model_path, adapter_paths, companions),
         versions={name: version(name) for name in _VERSIONS},
         generation=recorder.generation,
         eos_token_ids=recorder.eos,
@@ -181,6 +205,7 @@ def record(
         conversation=next((list(prompt) for prompt in prompts[:1] if not isinstance(prompt, str)), []),
         base=recipe.recipe.base,
         combination=_combination(recipe.recipe),
+        companions={kind: folder.name for kind, folder in companions.origins.items()},
     )
     with replaced_folder(recipe.golden_target) as folder:
         (folder / "images").mkdir()
@@ -211,10 +236,24 @@ class _Recorder:
         self.generation = generation
         self.tokenizer = load_tokenizer(checkpoint.path)
         self.eos = eos_token_ids(checkpoint, self.tokenizer)
+        self.rows = checkpoint.family.text_config(checkpoint.config).vocab_size
+
+    def feed(self, path: Path, text: str) -> dict[str, np.ndarray]:
+        """What the model is fed.
+
+        Raises:
+            InputError: a token that the model has no row for.
+        """
+        fed = self.feeder.feed(path, text)
+        ids = (int(each) for each in fed["input_ids"].flatten())
+        check_rows(
+            ids, self.rows, lambda token: str(self.tokenizer.convert_ids_to_tokens(token)), f"golden.prompts: {text!r}"
+        )
+        return fed
 
     @torch.inference_mode()
     def image(self, path: Path, text: str) -> GoldenImage:
-        fed = self.feeder.feed(path, text)
+        fed = self.feed(path, text)
         output = self.reference.generate(
             _tensors(fed),
             do_sample=False,
@@ -231,6 +270,7 @@ class _Recorder:
             file=path.name,
             sha256=sha256(path),
             pixel_values_sha256=array_sha256(fed["pixel_values"]),
+            prompt_ids_sha256=array_sha256(fed["input_ids"]),
             token_ids=token_ids,
             caption=str(self.tokenizer.decode(token_ids, skip_special_tokens=True)),
             margins=[float(f"{first - second:.4g}") for first, second in best],
@@ -242,15 +282,15 @@ class _Recorder:
         tensors: dict[str, np.ndarray] = {}
         for index, text in enumerate(texts):
             name, batch = f"case{index}", 2 if index else 1
-            steps, values = self._case(self._batch(images, text) if index else self.feeder.feed(images[0], text))
+            steps, values = self._case(self._batch(images, text) if index else self.feed(images[0], text))
             cases.append(GoldenCase(name, batch, text, steps))
             tensors |= {f"{name}/{key}": value.contiguous().numpy() for key, value in values.items()}
         return cases, tensors
 
     def _batch(self, images: Sequence[Path], text: str) -> dict[str, np.ndarray]:
         """The first image and the next that is fed in the same shapes, or itself: a batch without padding."""
-        first = self.feeder.feed(images[0], text)
-        others = (self.feeder.feed(path, text) for path in images[1:])
+        first = self.feed(images[0], text)
+        others = (self.feed(path, text) for path in images[1:])
         second = next((fed for fed in others if all(fed[name].shape == first[name].shape for name in first)), first)
         return {name: np.concatenate([first[name], second[name]]) for name in first}
 
@@ -300,10 +340,7 @@ def eos_token_ids(checkpoint: Checkpoint, tokenizer: Any) -> list[int]:
     Raises:
         InputError: none names one, so nothing would ever stop.
     """
-    if own_file(checkpoint.path, "generation_config.json"):
-        rules = GenerationConfig.from_dict(stored_generation(checkpoint.path))
-    else:
-        rules = GenerationConfig.from_model_config(dict(checkpoint.config))
+    rules = loaded_rules(checkpoint.path, checkpoint.config)
     found = tokenizer.eos_token_id if rules.eos_token_id is None else rules.eos_token_id
     ids = found if isinstance(found, list) else [found]
     rows = checkpoint.family.text_config(checkpoint.config).vocab_size

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlm_export import adapters, proof
+from vlm_export import adapters, proof, vocabulary
 from vlm_export.adapter_settings import SETTINGS
 from vlm_export.adapters import Adapter, Attached
 from vlm_export.artifacts import replaced_folder, sha256, write_json
@@ -33,13 +33,16 @@ from vlm_export.checkpoint import (
     open_checkpoint,
     weight_files,
 )
+from vlm_export.companions import GENERATION, GENERATION_FILE, Choice, Companions, gathered
 from vlm_export.errors import CheckFailed, InputError, all_of
-from vlm_export.processing import copy_processor
+from vlm_export.generation_rules import unheeded
+from vlm_export.processing import check_tokenizer, copy_processor
 from vlm_export.proof import LayerProof, Placed
 from vlm_export.quantized import base_weights
 from vlm_export.recipe import Combination
 from vlm_export.streaming import PART_ELEMENTS, return_freed_memory
 from vlm_export.tensor_file import DTYPES, Entry, write_tensors
+from vlm_export.vocabulary import Resized
 
 _HALF = ("F16", "BF16")
 
@@ -56,6 +59,7 @@ class MergeReport:
         max_relative_diff_vs_adapter, max_relative_diff_vs_base: of logits, as a share of the largest one.
         max_layer_error: the worst layer's difference from PEFT's, as a share of what a row of its weight computes.
         worst_layer: that layer.
+        companions: which of tokenizer, template, processor and rules are not the model's own, where it has them.
     """
 
     adapter_tensors: int
@@ -70,6 +74,7 @@ class MergeReport:
     max_relative_diff_vs_base: float | None
     max_layer_error: float | None
     worst_layer: str | None
+    companions: str
     warnings: list[str]
     schema: int = 2
 
@@ -164,12 +169,13 @@ def merge(
     *,
     combination: Combination | None = None,
     dequantized: bool = False,
+    beside: Choice | None = None,
     on_tensor: Callable[[int, int], None] | None = None,
 ) -> MergeReport:
     """Write the plain checkpoint of `path` with its own and the given adapters merged to the folder `out`.
 
     The given ones are merged in order, or as the one that `combination` makes of them. `dequantized` says that the base
-    may be quantized weights, read as what they stand for.
+    may be quantized weights, read as what they stand for. `beside` says whose tokenizer and processor are taken.
 
     Tensors keep the dtype that they have on disk, but adapted ones in half precision become float32: rounding
     `W + ΔW` back would change logits by more than a wrong merge may, and ΔW is often below what the rounding takes.
@@ -179,45 +185,60 @@ def merge(
         CheckFailed: the merged model does not compute what PEFT computes with the adapter attached.
     """
     return_freed_memory()
-    base, steps = _open(path, adapter_paths, combination, dequantized)
-    last = steps[-1].after if steps else base
-    with replaced_folder(out) as folder:
-        changes = _stream(last, folder / WEIGHTS, on_tensor)
-        write_json(folder / "config.json", last.checkpoint.family.merged_config(last.checkpoint.config))
-        copy_processor(base.checkpoint.path, folder)
-        seen = _prove(base, steps, folder) if steps else None
-        worst = seen.worst if seen else None
-        report = MergeReport(
-            adapter_tensors=sum(len(step.adapter.tensors) for step in steps),
-            unused=sorted([*base.checkpoint.unused, *(key for step in steps for key in step.adapter.unused)]),
-            layers={module: change.ratio for module, change in changes.items()},
-            rounding_error={
-                module: change.rounding_error for module, change in changes.items() if change.rounding_error is not None
-            },
-            unchanged_if_rounded={
-                module: change.unchanged_if_rounded
-                for module, change in changes.items()
-                if change.unchanged_if_rounded is not None
-            },
-            tied=aliases(last.build()),
-            inputs_sha256=input_hashes(path, adapter_paths),
-            parameters=sum(math.prod(weight.shape) for weight in last.weights.values()),
-            max_relative_diff_vs_adapter=seen.versus_adapter if seen else None,
-            max_relative_diff_vs_base=seen.versus_base if seen else None,
-            max_layer_error=worst.error if worst else None,
-            worst_layer=worst.name if worst else None,
-            warnings=[
-                *base.checkpoint.notes,
-                *(
-                    f"{file}: a pickle, of which only the tensors were read; prefer safetensors"
-                    for file in _inputs(path, adapter_paths)
-                    if is_pickle(file)
-                ),
-                *(seen.warnings if seen else ()),
-            ],
-        )
-        write_json(folder / "merge.json", asdict(report))
+    with gathered(path, adapter_paths, beside) as companions:
+        base, steps = _open(path, adapter_paths, combination, dequantized)
+        last = steps[-1].after if steps else base
+        check_tokenizer(companions.folder, last.checkpoint)
+        with replaced_folder(out) as folder:
+            changes = _stream(last, folder / WEIGHTS, on_tensor)
+            write_json(folder / "config.json", last.checkpoint.family.merged_config(last.checkpoint.config))
+            copy_processor(companions.folder, folder)
+            seen = _prove(base, steps, folder) if steps else None
+            worst = seen.worst if seen else None
+            report = MergeReport(
+                adapter_tensors=sum(len(step.adapter.tensors) for step in steps),
+                unused=sorted([*base.checkpoint.unused, *(key for step in steps for key in step.adapter.unused)]),
+                layers={module: change.ratio for module, change in changes.items()},
+                rounding_error={
+                    module: change.rounding_error
+                    for module, change in changes.items()
+                    if change.rounding_error is not None
+                },
+                unchanged_if_rounded={
+                    module: change.unchanged_if_rounded
+                    for module, change in changes.items()
+                    if change.unchanged_if_rounded is not None
+                },
+                tied=aliases(last.build()),
+                inputs_sha256=input_hashes(path, adapter_paths, companions),
+                parameters=sum(math.prod(weight.shape) for weight in last.weights.values()),
+                max_relative_diff_vs_adapter=seen.versus_adapter if seen else None,
+                max_relative_diff_vs_base=seen.versus_base if seen else None,
+                max_layer_error=worst.error if worst else None,
+                worst_layer=worst.name if worst else None,
+                companions=companions.chosen,
+                warnings=[
+                    *base.checkpoint.notes,
+                    *_not_heeded(companions, base.checkpoint),
+                    *(
+                        f"{file}: a pickle, of which only the tensors were read; prefer safetensors"
+                        for file in _inputs(path, adapter_paths)
+                        if is_pickle(file)
+                    ),
+                    *(seen.warnings if seen else ()),
+                ],
+            )
+            write_json(folder / "merge.json", asdict(report))
     return report
+
+
+def _not_heeded(companions: Companions, checkpoint: Checkpoint) -> Iterator[str]:
+    found = unheeded(companions.folder, checkpoint.config)
+    if found:
+        rules = ", ".join(f"{name}: {value}" for name, value in found.items())
+        source = companions.origins[GENERATION] / GENERATION_FILE
+        where = source if source.is_file() else checkpoint.path / "config.json"
+        yield f"{where}: {rules}: transformers.js generates greedily and does not heed this; it is not published"
 
 
 def attach(
@@ -266,13 +287,31 @@ def _open(
     problems = problems or [*adapters.repetitions(found)]  # of tensors that can be compared
     if problems:
         raise InputError(all_of(problems))
+    base, model = _resized(Version(checkpoint, weights), model, found)
     if combination is not None:
         found[-len(given) :] = [adapters.combine(given, combination, model)]
-    base = Version(checkpoint, weights)
     steps: list[Step] = []
     for adapter in found:
         steps.append(_step(steps[-1].after if steps else base, adapter))
+    if steps:
+        last = steps[-1].after.weights.items()
+        origins = {name: (_origin(weight), isinstance(weight, Merged)) for name, weight in last}
+        vocabulary.check_new_rows(found, origins)
     return base, steps
+
+
+def _resized(base: Version, model: nn.Module, found: Sequence[Adapter]) -> tuple[Version, nn.Module]:
+    """With as many tokens as the adapters were trained with."""
+    rows = vocabulary.rows_of(found, base.checkpoint, model)
+    if rows == base.checkpoint.family.text_config(base.checkpoint.config).vocab_size:
+        return base, model
+    checkpoint = replace(base.checkpoint, config=vocabulary.with_rows(base.checkpoint, rows))
+    resized = build_empty(checkpoint)
+    shapes = {name: tuple(parameter.shape) for name, parameter in resized.named_parameters()}
+    weights = {
+        name: weight if weight.shape == shapes[name] else Resized(weight, rows) for name, weight in base.weights.items()
+    }
+    return Version(checkpoint, weights), resized
 
 
 def _with_its_own_heads(checkpoint: Checkpoint) -> Checkpoint:
@@ -410,7 +449,7 @@ def _stream(last: Version, target: Path, on_tensor: Callable[[int, int], None] |
         if on_tensor:
             on_tensor(done, len(last.weights))
         value = weight.load()
-        origin = weight.origin if isinstance(weight, Merged) else weight
+        origin = _origin(weight)
         if not _finite(value):
             raise InputError(f"{origin}: holds NaN or Inf")
         if origin is not weight:
@@ -422,6 +461,10 @@ def _stream(last: Version, target: Path, on_tensor: Callable[[int, int], None] |
 
     write_tensors(target, {name: entry(name, weight) for name, weight in sorted(last.weights.items())})
     return changes
+
+
+def _origin(weight: Weight) -> Weight:
+    return weight.origin if isinstance(weight, Merged) else weight
 
 
 def _change(origin: Weight, merged: torch.Tensor) -> _Change:
@@ -510,11 +553,11 @@ def _check_copies(last: Version, written: Version) -> None:
 
 def _check_products(step: Step, after: Version) -> None:
     """Each merged weight is W + s·B·A, with s from the adapter's files: PEFT might compute and merge a wrong one."""
-    model = step.before.build()
-    tied = aliases(model)
-    for name, product in step.adapter.products(model).items():
-        before, merged = step.before.weights[tied.get(name, name)], after.weights.get(name)
-        error = 0.0 if merged is None else product.error(before, merged)
+    for name, product in step.adapter.products(step.before.build()).items():
+        before, merged = step.after.weights.get(name), after.weights.get(name)
+        if not isinstance(before, Merged) or merged is None:  # tied to another that is
+            continue
+        error = product.error(before.before, merged)
         if not error <= proof.MAX_LAYER_ERROR:
             raise CheckFailed(
                 f"{step.adapter.source}: {name}, merged, differs from W + s·B·A by {error:.1e} of its rows (limit "
@@ -548,10 +591,10 @@ def _inputs(path: Path, adapter_paths: Sequence[Path]) -> Iterator[Path]:
         yield from (folder_of(adapter) / SETTINGS, *adapters.adapter_files(adapter))
 
 
-def input_hashes(path: Path, adapter_paths: Sequence[Path]) -> dict[str, str]:
+def input_hashes(path: Path, adapter_paths: Sequence[Path], companions: Companions) -> dict[str, str]:
     """sha256 of everything that a merge reads, by `<folder>/<file>`, with more folders where two are named alike."""
     hashes: dict[str, str] = {}
-    for file in dict.fromkeys(file.absolute() for file in _inputs(path, adapter_paths)):
+    for file in dict.fromkeys(file.absolute() for file in [*_inputs(path, adapter_paths), *companions.files]):
         depth = next(depth for depth in range(2, len(file.parts) + 1) if "/".join(file.parts[-depth:]) not in hashes)
         hashes["/".join(file.parts[-depth:])] = sha256(file)
     return hashes

@@ -49,12 +49,14 @@ class Item:
 
     `pixel_values` are used in the place of the client's own; of an image beside them only the size counts. The prompt
     is the whole text, image token included, or a conversation that the client's chat template makes into one; the
-    captioner layout has no room for one and ignores it.
+    captioner layout has no room for one and ignores it. One that `may_fail` ends nothing but itself, and what the
+    client made of its image comes back.
     """
 
     image: Path | None = None
     pixel_values: np.ndarray | None = None
     prompt: str | Sequence[Mapping[str, Any]] = ""
+    may_fail: bool = False
 
     def __post_init__(self) -> None:
         if self.image is None and self.pixel_values is None:
@@ -65,13 +67,17 @@ class Item:
 class Caption:
     """What was generated for one item: ids without the prompt or the start token, up to and including eos.
 
-    Both times count from the start of the item, reading its image included.
+    Both times count from the start of the item, reading its image included. `prompt_ids` are those of a chat;
+    `pixel_values` and `failure` of an item that may fail.
     """
 
     token_ids: tuple[int, ...]
     text: str
     first_token_milliseconds: float
     milliseconds: float
+    prompt_ids: tuple[int, ...] = ()
+    pixel_values: np.ndarray | None = None
+    failure: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,8 @@ class NodeResult:
     """The captions in the order of the items, and what was seen on the way to them.
 
     `versions` has the keys transformers (the JavaScript one), onnxruntime and node; `warnings` are the lines that the
-    libraries wrote to stderr. `peak_memory_bytes` is of the whole process.
+    libraries wrote to stderr. `peak_memory_bytes` is of the whole process. `eos_token_ids` are those that the client
+    stops at.
     """
 
     captions: tuple[Caption, ...]
@@ -87,6 +94,7 @@ class NodeResult:
     load_milliseconds: float
     peak_memory_bytes: int
     warnings: tuple[str, ...]
+    eos_token_ids: tuple[int, ...]
 
 
 def caption(
@@ -116,8 +124,14 @@ def caption(
     captions: list[Caption] = []
 
     def hear(answer: dict[str, Any]) -> None:
+        import numpy as np
+
         times = answer["first_token_milliseconds"], answer["milliseconds"]
-        captions.append(Caption(tuple(answer["token_ids"]), answer["text"], *times))
+        pixels = None
+        if answer.get("pixel_shape"):
+            pixels = np.fromfile(scratch / f"{answer['index']}.out", "<f4").reshape(answer["pixel_shape"])
+        tokens, prompt = tuple(answer["token_ids"]), tuple(answer["prompt_ids"])
+        captions.append(Caption(tokens, answer["text"], *times, prompt, pixels, answer.get("failure")))
         if on_item:
             on_item(captions[-1])
 
@@ -133,7 +147,7 @@ def caption(
             "warm_up_milliseconds": warm_up_seconds * 1e3,
             "repeat_milliseconds": repeat_seconds * 1e3,
             "generation": dict(generation),
-            "items": [_item_json(item, scratch / f"{index}.f32") for index, item in enumerate(items)],
+            "items": [_item_json(item, scratch / str(index)) for index, item in enumerate(items)],
         }
         (scratch / "request.json").write_text(json.dumps(request))
         try:
@@ -142,7 +156,8 @@ def caption(
             raise CheckFailed(f"{_name(model)}, layout {layout}, dtype {dtype}, in transformers.js: {error}") from error
         warnings = tuple(_stderr(scratch).splitlines())
     versions = {name: done[name] for name in ("transformers", "onnxruntime", "node")}
-    return NodeResult(tuple(captions), versions, done["load_milliseconds"], done["peak_memory_bytes"], warnings)
+    measured = done["load_milliseconds"], done["peak_memory_bytes"]
+    return NodeResult(tuple(captions), versions, *measured, warnings, tuple(map(int, done["eos_token_ids"])))
 
 
 def node_home(scripts: Path = SCRIPTS) -> Path:
@@ -224,14 +239,18 @@ def _model_json(model: Path | RemoteModel) -> dict[str, str]:
     return {"path": str(model.absolute())}
 
 
-def _item_json(item: Item, pixel_file: Path) -> dict[str, Any]:
-    """The item as the script takes it; its `pixel_values` go into `pixel_file`."""
+def _item_json(item: Item, pixels: Path) -> dict[str, Any]:
+    """The item as the script takes it; its `pixel_values` go into a file of that name, and what comes back, too."""
     described: dict[str, Any] = {"prompt": item.prompt}
     if item.image is not None:
         described["image"] = str(item.image.absolute())
     if item.pixel_values is not None:
-        item.pixel_values.astype("<f4").tofile(pixel_file)
-        described["pixel_values"] = {"path": str(pixel_file), "shape": item.pixel_values.shape}
+        item.pixel_values.astype("<f4").tofile(f"{pixels}.f32")
+        described["pixel_values"] = {"path": f"{pixels}.f32", "shape": item.pixel_values.shape}
+    elif item.may_fail:
+        described["pixels_out"] = f"{pixels}.out"
+    if item.may_fail:
+        described["may_fail"] = True
     return described
 
 

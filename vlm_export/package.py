@@ -16,11 +16,13 @@ from vlm_export.artifacts import write_json
 from vlm_export.checkpoint import Checkpoint, read_json
 from vlm_export.dtypes import DTYPES, FP32, PREFERRED, preferred
 from vlm_export.errors import InputError
+from vlm_export.generation_rules import published
 from vlm_export.golden import eos_token_ids
 from vlm_export.layouts.base import Client, RepoFacts
 from vlm_export.manifest import MANIFEST, Manifest
 from vlm_export.processing import chat_template as own_template
 from vlm_export.processing import (
+    check_tokenizer,
     copy_tokenizer,
     image_processor_settings,
     load_tokenizer,
@@ -63,11 +65,8 @@ def _facts(recipe: RecipeFile, merged: Checkpoint, client: Client) -> RepoFacts:
     tokenizer = load_tokenizer(merged.path)
     text_config = merged.family.text_config(merged.config)
     eos = eos_token_ids(merged, tokenizer)
-    if len(tokenizer) > text_config.vocab_size:
-        raise InputError(
-            f"{merged.path / 'tokenizer.json'}: {len(tokenizer)} tokens, but text_config.vocab_size is "
-            f"{text_config.vocab_size}: this tokenizer belongs to another model"
-        )
+    check_tokenizer(merged.path, merged)
+    padding = tokenizer.pad_token_id
     if client.own_token in tokenizer.get_vocab():
         raise InputError(f"{merged.path / 'tokenizer.json'}: has a token {client.own_token!r} of its own; rename it")
     text = text_config.to_dict()
@@ -78,11 +77,11 @@ def _facts(recipe: RecipeFile, merged: Checkpoint, client: Client) -> RepoFacts:
         },
         # A null in it, `eos_token_id` above all, would win over generation_config.json in transformers.js.
         text_config={key: value for key, value in text.items() if value is not None} | {"eos_token_id": eos[0]},
-        generation=asdict(recipe.recipe.generation),
+        generation=published(recipe.recipe.generation, merged.path, merged.config),
         stored_generation=stored_generation(merged.path),
         processor=processor_settings(merged.path),
         eos_token_ids=eos,
-        pad_token_id=eos[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        pad_token_id=eos[0] if padding is None or padding >= text_config.vocab_size else padding,
         free_token_id=len(tokenizer),
     )
 

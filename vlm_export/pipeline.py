@@ -16,6 +16,7 @@ from typing import Any
 
 from vlm_export import (
     bundled,
+    companions,
     golden,
     hub,
     merge,
@@ -28,30 +29,36 @@ from vlm_export import (
     verify,
 )
 from vlm_export.artifacts import Work, replaced_folder, sha256, write_json
-from vlm_export.checkpoint import ADAPTER_FILES, MODEL_FILES, folder_of, open_checkpoint, read_json
+from vlm_export.checkpoint import ADAPTER_FILES, COMPANIONS, MODEL_FILES, folder_of, open_checkpoint, read_json
 from vlm_export.dtypes import DTYPES, FP32
 from vlm_export.errors import CheckFailed, InputError
+from vlm_export.generation_rules import published
 from vlm_export.graph_file import save_graph
 from vlm_export.kept_structures import Structures
 from vlm_export.manifest import ONNX, GraphFile, Manifest, load_manifest
 from vlm_export.merge import MergeReport
 from vlm_export.own_files import own_file
 from vlm_export.publish import REPORT
-from vlm_export.recipe import RecipeFile
+from vlm_export.recipe import OF_MODEL, RecipeFile
 from vlm_export.variants import Source
 from vlm_export.verify import Report, Runtime
 
 Progress = Callable[[str, int, int], None]  # what, done, of how many
 _VERSIONS = ("vlm-export", "torch", "transformers", "peft", "onnx", "onnxruntime", "onnxscript", "onnxsim")
 BENCH = "bench.json"
+_BESIDE = {
+    "tokenizer": (companions.TOKENIZER, companions.TEMPLATE),
+    "processor": (companions.PROCESSOR,),
+}  # a recipe's keys and what they are about
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Local folders, or files of weights in them, of the model and its adapters."""
+    """Local folders, or files of weights in them, of the model and its adapters; and of what lies beside them."""
 
     model: Path
     adapters: tuple[Path, ...]
+    beside: companions.Choice
 
 
 def sources(recipe: RecipeFile) -> Sources:
@@ -72,13 +79,17 @@ def sources(recipe: RecipeFile) -> Sources:
 
     model = find(recipe.recipe.model, recipe.recipe.revision, "model", MODEL_FILES)
     _check_model_type(recipe, folder_of(model) / "config.json")
-    return Sources(
-        model,
-        tuple(
-            find(adapter.path, adapter.revision, f"adapters.{index}.path", ADAPTER_FILES)
-            for index, adapter in enumerate(recipe.recipe.adapters)
-        ),
+    adapters = tuple(
+        find(adapter.path, adapter.revision, f"adapters.{index}.path", ADAPTER_FILES)
+        for index, adapter in enumerate(recipe.recipe.adapters)
     )
+    folders: dict[str, Path] = {}
+    for key, kinds in _BESIDE.items():
+        named = getattr(recipe.recipe, key)
+        if named is not None:
+            place = model if named == OF_MODEL else find(named, None, key, COMPANIONS)
+            folders |= dict.fromkeys(kinds, folder_of(place))
+    return Sources(model, adapters, companions.Choice(folders, recipe.recipe.chat_template))
 
 
 def _use_remote_code(recipe: RecipeFile) -> None:
@@ -118,6 +129,7 @@ def run_merge(recipe: RecipeFile, work: Work, progress: Progress, *, base: str |
         work.merged,
         combination=recipe.recipe.combination,
         dequantized=(base or recipe.recipe.base) == "dequantized",
+        beside=found.beside,
         on_tensor=lambda done, total: progress("merging", done, total),
     )
 
@@ -137,7 +149,12 @@ def run_golden(recipe: RecipeFile, progress: Progress) -> golden.Golden:
         raise InputError(f"{recipe.path}: golden.images: two files of one name; rename one")
     found = sources(recipe)
     return golden.record(
-        recipe, found.model, found.adapters, images, lambda done, total: progress("captioning", done, total)
+        recipe,
+        found.model,
+        found.adapters,
+        images,
+        found.beside,
+        lambda done, total: progress("captioning", done, total),
     )
 
 
@@ -244,14 +261,15 @@ def _write(source: Source, dtype: str, folder: Path) -> GraphFile:
 def run_verify(recipe: RecipeFile, work: Work, progress: Progress, *, runtimes: Sequence[Runtime]) -> Report:
     """Compare `repo/` with the goldens; write `report/report.json`, and what was verified into the model card."""
     recorded = golden.load_golden(recipe.golden_dir, recipe.name)
-    if changed := recorded.facts.differences(recipe.recipe):
+    manifest = load_manifest(work.repo)
+    _use_remote_code(recipe)
+    merged = open_checkpoint(work.merged)
+    generation = published(recipe.recipe.generation, merged.path, merged.config)
+    if changed := recorded.facts.differences(recipe.recipe, generation):
         raise InputError(
             f"{recipe.path}: {', '.join(changed)}: changed since the golden was recorded: "
             f"run `vlm-export golden {recipe.name}`"
         )
-    manifest = load_manifest(work.repo)
-    _use_remote_code(recipe)
-    merged = open_checkpoint(work.merged)
     report = verify.verify(
         work.repo,
         merged,

@@ -38,6 +38,7 @@ CombinationType = Literal[
     "magnitude_prune",
     "magnitude_prune_svd",
 ]
+OF_MODEL, FROM_CHECKPOINT = "model", "from_checkpoint"
 LOCAL_RECIPE = "vlm-export.yaml"
 _SHOWN = 5  # of what is wrong with a file
 _MERGE = "tag:yaml.org,2002:merge"
@@ -71,11 +72,16 @@ class Combination:
 
 @dataclass(frozen=True, config=_STRICT)
 class Generation:
-    """Greedy generation, as it is published in `generation_config.json`: transformers.js has no beam search."""
+    """Greedy generation, as it is published in `generation_config.json`: transformers.js has no beam search.
 
-    max_new_tokens: int = Field(default=30, ge=1, strict=True)
-    repetition_penalty: float = Field(default=1.0, gt=0, strict=True, allow_inf_nan=False)
-    no_repeat_ngram_size: int = Field(default=0, ge=0, strict=True)
+    What is left out is as the checkpoint has it; but there are 30 new tokens, unless `from_checkpoint` says that their
+    number is the checkpoint's too. `generation: from_checkpoint` is short for that alone.
+    """
+
+    from_checkpoint: bool = Field(default=False, strict=True)
+    max_new_tokens: int | None = Field(default=None, ge=1, strict=True)
+    repetition_penalty: float | None = Field(default=None, gt=0, strict=True, allow_inf_nan=False)
+    no_repeat_ngram_size: int | None = Field(default=None, ge=0, strict=True)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -122,6 +128,9 @@ class Recipe:
 
     `model_type` is what the model's config must say, so that a recipe can be listed by family before it is downloaded.
 
+    `tokenizer` (with its chat template) and `processor` name a folder or Hub repo to take them from, or `model`.
+    Without them those of the last adapter that has them win over the model's.
+
     `trust_remote_code` runs the model's classes out of its Hub repo, as they are in the commit `revision`.
     """
 
@@ -136,6 +145,8 @@ class Recipe:
     layout: LayoutName = "captioner"
     dtypes: tuple[DtypeName, ...] = ("fp32",)
     generation: Generation = Field(default_factory=Generation)
+    tokenizer: str | None = None
+    processor: str | None = None
     image_processor: dict[str, Any] = Field(default_factory=dict)
     chat_template: str | None = None
     golden: GoldenInputs = Field(default_factory=GoldenInputs)
@@ -207,6 +218,8 @@ def load_recipe(path: Path) -> RecipeFile:
     values = _read_yaml(path)
     if not isinstance(values, dict):
         raise InputError(f"{path}: a recipe is a mapping with at least `name` and `model`")
+    if values.get("generation") == FROM_CHECKPOINT:
+        values["generation"] = {FROM_CHECKPOINT: True}
     try:
         recipe = TypeAdapter(Recipe).validate_python(values)
     except ValidationError as error:

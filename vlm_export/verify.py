@@ -8,6 +8,7 @@ through stock transformers.js in Node. A report holds every check with its value
 from __future__ import annotations
 
 import platform
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -18,6 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from vlm_export import limits, node_runtime, saturation, signature
+from vlm_export.agreement import OwnFiles, coarse, ids_difference, peculiarity, pixel_difference
 from vlm_export.artifacts import sha256
 from vlm_export.checkpoint import Checkpoint, read_json
 from vlm_export.dtypes import DTYPES, FP32
@@ -31,7 +33,9 @@ from vlm_export.recipe import Tolerance
 from vlm_export.runtime import logits
 from vlm_export.runtime.drivers import Driver, driver_for, with_encoded
 from vlm_export.runtime.generate import Decoder, generate
-from vlm_export.runtime.options import Plan
+from vlm_export.runtime.images import open_image
+from vlm_export.runtime.options import Options, Plan, plan
+from vlm_export.runtime.repo import Repo, open_repo
 from vlm_export.runtime.sessions import GRAPH_ERRORS, Arrays, DecoderRun, Sessions
 
 Runtime = Literal["ort", "node"]
@@ -136,6 +140,8 @@ def verify(
     wanted = [runtime for runtime in runtimes if runtime != "node" or layout.client.node]
     if "node" in wanted:
         node_runtime.node_home()  # a missing Node is better told before the work than after it
+    if "ort" in wanted:
+        _check_own_files(run, fed)
     for name in manifest.dtypes:
         if "ort" in wanted and not _verify_in_ort(run, name, fed):
             continue
@@ -185,7 +191,76 @@ def _golden_feeds(golden: GoldenFolder, feeder: Feeder) -> list[Arrays]:
                 f"recorded (with Pillow {golden.facts.versions.get('pillow')}): install that version, or record anew "
                 f"with `vlm-export golden {golden.facts.recipe}`"
             )
+        if array_sha256(fed["input_ids"]) != image.prompt_ids_sha256:
+            raise InputError(
+                f"{golden.path / 'images' / image.file}: the prompt has other ids than when the golden was recorded "
+                f"(with transformers {golden.facts.versions.get('transformers')}): install that version, or record "
+                f"anew with `vlm-export golden {golden.facts.recipe}`"
+            )
     return feeds
+
+
+def _check_own_files(run: _Verification, feeds: Sequence[Arrays]) -> None:
+    """Prompt ids, pixels and ends that this package's runtime makes of the repo's files."""
+    repo = open_repo(run.repo)
+    own, facts, paths = OwnFiles(repo), run.golden.facts, run.golden.image_paths()
+    _check_ends(run, FP32.name, "ort", repo.generation.get("eos_token_id"))
+    if _has_prompt(repo):
+        pairs = zip(paths, feeds, strict=True)
+        _check_prompts(run, FP32.name, "ort", [own.prompt_ids(facts, fed, path) for path, fed in pairs], feeds)
+    _check_pixels(run, FP32.name, "ort", limits.PIXELS, [own.pixels(path) for path in paths], feeds)
+
+
+def _has_prompt(repo: Repo) -> bool:
+    """Whether the model reads a conversation, image tokens included, and not a text behind an image."""
+    return repo.layout == "chat" and not repo.has_prefix
+
+
+def _check_ends(run: _Verification, dtype: str, runtime: str, found: int | Sequence[int] | None) -> None:
+    ids = [found] if isinstance(found, int) else list(found or ())
+    expected = run.golden.facts.eos_token_ids
+    detail = "" if set(ids) == set(expected) else f"stops at {ids}, PyTorch at {expected}"
+    run.add("files", dtype, runtime, limits.ENDS, float(bool(detail)), detail)
+
+
+def _check_prompts(
+    run: _Verification, dtype: str, runtime: str, found: Sequence[Sequence[int]], feeds: Sequence[Arrays]
+) -> None:
+    pairs = zip(run.golden.facts.images, found, feeds, strict=True)
+    differences = {
+        image.file: difference
+        for image, ids, fed in pairs
+        if (difference := ids_difference(ids, fed["input_ids"][0].tolist()))
+    }
+    detail = "; ".join(f"{file} {difference}" for file, difference in list(differences.items())[:2])
+    run.add("files", dtype, runtime, limits.PROMPT_IDS, float(len(differences)), detail)
+
+
+def _check_pixels(
+    run: _Verification,
+    dtype: str,
+    runtime: str,
+    metric: str,
+    found: Sequence[np.ndarray | None],
+    feeds: Sequence[Arrays],
+) -> None:
+    """The picture that is farthest off; those that a client cannot read, or reads otherwise by its kind, are named."""
+    pairs = [(pixels, fed["pixel_values"]) for pixels, fed in zip(found, feeds, strict=True)]
+    if metric == limits.PIXELS_FROM_FILE:
+        values = [pixel_difference(coarse(pixels), coarse(expected)) for pixels, expected in pairs]
+    else:
+        values = [pixel_difference(pixels, expected) for pixels, expected in pairs]
+    odd = {path.name: kind for path in run.golden.image_paths() if (kind := peculiarity(path))}
+    judged = {
+        image.file: value
+        for image, value in zip(run.golden.facts.images, values, strict=True)
+        if runtime == "ort" or image.file not in odd
+    }
+    worst = max(judged, key=lambda file: judged[file], default="")
+    detail = f"{worst}, of {len(judged)} pictures" if worst else "no picture that all decoders read alike"
+    if runtime != "ort" and odd:
+        detail += f"; not judged: {', '.join(f'{file} ({kind})' for file, kind in odd.items())}"
+    run.add("files", dtype, runtime, metric, judged.get(worst, 0.0), detail)
 
 
 def _verify_in_ort(run: _Verification, dtype: str, feeds: Sequence[Arrays]) -> bool:
@@ -328,14 +403,15 @@ def _explain(run: _Verification, value: np.ndarray, quantities: Mapping[str, np.
 def _check_tokens(run: _Verification, dtype: str, driver: Driver, feeds: Sequence[Arrays]) -> None:
     """Greedy tokens of every image, and top-1 agreement when the golden tokens are forced."""
     facts = run.golden.facts
-    plan = Plan(tuple(facts.eos_token_ids), facts.eos_token_ids[0], **facts.generation)
+    ids = {"eos_token_id": facts.eos_token_ids, "pad_token_id": facts.eos_token_ids[0]}
     generated, agreed = [], []
     for image, fed in zip(facts.images, feeds, strict=True):
         inputs = with_encoded(driver, fed)
-        [own] = generate(Decoder(driver, inputs), plan)
+        decided = plan(Options(), {**facts.generation, **ids}, inputs["input_ids"].shape[1])
+        [own] = generate(Decoder(driver, inputs), decided)
         generated.append(own.token_ids)
         follows = own.token_ids == image.token_ids
-        forced = own.token_ids if follows else _forced(Decoder(driver, inputs), plan, image.token_ids)
+        forced = own.token_ids if follows else _forced(Decoder(driver, inputs), decided, image.token_ids)
         agreed.append(agreement(forced, image.token_ids))
     _add_tokens(run, dtype, "ort", limits.TOKENS_EXACT, generated)
     run.add("all", dtype, "ort", limits.TOP1_AGREEMENT, float(np.mean(agreed)), f"{len(agreed)} images")
@@ -363,7 +439,8 @@ def _add_tokens(run: _Verification, dtype: str, runtime: str, metric: str, gener
         elif dtype == FP32.name and place < len(image.margins) and image.margins[place] < tie:
             near.append(image.file)
         else:
-            different.append(f"{image.file} from token {place + 1}")
+            kind = peculiarity(run.golden.path / "images" / image.file) if metric == limits.FROM_FILE_EXACT else ""
+            different.append(f"{image.file} from token {place + 1}" + (f" ({kind})" if kind else ""))
     detail = f"{equal} of {len(images)} images"
     if near:
         detail += f"; near-ties: {', '.join(near)}"
@@ -374,6 +451,15 @@ def _add_tokens(run: _Verification, dtype: str, runtime: str, metric: str, gener
         run.checks[-1] = Check(**(asdict(run.checks[-1]) | {"verdict": "near-tie"}))
 
 
+def _readable(path: Path, scratch: Path) -> Path:
+    """A picture of the same size that any client can read: beside pixels nothing else of it counts."""
+    if not peculiarity(path):
+        return path
+    copy = scratch / f"{path.name}.png"
+    open_image(path).save(copy)
+    return copy
+
+
 def _verify_in_node(run: _Verification, dtype: str, feeds: Sequence[Arrays]) -> None:
     """Stock transformers.js: tokens from the same pixels, which must be equal, and from the image files, reported."""
     run.progress(f"{dtype}: tokens in transformers.js")
@@ -381,14 +467,28 @@ def _verify_in_node(run: _Verification, dtype: str, feeds: Sequence[Arrays]) -> 
     assert client.node is not None
     facts = run.golden.facts
     prompt = facts.conversation or client.prompt(facts.text)
-    same = [node_runtime.Item(path, fed["pixel_values"], prompt) for path, fed in zip(paths, feeds, strict=True)]
-    items = [*same, *(node_runtime.Item(path, prompt=prompt) for path in paths)]
+    from_files = [node_runtime.Item(path, prompt=prompt, may_fail=True) for path in paths]
     try:
-        result = node_runtime.caption(run.repo, layout=client.node, dtype=dtype, items=items, generation={})
+        with tempfile.TemporaryDirectory(prefix="vlm-export-") as scratch:
+            readable = [_readable(path, Path(scratch)) for path in paths]
+            pairs = zip(readable, feeds, strict=True)
+            same = [node_runtime.Item(path, fed["pixel_values"], prompt) for path, fed in pairs]
+            items = [*same, *from_files]
+            result = node_runtime.caption(run.repo, layout=client.node, dtype=dtype, items=items, generation={})
     except CheckFailed as error:
         run.fail("all", dtype, "node", RUNS, str(error))
         return
     run.versions |= {f"node: {name}": number for name, number in result.versions.items()}
     tokens = [list(caption.token_ids) for caption in result.captions]
+    from_file = result.captions[len(same) :]
+    _check_ends(run, dtype, "node", result.eos_token_ids)
+    if _has_prompt(open_repo(run.repo)):
+        _check_prompts(run, dtype, "node", [caption.prompt_ids for caption in result.captions[: len(same)]], feeds)
+    pixels = [caption.pixel_values for caption in from_file]
+    _check_pixels(run, dtype, "node", limits.PIXELS_FROM_FILE, pixels, feeds)
     _add_tokens(run, dtype, "node", limits.TOKENS_EXACT, tokens[: len(same)])
     _add_tokens(run, dtype, "node", limits.FROM_FILE_EXACT, tokens[len(same) :])
+    failures = {image.file: caption.failure for image, caption in zip(facts.images, from_file, strict=True)}
+    for file, failure in failures.items():
+        if failure and not peculiarity(run.golden.path / "images" / file):
+            run.fail("all", dtype, "node", RUNS, f"{file}: {failure}")

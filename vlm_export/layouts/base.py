@@ -15,7 +15,7 @@ class RepoFacts:
     Attributes:
         config: the model's, as the checkpoint has it.
         text_config: of the language model inside it, complete, with what ends a text.
-        generation: the recipe's.
+        generation: rules beside those of ids.
         stored_generation: the checkpoint's `generation_config.json`, or nothing.
         processor: the checkpoint's `processor_config.json` without what belongs in `preprocessor_config.json`.
         free_token_id: the id after the tokenizer's last.
@@ -65,7 +65,7 @@ def generation_config(facts: RepoFacts, **more: Any) -> dict[str, Any]:
     """`generation_config.json`: greedy, since transformers.js ignores `num_beams`, and with the ids that stop it."""
     eos = list(facts.eos_token_ids)
     return {
-        **{key: value for key, value in facts.generation.items() if value not in (0, 1.0)},
+        **facts.generation,
         "do_sample": False,
         "num_beams": 1,
         "eos_token_id": eos[0] if len(eos) == 1 else eos,

@@ -7,24 +7,28 @@
  *
  * @typedef {{ path: string } | { remote_host: string, id: string, revision: string }} Model
  * @typedef {{ path: string, shape: number[] }} PixelValues  A file of little-endian float32.
- * @typedef {{ image?: string, pixel_values?: PixelValues, prompt: string | object[] }} Item  Pixel values win over the image.
+ * @typedef {{ image?: string, pixel_values?: PixelValues, prompt: string | object[], pixels_out?: string,
+ *     may_fail?: boolean }} Item  Pixel values win over the image. Those that the processor makes of the image are written
+ *     to `pixels_out`. An item that may fail ends in a `Caption` that says why, and nothing else ends.
  * @typedef {Record<string, number>} Generation  Options of `generate()`.
  * @typedef {{ model: Model, layout: 'captioner' | 'chat', dtype: string, threads?: number, generation: Generation,
  *     items: Item[], warm_up_milliseconds?: number, repeat_milliseconds?: number }} Request  Without threads their number is ONNX Runtime's default.
  *     The warm-up is captions, at least so long, that nobody is told of. Then all items are captioned, and again until
  *     the time to repeat has passed.
  *
- * @typedef {{ index: number, token_ids: number[], text: string, first_token_milliseconds: number, milliseconds: number }}
+ * @typedef {{ index: number, token_ids: number[], text: string, prompt_ids: number[], pixel_shape?: number[],
+ *     failure?: string, first_token_milliseconds: number, milliseconds: number }}
  *     Caption  Both times count from the start of the item, reading its image included.
  * @typedef {{ done: true, transformers: string, onnxruntime: string, node: string, load_milliseconds: number,
- *     peak_memory_bytes: number }} Done  The memory is that of the whole process.
+ *     peak_memory_bytes: number, eos_token_ids: number[] }} Done  The memory is that of the whole process.
  *
  * @typedef {{ dtype: string, device?: 'auto', session_options: object }} LoadOptions
  * @typedef {{ streamer: BaseStreamer, [option: string]: any }} GenerateOptions
- * @typedef {{ model: PreTrainedModel, caption: (item: Item, options: GenerateOptions) => Promise<string> }} Loaded
+ * @typedef {{ prompt_ids: number[], pixel_values?: Tensor }} Fed  What the model was fed, for who asks.
+ * @typedef {{ model: PreTrainedModel, caption: (item: Item, options: GenerateOptions, fed: Fed) => Promise<string> }} Loaded
  */
 
-import { readFile } from 'node:fs/promises';
+import { readFile, writeFile } from 'node:fs/promises';
 import { text } from 'node:stream/consumers';
 
 import {
@@ -107,6 +111,17 @@ async function readTensor({ path, shape }) {
 }
 
 /**
+ * @param {Tensor} tensor
+ * @param {string} path
+ * @returns {Promise<number[]>} its shape
+ */
+async function writeTensor(tensor, path) {
+    const { buffer, byteOffset, byteLength } = Float32Array.from(tensor.data, Number);
+    await writeFile(path, new Uint8Array(buffer, byteOffset, byteLength));
+    return tensor.dims;
+}
+
+/**
  * @param {PixelValues} pixelValues
  * @returns {RawImage} a black image of the same height and width
  */
@@ -139,7 +154,10 @@ async function loadCaptioner(id, options) {
     const { model, tokenizer } = captioner;
 
     /** @type {Loaded['caption']} */
-    async function caption(item, options) {
+    async function caption(item, options, fed) {
+        if (item.pixels_out) {
+            fed.pixel_values = (await captioner.processor(await RawImage.read(item.image))).pixel_values;
+        }
         if (!item.pixel_values) {
             const [{ generated_text }] = await captioner(item.image, options);
             return generated_text;
@@ -159,10 +177,12 @@ async function loadChat(id, loading) {
     const model = await AutoModelForImageTextToText.from_pretrained(id, loading);
 
     /** @type {Loaded['caption']} */
-    async function caption(item, options) {
+    async function caption(item, options, fed) {
         const image = item.image ? await RawImage.read(item.image) : blankImage(item.pixel_values);
         const text = typeof item.prompt === 'string' ? item.prompt : render(item.prompt);
         const inputs = await (textFirst ? processor(text, image) : processor(image, text));
+        fed.prompt_ids = [...inputs.input_ids.data].map(Number);
+        fed.pixel_values = inputs.pixel_values;
         if (item.pixel_values) {
             inputs.pixel_values = await readTensor(item.pixel_values);
         }
@@ -196,13 +216,23 @@ function checkDtype(model, dtype) {
  */
 async function captionItem(loaded, request, index) {
     const streamer = new TokenRecorder();
+    /** @type {Fed} */
+    const fed = { prompt_ids: [] };
+    const item = request.items[index];
     const start = performance.now();
     try {
-        const text = await loaded.caption(request.items[index], { ...request.generation, streamer });
+        const text = await loaded.caption(item, { ...request.generation, streamer }, fed);
         const milliseconds = performance.now() - start;
         const first_token_milliseconds = streamer.firstToken - start;
-        return { index, token_ids: streamer.generated, text, first_token_milliseconds, milliseconds };
+        const { prompt_ids } = fed;
+        const pixel_shape = item.pixels_out ? await writeTensor(fed.pixel_values, item.pixels_out) : undefined;
+        const token_ids = streamer.generated;
+        return { index, token_ids, text, prompt_ids, pixel_shape, first_token_milliseconds, milliseconds };
     } catch (error) {
+        if (item.may_fail) {
+            const none = { token_ids: [], text: '', prompt_ids: [], first_token_milliseconds: 0, milliseconds: 0 };
+            return { index, failure: error.message, ...none };
+        }
         throw new Error(`item ${index}: ${error.message}`, { cause: error });
     }
 }
@@ -260,6 +290,7 @@ async function main() {
         node: process.version,
         load_milliseconds,
         peak_memory_bytes: await peakMemory(),
+        eos_token_ids: [loaded.model.generation_config?.eos_token_id ?? []].flat(),
     });
 }
 

@@ -23,8 +23,19 @@ def process(scores: np.ndarray, history: History, new_tokens: int, plan: Plan) -
         scores = repetition_penalty(scores, history, plan.repetition_penalty)
     if plan.no_repeat_ngram_size:
         scores = no_repeat_ngrams(scores, history, plan.no_repeat_ngram_size)
+    if plan.bad_words_ids:
+        scores = bad_words(scores, history, plan)
     if new_tokens < plan.min_new_tokens:
         scores = without(scores, plan.eos_token_ids)
+    if new_tokens == 0 and plan.forced_bos_token_id is not None:
+        scores = only(scores, (plan.forced_bos_token_id,))
+    if new_tokens == plan.max_new_tokens - 1 and plan.forced_eos_token_ids:
+        scores = only(scores, plan.forced_eos_token_ids)
+    if plan.suppress_tokens:
+        scores = without(scores, plan.suppress_tokens)
+    begin = 0 if plan.forced_bos_token_id is None else 1
+    if new_tokens == begin and plan.begin_suppress_tokens:
+        scores = without(scores, plan.begin_suppress_tokens)
     return warp(scores, plan) if plan.do_sample else scores
 
 
@@ -66,6 +77,25 @@ def without(scores: np.ndarray, token_ids: Sequence[int]) -> np.ndarray:
     """None of these tokens can come."""
     scores = scores.copy()
     scores[:, list(token_ids)] = _NEVER
+    return scores
+
+
+def only(scores: np.ndarray, token_ids: Sequence[int]) -> np.ndarray:
+    """Nothing but these tokens can come, each as well as the others."""
+    forced = np.full_like(scores, _NEVER)
+    forced[:, list(token_ids)] = 0
+    return forced
+
+
+def bad_words(scores: np.ndarray, history: History, plan: Plan) -> np.ndarray:
+    """The last token of a bad word cannot come behind the others; an end alone is no bad word."""
+    scores = scores.copy()
+    for *before, last in plan.bad_words_ids:
+        if not before and last in plan.eos_token_ids:
+            continue
+        for row, ids in zip(scores, history, strict=True):
+            if last < len(row) and (not before or list(ids[-len(before) :]) == before):
+                row[last] = _NEVER
     return scores
 
 

@@ -30,7 +30,7 @@ from vlm_export.runtime.model import (
 from vlm_export.runtime.options import Options, Plan, plan
 from vlm_export.runtime.repo import ONNX, ROW_BY_ROW, SUFFIXES, Repo, choose_dtype
 from vlm_export.runtime.sessions import GRAPH_ERRORS, Arrays, Cache, Sessions, keep_positions
-from vlm_export.runtime.text import Message, Text, left_padded, with_image_tokens
+from vlm_export.runtime.text import Message, Text, check_rows, left_padded, with_image_tokens
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,10 @@ class OnnxEngine:
         """The ids of a conversation up to where the answer begins, with those of its images."""
         token = self.text.token(image_token_id(self.repo.config))
         tiles = encoded.tiles if self.images.is_tiling else None
-        return self.text.conversation_ids(with_image_tokens(self.text.render(messages), token, tiles, encoded.rows))
+        ids = self.text.conversation_ids(with_image_tokens(self.text.render(messages), token, tiles, encoded.rows))
+        image = image_token_id(self.repo.config)
+        check_rows((id for id in ids if id != image), self.repo.rows, self.text.token, f"{self.name}: the prompt")
+        return ids
 
     def inputs(self, prepared: Sequence[Prepared]) -> Arrays:
         """What the decoder is fed for these prompts together."""

@@ -56,6 +56,11 @@ class Plan:
     seed: int | None = None
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    suppress_tokens: tuple[int, ...] = ()
+    begin_suppress_tokens: tuple[int, ...] = ()
+    forced_bos_token_id: int | None = None
+    forced_eos_token_ids: tuple[int, ...] = ()
     stop: tuple[str, ...] = ()
 
 
@@ -66,17 +71,11 @@ _SEEDS = 2**63  # torch takes no larger ones
 
 # What else in a generation_config.json changes tokens, and the value with which it does not.
 _UNKNOWN: dict[str, Any] = {
-    "bad_words_ids": None,
-    "begin_suppress_tokens": None,
-    "suppress_tokens": None,
     "sequence_bias": None,
-    "forced_bos_token_id": None,
-    "forced_eos_token_id": None,
     "exponential_decay_length_penalty": None,
     "encoder_no_repeat_ngram_size": 0,
     "encoder_repetition_penalty": 1.0,
     "guidance_scale": 1.0,
-    "min_length": 0,
     "min_p": None,
     "typical_p": 1.0,
     "epsilon_cutoff": 0.0,
@@ -115,6 +114,13 @@ def plan(options: Options, config: Mapping[str, Any], prompt_tokens: int, *, roo
             values[field.name] = stored if asked is None else asked
     if "max_new_tokens" not in values and config.get("max_length") is not None:
         values["max_new_tokens"] = config["max_length"] - prompt_tokens
+    if config.get("min_length"):
+        values["min_new_tokens"] = max(values.get("min_new_tokens", 0), config["min_length"] - prompt_tokens)
+    values |= {name: tuple(config[name]) for name in ("suppress_tokens", "begin_suppress_tokens") if config.get(name)}
+    values["bad_words_ids"] = tuple(tuple(words) for words in config.get("bad_words_ids") or ())
+    values["forced_bos_token_id"] = config.get("forced_bos_token_id") if prompt_tokens == 1 else None
+    forced = config.get("forced_eos_token_id")
+    values["forced_eos_token_ids"] = tuple(forced) if isinstance(forced, list) else () if forced is None else (forced,)
     made = Plan(eos_ids, pad if pad is not None else eos_ids[0] if eos_ids else 0, **values)
     for problem in _problems(made):
         raise InputError(problem)

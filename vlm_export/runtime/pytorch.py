@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from vlm_export import merge, pipeline
 from vlm_export.checkpoint import Checkpoint
+from vlm_export.companions import gathered
 from vlm_export.errors import InputError
+from vlm_export.generation_rules import published
 from vlm_export.golden import eos_token_ids
 from vlm_export.processing import ChatProcessor, copy_tokenizer, image_processor_settings, load_tokenizer
 from vlm_export.recipe import RecipeFile
@@ -29,7 +31,7 @@ from vlm_export.runtime.generate import FinishReason, Generated
 from vlm_export.runtime.model import Answer, Backend, Cancelled, Item, OnText, Prompt, Watcher, answers, finish
 from vlm_export.runtime.options import Options, Plan, plan
 from vlm_export.runtime.repo import CONFIG, LayoutName, open_repo
-from vlm_export.runtime.text import Text
+from vlm_export.runtime.text import Text, check_rows
 
 # What transformers' `generate` is told of a plan; it warns of what it does not use.
 _ALWAYS = (
@@ -76,8 +78,11 @@ def from_recipe(recipe: RecipeFile) -> TorchEngine:
         dequantized=recipe.recipe.base == "dequantized",
     )
     default = checkpoint.family.image_processor(checkpoint.config)
-    settings = image_processor_settings(checkpoint.path, default, recipe.recipe.image_processor)
-    return TorchEngine(checkpoint, model, recipe.name, recipe.recipe.layout, settings, asdict(recipe.recipe.generation))
+    with gathered(found.model, found.adapters, found.beside) as companions:
+        checkpoint = replace(checkpoint, path=companions.folder)
+        settings = image_processor_settings(checkpoint.path, default, recipe.recipe.image_processor)
+        rules = published(recipe.recipe.generation, checkpoint.path, checkpoint.config)
+        return TorchEngine(checkpoint, model, recipe.name, recipe.recipe.layout, settings, rules)
 
 
 class TorchEngine:
@@ -101,6 +106,7 @@ class TorchEngine:
         tokenizer = load_tokenizer(checkpoint.path)
         text_config = checkpoint.family.text_config(checkpoint.config)
         self.positions: int | None = getattr(text_config, "max_position_embeddings", None)
+        self.rows: int = text_config.vocab_size
         eos = eos_token_ids(checkpoint, tokenizer)
         self.generation = {"eos_token_id": eos, **generation}
         with tempfile.TemporaryDirectory(prefix="vlm-export-") as scratch:
@@ -117,6 +123,7 @@ class TorchEngine:
     ) -> Answer:
         started = time.perf_counter()
         fed = self._fed(images, prompt)
+        check_rows(fed["input_ids"].flatten(), self.rows, self.text.token, f"{self.name}: the prompt")
         before = fed["input_ids"].shape[1]
         decided = plan(options, self.generation, before, room=self.positions and self.positions - before + 1)
         watcher = Watcher(self.text, decided.stop, on_text if decided.num_beams == 1 else None)

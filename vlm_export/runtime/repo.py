@@ -76,6 +76,12 @@ class Repo:
         return next((value for value in found if isinstance(value, int) and value > 0), None)
 
     @property
+    def rows(self) -> int | None:
+        """How many tokens the model's table has, if the config says so."""
+        text = self.config.get("text_config") or self.config.get("decoder") or self.config
+        return next((size for part in (text, self.config) if isinstance(size := part.get("vocab_size"), int)), None)
+
+    @property
     def graph_files(self) -> set[str]:
         """Names of the files in onnx/."""
         return {path.name for path in (self.path / ONNX).glob("*.onnx") if path.is_file()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -122,6 +122,19 @@ class Text:
             )
         except (TemplateError, TypeError, ValueError, KeyError) as error:
             raise InputError(f"{self.folder / _SETTINGS}: chat_template: {' '.join(str(error).split())}") from error
+
+
+def check_rows(ids: Iterable[int], rows: int | None, token: Callable[[int], str], where: str) -> None:
+    """Raises InputError for an id that the model's table of so many rows does not have.
+
+    A tokenizer may have tokens more, which were added to it and never to the model.
+    """
+    beyond = next((int(each) for each in ids if rows is not None and each >= rows), None)
+    if beyond is not None:
+        raise InputError(
+            f"{where}: {token(beyond)!r} (token {beyond}) has no row in the model's table of {rows}: it was added to "
+            "the tokenizer alone; leave it out, or resize the model's table and train it"
+        )
 
 
 def with_image_tokens(text: str, image_token: str, tiles: Sequence[Tiles] | None, rows: Sequence[int]) -> str:
