@@ -390,3 +390,14 @@ def test_an_adapter_that_fits_two_parts() -> None:
     assert on_one_of(TwoModels(32, 16)) == "second."
     with pytest.raises(InputError, match=r"lora_A\.weight: fits several parts of the model \(first and second\)"):
         on_one_of(TwoModels(16, 16))
+
+
+def test_settings_of_a_newer_peft_are_named(
+    bases: Callable[[str], Path], tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    case = Case("llava", BOTH, LEAVES | {"use_nextlora": True, "future_idle": None, "unsloth_fixed": True})
+    write_adapter(tmp_path / "adapter", case, load_file(bases("llava") / "model.safetensors"))
+    report = merge(bases("llava"), [tmp_path / "adapter"], tmp_path / "merged")
+    [warning] = report.warnings
+    assert "adapter_config.json: use_nextlora: unknown to PEFT" in warning
+    assert not [each for each in recwarn if "peft" in each.filename]

@@ -9,8 +9,10 @@ from __future__ import annotations
 import copy
 import difflib
 import re
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,8 @@ UNSUPPORTED = {
     "use_qalora": "QALoRA",
 }
 INITS_THAT_CHANGE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_NOTHING: tuple[Any, ...] = (None, False, [], {}, "")
+_IDLE = {"unsloth_fixed", "peft_version", "auto_mapping", "lora_module_name"}  # of trainers, and of no effect on layers
 _PATTERNS = ("rank_pattern", "alpha_pattern")
 _SUGGESTIONS = 3
 
@@ -52,8 +56,8 @@ class Written:
         return all(name == written for name, written in self.names.items())
 
 
-def read_settings(source: Path) -> Any:
-    """PEFT's own reading of an `adapter_config.json`: a `peft.LoraConfig`.
+def read_settings(source: Path) -> tuple[Any, tuple[str, ...]]:
+    """PEFT's own reading of an `adapter_config.json`: a `peft.LoraConfig`; and what a user must know of it.
 
     Raises:
         InputError: a kind that cannot be merged, or settings that PEFT refuses.
@@ -72,11 +76,19 @@ def read_settings(source: Path) -> Any:
             "save the adapter with `path_initial_model_for_weight_conversion` first"
         )
     try:
-        config = LoraConfig.from_pretrained(str(source.parent))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of keys, which are named below
+            config = LoraConfig.from_pretrained(str(source.parent))
     except (TypeError, ValueError) as error:
         raise InputError(f"{source}: PEFT cannot read it: {' '.join(str(error).split())}") from error
     config.init_lora_weights = False  # how training began; some ways need the weights, which are not there
-    return config
+    unknown = [key for key, value in settings.items() if key not in _known(LoraConfig) and value not in _NOTHING]
+    note = f"{source}: {', '.join(unknown)}: unknown to PEFT {version('peft')}, and not applied: is it newer?"
+    return config, (note,) if unknown else ()
+
+
+def _known(config_class: type) -> set[str]:
+    return {*config_class.__dataclass_fields__, *_IDLE}  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from vlm_export import adapter_places
+from vlm_export import adapter_places, other_folders
 from vlm_export.adapter_keys import is_adapters, is_lora, module_of, plain_key
 from vlm_export.adapter_settings import SETTINGS, in_todays_names, read_settings
 from vlm_export.checkpoint import (
@@ -57,6 +57,7 @@ class Adapter:
         root: prefix of the submodule that PEFT attaches it to.
         tensors: by the names that PEFT saves, below `root`.
         unused: keys that the family says inference never reads.
+        notes: what a user must know of its settings, a sentence each.
     """
 
     source: Path
@@ -65,6 +66,7 @@ class Adapter:
     root: str
     tensors: Mapping[str, Weight]
     unused: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def factors(self) -> list[tuple[Weight, Weight]]:
         """A and B of every module; none where something beside them (a bias, a magnitude) may have an effect."""
@@ -153,9 +155,17 @@ def open_adapter(path: Path, checkpoint: Checkpoint, model: nn.Module) -> Adapte
             several of its parts or none, or a link that leads out of the folder.
     """
     source = folder_of(path) / SETTINGS
-    own_file(source.parent, source.name)
-    config = read_settings(source)
+    if not own_file(source.parent, source.name) and (instead := other_folders.no_adapter(source.parent)):
+        raise InputError(instead)
+    config, notes = read_settings(source)
     stored = {plain_key(key): ref for key, ref in adapter_tensors(path).items()}
+    return replace(_placed(source, config, stored, checkpoint, model), notes=notes)
+
+
+def _placed(
+    source: Path, config: Any, stored: Mapping[str, TensorRef], checkpoint: Checkpoint, model: nn.Module
+) -> Adapter:
+    """An adapter of these settings and tensors, by plain keys, where it belongs in the model."""
     name_of = checkpoint.family.names(checkpoint.config)
     place = adapter_places.find_place(stored, checkpoint.family.adapter_roots, model, name_of)
     tensors = {name: stored[key] for key, name in place.names.items() if name is not None}
@@ -202,9 +212,18 @@ def embedded_adapter(checkpoint: Checkpoint, model: nn.Module) -> Adapter | None
     settings = checkpoint.family.embedded_lora(checkpoint.config)
     if settings is None and not checkpoint.lora:
         return None
+    beside = own_file(checkpoint.path, SETTINGS)
+    if settings is None and beside:
+        config, notes = read_settings(beside)
+        config.modules_to_save = None  # these are in the place of the checkpoint's own
+        stored = {plain_key(ref.key): ref for ref in checkpoint.lora.values()}
+        return replace(_placed(beside, config, stored, checkpoint, model), notes=notes)
     if settings is None:
         key = next(iter(checkpoint.lora.values())).key
-        raise InputError(f"{source}: no lora_r and lora_alpha, but the checkpoint holds LoRA tensors ({key}, …)")
+        raise InputError(
+            f"{source}: no lora_r and lora_alpha, but the checkpoint holds LoRA tensors "
+            f"({key}, …): put the adapter_config.json that they were trained with beside them"
+        )
     if not checkpoint.lora:
         raise InputError(
             f"{source}: asks for LoRA (lora_r), but the checkpoint holds no LoRA tensors; "

@@ -25,6 +25,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 from transformers.initialization import no_init_weights
 
+from vlm_export import other_folders
 from vlm_export.artifacts import read_json
 from vlm_export.errors import InputError
 from vlm_export.families.base import Family, find_family
@@ -76,6 +77,7 @@ _PART = re.compile(r"\.(lora_|token_adapter\.|base_layer\.|(qweight|qzeros|scale
 _PEFT = ("base_model.model.",)
 # What torch.compile, FSDP and activation checkpointing put between a module's name and its parts'.
 _WRAPPER = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
+_SAVED_MODULE = re.compile(r"\.modules_to_save\.[^.]+\.")
 _LORA_KEY = re.compile(r"(?P<module>.+)\.lora_(?P<part>A|B)(\.[A-Za-z0-9_-]+)?\.weight$")
 
 
@@ -150,6 +152,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     folder = folder_of(path)
     check_files(folder, MODEL_FILES)
+    if not (folder / "config.json").is_file() and (instead := other_folders.no_model(folder)):
+        raise InputError(instead)
     config = read_json(folder / "config.json")
     if "model_type" not in config:
         raise InputError(f"{folder / 'config.json'}: no `model_type`; is this a model folder?")
@@ -160,7 +164,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     with _reading_config(path):
         name_of = family.names(config)
     for key, ref in stored_tensors(path).items():
-        name = name_of(key)
+        unwrapped = _without_peft(key)
+        name = None if unwrapped is None else name_of(unwrapped)
         if name is None:
             unused.append(key)
             continue
@@ -171,6 +176,17 @@ def open_checkpoint(path: Path) -> Checkpoint:
             raise InputError(f"{ref}: a second tensor for {name}; keep one of the two")
         target[name] = ref
     return Checkpoint(folder, config, family, plain, lora, tuple(sorted(unused)))
+
+
+def _without_peft(key: str) -> str | None:
+    """A base model's key in what `PeftModel.state_dict` gives; None for what PEFT keeps and does not use."""
+    if ".original_module." in key:
+        return None
+    key = _SAVED_MODULE.sub(".", key).replace(".base_layer.", ".")
+    for prefix in _PEFT:
+        while key.startswith(prefix):
+            key = key.removeprefix(prefix)
+    return key
 
 
 def folder_of(path: Path) -> Path:
@@ -212,6 +228,8 @@ def weight_files(path: Path, whole: str = WEIGHTS) -> list[Path]:
             return [file]
         if index := own_file(path, f"{name}.index.json"):
             return [own_file(path, shard) or path / shard for shard in _shard_names(index)]
+    if instead := (other_folders.no_model if whole == WEIGHTS else other_folders.no_adapter)(path):
+        raise InputError(instead)
     raise InputError(f"{path}: no {whole} (nor {whole}.index.json, {_PICKLES[whole]}); save the weights as safetensors")
 
 

@@ -220,6 +220,7 @@ def merge(
                 warnings=[
                     *base.checkpoint.notes,
                     *_not_heeded(companions, base.checkpoint),
+                    *(note for step in steps for note in step.adapter.notes),
                     *(
                         f"{file}: a pickle, of which only the tensors were read; prefer safetensors"
                         for file in _inputs(path, adapter_paths)
