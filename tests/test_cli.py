@@ -22,6 +22,7 @@ from vlm_export.recipe import find_recipe
 
 COMMAND = Path(sys.executable).with_name("vlm-export")
 REPO = "acme/shapes-captioner"
+DEFAULT = "no vlm-export.yaml in this folder: this is about the bundled shapes-captioner"
 # Downloads a repo as any Python user would, in a process of its own: huggingface_hub reads its settings on import.
 DOWNLOAD = "import sys, huggingface_hub; print(huggingface_hub.snapshot_download(sys.argv[1]))"
 
@@ -153,7 +154,9 @@ def test_wrong_input_is_one_line_and_exit_2(arguments: tuple[str, ...], message:
     done = vlm_export(*arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr == f"error: {message}\n"
+    recipe_was_named = arguments[0] == "merge"
+    notice = "" if recipe_was_named else f"{DEFAULT}\n"
+    assert done.stderr == f"{notice}error: {message}\n"
     assert not (tmp_path / "build").exists(), "nothing half-written"
 
 

@@ -15,13 +15,17 @@ import pytest
 import torch
 from exported import Exported, failed_graphs, prepare, record
 from onnxruntime.quantization import quantize_dynamic
+from PIL import Image
 
 from vlm_export import golden, limits, publish, verify
 from vlm_export.causes import explain
 from vlm_export.checkpoint import open_checkpoint
+from vlm_export.cli import _report_lines
 from vlm_export.errors import CheckFailed, InputError
 from vlm_export.rewrites.kept_rows import KEPT
 from vlm_export.runtime import load
+from vlm_export.runtime.model import ModelFailed
+from vlm_export.runtime.options import Options
 from vlm_export.verify import Report
 
 DECODER = "decoder_model_merged"
@@ -260,7 +264,15 @@ def test_nan_passes_no_limit(broken: Exported) -> None:
         value.const_value = ir.Tensor(np.full_like(value.const_value.numpy(), np.nan), name=value.name)
 
     edit(broken.graph("encoder_model"), spoil)
-    assert "last_hidden_state" in messages(broken.verify("ort"))
+    report = broken.verify("ort")
+    assert "last_hidden_state" in messages(report)
+    [tokens] = [check for check in report.failures if check.component == "all"]
+    assert "the decoder's scores are no numbers: some are too large for the dtype" in tokens.detail
+    shown = [line for line in _report_lines(report, Path("report.json")) if line.startswith("FAIL") and "= nan" in line]
+    assert len(shown) == 1 < len([check for check in report.failures if np.isnan(check.value)])
+    with pytest.raises(ModelFailed, match="the decoder's scores are no numbers"):
+        engine = load(broken.work.repo, backend="onnx", dtype="fp32")
+        engine.generate([Image.new("RGB", (16, 16))], None, Options())
 
 
 def test_no_checks_is_not_a_pass(exported: Exported) -> None:

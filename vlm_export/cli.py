@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -493,9 +494,11 @@ def recipes(as_json: bool) -> None:
 
 def _open(reference: str | None, work: Path | None, *, builds_model: bool = True) -> tuple[RecipeFile, Any]:
     from vlm_export.artifacts import Work
-    from vlm_export.recipe import find_recipe
+    from vlm_export.recipe import LOCAL_RECIPE, find_recipe
 
     recipe = find_recipe(reference)
+    if reference is None and recipe.is_bundled:
+        click.echo(f"no {LOCAL_RECIPE} in this folder: this is about the bundled {recipe.name}", err=True)
     if recipe.recipe.trust_remote_code and builds_model:
         click.echo(f"warning: trust_remote_code: runs code of {recipe.recipe.model}@{recipe.recipe.revision}", err=True)
     return recipe, Work(work or Path("build") / recipe.name)
@@ -514,11 +517,15 @@ def _print(as_json: bool, value: dict[str, Any], lines: list[str]) -> None:
 
 
 def _report_lines(report: Any, path: Path) -> list[str]:
+    shown: dict[Any, Any] = {}
+    for check in report.failures:  # one overflow makes all that follows it infinite
+        key = (check.dtype, check.runtime) if math.isnan(check.value) else check
+        shown.setdefault(key, check)
     lines = [
         f"FAIL {check.component} {check.dtype} {check.runtime} {check.metric} = {check.value:.3g}"
         + (f" (limit {check.limit:g})" if check.limit is not None else "")
         + (f": {check.detail}" if check.detail else "")
-        for check in report.failures[:10]
+        for check in list(shown.values())[:10]
     ]
     if len(report.failures) > len(lines):
         lines.append(f"and {len(report.failures) - len(lines)} more failures")

@@ -7,6 +7,7 @@ through stock transformers.js in Node. A report holds every check with its value
 
 from __future__ import annotations
 
+import math
 import platform
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -408,10 +409,14 @@ def _check_tokens(run: _Verification, dtype: str, driver: Driver, feeds: Sequenc
     for image, fed in zip(facts.images, feeds, strict=True):
         inputs = with_encoded(driver, fed)
         decided = plan(Options(), {**facts.generation, **ids}, inputs["input_ids"].shape[1])
-        [own] = generate(Decoder(driver, inputs), decided)
+        try:
+            [own] = generate(Decoder(driver, inputs), decided)
+            follows = own.token_ids == image.token_ids
+            forced = own.token_ids if follows else _forced(Decoder(driver, inputs), decided, image.token_ids)
+        except FloatingPointError as error:
+            run.add("all", dtype, "ort", limits.TOKENS_EXACT, math.nan, f"{image.file}: {error}")
+            return
         generated.append(own.token_ids)
-        follows = own.token_ids == image.token_ids
-        forced = own.token_ids if follows else _forced(Decoder(driver, inputs), decided, image.token_ids)
         agreed.append(agreement(forced, image.token_ids))
     _add_tokens(run, dtype, "ort", limits.TOKENS_EXACT, generated)
     run.add("all", dtype, "ort", limits.TOP1_AGREEMENT, float(np.mean(agreed)), f"{len(agreed)} images")

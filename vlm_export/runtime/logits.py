@@ -18,7 +18,13 @@ _NEVER = np.float32(-np.inf)
 
 
 def process(scores: np.ndarray, history: History, new_tokens: int, plan: Plan) -> np.ndarray:
-    """Everything that `plan` asks for; `new_tokens` were generated so far."""
+    """Everything that `plan` asks for; `new_tokens` were generated so far.
+
+    Raises:
+        FloatingPointError: a score is NaN, which `argmax` would take for the best.
+    """
+    if np.isnan(scores).any():
+        raise FloatingPointError("the decoder's scores are no numbers: some are too large for the dtype")
     if plan.repetition_penalty != 1.0:
         scores = repetition_penalty(scores, history, plan.repetition_penalty)
     if plan.no_repeat_ngram_size:
