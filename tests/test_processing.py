@@ -65,7 +65,7 @@ def test_so_is_what_a_recipe_says_instead(tmp_path: Path) -> None:
     assert (settings["size"], settings["crop_size"]) == ({"shortest_edge": 16}, {"height": 16, "width": 24})
 
 
-def write_llama_tokenizer(folder: Path) -> None:
+def write_llama_tokenizer(folder: Path, **named: Any) -> None:
     """As transformers 4 saved LlamaTokenizer: a space is put before the text, and `config.json` names the class."""
     words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", *"abcdehinorstwx"]
     vocabulary = {word: index for index, word in enumerate(words)}
@@ -75,17 +75,37 @@ def write_llama_tokenizer(folder: Path) -> None:
     made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     made.add_special_tokens([AddedToken(word, special=True) for word in ("<unk>", "<s>", "</s>", "<image>")])
     made.save(str(folder / "tokenizer.json"))
-    named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "legacy": False}
-    settings = named | {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True}
+    tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    settings = tokens | {"tokenizer_class": "LlamaTokenizer", "legacy": False, "add_bos_token": True} | named
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     config = json.loads((folder / "config.json").read_text())
     config |= {"image_token_id": made.token_to_id("<image>"), "image_token_index": made.token_to_id("<image>")}
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def test_prompts_are_split_as_the_models_own_processor_splits_them(tmp_path: Path) -> None:
+# What else a folder says of the tokenizer's class, and the files beside it.
+SPLIT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "LlamaTokenizer": ({}, {}),
+    "LlamaTokenizerFast": ({"tokenizer_class": "LlamaTokenizerFast"}, {}),
+    "as it was before": ({"legacy": True}, {}),
+    "no class": ({"tokenizer_class": None}, {}),
+    "a class of no model": ({"tokenizer_class": "PreTrainedTokenizerFast"}, {}),
+    "without a first token": ({"add_bos_token": False}, {}),
+    "special tokens in a file of their own": (
+        {"bos_token": None, "eos_token": None},
+        {"special_tokens_map.json": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}},
+    ),
+    "added tokens in a file of their own": ({}, {"added_tokens.json": {"<image>": 259 + 15}}),
+}
+
+
+@pytest.mark.parametrize("case", SPLIT)
+def test_prompts_are_split_as_the_models_own_processor_splits_them(case: str, tmp_path: Path) -> None:
+    named, files = SPLIT[case]
     folder = pico_chat.write_llava(tmp_path)
-    write_llama_tokenizer(folder)
+    write_llama_tokenizer(folder, **named)
+    for name, values in files.items():
+        (folder / name).write_text(json.dumps(values))
     checkpoint = open_checkpoint(folder)
     settings = image_processor_settings(folder, checkpoint.family.image_processor(checkpoint.config), {})
     feeder = checkpoint.family.feeder(folder, checkpoint.config, settings)
