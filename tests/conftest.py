@@ -78,9 +78,9 @@ def _tracing_leaves_no_mark() -> Iterator[None]:
 
     trace = Structures.trace
 
-    def watched(structures: Structures, component: Any) -> Any:
+    def watched(structures: Structures, component: Any, *onnxsim: Any) -> Any:
         before = describe(structures.model)
-        traced = trace(structures, component)
+        traced = trace(structures, component, *onnxsim)
         assert describe(structures.model) == before, f"tracing {component.name} left a mark on the model"
         return traced
 

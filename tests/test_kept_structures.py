@@ -73,7 +73,7 @@ def contents(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): sha256(path) for path in folder.rglob("*") if path.is_file()}
 
 
-def never(*_: Any) -> Any:
+def never(*_: Any, **options: Any) -> Any:
     raise AssertionError("traced")
 
 
@@ -118,9 +118,9 @@ def test_tracing_that_left_a_mark_would_be_seen(merged: Checkpoint, monkeypatch:
     """`conftest.py` watches every trace that any test makes."""
     make = structure.make_structure
 
-    def marking(component: Component, model: Any) -> Any:
+    def marking(component: Component, model: Any, **options: Any) -> Any:
         change_attribute(model)
-        return make(component, model)
+        return make(component, model, **options)
 
     monkeypatch.setattr(structure, "make_structure", marking)
     structures = Structures(merged, "components")
@@ -322,7 +322,7 @@ def test_a_folder_that_cannot_be_written_is_said_once(tmp_path: Path, monkeypatc
 
 
 def test_nothing_else_is_swallowed(merged: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: Any) -> Any:
+    def broken(*_: Any, **options: Any) -> Any:
         raise ZeroDivisionError
 
     monkeypatch.setattr(structure, "make_structure", broken)

@@ -27,7 +27,7 @@ WAITING = "; import sys; sys.stdin.read()"
 EXPORT = """
 from pathlib import Path
 import vlm_export.variants, vlm_export.verify
-from vlm_export.simplify import Onnxsim
+from vlm_export.onnxsim_process import Onnxsim
 Onnxsim().run(Path("a"), Path("b"), 60)
 """
 BENCH = """

@@ -42,6 +42,7 @@ from transformers import PretrainedConfig
 from vlm_export.artifacts import cache_folder
 from vlm_export.checkpoint import Checkpoint, aliases, build_empty
 from vlm_export.families.base import Component
+from vlm_export.onnxsim_process import Onnxsim
 from vlm_export.simplify_report import ONNXSIM_RAN, SimplifyReport
 from vlm_export.stacks import attributes
 
@@ -99,7 +100,7 @@ class Structures:
             os.utime(path)  # it was used
         return _parse(content)
 
-    def trace(self, component: Component) -> Structure:
+    def trace(self, component: Component, onnxsim: Onnxsim | None = None) -> Structure:
         """Trace a component, and keep its structure for the next time.
 
         What is returned went through the file's form, so that graphs made of it are byte for byte those of the next.
@@ -107,7 +108,7 @@ class Structures:
         """
         from vlm_export.structure import make_structure
 
-        structure, report = make_structure(component, self.model)
+        structure, report = make_structure(component, self.model, onnxsim=onnxsim)
         content = _serialize(structure, report)
         if self.keep and report.onnxsim == ONNXSIM_RAN:
             path = self.path(component)

@@ -37,6 +37,7 @@ from vlm_export.graph_file import save_graph
 from vlm_export.kept_structures import Structures
 from vlm_export.manifest import ONNX, GraphFile, Manifest, load_manifest
 from vlm_export.merge import MergeReport
+from vlm_export.onnxsim_process import Onnxsim
 from vlm_export.own_files import own_file
 from vlm_export.publish import REPORT
 from vlm_export.recipe import OF_MODEL, RecipeFile
@@ -211,13 +212,13 @@ def run_export(
     graphs: list[GraphFile] = []
     reports: dict[str, dict[str, Any]] = {}
     steps, done = len(components) * len(names), 0
-    with replaced_folder(work.repo) as folder:
+    with replaced_folder(work.repo) as folder, Onnxsim() as onnxsim:
         onnx = folder / ONNX
         onnx.mkdir()
         for component in components:
             kept = structures.find(component)
             progress(f"{component.name} as traced before" if kept else f"tracing {component.name}", done, steps)
-            structure, report = kept or structures.trace(component)
+            structure, report = kept or structures.trace(component, onnxsim)
             reports[component.name] = asdict(report)
             source = Source(component, structure, merged.tensors)
             for name in names:

@@ -6,8 +6,6 @@ Weights are inputs here, so onnxsim never sees one and its memory does not grow 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -16,6 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from vlm_export.families.base import Component
+from vlm_export.onnxsim_process import Onnxsim
 from vlm_export.rewrites import gather_positions, rotary_tables, weight_layout
 from vlm_export.simplify_report import ONNXSIM_RAN, SimplifyReport
 from vlm_export.trace import REWRITES, UNFUSED, UNFUSED_ROTARY
@@ -31,52 +30,8 @@ _FUSED = {
     "Gelu",
     "QuickGelu",
 }
-# onnxsim tries for PPQ, which imports torch: a second to load and half of one to leave; and for sympy, half a second,
-# which counts operations. Neither is used here.
-_SIMPLIFY = """
-import os, sys
-sys.modules["torch"] = sys.modules["sympy"] = None
-import onnx, onnxsim
-source, target = sys.stdin.read().splitlines()
-onnx.save(onnxsim.simplify(source)[0], target)
-os._exit(0)
-"""
 ONNXSIM_SECONDS = 120
 ONNXSIM_BYTES = 64 << 20  # a structure this large is no structure: something folded a weight into it
-
-
-class Onnxsim:
-    """onnxsim in a process of its own, which a time budget can end.
-
-    It starts at once and waits for one graph, so that its imports (half a second) run beside the tracing that comes
-    before.
-    """
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _SIMPLIFY],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def __enter__(self) -> Onnxsim:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.communicate()
-
-    def run(self, source: Path, target: Path, seconds: float) -> str:
-        """Simplify one file into another. Returns what went wrong, if anything did."""
-        try:
-            _, errors = self._process.communicate(f"{source}\n{target}", timeout=seconds)
-        except subprocess.TimeoutExpired:
-            return f"took more than {seconds:g} s"
-        if self._process.returncode != 0 or not target.is_file():
-            return (errors.strip() or f"exit status {self._process.returncode}").splitlines()[-1]
-        return ""
 
 
 def simplify(

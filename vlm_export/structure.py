@@ -7,34 +7,41 @@ into the next, and let the last one compute only the rows that are asked for.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 
 import onnx_ir as ir
 from torch import nn
 
 from vlm_export.families.base import Component
+from vlm_export.onnxsim_process import Onnxsim
 from vlm_export.rewrites.kept_rows import pick_rows_early
 from vlm_export.rewrites.pack_attention import pack_attention
 from vlm_export.rewrites.repeat_layers import NotRepeatable, repeat_layers
 from vlm_export.rewrites.skip_norms import join_norms
-from vlm_export.simplify import Onnxsim, count_fused, simplify
+from vlm_export.simplify import count_fused, simplify
 from vlm_export.simplify_report import SimplifyReport
 from vlm_export.stacks import find_stacks, two_layer_component, two_layers
 from vlm_export.trace import trace
 
 
 def make_structure(
-    component: Component, model: nn.Module, whole: Mapping[str, str] | None = None
+    component: Component,
+    model: nn.Module,
+    whole: Mapping[str, str] | None = None,
+    onnxsim: Onnxsim | None = None,
 ) -> tuple[ir.Model, SimplifyReport]:
     """The simplified structure of a component, at the cost of two layers wherever more of them are alike.
 
-    `whole` says by path why a stack must be traced whole; one whose graph turns out not to repeat joins them.
+    `onnxsim` is used where it was started for several components. `whole` says by path why a stack must be traced
+    whole; one whose graph turns out not to repeat joins them.
     """
     stacks, refused = find_stacks(component, model, whole or {})
-    with Onnxsim() as onnxsim:
+    with nullcontext(onnxsim) if onnxsim else Onnxsim() as process:
+        process.start()
         with two_layers(model, stacks):
             traced = trace(two_layer_component(component, stacks), model)
-        structure, report = simplify(traced, component, onnxsim)
+        structure, report = simplify(traced, component, process)
     repeated: dict[str, int] = {}
     for stack in stacks:
         try:
@@ -42,7 +49,7 @@ def make_structure(
                 structure, stack.path, stack.layers, cached=stack.cached, period=stack.period
             )
         except NotRepeatable as error:
-            return make_structure(component, model, {**(whole or {}), stack.path: str(error)})
+            return make_structure(component, model, {**(whole or {}), stack.path: str(error)}, onnxsim)
     packed = pack_attention(structure)
     joined = join_norms(structure)
     early = pick_rows_early(structure)
