@@ -82,6 +82,11 @@ def test_help_is_instant_and_shows_the_four_commands(tmp_path: Path) -> None:
         assert f"  {command} " in done.stdout
 
 
+def test_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "vlm_export", "--help"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("Usage: vlm-export [OPTIONS] COMMAND")
+
+
 @pytest.mark.parametrize("command", ["merge", "onnx", "verify", "push", "golden", "run", "serve", "bench", "recipes"])
 def test_each_command_has_help(command: str, tmp_path: Path) -> None:
     done = vlm_export(command, "--help", cwd=tmp_path)
