@@ -161,7 +161,7 @@ class Family:
         rename: a checkpoint's tensor name (LoRA parts included) → the model's, or None for what inference never uses.
         rename_in: by config, what `rename` gives → the same, where the names depend on the parts of the model.
         embedded_lora: the settings of LoRA tensors inside the checkpoint itself.
-        adapter_roots: prefixes below which a PEFT adapter may have been attached.
+        adapter_roots: prefixes below which a PEFT adapter is likely to have been attached; other parts are found.
         merged_config: `config.json` of the merged checkpoint.
         text_config: the config of the language model inside the model.
         sample_inputs: seeded random `fed` of a reference, for comparing two versions of the model's weights.

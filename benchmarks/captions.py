@@ -1,0 +1,122 @@
+"""In how many captions of held-out scenes each dtype says what PyTorch says, token for token.
+
+python benchmarks/captions.py                            # 300 scenes, every dtype, ONNX Runtime and Node
+python benchmarks/captions.py --images 50 --dtype int8   # fewer
+
+The captioner is that of recipes/real-captioner, its graphs those that `make real` left in build/real-captioner. PyTorch
+runs the checkpoint with its adapter attached by PEFT, greedily, in batches. Pictures have the size that the tower
+takes, so that nothing resizes them. What was said is kept in build/real-captioner/captions.json, and not asked again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import assemble
+import numpy as np
+import scenes
+import torch
+from tower import IMAGE_SIZE
+
+from vlm_export import merge, node_runtime, runtime
+from vlm_export.artifacts import write_json
+from vlm_export.golden import eos_token_ids
+from vlm_export.manifest import load_manifest
+from vlm_export.processing import image_processor_settings, load_tokenizer
+from vlm_export.runtime.images import open_image
+from vlm_export.runtime.options import Options
+
+WORK = assemble.HERE.parents[1] / "build" / "real-captioner"
+REPO, KEPT = WORK / "repo", WORK / "captions.json"
+BATCH = 20
+
+Captions = list[list[int]]
+
+
+def in_pytorch(paths: Sequence[Path]) -> Captions:
+    """Greedy tokens of each picture, the end included."""
+    checkpoint, model = merge.attach(assemble.checkpoint(), [])
+    settings = image_processor_settings(checkpoint.path, checkpoint.family.image_processor(checkpoint.config), {})
+    feeder = checkpoint.family.feeder(checkpoint.path, checkpoint.config, settings)
+    reference = checkpoint.family.reference(model)
+    end = eos_token_ids(checkpoint, load_tokenizer(checkpoint.path))
+    found: Captions = []
+    for start in range(0, len(paths), BATCH):
+        fed = [feeder.feed(path, "") for path in paths[start : start + BATCH]]
+        together = {name: torch.from_numpy(np.concatenate([one[name] for one in fed])) for name in fed[0]}
+        with torch.inference_mode():
+            made = reference.generate(
+                together,
+                do_sample=False,
+                num_beams=1,
+                eos_token_id=end,
+                pad_token_id=end[0],
+                max_new_tokens=assemble.MAX_NEW_TOKENS,
+                return_dict_in_generate=True,
+                output_scores=True,
+            )
+        found += [until(row, end) for row in made.sequences[:, -len(made.scores) :].tolist()]
+    return found
+
+
+def until(ids: list[int], ends: Sequence[int]) -> list[int]:
+    """Up to the first end, without what pads a row of a batch."""
+    place = next((index for index, token in enumerate(ids) if token in ends), len(ids))
+    return ids[: place + 1]
+
+
+def in_onnxruntime(paths: Sequence[Path], dtype: str) -> Captions:
+    model = runtime.load(REPO, dtype=dtype, backend="onnx")
+    options = Options(max_new_tokens=assemble.MAX_NEW_TOKENS)
+    return [list(model.generate([open_image(path)], None, options).token_ids) for path in paths]
+
+
+def in_node(paths: Sequence[Path], dtype: str) -> Captions:
+    items = [node_runtime.Item(path) for path in paths]
+    options = {"max_new_tokens": assemble.MAX_NEW_TOKENS}
+    made = node_runtime.caption(REPO, layout="captioner", dtype=dtype, items=items, generation=options)
+    return [list(caption.token_ids) for caption in made.captions]
+
+
+RUNTIMES = {"ort": in_onnxruntime, "node": in_node}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=300, help="held-out scenes (300)")
+    parser.add_argument("--dtype", action="append", help="repeats; every one that was exported")
+    parser.add_argument("--runtime", action="append", choices=RUNTIMES, help="repeats; both")
+    options = parser.parse_args()
+    manifest = load_manifest(REPO)
+    dtypes = options.dtype or manifest.dtypes
+    found = json.loads(KEPT.read_text()) if KEPT.is_file() else {}
+    kept: dict[str, Captions] = found["said"] if found.get("of") == manifest.inputs_sha256 else {}
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder, f"{seed:03}.png") for seed in range(options.images)]
+        for seed, path in enumerate(paths):
+            scenes.draw(scenes.held_out_scene(seed), IMAGE_SIZE).save(path)
+        wanted = {"pytorch": lambda: in_pytorch(paths)} | {
+            f"{name} {dtype}": lambda dtype=dtype, run=RUNTIMES[name]: run(paths, dtype)
+            for dtype in dtypes
+            for name in options.runtime or RUNTIMES
+        }
+        for name, ask in wanted.items():
+            if len(kept.get(name, [])) < options.images:
+                kept[name] = ask()
+                write_json(KEPT, {"of": manifest.inputs_sha256, "said": kept})
+    expected = kept["pytorch"][: options.images]
+    tokenizer = load_tokenizer(REPO)
+    said = [tokenizer.decode(ids, skip_special_tokens=True) for ids in expected]
+    right = sum(text == scenes.held_out_scene(seed).caption for seed, text in enumerate(said))
+    print(f"PyTorch: {right} of {options.images} captions exactly right ({right / options.images:.1%})")
+    for name in list(wanted)[1:]:
+        equal = sum(one == other for one, other in zip(kept[name], expected, strict=False))
+        print(f"{name}: {equal} of {options.images} are PyTorch's ({equal / options.images:.1%})")
+
+
+if __name__ == "__main__":
+    main()
