@@ -170,7 +170,7 @@ def main(count: int | None, record: bool, rounds: int) -> None:
     table = Table(*heads, title="first token · tokens a second in the last three columns")
     for row in rows(proof):
         table.add_row(*row)
-    console = Console()
+    console = Console(width=max(Console().width, 160))  # whole, in a log too
     console.print(table)
     console.print(f"PyTorch's captions: {right(facts, expected)} of {len(expected)} exactly right")
     same = count is not None or as_recorded(facts)

@@ -52,13 +52,9 @@ PHOTOGRAPHS: dict[str, tuple[Package, str]] = {
 }
 PLACES = {
     (0, 0): "in the top left corner",
-    (1, 0): "at the top",
     (2, 0): "in the top right corner",
-    (0, 1): "on the left",
     (1, 1): "in the middle",
-    (2, 1): "on the right",
     (0, 2): "in the bottom left corner",
-    (1, 2): "at the bottom",
     (2, 2): "in the bottom right corner",
 }
 ROW, COLUMN, TWO_ABOVE, TWO_BELOW = "row", "column", "two above one", "two below one"

@@ -342,7 +342,7 @@ def words(training: tuple[Path, int]) -> None:
 
 
 @main.command()
-@click.option("--steps", default=800, show_default=True, help=f"Steps of {BATCH} scenes.")
+@click.option("--steps", default=900, show_default=True, help=f"Steps of {BATCH} scenes.")
 @click.pass_obj
 def captions(training: tuple[Path, int], steps: int) -> None:
     """Train projection and LoRA through the decoder."""
