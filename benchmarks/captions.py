@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import assemble
 import numpy as np
-import scenes
 import torch
-from tower import IMAGE_SIZE
 
 from vlm_export import merge, node_runtime, runtime
 from vlm_export.artifacts import write_json
@@ -29,6 +27,12 @@ from vlm_export.manifest import load_manifest
 from vlm_export.processing import image_processor_settings, load_tokenizer
 from vlm_export.runtime.images import open_image
 from vlm_export.runtime.options import Options
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "recipes" / "real-captioner"))
+
+import assemble
+import scenes
+from tower import IMAGE_SIZE
 
 WORK = assemble.HERE.parents[1] / "build" / "real-captioner"
 REPO, KEPT = WORK / "repo", WORK / "captions.json"
