@@ -52,6 +52,13 @@ RULES: tuple[Options, ...] = (
     {"num_beams": 3, "min_new_tokens": 15, "max_new_tokens": 20, "length_penalty": 0.0, "num_return_sequences": 3},
     {"num_beams": 2, "repetition_penalty": 0.2},  # what was there before comes again, the start token too
 )
+# Of the bundled captioner's words.
+BANS: tuple[Options, ...] = (
+    {"suppress_tokens": [267, 327], "begin_suppress_tokens": [65], "bad_words_ids": [[287], [301, 257]]},
+    {"num_beams": 3, "suppress_tokens": [257], "bad_words_ids": [[322, 287], [306]], "num_return_sequences": 2},
+    {"forced_eos_token_id": 0, "max_new_tokens": 6},
+    {"num_beams": 2, "forced_eos_token_id": [0, 257], "max_new_tokens": 5},
+)
 STOPPING: tuple[Options, ...] = tuple({"early_stopping": when} for when in (False, True, "never"))
 
 
@@ -161,7 +168,7 @@ def add_shapes(suite: Suite) -> None:
     images = sorted((SHAPES.golden_dir / "images").glob("*.png"))
     assert len(images) == 20
     suite.add("captioner", exported.work.repo, pytorch, images, [BEAMS], max_new_tokens=30)
-    suite.add("captioner, rules", exported.work.repo, pytorch, images[:4], RULES, max_new_tokens=30)
+    suite.add("captioner, rules", exported.work.repo, pytorch, images[:4], [*RULES, *BANS], max_new_tokens=30)
 
 
 def add_prefix(suite: Suite) -> None:
@@ -226,10 +233,31 @@ def add_exported(suite: Suite, name: str, exported: Exported, prompt: str | None
 
 def add_pico(suite: Suite, name: str, pytorch: PyTorch, repo: Path, prompt: str | None) -> None:
     images = pytorch.images
-    suite.add(name, repo, pytorch, images, [BEAMS, *RULES], prompt, max_new_tokens=10)
+    rules = [*RULES, *bans(pytorch, prompt)]
+    suite.add(name, repo, pytorch, images, [BEAMS, *rules], prompt, max_new_tokens=10)
     if prompt and "<image>" in prompt:
         several = [(images[0], images[1]), (images[1], images[0])]
         suite.add(f"{name}, two images", repo, pytorch, several, [{}, BEAMS], f"{prompt} <image>", max_new_tokens=10)
+
+
+def bans(pytorch: PyTorch, prompt: str | None) -> Iterator[Options]:
+    """Of what comes without them: each changes it, greedily and in beams."""
+    fed = pytorch.feed(pytorch.images[:1], prompt or "")
+    free = {"do_sample": False, "max_new_tokens": 10}
+    [said] = pytorch.generate(fed, free)
+    first, second, third, *_ = said["token_ids"]
+    found: list[Options] = [
+        {"suppress_tokens": [first]},
+        {"begin_suppress_tokens": [first]},
+        {"bad_words_ids": [[second], [second, third]]},
+        {"forced_eos_token_id": 256 if said["token_ids"][-1] != 256 else 7},
+    ]
+    if prompt is None:  # a start token alone
+        found += [{"forced_bos_token_id": 70 if first != 70 else 71, "begin_suppress_tokens": [second]}]
+    for options in found:
+        assert pytorch.generate(fed, free | options) != [said], options
+        yield options
+        yield options | {"num_beams": 2, "num_return_sequences": 2}
 
 
 def warped() -> list[dict[str, Any]]:

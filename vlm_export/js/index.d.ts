@@ -75,6 +75,17 @@ export interface GenerateOptions {
     seed?: number;
     repetition_penalty?: number;
     no_repeat_ngram_size?: number;
+    /** As `min_new_tokens`, but counts the prompt, its image tokens included. */
+    min_length?: number;
+    /** Ids that must not follow one another so. */
+    bad_words_ids?: number[][] | null;
+    /** Ids that cannot come; of `begin_…`, not as the first. */
+    suppress_tokens?: number[] | null;
+    begin_suppress_tokens?: number[] | null;
+    /** The id behind a start token that stands alone. */
+    forced_bos_token_id?: number | null;
+    /** The id, or one of those, that comes last where the length runs out. */
+    forced_eos_token_id?: number | number[] | null;
     /**
      * Called after each step, of the first sequence. Of beams it is the best one that goes on, whose earlier words may
      * change from call to call, and in the end the answer.

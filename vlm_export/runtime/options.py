@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -103,8 +103,7 @@ def plan(options: Options, config: Mapping[str, Any], prompt_tokens: int, *, roo
         raise InputError(
             f"max_new_tokens: {options.max_new_tokens}, but after the prompt the model has positions for {max(0, room)}"
         )
-    eos = config.get("eos_token_id")
-    eos_ids = tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,)
+    eos_ids = _ids(config.get("eos_token_id"))
     pad = config.get("pad_token_id")
     values: dict[str, Any] = {}
     for field in dataclasses.fields(Options):
@@ -114,17 +113,31 @@ def plan(options: Options, config: Mapping[str, Any], prompt_tokens: int, *, roo
             values[field.name] = stored if asked is None else asked
     if "max_new_tokens" not in values and config.get("max_length") is not None:
         values["max_new_tokens"] = config["max_length"] - prompt_tokens
+    values |= _rules(config, prompt_tokens)
     if config.get("min_length"):
-        values["min_new_tokens"] = max(values.get("min_new_tokens", 0), config["min_length"] - prompt_tokens)
-    values |= {name: tuple(config[name]) for name in ("suppress_tokens", "begin_suppress_tokens") if config.get(name)}
-    values["bad_words_ids"] = tuple(tuple(words) for words in config.get("bad_words_ids") or ())
-    values["forced_bos_token_id"] = config.get("forced_bos_token_id") if prompt_tokens == 1 else None
-    forced = config.get("forced_eos_token_id")
-    values["forced_eos_token_ids"] = tuple(forced) if isinstance(forced, list) else () if forced is None else (forced,)
+        longest = values.get("max_new_tokens", Plan.max_new_tokens)
+        values["min_new_tokens"] = max(
+            values.get("min_new_tokens", 0), min(config["min_length"] - prompt_tokens, longest)
+        )
     made = Plan(eos_ids, pad if pad is not None else eos_ids[0] if eos_ids else 0, **values)
     for problem in _problems(made):
         raise InputError(problem)
     return made
+
+
+def _rules(config: Mapping[str, Any], prompt_tokens: int) -> dict[str, Any]:
+    """Tokens that a `generation_config.json` bans or forces; the first is forced behind a start token alone."""
+    return {
+        "bad_words_ids": tuple(map(tuple, config.get("bad_words_ids") or ())),
+        "suppress_tokens": _ids(config.get("suppress_tokens")),
+        "begin_suppress_tokens": _ids(config.get("begin_suppress_tokens")),
+        "forced_bos_token_id": config.get("forced_bos_token_id") if prompt_tokens == 1 else None,
+        "forced_eos_token_ids": _ids(config.get("forced_eos_token_id")),
+    }
+
+
+def _ids(value: int | Sequence[int] | None) -> tuple[int, ...]:
+    return () if value is None else (value,) if isinstance(value, int) else tuple(value)
 
 
 def _problems(plan: Plan) -> list[str]:

@@ -43,6 +43,7 @@ _ALWAYS = (
     "no_repeat_ngram_size",
     "do_sample",
 )
+_RULES = ("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id")
 _OF_BEAMS = ("length_penalty", "early_stopping")
 _OF_SAMPLING = ("temperature", "top_k", "top_p")
 
@@ -142,9 +143,11 @@ class TorchEngine:
         if plan.seed is not None:
             torch.manual_seed(plan.seed)
         names = [*_ALWAYS, *(_OF_BEAMS if plan.num_beams > 1 else ()), *(_OF_SAMPLING if plan.do_sample else ())]
+        rules = {name: getattr(plan, name) for name in _RULES} | {"forced_eos_token_id": plan.forced_eos_token_ids}
         output = self.reference.generate(
             {name: torch.from_numpy(array) for name, array in fed.items()},
             **{name: getattr(plan, name) for name in names},
+            **{name: _as_lists(value) for name, value in rules.items() if value not in (None, ())},
             eos_token_id=list(plan.eos_token_ids),
             pad_token_id=plan.pad_token_id,
             stopping_criteria=StoppingCriteriaList([criteria]),
@@ -208,6 +211,11 @@ class _Watched(StoppingCriteria):
         if self.cancelled and self.cancelled():
             ends = [True] * len(ends)
         return torch.tensor(ends)  # type: ignore[return-value]
+
+
+def _as_lists(value: Any) -> Any:
+    """What a plan holds as tuples, in the types that transformers checks for."""
+    return [_as_lists(each) for each in value] if isinstance(value, tuple) else value
 
 
 def _cut(ids: list[int], eos_token_ids: Sequence[int]) -> list[int]:

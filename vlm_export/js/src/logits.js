@@ -19,8 +19,22 @@ export function process(scores, plan, history, generated) {
     if (plan.no_repeat_ngram_size > 0) {
         ban_repeated_ngrams(scores, plan.no_repeat_ngram_size, history);
     }
+    for (const word of plan.bad_words_ids ?? []) {
+        ban_word(scores, word, history, plan.eos_token_ids);
+    }
     if (generated < plan.min_new_tokens) {
         ban(scores, plan.eos_token_ids);
+    }
+    const forces_first = plan.forced_bos_token_id !== null;
+    if (generated === 0 && forces_first) {
+        force(scores, [plan.forced_bos_token_id]);
+    }
+    if (generated === plan.max_new_tokens - 1 && plan.forced_eos_token_id !== null) {
+        force(scores, [plan.forced_eos_token_id].flat());
+    }
+    ban(scores, plan.suppress_tokens ?? []);
+    if (generated === (forces_first ? 1 : 0)) {
+        ban(scores, plan.begin_suppress_tokens ?? []);
     }
     if (plan.do_sample) {
         // Beams need one token more than can end them.
@@ -48,6 +62,22 @@ function ban_repeated_ngrams(scores, size, history) {
             ban(scores, [history[start + size - 1]]);
         }
     }
+}
+
+/** Bans the last id of a word where the others stand before it; an end alone is no word. */
+function ban_word(scores, word, history, eos_token_ids) {
+    const before = word.slice(0, -1);
+    const begun = history.length - before.length;
+    const stands = begun >= 0 && before.every((id, index) => history[begun + index] === id);
+    if (stands && (before.length > 0 || !eos_token_ids.includes(word[0]))) {
+        ban(scores, word.slice(-1));
+    }
+}
+
+/** Leaves nothing but these ids, each as good as the others. */
+function force(scores, ids) {
+    scores.fill(-Infinity);
+    ids.forEach((id) => (scores[id] = 0));
 }
 
 /** Ids without a score, such as image tokens, cannot be generated anyhow. */

@@ -9,7 +9,7 @@ import { Continuation, to_tensor } from './continuation.js';
 import { nothing, one_by_one } from './generate.js';
 import { Progress, load_graphs } from './graphs.js';
 import { layout_of } from './layouts.js';
-import { check_generate_options, check_keys, limit_length, make_plan } from './options.js';
+import { check_generate_options, check_keys, follow_prompt, make_plan } from './options.js';
 import { turn } from './turn.js';
 
 const LOAD_OPTIONS = ['dtype', 'device', 'revision', 'progress_callback', 'session_options'];
@@ -163,7 +163,7 @@ export class VisionLanguageModel {
         const plan = make_plan(options, layout.generation_config);
         const { on_token, signal } = options;
         const prepared = await layout.prepare(await asked_of(options));
-        limit_length(plan, prepared.token_ids.length);
+        follow_prompt(plan, prepared.token_ids.length);
         const timings = { first_token_ms: null, total_ms: 0, tokens: 0 };
         const heard = async (token_ids) => {
             timings.first_token_ms ??= performance.now() - started;

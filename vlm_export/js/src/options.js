@@ -11,6 +11,9 @@ const integer = (least) => ({ holds: (x) => Number.isInteger(x) && x >= least, w
 /** @typedef {{ holds: (value: any) => boolean, what: string }} Rule */
 const boolean = { holds: (x) => typeof x === 'boolean', what: 'true or false' };
 const number = { holds: Number.isFinite, what: 'a number' };
+const token_id = { holds: (x) => x === null || integer(0).holds(x), what: 'the id of a token' };
+const is_ids = (x) => Array.isArray(x) && x.every(integer(0).holds);
+const token_ids = { holds: (x) => x === null || is_ids(x), what: 'ids of tokens' };
 const positive = { holds: (x) => Number.isFinite(x) && x > 0, what: 'a number above 0' };
 
 /** @type {Record<string, { idle: any } & Rule>} */
@@ -28,6 +31,16 @@ const TABLE = {
     seed: { idle: undefined, ...integer(0) },
     repetition_penalty: { idle: 1, ...positive },
     no_repeat_ngram_size: { idle: 0, ...integer(0) },
+    min_length: { idle: 0, ...integer(0) },
+    bad_words_ids: {
+        idle: null,
+        holds: (x) => x === null || (Array.isArray(x) && x.every((word) => is_ids(word) && word.length > 0)),
+        what: 'lists of the ids of tokens',
+    },
+    suppress_tokens: { idle: null, ...token_ids },
+    begin_suppress_tokens: { idle: null, ...token_ids },
+    forced_bos_token_id: { idle: null, ...token_id },
+    forced_eos_token_id: { idle: null, holds: (x) => token_id.holds(x) || is_ids(x), what: 'ids of tokens' },
 };
 const ONLY_WITH = {
     do_sample: ['temperature', 'top_k', 'top_p', 'seed'],
@@ -94,12 +107,18 @@ export function make_plan(options, config) {
 }
 
 /**
+ * Decides what depends on the prompt: lengths that count it, and whether a token is forced behind a start token alone.
+ *
  * @param {any} plan that may have a `max_length`, prompt included
  * @param {number} prompt_tokens
  */
-export function limit_length(plan, prompt_tokens) {
+export function follow_prompt(plan, prompt_tokens) {
     if (plan.max_length) {
         plan.max_new_tokens = Math.max(1, plan.max_length - prompt_tokens);
+    }
+    plan.min_new_tokens = Math.max(plan.min_new_tokens, plan.min_length - prompt_tokens);
+    if (prompt_tokens !== 1) {
+        plan.forced_bos_token_id = null;
     }
 }
 

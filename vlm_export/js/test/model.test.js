@@ -281,11 +281,11 @@ test('a repo that lacks something, or is of another kind', async (context) => {
     const chunks = { 'transformers.js_config': { use_external_data_format: { 'encoder_model.onnx': 2 } } };
     await refuses(spoilt('config.json', edit(chunks)), /onnx\/encoder_model\.onnx_data is not there/);
     await refuses(spoilt('config.json', edit({ model_type: 'bert' })), /model_type 'bert' is of no layout known here/);
-    const banning = await spoilt('generation_config.json', edit({ bad_words_ids: [[1]] }));
+    const banning = await spoilt('generation_config.json', edit({ sequence_bias: [[[1], 1.5]] }));
     const model = await VisionLanguageModel.from_pretrained(banning);
     await assert.rejects(
         model.generate(asked),
-        /generation_config\.json: 'bad_words_ids' would change what is generated/,
+        /generation_config\.json: 'sequence_bias' would change what is generated/,
     );
     await model.dispose();
 });
