@@ -3,21 +3,43 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import encoder_decoders
+import pico
 import pico_chat
 import pytest
 import torch
 import yaml
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
-from vlm_export import pipeline
+from vlm_export import pipeline, runtime
 from vlm_export.artifacts import Work, read_json
-from vlm_export.generation_rules import published, unheeded
-from vlm_export.recipe import Generation, load_recipe
+from vlm_export.checkpoint import Checkpoint, open_checkpoint
+from vlm_export.errors import InputError
+from vlm_export.generation_rules import HEEDED, published, unheeded
+from vlm_export.recipe import Generation, RecipeFile, load_recipe
+from vlm_export.runtime import pytorch
+from vlm_export.runtime.images import open_image
+from vlm_export.runtime.options import Options
+
+
+def write(folder: Path, model: str) -> Path:
+    if model == "llava":
+        return pico_chat.write_llava(folder)
+    if model == "prefix":
+        return pico.write_checkpoint(folder, lora=False)
+    return encoder_decoders.write_checkpoint(folder, encoder_decoders.config("vit", "gpt2"))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return open_checkpoint(write(tmp_path_factory.mktemp("base"), "vit-gpt2"))
 
 
 @pytest.mark.parametrize(
@@ -27,9 +49,9 @@ from vlm_export.recipe import Generation, load_recipe
         ({"repetition_penalty": 1.2}, {}, Generation(), {"max_new_tokens": 30, "repetition_penalty": 1.2}, {}),
         ({"repetition_penalty": 1.2}, {}, Generation(repetition_penalty=1.0), {"max_new_tokens": 30}, {}),
         ({"max_new_tokens": 7}, {}, Generation(), {"max_new_tokens": 30}, {}),
-        ({"max_new_tokens": 7}, {}, Generation(True), {"max_new_tokens": 7}, {}),
-        ({"max_new_tokens": 7}, {}, Generation(True, 9), {"max_new_tokens": 9}, {}),
-        ({"max_length": 17}, {}, Generation(True), {"max_new_tokens": 17}, {}),
+        ({"max_new_tokens": 7}, {}, Generation(from_checkpoint=True), {"max_new_tokens": 7}, {}),
+        ({"max_new_tokens": 7}, {}, Generation(9, from_checkpoint=True), {"max_new_tokens": 9}, {}),
+        ({"max_length": 17}, {}, Generation(from_checkpoint=True), {"max_new_tokens": 17}, {}),
         (
             {"num_beams": 4, "length_penalty": 2.0, "early_stopping": True, "no_repeat_ngram_size": 3},
             {},
@@ -55,90 +77,184 @@ def test_what_is_published_and_what_is_named(
     wanted: Generation,
     expected: dict[str, Any],
     named: dict[str, Any],
+    checkpoint: Checkpoint,
     tmp_path: Path,
 ) -> None:
     if rules is not None:
         (tmp_path / "generation_config.json").write_text(json.dumps(rules))
-    found = published(wanted, tmp_path, config)
-    assert found == {"max_new_tokens": 30} | expected
-    assert unheeded(tmp_path, config) == named
+    opened = replace(checkpoint, path=tmp_path, config=config)
+    assert published(wanted, opened) == {"max_new_tokens": 30} | expected
+    assert unheeded(opened) == named
+
+
+def test_rules_that_transformers_refuses(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps({"max_new_tokens": -3}))
+    with pytest.raises(InputError, match=r"generation_config\.json: rules of generation: .*max_new_tokens"):
+        published(Generation(), replace(checkpoint, path=tmp_path))
+
+
+def test_ids_that_pytorch_is_not_given_are_not_counted(tmp_path: Path) -> None:
+    """A captioner that continues embeddings: its clients give it a start token or image tokens, and PyTorch none."""
+    opened = open_checkpoint(write(tmp_path, "prefix"))
+    rules = {"min_length": 9, "forced_bos_token_id": 5, "suppress_tokens": [7]}
+    (tmp_path / "generation_config.json").write_text(json.dumps(rules))
+    assert published(Generation(), opened) == {"max_new_tokens": 30, "suppress_tokens": [7]}
+    assert unheeded(opened) == {"min_length": 9, "forced_bos_token_id": 5}
 
 
 def silent(what: str, done: int, total: int) -> None:
     """No progress."""
 
 
-MODELS = ["vit-gpt2", "llava"]  # a text that begins with a start token alone, and one with a prompt
+class PlainTransformers:
+    """The loaded model and its own processor, and nothing of ours."""
+
+    def __init__(self, base: Path):
+        self.model: Any = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32).eval()
+        processor: Any = AutoProcessor.from_pretrained(base)
+        self.images: Any = AutoImageProcessor.from_pretrained(base)
+        self.chat = processor if hasattr(processor, "image_processor") else None
+
+    @torch.inference_mode()
+    def tokens(self, paths: Sequence[Path], rules: dict[str, Any]) -> list[list[int]]:
+        """Greedy, by these rules as its `generation_config.json`."""
+        self.model.generation_config = GenerationConfig(**rules)
+        found = []
+        for path in paths:
+            fed = self.images(images=[Image.open(path)], return_tensors="pt")
+            if self.chat:
+                text = self.chat.apply_chat_template(pico_chat.CONVERSATION, add_generation_prompt=True)
+                fed = self.chat(images=[Image.open(path)], text=[text], return_tensors="pt")
+            made = self.model.generate(**fed, max_new_tokens=8, do_sample=False, num_beams=1)
+            found.append(made[0, fed["input_ids"].shape[1] if self.chat else 1 :].tolist())
+        return found
 
 
-def write(folder: Path, model: str) -> Path:
-    if model == "llava":
-        return pico_chat.write_llava(folder)
-    return encoder_decoders.write_checkpoint(folder, encoder_decoders.config("vit", "gpt2"))
+@dataclass(frozen=True)
+class Exported:
+    """A model of the library, exported with no rules of its own, and its pictures."""
+
+    model: str
+    base: Path
+    work: Work
+    images: tuple[Path, ...]
+    plain: PlainTransformers
+
+    @property
+    def prompt(self) -> str | None:
+        return "what is it?" if self.model == "llava" else None
+
+    @property
+    def prompt_tokens(self) -> int:
+        return 31 if self.model == "llava" else 1
+
+    def recipe(self) -> RecipeFile:
+        prompts = {"prompts": [pico_chat.CONVERSATION]} if self.prompt else {}
+        recipe = {
+            "name": "m",
+            "model": str(self.base),
+            "layout": "chat" if self.prompt else "captioner",
+            "generation": {"max_new_tokens": 8},
+            "golden": {"images": [str(path) for path in self.images]} | prompts,
+        }
+        path = self.base.parent / "recipe.yaml"
+        path.write_text(yaml.safe_dump(recipe))
+        return load_recipe(path)
 
 
-def plain_transformers(base: Path, images: list[Path]) -> list[list[int]]:
-    """Greedy tokens, by the loaded model's own rules."""
-    model: Any = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32).eval()
-    processor: Any = AutoProcessor.from_pretrained(base)
-    tokens = []
-    for path in images:
-        picture = Image.open(path)
-        if not hasattr(processor, "image_processor"):
-            fed = AutoImageProcessor.from_pretrained(base)(images=[picture], return_tensors="pt")
-        else:
-            text = processor.apply_chat_template(pico_chat.CONVERSATION, add_generation_prompt=True)
-            fed = processor(images=[picture], text=[text], return_tensors="pt")
-        made = model.generate(**fed, max_new_tokens=8, do_sample=False, num_beams=1)
-        start = fed["input_ids"].shape[1] if "input_ids" in fed else 1
-        tokens.append(made[0, start:].tolist())
-    return tokens
+IDS = {"eos_token_id": 256, "decoder_start_token_id": 256}
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_every_runtime_heeds_them(model: str, tmp_path: Path) -> None:
-    base = write(tmp_path / "base", model)
-    (tmp_path / "images").mkdir()
-    images = [tmp_path / "images" / f"{index}.png" for index in range(2)]
+@pytest.fixture(scope="module", params=["vit-gpt2", "llava"])
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """Of a text that begins with a start token alone, and of one with a prompt."""
+    folder = tmp_path_factory.mktemp("exported")
+    base = write(folder / "base", request.param)
+    (base / "generation_config.json").write_text(json.dumps(IDS))
+    images = tuple(folder / f"{index}.png" for index in range(2))
     for index, path in enumerate(images):
         noise = torch.randint(0, 256, (24, 24, 3), generator=torch.Generator().manual_seed(index), dtype=torch.uint8)
         Image.fromarray(noise.numpy()).save(path)
-    ids = {"eos_token_id": 256, "decoder_start_token_id": 256}
-    (base / "generation_config.json").write_text(json.dumps(ids))
-    free = plain_transformers(base, images)
-    rules = ids | {
+    made = Exported(request.param, base, Work(folder / "work"), images, PlainTransformers(base))
+    pipeline.run_merge(made.recipe(), made.work, silent)
+    pipeline.run_export(made.recipe(), made.work, silent)
+    return made
+
+
+# Of what comes without them: the rules that change it.
+RULES: dict[str, Callable[[list[list[int]]], dict[str, Any]]] = {
+    "suppressed": lambda said: {"suppress_tokens": [said[0][0], -1, 99_999]},
+    "suppressed at first": lambda said: {"begin_suppress_tokens": [said[0][0]]},
+    "a bad word": lambda said: {"bad_words_ids": [[said[0][1]]]},
+    "a bad word of two": lambda said: {"bad_words_ids": [said[0][:2], [256]]},
+    "a penalty": lambda said: {"repetition_penalty": 3.0},
+    "no word again": lambda said: {"no_repeat_ngram_size": 1},
+    "a last token": lambda said: {"forced_eos_token_id": 9},
+    "one of two last tokens": lambda said: {"forced_eos_token_id": [9, 256]},
+    "more tokens than to an end": lambda said: {"min_new_tokens": 6, "eos_token_id": said[0][0]},
+    "a longer text than to an end": lambda said: {"min_length": 6, "eos_token_id": said[0][0]},
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_each_rule_alone(rule: str, exported: Exported, tmp_path: Path) -> None:
+    """ONNX Runtime and PyTorch's engine say what the loaded model says by the rule, which is something else."""
+    free = exported.plain.tokens(exported.images, IDS)
+    rules = RULES[rule](free)
+    if "min_length" in rules:
+        rules["min_length"] += exported.prompt_tokens
+    expected = exported.plain.tokens(exported.images, IDS | rules)
+    without = {name: value for name, value in rules.items() if name not in HEEDED}
+    assert expected != exported.plain.tokens(exported.images, IDS | without)
+    work = shutil.copytree(exported.work.root, tmp_path / "work")
+    file = work / "repo" / "generation_config.json"
+    file.write_text(json.dumps(read_json(file) | rules))
+    for engine in (runtime.load(work / "repo", backend="onnx"), pytorch.beside(work / "repo", because="")):
+        said = [engine.generate([open_image(path)], exported.prompt, Options()) for path in exported.images]
+        assert [list(answer.token_ids) for answer in said] == expected, type(engine)
+
+
+def test_a_first_token_is_forced_behind_a_start_token_alone(exported: Exported, tmp_path: Path) -> None:
+    rules = {"forced_bos_token_id": 70, "begin_suppress_tokens": [71]}
+    expected = exported.plain.tokens(exported.images, IDS | rules)
+    assert {said[0] == 70 for said in expected} == {exported.model == "vit-gpt2"}
+    work = shutil.copytree(exported.work.root, tmp_path / "work")
+    file = work / "repo" / "generation_config.json"
+    file.write_text(json.dumps(read_json(file) | rules))
+    for engine in (runtime.load(work / "repo", backend="onnx"), pytorch.beside(work / "repo", because="")):
+        said = [engine.generate([open_image(path)], exported.prompt, Options()) for path in exported.images]
+        assert [list(answer.token_ids) for answer in said] == expected, type(engine)
+
+
+def test_from_the_checkpoint_to_both_clients(exported: Exported, tmp_path: Path) -> None:
+    free = exported.plain.tokens(exported.images, IDS)
+    rules = IDS | {
         "suppress_tokens": [free[0][0]],
-        "begin_suppress_tokens": [free[1][0]],
         "bad_words_ids": [[free[0][1]], free[1][1:3]],
-        "min_length": 6,
-        "min_new_tokens": 3,
+        "min_length": exported.prompt_tokens + 5,
         "repetition_penalty": 1.1,
         "no_repeat_ngram_size": 3,
         "forced_bos_token_id": 70,
-        "forced_eos_token_id": 256,
-        "num_beams": 3,
+        "forced_eos_token_id": 9,
     }
-    (base / "generation_config.json").write_text(json.dumps(rules))
-    expected = plain_transformers(base, images)
+    expected = exported.plain.tokens(exported.images, rules)
     assert expected != free
-    recipe = {
-        "name": "m",
-        "model": str(base),
-        "layout": "chat" if model == "llava" else "captioner",
-        "generation": {"max_new_tokens": 8},
-        "golden": {"images": ["images/*.png"]} | ({"prompts": [pico_chat.CONVERSATION]} if model == "llava" else {}),
-    }
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    found, work = load_recipe(tmp_path / "recipe.yaml"), Work(tmp_path / "work")
-    golden = pipeline.run_golden(found, silent)
+    base = shutil.copytree(exported.base, tmp_path / "base")
+    (base / "generation_config.json").write_text(json.dumps(rules | {"num_beams": 3}))
+    made = replace(exported, base=base, work=Work(tmp_path / "work"))
+    recipe = made.recipe()
+    golden = pipeline.run_golden(recipe, silent)
     assert [image.token_ids for image in golden.images] == expected
-    report = pipeline.run_merge(found, work, silent)
+    report = pipeline.run_merge(recipe, made.work, silent)
     [warning] = [line for line in report.warnings if "greedily" in line]
     assert f"{base}/generation_config.json: num_beams: 3: " in warning
-    pipeline.run_export(found, work, silent)
-    verified = pipeline.run_verify(found, work, silent, runtimes=("ort", "node"))
+    pipeline.run_export(recipe, made.work, silent)
+    verified = pipeline.run_verify(recipe, made.work, silent, runtimes=("ort", "node"))
     assert verified.verdict == "pass", verified.failures
-    written = read_json(work.repo / "generation_config.json")
-    heeded = {name: value for name, value in rules.items() if name not in ("num_beams", "decoder_start_token_id")}
+    engine = pytorch.from_recipe(recipe)
+    said = [engine.generate([open_image(path)], made.prompt, Options()) for path in made.images]
+    assert [list(answer.token_ids) for answer in said] == expected
+    written = read_json(made.work.repo / "generation_config.json")
+    heeded = {name: value for name, value in rules.items() if name in HEEDED}
     assert {name: written.get(name) for name in heeded} == heeded
     assert written["num_beams"] == 1

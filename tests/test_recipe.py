@@ -86,7 +86,7 @@ def test_every_key(tmp_path: Path) -> None:
         adapters=(AdapterSource("org/adapter", "main"), AdapterSource("../local")),
         layout="chat",
         dtypes=("fp32", "int8"),
-        generation=Generation(False, 12, 1.0, 3),
+        generation=Generation(12, 1.0, 3),
         image_processor={"size": {"height": 8, "width": 8}},
         chat_template="{{ messages }}",
         golden=GoldenInputs(("images/*.png",), ("a", "the")),

@@ -184,7 +184,7 @@ def _record(
         text, *texts = feeder.texts(prompts)
     except InputError as error:
         raise InputError(f"{recipe.path}: {error}") from error
-    generation = published(recipe.recipe.generation, checkpoint.path, checkpoint.config)
+    generation = published(recipe.recipe.generation, checkpoint)
     recorder = _Recorder(checkpoint, model, feeder, generation)
     recorded = []
     for index, path in enumerate(images):
@@ -340,7 +340,7 @@ def eos_token_ids(checkpoint: Checkpoint, tokenizer: Any) -> list[int]:
     Raises:
         InputError: none names one, so nothing would ever stop.
     """
-    rules = loaded_rules(checkpoint.path, checkpoint.config)
+    rules = loaded_rules(checkpoint)
     found = tokenizer.eos_token_id if rules.eos_token_id is None else rules.eos_token_id
     ids = found if isinstance(found, list) else [found]
     rows = checkpoint.family.text_config(checkpoint.config).vocab_size

@@ -234,7 +234,7 @@ def merge(
 
 
 def _not_heeded(companions: Companions, checkpoint: Checkpoint) -> Iterator[str]:
-    found = unheeded(companions.folder, checkpoint.config)
+    found = unheeded(replace(checkpoint, path=companions.folder))
     if found:
         rules = ", ".join(f"{name}: {value}" for name, value in found.items())
         source = companions.origins[GENERATION] / GENERATION_FILE

@@ -265,7 +265,7 @@ def run_verify(recipe: RecipeFile, work: Work, progress: Progress, *, runtimes: 
     manifest = load_manifest(work.repo)
     _use_remote_code(recipe)
     merged = open_checkpoint(work.merged)
-    generation = published(recipe.recipe.generation, merged.path, merged.config)
+    generation = published(recipe.recipe.generation, merged)
     if changed := recorded.facts.differences(recipe.recipe, generation):
         raise InputError(
             f"{recipe.path}: {', '.join(changed)}: changed since the golden was recorded: "

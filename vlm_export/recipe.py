@@ -78,10 +78,10 @@ class Generation:
     number is the checkpoint's too. `generation: from_checkpoint` is short for that alone.
     """
 
-    from_checkpoint: bool = Field(default=False, strict=True)
     max_new_tokens: int | None = Field(default=None, ge=1, strict=True)
     repetition_penalty: float | None = Field(default=None, gt=0, strict=True, allow_inf_nan=False)
     no_repeat_ngram_size: int | None = Field(default=None, ge=0, strict=True)
+    from_checkpoint: bool = Field(default=False, strict=True)
 
 
 @dataclass(frozen=True, config=_STRICT)

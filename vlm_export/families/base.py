@@ -170,6 +170,8 @@ class Family:
         layouts: by name.
         trim: drops from an empty model the layers that no graph runs.
         image_processor: `preprocessor_config.json` where the checkpoint has none, or nothing if it must have one.
+        begins_with_ids: whether PyTorch's `generate` is given ids, which rules on lengths and on the first token count;
+            not where it is given embeddings alone.
         remote_code: whether `build` builds the class that a config's `model_type` is registered for.
     """
 
@@ -187,6 +189,7 @@ class Family:
     trim: Callable[[Any], None] = field(default=lambda model: None)
     image_processor: Callable[[Config], dict[str, Any]] = field(default=lambda config: {})
     adapter_roots: Sequence[str] = field(default=("",))
+    begins_with_ids: bool = True
     remote_code: bool = False
     rename_in: Callable[[Config], Callable[[str], str | None]] = field(default=lambda config: lambda key: key)
 

@@ -222,4 +222,5 @@ FAMILY = Family(
     },
     image_processor=image_processor,
     adapter_roots=("", "language_model."),
+    begins_with_ids=False,
 )

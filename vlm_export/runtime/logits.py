@@ -82,15 +82,20 @@ def no_repeat_ngrams(scores: np.ndarray, history: History, size: int) -> np.ndar
 def without(scores: np.ndarray, token_ids: Sequence[int]) -> np.ndarray:
     """None of these tokens can come."""
     scores = scores.copy()
-    scores[:, list(token_ids)] = _NEVER
+    scores[:, _scored(token_ids, scores)] = _NEVER
     return scores
 
 
 def only(scores: np.ndarray, token_ids: Sequence[int]) -> np.ndarray:
     """Nothing but these tokens can come, each as well as the others."""
     forced = np.full_like(scores, _NEVER)
-    forced[:, list(token_ids)] = 0
+    forced[:, _scored(token_ids, scores)] = 0
     return forced
+
+
+def _scored(token_ids: Sequence[int], scores: np.ndarray) -> list[int]:
+    """Those that have a score: a file may name tokens that the model has not."""
+    return [token for token in token_ids if 0 <= token < scores.shape[1]]
 
 
 def bad_words(scores: np.ndarray, history: History, plan: Plan) -> np.ndarray:

@@ -82,7 +82,7 @@ def from_recipe(recipe: RecipeFile) -> TorchEngine:
     with gathered(found.model, found.adapters, found.beside) as companions:
         checkpoint = replace(checkpoint, path=companions.folder)
         settings = image_processor_settings(checkpoint.path, default, recipe.recipe.image_processor)
-        rules = published(recipe.recipe.generation, checkpoint.path, checkpoint.config)
+        rules = published(recipe.recipe.generation, checkpoint)
         return TorchEngine(checkpoint, model, recipe.name, recipe.recipe.layout, settings, rules)
 
 
