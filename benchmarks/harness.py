@@ -132,19 +132,24 @@ def checkpoint(work: Path, shape: str, *parts: str) -> Path:
     return folder
 
 
-def real_captioner(folder: Path) -> tuple[Path, Work]:
-    """The recipe of the captioner of real size, and its work folder: assembled and merged at the first use."""
-    done = subprocess.run([sys.executable, _ASSEMBLE], stdout=subprocess.PIPE, text=True, check=True)
-    recipe, work = folder / "real-captioner.yaml", Work(folder / "real-captioner")
+def real_captioner(folder: Path, *, adapter: bool = True) -> tuple[Path, Work]:
+    """The recipe of the captioner of real size, and its work folder: assembled and merged at the first use.
+
+    Without its adapter the decoder is SmolLM2 itself, which reads English; with it, it talks of pictures.
+    """
+    name = "real-captioner" if adapter else "without-adapter"
+    options = [] if adapter else [folder / f"{name}-checkpoint", "--without-adapter"]
+    done = subprocess.run([sys.executable, _ASSEMBLE, *options], stdout=subprocess.PIPE, text=True, check=True)
+    recipe, work = folder / f"{name}.yaml", Work(folder / name)
     recipe.write_text(_REAL_RECIPE.format(model=done.stdout.strip()))
     if not work.merged.is_dir():
         _vlm_export("merge", recipe, "--work", work.root)
     return recipe, work
 
 
-def real_repo(folder: Path, dtypes: Sequence[str] = ()) -> Work:
+def real_repo(folder: Path, dtypes: Sequence[str] = (), *, adapter: bool = True) -> Work:
     """Its work folder, exported in these dtypes, or in all, unless it is."""
-    recipe, work = real_captioner(folder)
+    recipe, work = real_captioner(folder, adapter=adapter)
     wanted = [*(dtypes or DTYPES)]
     manifest = work.repo / "export.json"
     if not manifest.is_file() or not set(wanted) <= set(read_json(manifest)["dtypes"]):

