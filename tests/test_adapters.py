@@ -7,6 +7,7 @@ A family joins with one line in `BASES`; a kind is one line in `KINDS`.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -200,6 +201,9 @@ KINDS = {
         lambda base: {"trainable_token_indices": {base.embedding: [1, 7, 65]}}, tied=False, tied_after=False
     ),
     "convolution": Kind(lambda base: {"target_modules": [base.patches]}),
+    "bare parameters among modules": Kind(
+        lambda base: {"target_modules": rf".*{base.tower}", "target_parameters": [f"{base.bridge}.weight"]}
+    ),
     "DoRA on a convolution": Kind(lambda base: {"target_modules": [base.patches], "use_dora": True}),
     "tower and bridge": Kind(lambda base: {"target_modules": rf".*({base.tower}|{base.bridge})"}),
     "bare parameters": Kind(
@@ -252,7 +256,8 @@ def adapted_logits(path: Path, base: Base, kind: Kind, adapter: Path) -> torch.T
     return logits(model.eval(), path)
 
 
-FORGOTTEN_HEAD = ("embedding and head that stay tied", "gpt2")  # PEFT 0.21 does not find it again when it loads
+STAY_TIED = "embedding and head that stay tied"
+FORGOTTEN_HEAD = (STAY_TIED, "gpt2")  # PEFT 0.21 does not find it again when it loads
 FEW_KINDS = ("LoRA on the decoder", "DoRA", "bias of LoRA", "tied embedding")  # of decoders that are like others
 CASES = [
     (kind, name)
@@ -276,7 +281,11 @@ def test_merged_is_what_peft_computes(
     merged = logits(base.load(tmp_path / "merged"), path)
     assert relative(merged, expected) <= 1e-5
     assert relative(merged, logits(base.load(path), path)) > 1e-2
-    assert_reported(report, tmp_path / "merged", kind.tied_after and name not in kind.unseen)
+    stored = load_file(adapter / "adapter_model.safetensors").keys() - set(report.unused)
+    factors = [key for key in stored if re.search(r"lora_(embedding_)?A", key)]
+    stays_tied = kind.tied_after and name not in kind.unseen
+    assert report.weights_by_hand == len(factors) - (kind_name == STAY_TIED and stays_tied)
+    assert_reported(report, tmp_path / "merged", stays_tied)
 
 
 def test_head_that_peft_forgets_to_tie_is_refused(bases: Callable[[str, bool], Path], tmp_path: Path) -> None:
@@ -286,6 +295,28 @@ def test_head_that_peft_forgets_to_tie_is_refused(bases: Callable[[str, bool], P
         adapter = write_adapter(tmp_path / "adapter", base.load(path), base, kind)
     with pytest.raises(InputError, match=r"lm_head\.lora_A\.weight: the target_modules of .* leave it out"):
         merge(path, [adapter], tmp_path / "merged")
+
+
+def test_a_convolution_in_groups_is_refused_before_any_work(tmp_path: Path) -> None:
+    path = pico_chat.write_fast_vlm(tmp_path / "base")
+    checkpoint = open_checkpoint(path)
+    model = build_empty(checkpoint)
+    convolutions = {name: each for name, each in model.named_modules() if isinstance(each, torch.nn.Conv2d)}
+    name, grouped = next((name, each) for name, each in convolutions.items() if each.groups > 1)
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    settings = {"peft_type": "LORA", "r": grouped.groups, "lora_alpha": 8, "target_modules": [name]}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    sides = {"A": (grouped.groups, grouped.in_channels, *grouped.kernel_size), "B": (grouped.out_channels, 1, 1, 1)}
+    save_file(
+        {f"base_model.model.{name}.lora_{part}.weight": torch.ones(shape) for part, shape in sides.items()},
+        folder / "adapter_model.safetensors",
+    )
+    with pytest.raises(
+        InputError, match=rf"{name} is a convolution in {grouped.groups} groups, which PEFT cannot merge"
+    ):
+        merge(path, [folder], tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
 
 
 def test_lora_bias_needs_a_bias(bases: Callable[[str, bool], Path], tmp_path: Path) -> None:
@@ -439,8 +470,10 @@ def test_combination_is_what_peft_computes(
     assert relative(merged, logits(base.load(path), path)) > 1e-2
     assert_reported(report, tmp_path / "merged", True)
     files = ["adapter_config.json", "adapter_model.safetensors"]
-    given = [name for name in report.inputs_sha256 if name.startswith(("first/", "second/"))]
-    assert given == [f"{which}/{file}" for which in ("first", "second") for file in files]
+    given = [f"{which}/{file}" for which in ("first", "second") for file in files]
+    own = [f"{path.name}/{file}" for file in ("config.json", "model.safetensors")]
+    beside = [f"{path.name}/{file}" for file in ("tokenizer.json", "tokenizer_config.json")]
+    assert list(report.inputs_sha256) == [*own, *given, *beside]
 
 
 def delta(adapter: Path, module: str, scale: float) -> torch.Tensor:

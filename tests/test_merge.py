@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -407,8 +408,9 @@ def test_adapters_in_sequence(sequence: str, disk: Path, tmp_path: Path) -> None
     report = merge(disk / "base", adapters, tmp_path / "merged")
     assert_equal_models(tmp_path / "merged", UNTIED, expected)
     names = ("adapter_config.json", "adapter_model.safetensors")
-    files = [name for name in report.inputs_sha256 if "adapter/" in name]
-    assert files == [f"{folder}/{name}" for folder in ("adapter", "1/adapter") for name in names]
+    own = [f"base/{name}" for name in ("config.json", "model.safetensors")]
+    files = [*own, *(f"{folder}/{name}" for folder in ("adapter", "1/adapter") for name in names)]
+    assert list(report.inputs_sha256) == [*files, *(f"base/{name}" for name in BESIDE)]
 
 
 def test_adapters_on_a_checkpoint_that_has_its_own(disk: Path, tmp_path: Path) -> None:
@@ -923,6 +925,45 @@ REFUSED_SETTINGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {"target_modules": ["x_proj"]},
         ("target_modules: 'x_proj' matches no module of the model; it may have meant",),
     ),
+    "targets that are no expression": (
+        {"target_modules": "(q_proj"},
+        ("target_modules: '(q_proj' is no regular expression: missing )",),
+    ),
+    "exclusions that are no expression": (
+        {"exclude_modules": "*_proj"},
+        ("exclude_modules: '*_proj' is no regular expression: nothing to repeat",),
+    ),
+    "layers that are no expression": (
+        {"layers_to_transform": [0], "layers_pattern": ["layers", "["]},
+        ("layers_pattern: '[' is no regular expression: unterminated character set",),
+    ),
+    "a rank for no expression": (
+        {"rank_pattern": {"layers.0[": 4}},
+        ("rank_pattern: 'layers.0[' is no regular expression",),
+    ),
+    "an alpha for no expression": ({"alpha_pattern": {"?": 4}}, ("alpha_pattern: '?' is no regular expression",)),
+    "an expression beyond any number": (
+        {"alpha_pattern": {"a{99999999999999999999}": 4}},
+        ("alpha_pattern: 'a{99999999999999999999}' is no regular expression",),
+    ),
+    "ranks without names": ({"rank_pattern": [4]}, ("rank_pattern: is [4]; it must be ranks, by regular expressions",)),
+    "a rank of nothing": ({"rank_pattern": {"q_proj": 0}}, ("rank_pattern: is {'q_proj': 0}; it must be ranks",)),
+    "alphas without names": ({"alpha_pattern": "q_proj"}, ("alpha_pattern: is 'q_proj'; it must be numbers, by",)),
+    "an alpha in words": ({"alpha_pattern": {"q_proj": "16"}}, ("alpha_pattern: is {'q_proj': '16'}; it must be",)),
+    "an alpha of all in words": ({"lora_alpha": "sixteen"}, ("lora_alpha: is 'sixteen'; it must be a number",)),
+    "an alpha that is no number": ({"lora_alpha": math.nan}, ("lora_alpha: is nan; it must be a number",)),
+    "an endless alpha": ({"lora_alpha": math.inf}, ("lora_alpha: is inf; it must be a number",)),
+    "no rank": ({"r": 0}, ("r: is 0; it must be a rank of at least 1",)),
+    "half a rank": ({"r": 1.5}, ("r: is 1.5; it must be a rank of at least 1",)),
+    "targets that are no names": ({"target_modules": [1, 2]}, ("target_modules: is [1, 2]; it must be a regular",)),
+    "targets by name": ({"target_modules": {"q_proj": True}}, ("target_modules: is {'q_proj': True}; it must be",)),
+    "one saved module": ({"modules_to_save": "projection"}, ("modules_to_save: is 'projection'; it must be a list",)),
+    "layers in words": ({"layers_to_transform": ["one"]}, ("layers_to_transform: is ['one']; it must be a layer's",)),
+    "parameters by name": ({"target_parameters": {"a": 1}}, ("target_parameters: is {'a': 1}; it must be a list",)),
+    "tokens in words": ({"trainable_token_indices": "all"}, ("trainable_token_indices: is 'all'; it must be a list",)),
+    "a switch in words": ({"use_rslora": "no"}, ("use_rslora: is 'no'; it must be true or false",)),
+    "another bias": ({"bias": "some"}, ("bias: is 'some'; it must be none, all or lora_only",)),
+    "a long value": ({"rank_pattern": ["q_proj"] * 99}, ("'q_proj',…; it must be ranks, by regular expressions",)),
 }
 
 

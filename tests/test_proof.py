@@ -218,6 +218,8 @@ def test_experts_are_compared_on_what_they_were_called_with(
     base, adapter = experts
     report = merge(base, [adapter], tmp_path / "merged")
     assert report.warnings == []
+    assert report.weights_by_hand == 4  # q_proj, in tower and decoder
+    assert report.not_by_hand == [f"language_model.model.layers.{layer}.mlp.experts" for layer in (0, 1)]
     assert report.max_layer_error is not None and report.max_layer_error < MAX_LAYER_ERROR
     name = "language_model.model.layers.1.mlp.experts"
     written_with(monkeypatch, f"{name}.down_proj", lambda merged: merged * (1 + PER_MILLE))

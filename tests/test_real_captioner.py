@@ -73,6 +73,8 @@ def test_scenes_of_training_have_nothing_that_is_held_out() -> None:
     assert not [scene for scene in trained if scene.held_out or scene.style == scenes.HELD_OUT_STYLE]
     held_out = [scenes.held_out_scene(seed) for seed in range(300)]
     assert all(scene.held_out for scene in held_out)
+    assert {scene.ground for scene in trained} == {*scenes.COLOURS, *scenes.PHOTOGRAPHS}
+    assert {scene.ground for scene in held_out} == {*scenes.COLOURS, *scenes.PHOTOGRAPHS} - {*scenes.WITH_THINGS}
     assert {scene.style for scene in trained} == {scene.style for scene in held_out} == set(scenes.TRAINED_STYLES)
     assert scenes.new_style_scene(7) == replace(scenes.held_out_scene(7), style=scenes.HELD_OUT_STYLE)
     assert not {scene.caption for scene in trained} & {scene.caption for scene in held_out}

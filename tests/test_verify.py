@@ -395,6 +395,6 @@ def test_push_needs_a_passing_report_about_these_very_files(broken: Exported) ->
 def test_goldens_say_where_they_come_from(exported: Exported) -> None:
     facts = asdict(golden.load_golden(exported.recipe.golden_dir, "pico").facts)
     names = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
-    assert set(facts["inputs_sha256"]) >= {f"checkpoint/{name}" for name in names}
+    assert set(facts["inputs_sha256"]) == {f"checkpoint/{name}" for name in names}
     assert {"torch", "transformers", "peft", "pillow"} <= facts["versions"].keys()
     assert facts["generation"] == {"max_new_tokens": 6}

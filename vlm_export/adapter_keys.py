@@ -13,14 +13,19 @@ _WITH_ADAPTER_NAME = re.compile(
 )
 _ADAPTED = re.compile(rf"\.({_PARTS}|token_adapter|trainable_tokens_delta|base_layer)(\.|$)")
 _LORA = re.compile(rf"\.{_PARTS}(\.|$)")
-_ROOT = "base_model.model."
+PEFT_ROOT = "base_model.model."  # how PEFT calls the module that it was put on
 
 
 def plain_key(key: str) -> str:
     """A key as PEFT saves it, below the module that PEFT was put on, whatever the adapter was called in memory."""
-    while key.startswith(_ROOT):
-        key = key.removeprefix(_ROOT)
-    return _WITH_ADAPTER_NAME.sub(lambda found: "".join(part for part in found.groups() if part), key)
+    return _WITH_ADAPTER_NAME.sub(lambda found: "".join(part for part in found.groups() if part), below_root(key))
+
+
+def below_root(key: str) -> str:
+    """A key without PEFT's name for what is around it, which it has once for each adapter that was put on another."""
+    while key.startswith(PEFT_ROOT):
+        key = key.removeprefix(PEFT_ROOT)
+    return key
 
 
 def module_of(name: str) -> str:

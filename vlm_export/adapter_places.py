@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from vlm_export.adapter_keys import is_lora, module_of
+from vlm_export.adapter_keys import module_of
 from vlm_export.adapter_settings import Written
 from vlm_export.checkpoint import Weight
 from vlm_export.errors import InputError, all_of
@@ -124,9 +125,26 @@ def _fits(place: Place, stored: Mapping[str, Weight], model: nn.Module) -> bool:
         shape = stored[key].shape
         if name in parameters and shape != tuple(parameters[name].shape):
             return False
-        weight = getattr(modules.get(module_of(name)), "weight", None)
-        if is_lora(name) and isinstance(weight, nn.Parameter) and weight.ndim == 2:
-            sides = {"lora_A": shape[-1], "lora_B": shape[0]}
-            if any(f".{part}." in f"{name}." and side not in weight.shape for part, side in sides.items()):
+        taken, given = _sides(modules.get(module_of(name)))
+        sides = {
+            "lora_A": (1, taken),
+            "lora_B": (0, given),
+            "lora_embedding_A": (1, taken),
+            "lora_embedding_B": (0, given),
+        }
+        for part, (axis, side) in sides.items():
+            if side is not None and f".{part}." in f"{name}." and shape[axis : axis + 1] != (side,):
                 return False
     return True
+
+
+def _sides(module: nn.Module | None) -> tuple[int | None, int | None]:
+    """How many features a module takes and gives, as LoRA's A and B have them; None where that is not told."""
+    match module:
+        case nn.Linear():
+            return module.in_features, module.out_features
+        case Conv1D():
+            return module.nx, module.nf
+        case nn.Embedding():
+            return module.num_embeddings, module.embedding_dim
+    return None, None

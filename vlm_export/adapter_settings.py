@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError
 
 from vlm_export.checkpoint import read_json
 from vlm_export.errors import InputError
@@ -37,6 +39,52 @@ _NOTHING: tuple[Any, ...] = (None, False, [], {}, "")
 _IDLE = {"unsloth_fixed", "peft_version", "auto_mapping", "lora_module_name"}  # of trainers, and of no effect on layers
 _PATTERNS = ("rank_pattern", "alpha_pattern")
 _SUGGESTIONS = 3
+_SHOWN = 60  # characters of a value that is none
+
+_Switch = Annotated[bool | None, Field(description="true or false")]
+_Names = Annotated[list[str] | None, Field(description="a list of names")]
+_Expression = Annotated[str | list[str] | None, Field(description="a regular expression, or a list of names")]
+_Layers = Annotated[int | list[int] | None, Field(description="a layer's index, or a list of them")]
+_Tokens = Annotated[
+    list[int] | dict[str, list[int]] | None, Field(description="a list of token ids, or one for each embedding's name")
+]
+_Ranks = Annotated[dict[str, PositiveInt] | None, Field(description="ranks, by regular expressions of modules' names")]
+_Alphas = Annotated[
+    dict[str, FiniteFloat] | None, Field(description="numbers, by regular expressions of modules' names")
+]
+
+
+class _Form(BaseModel):
+    """The settings that change what is merged, and of which kind each is: PEFT takes them as they come."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    r: Annotated[PositiveInt, Field(description="a rank of at least 1")] = 8
+    lora_alpha: Annotated[FiniteFloat, Field(description="a number")] = 8
+    bias: Annotated[Literal["none", "all", "lora_only"], Field(description="none, all or lora_only")] = "none"
+    target_modules: _Expression = None
+    exclude_modules: _Expression = None
+    layers_to_transform: _Layers = None
+    layers_pattern: _Expression = None
+    rank_pattern: _Ranks = None
+    alpha_pattern: _Alphas = None
+    modules_to_save: _Names = None
+    target_parameters: _Names = None
+    trainable_token_indices: _Tokens = None
+    fan_in_fan_out: _Switch = False
+    use_rslora: _Switch = False
+    use_dora: _Switch = False
+    lora_bias: _Switch = False
+
+    def expressions(self) -> Iterator[tuple[str, str]]:
+        """The settings that are compared as regular expressions, and each such expression."""
+        for field in ("target_modules", "exclude_modules"):
+            if isinstance(value := getattr(self, field), str):
+                yield field, value
+        patterns = self.layers_pattern or ()
+        yield from (("layers_pattern", each) for each in ([patterns] if isinstance(patterns, str) else patterns))
+        for field in _PATTERNS:
+            yield from ((field, pattern) for pattern in getattr(self, field) or ())
 
 
 @dataclass(frozen=True)
@@ -75,6 +123,7 @@ def read_settings(source: Path) -> tuple[Any, tuple[str, ...]]:
             f"{source}: init_lora_weights: {settings['init_lora_weights']!r} changes the base weights: "
             "save the adapter with `path_initial_model_for_weight_conversion` first"
         )
+    _check_form(source, settings)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of keys, which are named below
@@ -85,6 +134,21 @@ def read_settings(source: Path) -> tuple[Any, tuple[str, ...]]:
     unknown = [key for key, value in settings.items() if key not in _known(LoraConfig) and value not in _NOTHING]
     note = f"{source}: {', '.join(unknown)}: unknown to PEFT {version('peft')}, and not applied: is it newer?"
     return config, (note,) if unknown else ()
+
+
+def _check_form(source: Path, settings: Mapping[str, Any]) -> None:
+    try:
+        form = _Form.model_validate(settings)
+    except ValidationError as error:
+        key = str(error.errors()[0]["loc"][0])
+        value = repr(settings[key])
+        shown = value if len(value) <= _SHOWN else f"{value[:_SHOWN]}…"
+        raise InputError(f"{source}: {key}: is {shown}; it must be {_Form.model_fields[key].description}") from error
+    for field, expression in form.expressions():
+        try:
+            re.compile(expression)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise InputError(f"{source}: {field}: {expression[:_SHOWN]!r} is no regular expression: {error}") from error
 
 
 def _known(config_class: type) -> set[str]:
@@ -111,9 +175,11 @@ def in_todays_names(source: Path, config: Any, candidates: Iterator[Written]) ->
     found: list[tuple[int, Written]] = []
     first = next(candidates)
     for written in chain([first], candidates):
-        if _leaves_out(config, written) or _without_match(config, written):
+        targeted = _targeted(config, written)
+        leaves_out = not config.target_parameters and written.adapted - targeted
+        if leaves_out or _without_match(config, written):
             continue
-        found.append((len(_targeted(config, written) - written.adapted), written))
+        found.append((len(targeted - written.adapted), written))
         if found[-1][0] == 0:
             break
     if found:
@@ -138,10 +204,6 @@ def _targeted(config: Any, written: Written) -> set[str]:
     if config.target_modules == INCLUDE_LINEAR_LAYERS_SHORTHAND:
         return set(written.adapted)
     return {name for name, earlier in written.names.items() if check_target_module_exists(config, earlier)}
-
-
-def _leaves_out(config: Any, written: Written) -> frozenset[str]:
-    return frozenset() if config.target_parameters else written.adapted - _targeted(config, written)
 
 
 def _without_match(config: Any, written: Written) -> list[tuple[str, str]]:

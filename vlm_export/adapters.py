@@ -11,6 +11,7 @@ import copy
 import math
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -79,22 +80,32 @@ class Adapter:
         names = [(name, _A.sub(r".lora_\1B", name)) for name in self.tensors if _A.search(name)]
         return {self.root + a: (self.tensors[a], self.tensors[b]) for a, b in names if b in self.tensors}
 
-    def products(self, model: nn.Module) -> dict[str, LowRank]:
+    def products(self, model: nn.Module) -> tuple[dict[str, LowRank], list[str]]:
         """What it makes of each weight of `model` by the product of its factors alone, by the weight's name.
 
-        Without those of bare parameters, and of magnitudes whose rows are not the weight's.
+        Returns:
+            The products, and the modules whose LoRA is none of one matrix: that of experts, or of several parameters.
         """
         found: dict[str, LowRank] = {}
-        for name, (a, b) in ({} if self.config.target_parameters else self.pairs()).items():
-            module = module_of(name)
-            magnitude = self.tensors.get(f"{module.removeprefix(self.root)}.lora_magnitude_vector")
-            transposed = isinstance(model.get_submodule(module), (Conv1D, nn.Embedding))
-            if magnitude is not None and transposed:
+        pairs = [(module_of(name), pair) for name, pair in self.pairs().items()]
+        times = Counter(module for module, _ in pairs)
+        for module, (a, b) in pairs:
+            below = module.removeprefix(self.root)
+            bare = self._bare_parameters(below)
+            weight = f"{module}.{bare[0] if bare else 'weight'}"
+            if times[module] > 1 or len(bare) > 1 or (bare and model.get_parameter(weight).ndim != 2):
                 continue
-            rank, alpha = a.shape[0], self.alphas[module.removeprefix(self.root)]
-            scale = alpha / (math.sqrt(rank) if self.config.use_rslora else rank)
-            found[f"{module}.weight"] = LowRank(a, b, scale, magnitude, transposed)
-        return found
+            magnitude = self.tensors.get(f"{below}.lora_magnitude_vector")
+            transposed = not bare and isinstance(model.get_submodule(module), (Conv1D, nn.Embedding))
+            rank = a.shape[0]
+            scale = self.alphas[below] / (math.sqrt(rank) if self.config.use_rslora else rank)
+            found[weight] = LowRank(a, b, scale, magnitude, transposed)
+        return found, [module for module in times if not any(name.startswith(f"{module}.") for name in found)]
+
+    def _bare_parameters(self, module: str) -> list[str]:
+        """The parameters of a module that its settings name one by one."""
+        named = [key.rpartition(".") for key in self.config.target_parameters or ()]
+        return [leaf for owner, _, leaf in named if module == owner or module.endswith(f".{owner}")]
 
 
 @dataclass(frozen=True)
@@ -321,7 +332,7 @@ def attach(adapter: Adapter, model: nn.Module) -> Attached:
     except (RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"{adapter.source}: PEFT cannot attach it: {' '.join(str(error).split())}") from error
     tensors = {parameter: adapter.tensors[name] for name, parameter in stand_ins.items()}
-    problems = [*_misplaced(adapter, target, tensors, base), *_without_bias(adapter, target)]
+    problems = [*_misplaced(adapter, target, tensors, base), *_unmergeable(adapter, target)]
     if problems:
         raise InputError(all_of(problems))
     layers: dict[str, nn.Module] = {}
@@ -426,13 +437,20 @@ def _misplaced(
             yield f"{adapter.source}: its settings ask for {name}, which the adapter does not hold"
 
 
-def _without_bias(adapter: Adapter, target: nn.Module) -> Iterator[str]:
-    """Layers whose LoRA bias has no bias to be merged into."""
-    if adapter.config.lora_bias:
-        for name, module in target.named_modules():
-            layer: Any = module
-            if hasattr(layer, "lora_B") and layer.get_base_layer().bias is None:
-                yield f"{adapter.source}: lora_bias: {adapter.root}{name} has no bias that it could be merged into"
+def _unmergeable(adapter: Adapter, target: nn.Module) -> Iterator[str]:
+    """Layers whose LoRA has no bias to be merged into, and those that PEFT computes with and cannot merge."""
+    for name, module in target.named_modules():
+        layer: Any = module
+        if not hasattr(layer, "lora_B"):
+            continue
+        original = layer.get_base_layer()
+        if adapter.config.lora_bias and original.bias is None:
+            yield f"{adapter.source}: lora_bias: {adapter.root}{name} has no bias that it could be merged into"
+        if getattr(original, "groups", 1) > 1:
+            yield (
+                f"{adapter.source}: {adapter.root}{name} is a convolution in {original.groups} groups, which PEFT "
+                "cannot merge; train without it in target_modules"
+            )
 
 
 def _is_one_of(value: object, *classes: type) -> bool:

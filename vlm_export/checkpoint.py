@@ -26,6 +26,7 @@ from transformers.core_model_loading import WeightRenaming, rename_source_key
 from transformers.initialization import no_init_weights
 
 from vlm_export import other_folders
+from vlm_export.adapter_keys import PEFT_ROOT, below_root
 from vlm_export.artifacts import read_json
 from vlm_export.errors import InputError
 from vlm_export.families.base import Family, find_family
@@ -74,7 +75,6 @@ _PICKLES = {WEIGHTS: "pytorch_model.bin", ADAPTER_WEIGHTS: "adapter_model.bin"}
 _SAFETENSORS_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # What stands for a module's weight, or beside it: an adapter's tensors, and those of packed integers.
 _PART = re.compile(r"\.(lora_|token_adapter\.|base_layer\.|(qweight|qzeros|scales|g_idx)$)")
-_PEFT = ("base_model.model.",)
 # What torch.compile, FSDP and activation checkpointing put between a module's name and its parts'.
 _WRAPPER = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
 _SAVED_MODULE = re.compile(r"\.modules_to_save\.[^.]+\.")
@@ -183,10 +183,7 @@ def _without_peft(key: str) -> str | None:
     if ".original_module." in key:
         return None
     key = _SAVED_MODULE.sub(".", key).replace(".base_layer.", ".")
-    for prefix in _PEFT:
-        while key.startswith(prefix):
-            key = key.removeprefix(prefix)
-    return key
+    return below_root(key)
 
 
 def folder_of(path: Path) -> Path:
@@ -206,7 +203,7 @@ def stored_tensors(path: Path, whole: str = WEIGHTS) -> dict[str, TensorRef]:
         if key in refs:
             raise InputError(f"{ref}: is in {refs[key].file.name} too; keep one of the two")
         refs[key] = ref
-    for prefix in ("", *_PEFT):
+    for prefix in ("", PEFT_ROOT):
         if refs and all(key.startswith(f"{prefix}module.") for key in refs):  # DataParallel, DeepSpeed
             return {prefix + key.removeprefix(f"{prefix}module."): ref for key, ref in refs.items()}
     return refs

@@ -1,7 +1,7 @@
-"""What LoRA makes of a weight, computed from its factors alone: W + s·B·A, and DoRA's scaling of its rows.
+"""What LoRA makes of a weight, computed from its factors alone: W + s·B·A, and DoRA's scaling of its outputs.
 
 Hu et al. 2021 (arXiv 2106.09685), with s = alpha / rank; alpha / √rank of rsLoRA (arXiv 2312.03732); m·V / ‖V‖ of DoRA
-(arXiv 2402.09353), a row of V being what gives one output.
+(arXiv 2402.09353), where ‖V‖ is that of all that gives one output: a row of V, or a column if V is transposed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class LowRank:
         """
         worst = 0.0
         rows = merged.load().flatten(1)
-        for expected, base, start in self._rows(before):
+        for expected, base, start in self._products(before):
             given = rows[start : start + len(base)].double()
             size = base.norm(dim=-1) + _ROUNDINGS_OF_CHANGE * (expected - base).norm(dim=-1)
             found = ((given - expected).norm(dim=-1) / size.clamp_min(_TINY)).max()
@@ -51,18 +51,29 @@ class LowRank:
                 break
         return worst
 
-    def _rows(self, before: Weight) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
-        """Rows of the product and of the weight before, float64, and the first one's index."""
+    def _products(self, before: Weight) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
+        """Rows of what LoRA makes of a weight and of the weight before, float64, and the first one's index."""
+        if self.magnitude is None:
+            yield from self._sums(before)
+            return
+        magnitude = self.magnitude.load().double().flatten()
+        if self.transposed:
+            squares = sum((total.square().sum(0) for total, _, _ in self._sums(before)), torch.zeros(()))
+            for total, base, start in self._sums(before):
+                yield total * (magnitude / squares.sqrt()), base, start
+            return
+        for total, base, start in self._sums(before):
+            factors = magnitude[start : start + len(base)] / total.norm(dim=-1)
+            yield total * factors[:, None], base, start
+
+    def _sums(self, before: Weight) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
+        """The same of W + s·B·A."""
         weight = before.load().flatten(1)
         a, b = self.a.load().double().flatten(1), self.b.load().double().flatten(1)
         left, right = (a.T, b.T) if self.transposed else (b, a)
         if (len(left), right.shape[1]) != tuple(weight.shape):
             raise ValueError(f"{self.a}: its product with B is {[len(left), right.shape[1]]}")
-        magnitude = None if self.magnitude is None else self.magnitude.load().double().flatten()
         count = max(1, PART_ELEMENTS // weight.shape[1])
         for start in range(0, len(weight), count):
             base = weight[start : start + count].double()
-            expected = base + self.scale * (left[start : start + count] @ right)
-            if magnitude is not None:
-                expected *= (magnitude[start : start + count] / expected.norm(dim=-1))[:, None]
-            yield expected, base, start
+            yield base + self.scale * (left[start : start + count] @ right), base, start

@@ -36,6 +36,7 @@ from vlm_export.checkpoint import (
 from vlm_export.companions import GENERATION, GENERATION_FILE, Choice, Companions, gathered
 from vlm_export.errors import CheckFailed, InputError, all_of
 from vlm_export.generation_rules import unheeded
+from vlm_export.low_rank import LowRank
 from vlm_export.processing import check_tokenizer, copy_processor
 from vlm_export.proof import LayerProof, Placed
 from vlm_export.quantized import base_weights
@@ -59,6 +60,8 @@ class MergeReport:
         max_relative_diff_vs_adapter, max_relative_diff_vs_base: of logits, as a share of the largest one.
         max_layer_error: the worst layer's difference from PEFT's, as a share of what a row of its weight computes.
         worst_layer: that layer.
+        weights_by_hand: how many merged weights were compared with W + s·B·A, computed without PEFT.
+        not_by_hand: modules whose LoRA is none of one matrix (of experts, of several parameters), and was not.
         companions: which of tokenizer, template, processor and rules are not the model's own, where it has them.
     """
 
@@ -74,6 +77,8 @@ class MergeReport:
     max_relative_diff_vs_base: float | None
     max_layer_error: float | None
     worst_layer: str | None
+    weights_by_hand: int
+    not_by_hand: list[str]
     companions: str
     warnings: list[str]
     schema: int = 2
@@ -150,7 +155,9 @@ class _Proof:
     versus_adapter: float
     versus_base: float
     worst: LayerProof | None
-    warnings: tuple[str, ...] = ()
+    by_hand: int
+    not_by_hand: Sequence[str]
+    warnings: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -216,6 +223,8 @@ def merge(
                 max_relative_diff_vs_base=seen.versus_base if seen else None,
                 max_layer_error=worst.error if worst else None,
                 worst_layer=worst.name if worst else None,
+                weights_by_hand=seen.by_hand if seen else 0,
+                not_by_hand=[*seen.not_by_hand] if seen else [],
                 companions=companions.chosen,
                 warnings=[
                     *base.checkpoint.notes,
@@ -516,7 +525,9 @@ def _prove(base: Version, steps: Sequence[Step], folder: Path) -> _Proof:
     _check_copies(steps[-1].after, written)
     first = base.placed().logits(family, fed)
     worst: list[LayerProof] = []
-    versus_adapter, warnings = 0.0, []
+    versus_adapter, by_hand = 0.0, 0
+    not_by_hand: list[str] = []
+    warnings: list[str] = []
     for step in steps:
         before, adapted = step.before.placed(), Placed(step.attached.model, step.values)
         merged = (written if step is steps[-1] else step.after).placed()
@@ -531,7 +542,9 @@ def _prove(base: Version, steps: Sequence[Step], folder: Path) -> _Proof:
             if layer is None
         ]
         worst += layers
-        _check_products(step, written if step is steps[-1] else step.after)
+        products, left_out = step.adapter.products(step.before.build())
+        by_hand += _check_products(step, products, written if step is steps[-1] else step.after)
+        not_by_hand += left_out
         logits = merged.logits(family, fed)
         error, limit = proof.logits_error(family, fed, expected, logits, (adapted, merged))
         if not error <= limit:
@@ -540,7 +553,7 @@ def _prove(base: Version, steps: Sequence[Step], folder: Path) -> _Proof:
                 f"(limit {limit:.1e}): the merge is wrong, nothing was written"
             )
         versus_adapter = max(versus_adapter, error)
-    return _Proof(versus_adapter, proof.relative(logits, first), _worst(worst), tuple(warnings))
+    return _Proof(versus_adapter, proof.relative(logits, first), _worst(worst), by_hand, not_by_hand, warnings)
 
 
 def _check_copies(last: Version, written: Version) -> None:
@@ -552,18 +565,25 @@ def _check_copies(last: Version, written: Version) -> None:
             )
 
 
-def _check_products(step: Step, after: Version) -> None:
-    """Each merged weight is W + s·B·A, with s from the adapter's files: PEFT might compute and merge a wrong one."""
-    for name, product in step.adapter.products(step.before.build()).items():
+def _check_products(step: Step, products: Mapping[str, LowRank], after: Version) -> int:
+    """Each merged weight is W + s·B·A, with s from the adapter's files: PEFT might compute and merge a wrong one.
+
+    Returns:
+        How many were compared.
+    """
+    compared = 0
+    for name, product in products.items():
         before, merged = step.after.weights.get(name), after.weights.get(name)
         if not isinstance(before, Merged) or merged is None:  # tied to another that is
             continue
+        compared += 1
         error = product.error(before.before, merged)
         if not error <= proof.MAX_LAYER_ERROR:
             raise CheckFailed(
                 f"{step.adapter.source}: {name}, merged, differs from W + s·B·A by {error:.1e} of its rows (limit "
                 f"{proof.MAX_LAYER_ERROR:.1e}; s = {product.scale:g}): the merge is wrong, nothing was written"
             )
+    return compared
 
 
 def _check_layers(step: Step, layers: Sequence[LayerProof]) -> None:

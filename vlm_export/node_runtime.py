@@ -49,14 +49,15 @@ class Item:
 
     `pixel_values` are used in the place of the client's own; of an image beside them only the size counts. The prompt
     is the whole text, image token included, or a conversation that the client's chat template makes into one; the
-    captioner layout has no room for one and ignores it. One that `may_fail` ends nothing but itself, and what the
-    client made of its image comes back.
+    captioner layout has no room for one and ignores it. One that `may_fail` ends nothing but itself. What the client
+    made of its image comes back if `keep_pixels` says so.
     """
 
     image: Path | None = None
     pixel_values: np.ndarray | None = None
     prompt: str | Sequence[Mapping[str, Any]] = ""
     may_fail: bool = False
+    keep_pixels: bool = False
 
     def __post_init__(self) -> None:
         if self.image is None and self.pixel_values is None:
@@ -68,7 +69,7 @@ class Caption:
     """What was generated for one item: ids without the prompt or the start token, up to and including eos.
 
     Both times count from the start of the item, reading its image included. `prompt_ids` are those of a chat;
-    `pixel_values` and `failure` of an item that may fail.
+    `pixel_values` those that an item keeps; `failure` why one that may fail did.
     """
 
     token_ids: tuple[int, ...]
@@ -247,7 +248,7 @@ def _item_json(item: Item, pixels: Path) -> dict[str, Any]:
     if item.pixel_values is not None:
         item.pixel_values.astype("<f4").tofile(f"{pixels}.f32")
         described["pixel_values"] = {"path": f"{pixels}.f32", "shape": item.pixel_values.shape}
-    elif item.may_fail:
+    if item.keep_pixels:
         described["pixels_out"] = f"{pixels}.out"
     if item.may_fail:
         described["may_fail"] = True

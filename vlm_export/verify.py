@@ -20,9 +20,9 @@ import numpy as np
 import onnx_ir as ir
 
 from vlm_export import limits, node_runtime, saturation, signature
-from vlm_export.agreement import OwnFiles, coarse, ids_difference, peculiarity, pixel_difference
 from vlm_export.artifacts import sha256
 from vlm_export.checkpoint import Checkpoint, read_json
+from vlm_export.client_inputs import OwnFiles, coarse, ids_difference, peculiarity, pixel_difference
 from vlm_export.dtypes import DTYPES, FP32
 from vlm_export.errors import CheckFailed, InputError
 from vlm_export.families.base import Component, Feeder, Layout
@@ -472,7 +472,7 @@ def _verify_in_node(run: _Verification, dtype: str, feeds: Sequence[Arrays]) -> 
     assert client.node is not None
     facts = run.golden.facts
     prompt = facts.conversation or client.prompt(facts.text)
-    from_files = [node_runtime.Item(path, prompt=prompt, may_fail=True) for path in paths]
+    from_files = [node_runtime.Item(path, prompt=prompt, may_fail=True, keep_pixels=True) for path in paths]
     try:
         with tempfile.TemporaryDirectory(prefix="vlm-export-") as scratch:
             readable = [_readable(path, Path(scratch)) for path in paths]

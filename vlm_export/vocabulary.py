@@ -124,11 +124,7 @@ def _trained_tokens(adapter: Adapter) -> list[int]:
 
 
 def _replaced(config: Mapping[str, Any], old: int, new: int) -> dict[str, Any]:
-    return {
-        key: _replaced(value, old, new)
-        if isinstance(value, Mapping)
-        else new
-        if key == "vocab_size" and value == old
-        else value
-        for key, value in config.items()
-    }
+    """A config that says `new` wherever it said that there are `old` tokens, at every level."""
+    nested = {key: _replaced(value, old, new) for key, value in config.items() if isinstance(value, Mapping)}
+    replaced = {**config, **nested}
+    return replaced | {"vocab_size": new} if config.get("vocab_size") == old else replaced
