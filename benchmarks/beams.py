@@ -23,9 +23,9 @@ from harness import Row
 
 import vlm_export
 from vlm_export import bundled, pipeline
-from vlm_export.artifacts import Work
-from vlm_export.node_runtime import node_home
+from vlm_export.files import Work
 from vlm_export.recipe import find_recipe
+from vlm_export.web.node_runtime import node_home
 
 STOCK = "transformers.js, greedy"
 GREEDY = "greedy"

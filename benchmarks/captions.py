@@ -20,13 +20,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vlm_export import merge, node_runtime, runtime
-from vlm_export.artifacts import write_json
-from vlm_export.golden import eos_token_ids
+from vlm_export import runtime
+from vlm_export.files import write_json
 from vlm_export.manifest import load_manifest
-from vlm_export.processing import image_processor_settings, load_tokenizer
+from vlm_export.merging import merge
+from vlm_export.preprocessing import image_processor_settings, load_tokenizer
 from vlm_export.runtime.images import open_image
 from vlm_export.runtime.options import Options
+from vlm_export.verify.golden import eos_token_ids
+from vlm_export.web import node_runtime
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes" / "real-captioner"))
 

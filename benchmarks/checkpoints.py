@@ -35,7 +35,7 @@ from transformers import (
     VisionEncoderDecoderModel,
 )
 
-from vlm_export.tensor_file import Entry, write_tensors
+from vlm_export.tensors.safetensors_writer import Entry, write_tensors
 
 END = "<|endoftext|>"
 LORA_RANK, LORA_ALPHA = 16, 32

@@ -56,7 +56,7 @@ class Timing:
 
 def run(work: Work) -> Timing:
     """Load, caption once for warmth, then measure."""
-    from vlm_export.bench import peak_memory_bytes
+    from vlm_export.measure.bench import peak_memory_bytes
     from vlm_export.runtime.drivers import driver_for
     from vlm_export.runtime.repo import ONNX, SUFFIXES, open_repo
     from vlm_export.runtime.sessions import Sessions

@@ -19,12 +19,12 @@ from vlm_export import collector
 
 def export(source: Path, name: str, target: Path, dtype: str) -> dict[str, float]:
     """Write `target`; returns the seconds of each phase."""
-    from vlm_export import variants
-    from vlm_export.checkpoint import open_checkpoint
     from vlm_export.dtypes import DTYPES
-    from vlm_export.graph_file import save_graph
-    from vlm_export.kept_structures import Structures
-    from vlm_export.variants import Source
+    from vlm_export.graph.graph_file import save_graph
+    from vlm_export.graph.kept_structures import Structures
+    from vlm_export.quantize import variants
+    from vlm_export.quantize.variants import Source
+    from vlm_export.source.checkpoint import open_checkpoint
 
     started = time.perf_counter()
     merged = open_checkpoint(source)

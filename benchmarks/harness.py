@@ -20,8 +20,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vlm_export.artifacts import Work, cache_folder, read_json
 from vlm_export.dtypes import DTYPES
+from vlm_export.files import Work, cache_folder, read_json
 
 Key = TypeVar("Key", str, tuple[str, str])
 Result = TypeVar("Result")

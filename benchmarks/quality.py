@@ -25,15 +25,15 @@ import torch
 from harness import Row
 from transformers import PreTrainedTokenizerFast
 
-from vlm_export import merge
-from vlm_export.artifacts import Work
 from vlm_export.dtypes import DTYPES
-from vlm_export.golden import GoldenFolder
+from vlm_export.files import Work
 from vlm_export.manifest import ONNX, load_manifest
-from vlm_export.processing import pixel_values
+from vlm_export.merging import merge
+from vlm_export.preprocessing import pixel_values
 from vlm_export.runtime.drivers import Driver, driver_for
 from vlm_export.runtime.repo import SUFFIXES, open_repo
 from vlm_export.runtime.sessions import Sessions
+from vlm_export.verify.golden import GoldenFolder
 
 PASSAGES = Path(__file__).with_name("passages.txt")
 PREFIX = 8  # tokens whose embeddings stand for an image

@@ -18,9 +18,9 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from hub_server import TOKEN, HubServer  # noqa: E402
 
-from vlm_export import node_runtime  # noqa: E402
-from vlm_export.golden import load_golden  # noqa: E402
 from vlm_export.recipe import find_recipe  # noqa: E402
+from vlm_export.verify.golden import load_golden  # noqa: E402
+from vlm_export.web import node_runtime  # noqa: E402
 
 REPO_ID = "acme/shapes-captioner"
 COMMANDS = (

@@ -26,11 +26,13 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import test_adapter_names  # noqa: E402
 import test_adapters  # noqa: E402
 
-from vlm_export import adapter_settings, bundled, companions, recipe  # noqa: E402
-from vlm_export.checkpoint import open_checkpoint  # noqa: E402
+from vlm_export import bundled, recipe  # noqa: E402
 from vlm_export.dtypes import DTYPES  # noqa: E402
 from vlm_export.families.base import Family, find_family, names  # noqa: E402
-from vlm_export.verify import RUNTIMES  # noqa: E402
+from vlm_export.merging import adapter_settings  # noqa: E402
+from vlm_export.source import companions  # noqa: E402
+from vlm_export.source.checkpoint import open_checkpoint  # noqa: E402
+from vlm_export.verify.verify import RUNTIMES  # noqa: E402
 
 COLUMNS = {
     "ort": "ONNX Runtime",

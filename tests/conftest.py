@@ -74,7 +74,7 @@ def _verify_on_one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _tracing_leaves_no_mark() -> Iterator[None]:
     """Whatever a test traces: a model that a trace changed would be another for the components that come after it."""
-    from vlm_export.kept_structures import Structures, describe
+    from vlm_export.graph.kept_structures import Structures, describe
 
     trace = Structures.trace
 
@@ -93,7 +93,7 @@ def _tracing_leaves_no_mark() -> Iterator[None]:
 def default_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundled default, merged and exported in fp32 and q8; nothing in it may be changed."""
     from vlm_export import pipeline
-    from vlm_export.artifacts import Work
+    from vlm_export.files import Work
     from vlm_export.recipe import find_recipe
 
     recipe = find_recipe("shapes-captioner")
@@ -110,7 +110,7 @@ def _verifies_what_it_says(request: pytest.FixtureRequest, monkeypatch: pytest.M
     if not marks:
         yield
         return
-    from vlm_export import verify
+    from vlm_export.verify import verify
 
     made: set[tuple[str, str, str, str]] = set()
     run = verify.verify

@@ -9,8 +9,8 @@ import onnxruntime
 import torch
 from transformers.cache_utils import DynamicCache
 
-from vlm_export.decoder import Geometry
-from vlm_export.metrics import max_relative_error
+from vlm_export.models.decoder import Geometry
+from vlm_export.verify.metrics import max_relative_error
 
 STEPS = 4  # the prefill and three tokens
 

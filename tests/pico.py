@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
-from vlm_export.prefix_model import PrefixConditioningVLM
-from vlm_export.towers import build_tower
+from vlm_export.models.prefix import PrefixConditioningVLM
+from vlm_export.models.towers import build_tower
 
 VOCABULARY = 260
 END = "<|endoftext|>"

@@ -9,9 +9,9 @@ from types import TracebackType
 
 from starlette.types import Message, Receive, Scope, Send
 
-from vlm_export import demo_server
-from vlm_export.demo_server import Site
-from vlm_export.listening import listen, url_of
+from vlm_export.apps import demo_server
+from vlm_export.apps.demo_server import Site
+from vlm_export.apps.listening import listen, url_of
 
 
 def files_under(folders: Mapping[str, Path]) -> dict[str, Path | bytes]:

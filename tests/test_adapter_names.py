@@ -21,10 +21,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaModel
 
-from vlm_export.adapter_places import find_place
-from vlm_export.adapters import Held
 from vlm_export.errors import CheckFailed, InputError
-from vlm_export.merge import merge
+from vlm_export.merging.adapter_places import find_place
+from vlm_export.merging.adapters import Held
+from vlm_export.merging.merge import merge
 
 R, ALPHA = 4, 8
 Rename = Callable[[str], str]

@@ -24,11 +24,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, LlavaForConditionalGeneration, VisionEncoderDecoderModel
 
-from vlm_export.checkpoint import build_empty, open_checkpoint
 from vlm_export.errors import InputError
-from vlm_export.merge import MergeReport, attach, merge
-from vlm_export.prefix_model import PrefixConditioningVLM
+from vlm_export.merging.merge import MergeReport, attach, merge
+from vlm_export.models.prefix import PrefixConditioningVLM
 from vlm_export.recipe import Combination
+from vlm_export.source.checkpoint import build_empty, open_checkpoint
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,12 @@ import pytest
 from exported import Exported, prepare
 from hub_server import TOKEN, HubServer, environment
 
-from vlm_export import bench, bench_table, bundled, graph_file, pipeline, publish
+from vlm_export import bundled, pipeline
 from vlm_export.errors import CheckFailed, InputError
-from vlm_export.publish import file_hashes
+from vlm_export.graph import graph_file
+from vlm_export.measure import bench, bench_table
+from vlm_export.publish import gate
+from vlm_export.publish.gate import file_hashes
 from vlm_export.recipe import find_recipe
 from vlm_export.runtime.repo import Repo
 
@@ -215,10 +218,10 @@ def test_the_card_and_push(exported: Exported, tmp_path: Path) -> None:
     assert "4 new tokens each" in card(made) and "3 new tokens each" not in card(made)
     assert card(made).index("## Verified") < card(made).index("## Measured") < card(made).index("## Made from")
     assert "**pass**" in card(made)
-    publish.check_verified(made.work)
+    gate.check_verified(made.work)
     made.verify("ort")  # writes the card anew, with what was measured
     assert "4 new tokens each" in card(made)
-    publish.check_verified(made.work)
+    gate.check_verified(made.work)
 
 
 def test_a_card_vouches_for_nothing_else(exported: Exported, tmp_path: Path) -> None:
@@ -227,7 +230,7 @@ def test_a_card_vouches_for_nothing_else(exported: Exported, tmp_path: Path) -> 
     pipeline.run_card(made.recipe, made.work, figures)
     assert "Not verified yet." in card(made) and "## Measured" in card(made)
     with pytest.raises(CheckFailed, match="not verified yet"):
-        publish.check_verified(made.work)
+        gate.check_verified(made.work)
 
     made.verify("ort")
     config = made.work.repo / "config.json"
@@ -235,16 +238,16 @@ def test_a_card_vouches_for_nothing_else(exported: Exported, tmp_path: Path) -> 
     config.write_text("{}")
     pipeline.run_card(made.recipe, made.work, figures)
     with pytest.raises(CheckFailed, match=r"about other files than .* holds \(config.json\)"):
-        publish.check_verified(made.work)
+        gate.check_verified(made.work)
     config.write_text(stood)
-    publish.check_verified(made.work)
+    gate.check_verified(made.work)
 
     graph = made.graph("encoder_model")  # another graph: neither the report nor the figures are about it
     graph.write_bytes(graph.read_bytes() + b"\0")
     pipeline.run_card(made.recipe, made.work, figures)
     assert "Not verified yet." in card(made)
     with pytest.raises(CheckFailed, match="about other files"):
-        publish.check_verified(made.work)
+        gate.check_verified(made.work)
     made.verify("ort")
     assert "## Measured" not in card(made)
 

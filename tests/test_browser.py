@@ -23,14 +23,14 @@ from PIL import Image
 from static_server import StaticServer, files_under
 
 from vlm_export import bundled, pipeline
-from vlm_export.artifacts import Work
-from vlm_export.demo_server import ISOLATION
-from vlm_export.golden import GoldenImage, load_golden
-from vlm_export.limits import TOKENS_EXACT, limit_for
+from vlm_export.apps.demo_server import ISOLATION
+from vlm_export.files import Work
 from vlm_export.manifest import load_manifest
-from vlm_export.node_runtime import Layout, node_home
-from vlm_export.processing import pixel_values
+from vlm_export.preprocessing import pixel_values
 from vlm_export.recipe import find_recipe
+from vlm_export.verify.golden import GoldenImage, load_golden
+from vlm_export.verify.limits import TOKENS_EXACT, limit_for
+from vlm_export.web.node_runtime import Layout, node_home
 
 BROWSER = Path(__file__).parent / "browser"
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")

@@ -22,21 +22,23 @@ from test_browser import Inputs, visit
 from transformers import AutoModelForImageTextToText
 from transformers.utils import import_utils
 
-from vlm_export import limits, runtime, variants
-from vlm_export.checkpoint import build_empty, open_checkpoint
+from vlm_export import runtime
 from vlm_export.dtypes import DTYPES, FP32
 from vlm_export.errors import InputError
 from vlm_export.families.base import find_family
-from vlm_export.golden import load_golden
-from vlm_export.graph_file import save_graph
+from vlm_export.graph.graph_file import save_graph
+from vlm_export.graph.simplify_report import SimplifyReport
+from vlm_export.graph.structure import make_structure
 from vlm_export.manifest import load_manifest
-from vlm_export.metrics import max_relative_error
-from vlm_export.rewrites.full_precision import _before
+from vlm_export.quantize import variants
+from vlm_export.quantize.full_precision import _before
+from vlm_export.quantize.variants import Source
 from vlm_export.runtime.images import open_image
-from vlm_export.simplify_report import SimplifyReport
-from vlm_export.structure import make_structure
-from vlm_export.variants import Source
-from vlm_export.verify import Report
+from vlm_export.source.checkpoint import build_empty, open_checkpoint
+from vlm_export.verify import limits
+from vlm_export.verify.golden import load_golden
+from vlm_export.verify.metrics import max_relative_error
+from vlm_export.verify.verify import Report
 
 # By what their configs say: model_type, that of the tower, that of the text model.
 KINDS: dict[str, Callable[[Path], Path]] = {

@@ -23,8 +23,10 @@ from transformers import (
     SmolVLMForConditionalGeneration,
 )
 
-from vlm_export.artifacts import sha256
-from vlm_export.checkpoint import (
+from vlm_export.errors import InputError
+from vlm_export.families.base import find_family
+from vlm_export.files import sha256
+from vlm_export.source.checkpoint import (
     Checkpoint,
     aliases,
     build_empty,
@@ -34,9 +36,7 @@ from vlm_export.checkpoint import (
     stored_tensors,
     weight_files,
 )
-from vlm_export.errors import InputError
-from vlm_export.families.base import find_family
-from vlm_export.tensor_file import DTYPES, Entry, write_tensors
+from vlm_export.tensors.safetensors_writer import DTYPES, Entry, write_tensors
 
 HEAD, EMBEDDING = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
 

@@ -15,10 +15,11 @@ from click.testing import CliRunner, Result
 from exported import prepare
 from hub_server import TOKEN, HubServer, environment
 
-from vlm_export import bundled, node_runtime
+from vlm_export import bundled
 from vlm_export.cli import main
-from vlm_export.golden import load_golden
 from vlm_export.recipe import find_recipe
+from vlm_export.verify.golden import load_golden
+from vlm_export.web import node_runtime
 
 COMMAND = Path(sys.executable).with_name("vlm-export")
 REPO = "acme/shapes-captioner"

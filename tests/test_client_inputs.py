@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlm_export.client_inputs import coarse, ids_difference, peculiarity, pixel_difference
+from vlm_export.verify.client_inputs import coarse, ids_difference, peculiarity, pixel_difference
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,13 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vlm_export import pipeline
-from vlm_export.artifacts import Work
-from vlm_export.companions import Choice, gathered
+from vlm_export.apps import pytorch_engine
 from vlm_export.errors import InputError
-from vlm_export.processing import chat_template
+from vlm_export.files import Work
+from vlm_export.preprocessing import chat_template
 from vlm_export.recipe import load_recipe
-from vlm_export.runtime import pytorch
 from vlm_export.runtime.options import Options
+from vlm_export.source.companions import Choice, gathered
 
 TOKENIZER, TEMPLATE, RULES = "tokenizer.json", "chat_template.jinja", "generation_config.json"
 OLD_TEMPLATE = "tokenizer_config.json"
@@ -170,7 +170,7 @@ def test_one_truth(whose: str, fine_tune: Path, tmp_path: Path) -> None:
 
     golden = pipeline.run_golden(recipe, silent)
     assert [image.token_ids for image in golden.images] == tokens
-    engine = pytorch.from_recipe(recipe)
+    engine = pytorch_engine.from_recipe(recipe)
     images = [Image.open(path) for path in sorted((fine_tune / "images").iterdir())]
     answers = [engine.generate([image], QUESTION, Options()) for image in images]
     assert [list(answer.token_ids) for answer in answers] == tokens
@@ -236,6 +236,6 @@ def test_a_token_beyond_the_table_that_the_prompt_feeds(fine_tune: Path, tmp_pat
     message = r"golden\.prompts: .*: '<more>' \(token 288\) has no row in the model's table of 288"
     with pytest.raises(InputError, match=message):
         pipeline.run_golden(load_recipe(path), silent)
-    engine = pytorch.from_recipe(load_recipe(path))
+    engine = pytorch_engine.from_recipe(load_recipe(path))
     with pytest.raises(InputError, match=r"the prompt: '<more>' \(token 288\) has no row"):
         engine.generate([Image.new("RGB", (16, 16))], "is it <more>?", Options())

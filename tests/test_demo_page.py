@@ -27,10 +27,11 @@ from static_server import StaticServer
 from test_browser import RECIPE, WASM, Inputs, drive, write_inputs
 from test_js import PyTorch
 
-from vlm_export import cli, demo_server, demo_site, pipeline
-from vlm_export.artifacts import Work
-from vlm_export.listening import listen
-from vlm_export.processing import load_tokenizer
+from vlm_export import cli, pipeline
+from vlm_export.apps import demo_server, demo_site
+from vlm_export.apps.listening import listen
+from vlm_export.files import Work
+from vlm_export.preprocessing import load_tokenizer
 
 CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 Step = list[Any]

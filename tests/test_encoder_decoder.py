@@ -20,20 +20,21 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_browser import SOFTWARE_WEBGPU, WASM, Inputs, visit
 
-from vlm_export import package, pipeline, runtime
-from vlm_export.artifacts import Work
-from vlm_export.checkpoint import open_checkpoint, read_json
+from vlm_export import pipeline, runtime
 from vlm_export.dtypes import DTYPES
 from vlm_export.errors import InputError
-from vlm_export.golden import load_golden
+from vlm_export.files import Work
 from vlm_export.manifest import load_manifest
-from vlm_export.metrics import max_relative_error
-from vlm_export.processing import image_processor_settings, load_tokenizer, pixel_values
+from vlm_export.preprocessing import image_processor_settings, load_tokenizer, pixel_values
+from vlm_export.publish import config_files
 from vlm_export.recipe import load_recipe
 from vlm_export.runtime.drivers import EncoderDecoderDriver
 from vlm_export.runtime.images import open_image
 from vlm_export.runtime.sessions import Sessions
-from vlm_export.verify import Report
+from vlm_export.source.checkpoint import open_checkpoint, read_json
+from vlm_export.verify.golden import load_golden
+from vlm_export.verify.metrics import max_relative_error
+from vlm_export.verify.verify import Report
 
 LAYERS = 3  # of the decoder: two are traced, one is a repetition
 PAIRS = [
@@ -216,7 +217,7 @@ def test_rules_on_repetition_see_the_start_token(broken: Exported) -> None:
     pipeline.run_merge(made.recipe, made.work, silent)
     inputs = read_json(made.work.merged / "merge.json")["inputs_sha256"]  # the graphs stay as they are
     manifest = replace(load_manifest(made.work.repo), inputs_sha256=inputs)
-    package.write_config_files(made.work.repo, made.recipe, open_checkpoint(made.work.merged), manifest)
+    config_files.write_config_files(made.work.repo, made.recipe, open_checkpoint(made.work.merged), manifest)
 
     report = made.verify("ort", "node")
     assert report.verdict == "pass", report.failures

@@ -11,18 +11,20 @@ import pico
 import pytest
 from exported import Exported, prepare
 
-from vlm_export import runtime, simplify, variants
-from vlm_export.checkpoint import build_empty, open_checkpoint
+from vlm_export import runtime
 from vlm_export.dtypes import DTYPES, FP32
-from vlm_export.golden import load_golden
-from vlm_export.graph_file import save_graph
+from vlm_export.graph import simplify
+from vlm_export.graph.graph_file import save_graph
+from vlm_export.graph.onnxsim_process import Onnxsim
+from vlm_export.graph.structure import make_structure
+from vlm_export.graph.trace import IR_VERSION, OPSET, trace
 from vlm_export.manifest import load_manifest
-from vlm_export.metrics import cosine_similarity
-from vlm_export.onnxsim_process import Onnxsim
+from vlm_export.quantize import variants
+from vlm_export.quantize.variants import Source
 from vlm_export.runtime.images import open_image
-from vlm_export.structure import make_structure
-from vlm_export.trace import IR_VERSION, OPSET, trace
-from vlm_export.variants import Source
+from vlm_export.source.checkpoint import build_empty, open_checkpoint
+from vlm_export.verify.golden import load_golden
+from vlm_export.verify.metrics import cosine_similarity
 
 KINDS = {
     "llama, linear, tied": pico.config(),

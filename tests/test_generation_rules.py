@@ -19,14 +19,14 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from vlm_export import pipeline, runtime
-from vlm_export.artifacts import Work, read_json
-from vlm_export.checkpoint import Checkpoint, open_checkpoint
+from vlm_export.apps import pytorch_engine
 from vlm_export.errors import InputError
-from vlm_export.generation_rules import HEEDED, published, unheeded
+from vlm_export.files import Work, read_json
 from vlm_export.recipe import Generation, RecipeFile, load_recipe
-from vlm_export.runtime import pytorch
 from vlm_export.runtime.images import open_image
 from vlm_export.runtime.options import Options
+from vlm_export.source.checkpoint import Checkpoint, open_checkpoint
+from vlm_export.source.generation_rules import HEEDED, published, unheeded
 
 
 def write(folder: Path, model: str) -> Path:
@@ -209,7 +209,7 @@ def test_each_rule_alone(rule: str, exported: Exported, tmp_path: Path) -> None:
     work = shutil.copytree(exported.work.root, tmp_path / "work")
     file = work / "repo" / "generation_config.json"
     file.write_text(json.dumps(read_json(file) | rules))
-    for engine in (runtime.load(work / "repo", backend="onnx"), pytorch.beside(work / "repo", because="")):
+    for engine in (runtime.load(work / "repo", backend="onnx"), pytorch_engine.beside(work / "repo", because="")):
         said = [engine.generate([open_image(path)], exported.prompt, Options()) for path in exported.images]
         assert [list(answer.token_ids) for answer in said] == expected, type(engine)
 
@@ -221,7 +221,7 @@ def test_a_first_token_is_forced_behind_a_start_token_alone(exported: Exported, 
     work = shutil.copytree(exported.work.root, tmp_path / "work")
     file = work / "repo" / "generation_config.json"
     file.write_text(json.dumps(read_json(file) | rules))
-    for engine in (runtime.load(work / "repo", backend="onnx"), pytorch.beside(work / "repo", because="")):
+    for engine in (runtime.load(work / "repo", backend="onnx"), pytorch_engine.beside(work / "repo", because="")):
         said = [engine.generate([open_image(path)], exported.prompt, Options()) for path in exported.images]
         assert [list(answer.token_ids) for answer in said] == expected, type(engine)
 
@@ -251,7 +251,7 @@ def test_from_the_checkpoint_to_both_clients(exported: Exported, tmp_path: Path)
     pipeline.run_export(recipe, made.work, silent)
     verified = pipeline.run_verify(recipe, made.work, silent, runtimes=("ort", "node"))
     assert verified.verdict == "pass", verified.failures
-    engine = pytorch.from_recipe(recipe)
+    engine = pytorch_engine.from_recipe(recipe)
     said = [engine.generate([open_image(path)], made.prompt, Options()) for path in made.images]
     assert [list(answer.token_ids) for answer in said] == expected
     written = read_json(made.work.repo / "generation_config.json")

@@ -26,14 +26,15 @@ from test_browser import BROWSER, SOFTWARE_WEBGPU, WASM, drive
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 import vlm_export
-from vlm_export import bundled, merge, pipeline
-from vlm_export.artifacts import Work
-from vlm_export.demo_server import ISOLATION
-from vlm_export.golden import eos_token_ids
-from vlm_export.node_runtime import node_home
-from vlm_export.processing import image_processor_settings, load_tokenizer
+from vlm_export import bundled, pipeline
+from vlm_export.apps.demo_server import ISOLATION
+from vlm_export.files import Work
+from vlm_export.merging import merge
+from vlm_export.preprocessing import image_processor_settings, load_tokenizer
 from vlm_export.recipe import find_recipe, load_recipe
 from vlm_export.runtime.images import open_image
+from vlm_export.verify.golden import eos_token_ids
+from vlm_export.web.node_runtime import node_home
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(vlm_export.__file__).parent / "js"

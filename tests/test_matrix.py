@@ -14,16 +14,16 @@ import pytest
 from exported import Exported, prepare, record
 from safetensors.torch import load_file
 
-from vlm_export.checkpoint import build_empty, open_checkpoint, read_json
 from vlm_export.errors import InputError
-from vlm_export.graph_file import save_graph
+from vlm_export.graph.graph_file import save_graph
+from vlm_export.graph.structure import make_structure
+from vlm_export.graph.weights import PACKED, attach_weights
 from vlm_export.layouts.text_models import LAYERS_FIELD
 from vlm_export.manifest import load_manifest
-from vlm_export.node_runtime import node_home
-from vlm_export.prefix_model import PrefixConditioningVLM
-from vlm_export.structure import make_structure
-from vlm_export.towers import image_processor
-from vlm_export.weights import PACKED, attach_weights
+from vlm_export.models.prefix import PrefixConditioningVLM
+from vlm_export.models.towers import image_processor
+from vlm_export.source.checkpoint import build_empty, open_checkpoint, read_json
+from vlm_export.web.node_runtime import node_home
 
 
 @dataclass(frozen=True)

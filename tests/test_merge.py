@@ -22,14 +22,15 @@ from pico import Tensors
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from vlm_export import adapter_settings, tensor_file
-from vlm_export import merge as merging
-from vlm_export.adapters import Attached
 from vlm_export.errors import CheckFailed, InputError
-from vlm_export.merge import attach, merge
-from vlm_export.prefix_model import PrefixConditioningVLM
+from vlm_export.merging import adapter_settings
+from vlm_export.merging import merge as merging
+from vlm_export.merging.adapters import Attached
+from vlm_export.merging.merge import attach, merge
+from vlm_export.models.prefix import PrefixConditioningVLM
 from vlm_export.recipe import Combination
-from vlm_export.tensor_file import Entry
+from vlm_export.tensors import safetensors_writer
+from vlm_export.tensors.safetensors_writer import Entry
 
 KINDS = {
     "llama, linear, tied": pico.config(),
@@ -1027,7 +1028,7 @@ def tower_written_upside_down(monkeypatch: pytest.MonkeyPatch, part: str = "laye
             return Entry(entry.dtype, entry.shape, lambda: entry.make().flip(0))
 
         changed = {name: flipped(entry) if name.endswith(part) else entry for name, entry in entries.items()}
-        tensor_file.write_tensors(path, changed)
+        safetensors_writer.write_tensors(path, changed)
 
     monkeypatch.setattr(merging, "write_tensors", upside_down)
 

@@ -19,7 +19,7 @@ from node_repo import EOS, IMAGE, PATCH, START, VOCABULARY, write_repo
 from PIL import Image
 
 from vlm_export.errors import CheckFailed, InputError
-from vlm_export.node_runtime import Caption, Item, Layout, RemoteModel, caption, node_home
+from vlm_export.web.node_runtime import Caption, Item, Layout, RemoteModel, caption, node_home
 
 LIMIT = 40
 LAYOUTS: list[Layout] = ["captioner", "chat"]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration
 
 from vlm_export.errors import InputError
-from vlm_export.merge import merge
+from vlm_export.merging.merge import merge
 
 ADAPTER = {"peft_type": "LORA", "base_model_name_or_path": "org/base"}
 AS_MODEL: dict[str, tuple[Sequence[str], str]] = {

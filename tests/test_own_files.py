@@ -18,7 +18,7 @@ from vlm_export.cli import main
 from vlm_export.errors import InputError
 from vlm_export.hub import plan_push
 from vlm_export.own_files import check_files, own_file, unchanged_file
-from vlm_export.processing import copy_processor, load_tokenizer
+from vlm_export.preprocessing import copy_processor, load_tokenizer
 
 SECRET = "what is nobody's business"
 

@@ -13,8 +13,8 @@ from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from transformers import AutoProcessor
 
-from vlm_export.checkpoint import open_checkpoint
-from vlm_export.processing import image_processor_settings, pixel_values
+from vlm_export.preprocessing import image_processor_settings, pixel_values
+from vlm_export.source.checkpoint import open_checkpoint
 
 CLIP = {"image_processor_type": "CLIPImageProcessor", "resample": 3}
 SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

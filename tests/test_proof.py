@@ -15,14 +15,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
-from vlm_export import merge as merging
-from vlm_export import proof, tensor_file
-from vlm_export.checkpoint import open_checkpoint
 from vlm_export.errors import CheckFailed
-from vlm_export.merge import merge
-from vlm_export.prefix_model import PrefixConditioningVLM
-from vlm_export.proof import MAX_LAYER_ERROR, MAX_LOGITS_ERROR
-from vlm_export.tensor_file import Entry
+from vlm_export.merging import merge as merging
+from vlm_export.merging import proof
+from vlm_export.merging.merge import merge
+from vlm_export.merging.proof import MAX_LAYER_ERROR, MAX_LOGITS_ERROR
+from vlm_export.models.prefix import PrefixConditioningVLM
+from vlm_export.source.checkpoint import open_checkpoint
+from vlm_export.tensors import safetensors_writer
+from vlm_export.tensors.safetensors_writer import Entry
 
 DEPTH = 12
 PER_MILLE = 1e-3
@@ -73,7 +74,7 @@ def written_with(monkeypatch: pytest.MonkeyPatch, name: str, changed: Callable[[
     def write(path: Path, entries: dict[str, Entry]) -> None:
         entry = entries[name]
         wrong = Entry(entry.dtype, entry.shape, lambda: changed(entry.make().clone()))
-        tensor_file.write_tensors(path, entries | {name: wrong})
+        safetensors_writer.write_tensors(path, entries | {name: wrong})
 
     monkeypatch.setattr(merging, "write_tensors", write)
 

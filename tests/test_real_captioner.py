@@ -13,8 +13,8 @@ import packages
 import pytest
 import scenes
 
-from vlm_export.artifacts import sha256
 from vlm_export.errors import InputError
+from vlm_export.files import sha256
 
 
 @pytest.fixture

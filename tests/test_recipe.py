@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 
-from vlm_export import bundled, limits
+from vlm_export import bundled
 from vlm_export.dtypes import DTYPES
 from vlm_export.errors import InputError
 from vlm_export.recipe import (
@@ -24,6 +24,7 @@ from vlm_export.recipe import (
     find_recipe,
     load_recipe,
 )
+from vlm_export.verify import limits
 
 FULL = """
 name: captions-2.b

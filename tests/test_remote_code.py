@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from vlm_export import pipeline
-from vlm_export.artifacts import Work
 from vlm_export.errors import InputError
+from vlm_export.files import Work
 from vlm_export.hub import push_folder
 from vlm_export.recipe import load_recipe
 

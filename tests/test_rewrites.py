@@ -17,17 +17,17 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.cache_utils import DynamicCache
 
-from vlm_export import decoder
-from vlm_export.checkpoint import stored_tensors
-from vlm_export.graph_file import save_graph
-from vlm_export.metrics import max_relative_error
-from vlm_export.rewrites.gather_positions import gather_positions
-from vlm_export.rewrites.kept_rows import pick_rows_early
-from vlm_export.rewrites.pack_attention import pack_attention
-from vlm_export.rewrites.rotary_tables import halve_tables
-from vlm_export.rewrites.skip_norms import join_norms
-from vlm_export.structure import make_structure
-from vlm_export.weights import attach_weights
+from vlm_export.graph.graph_file import save_graph
+from vlm_export.graph.rewrites.gather_positions import gather_positions
+from vlm_export.graph.rewrites.kept_rows import pick_rows_early
+from vlm_export.graph.rewrites.pack_attention import pack_attention
+from vlm_export.graph.rewrites.rotary_tables import halve_tables
+from vlm_export.graph.rewrites.skip_norms import join_norms
+from vlm_export.graph.structure import make_structure
+from vlm_export.graph.weights import attach_weights
+from vlm_export.models import decoder
+from vlm_export.source.checkpoint import stored_tensors
+from vlm_export.verify.metrics import max_relative_error
 
 TOWER = "float[batch_size, 4, 6] x, float[6, 6] q, float[6, 6] k, float[6, 6] v, float[6] bq, float[6] bk, float[6] bv"
 CACHE = "float[batch_size, 1, past, 6] past_k, float[batch_size, 1, past, 6] past_v, int32[n] seqlens, int32 t"

@@ -21,8 +21,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from vlm_export import merge
 from vlm_export.errors import InputError
+from vlm_export.merging import merge
 from vlm_export.recipe import find_recipe
 from vlm_export.runtime import Answer, Model, Options, generate, load, logits
 from vlm_export.runtime.onnx import OnnxEngine

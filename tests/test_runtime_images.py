@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor
 from transformers.image_utils import load_image
 
 from vlm_export.errors import InputError
-from vlm_export.processing import pixel_values
+from vlm_export.preprocessing import pixel_values
 from vlm_export.runtime.images import ImageProcessor, open_image
 
 SQUARE = {"height": 24, "width": 24}

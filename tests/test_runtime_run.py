@@ -16,13 +16,13 @@ from hub_server import TOKEN, HubServer, configure
 from huggingface_hub import close_session
 
 from vlm_export import runtime
+from vlm_export.apps.exported_repo import find_repo, open_model, split_arguments
 from vlm_export.cli import main
 from vlm_export.errors import InputError
-from vlm_export.exported_repo import find_repo, open_model, split_arguments
-from vlm_export.golden import load_golden
 from vlm_export.hub import push_folder
 from vlm_export.recipe import find_recipe
 from vlm_export.runtime.images import open_image
+from vlm_export.verify.golden import load_golden
 
 # Runs the command in this process and says which of the heavy libraries it brought.
 MEASURED = """

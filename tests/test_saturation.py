@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 import pytest
 
-from vlm_export.saturation import LIMIT, UNKNOWN, integer_products, worst
+from vlm_export.quantize.saturation import LIMIT, UNKNOWN, integer_products, worst
 
 HEAD = '<ir_version: 10, opset_import: ["": 21, "com.microsoft": 1]>\n'
 PRODUCT = """

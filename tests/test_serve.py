@@ -26,14 +26,14 @@ from exported import Exported
 from PIL import Image
 
 from vlm_export import bundled, runtime
-from vlm_export.artifacts import Work
+from vlm_export.apps.listening import listen
+from vlm_export.apps.openai_format import MAX_PIXELS
 from vlm_export.cli import main
 from vlm_export.errors import InputError
-from vlm_export.golden import GoldenFolder, load_golden
-from vlm_export.listening import listen
-from vlm_export.openai_format import MAX_PIXELS
+from vlm_export.files import Work
 from vlm_export.recipe import find_recipe
 from vlm_export.runtime.images import open_image
+from vlm_export.verify.golden import GoldenFolder, load_golden
 
 COMMAND = Path(sys.executable).with_name("vlm-export")
 RECIPE = find_recipe(bundled.DEFAULT_RECIPE)

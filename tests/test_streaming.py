@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vlm_export import streaming
-from vlm_export.streaming import Streamed
+from vlm_export.tensors import streaming
+from vlm_export.tensors.streaming import Streamed
 
 
 class Mixed(nn.Module):

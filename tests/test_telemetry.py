@@ -15,7 +15,7 @@ import pytest
 from node_repo import write_repo
 from PIL import Image
 
-from vlm_export.artifacts import cache_folder
+from vlm_export.files import cache_folder
 
 COMMAND = Path(sys.executable).with_name("vlm-export")
 COLLECTOR = b"mobile.events.data.microsoft.com:443"

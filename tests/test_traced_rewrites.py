@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
-from vlm_export.rewrites.embedding_scale import scale_lookups, scale_of
-from vlm_export.rewrites.flat_products import unflatten_products
-from vlm_export.rewrites.gelu import fuse_gelu
-from vlm_export.rewrites.same_shape import join_reshapes
+from vlm_export.graph.rewrites.embedding_scale import scale_lookups, scale_of
+from vlm_export.graph.rewrites.flat_products import unflatten_products
+from vlm_export.graph.rewrites.gelu import fuse_gelu
+from vlm_export.graph.rewrites.same_shape import join_reshapes
 
 GELUS = {
     "gelu_new": """

@@ -29,11 +29,12 @@ from torch import nn
 from tower import Tower
 from transformers import PreTrainedTokenizerFast
 
-from vlm_export import adapters, pipeline
-from vlm_export.artifacts import Work, read_json
+from vlm_export import pipeline
 from vlm_export.errors import CheckFailed
-from vlm_export.golden import load_golden
+from vlm_export.files import Work, read_json
+from vlm_export.merging import adapters
 from vlm_export.recipe import load_recipe
+from vlm_export.verify.golden import load_golden
 
 pytestmark = pytest.mark.trained
 

@@ -10,9 +10,10 @@ import pico
 import pytest
 from exported import prepare
 
-from vlm_export import attention, trial_run
 from vlm_export.errors import CheckFailed
 from vlm_export.families.base import Component, TensorSpec
+from vlm_export.graph import trial_run
+from vlm_export.models import attention
 
 
 def component(inputs: tuple[TensorSpec, ...]) -> Component:

@@ -17,16 +17,17 @@ from exported import Exported, failed_graphs, prepare, record
 from onnxruntime.quantization import quantize_dynamic
 from PIL import Image
 
-from vlm_export import golden, limits, publish, verify
-from vlm_export.causes import explain
-from vlm_export.checkpoint import open_checkpoint
 from vlm_export.cli import _report_lines
 from vlm_export.errors import CheckFailed, InputError
-from vlm_export.rewrites.kept_rows import KEPT
+from vlm_export.graph.rewrites.kept_rows import KEPT
+from vlm_export.publish import gate
 from vlm_export.runtime import load
 from vlm_export.runtime.model import ModelFailed
 from vlm_export.runtime.options import Options
-from vlm_export.verify import Report
+from vlm_export.source.checkpoint import open_checkpoint
+from vlm_export.verify import golden, limits, verify
+from vlm_export.verify.causes import explain
+from vlm_export.verify.verify import Report
 
 DECODER = "decoder_model_merged"
 
@@ -380,16 +381,16 @@ def test_a_repo_that_transformers_js_cannot_load(broken: Exported) -> None:
 
 def test_push_needs_a_passing_report_about_these_very_files(broken: Exported) -> None:
     with pytest.raises(CheckFailed, match="not verified yet: run `vlm-export verify`"):
-        publish.check_verified(replace(broken.work, root=broken.work.root / "elsewhere"))
+        gate.check_verified(replace(broken.work, root=broken.work.root / "elsewhere"))
     broken.verify("ort")
-    publish.check_verified(broken.work)
+    gate.check_verified(broken.work)
     (broken.work.repo / "config.json").write_text("{}")
     with pytest.raises(CheckFailed, match=r"is about other files than .* holds \(config\.json\)"):
-        publish.check_verified(broken.work)
+        gate.check_verified(broken.work)
     report = broken.work.report / "report.json"
     report.write_text(json.dumps(json.loads(report.read_text()) | {"verdict": "fail"}))
     with pytest.raises(CheckFailed, match="the verdict is fail"):
-        publish.check_verified(broken.work)
+        gate.check_verified(broken.work)
 
 
 def test_goldens_say_where_they_come_from(exported: Exported) -> None:

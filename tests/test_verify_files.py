@@ -14,11 +14,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from vlm_export import limits, pipeline
-from vlm_export.artifacts import Work
-from vlm_export.causes import explain
+from vlm_export import pipeline
+from vlm_export.files import Work
 from vlm_export.recipe import RecipeFile, load_recipe
-from vlm_export.verify import Check, Report
+from vlm_export.verify import limits
+from vlm_export.verify.causes import explain
+from vlm_export.verify.verify import Check, Report
 
 Change = Callable[[dict[str, Any]], None]
 OF_FILES = (limits.PROMPT_IDS, limits.ENDS, limits.PIXELS, limits.PIXELS_FROM_FILE)

@@ -19,7 +19,7 @@ from zipfile import ZipFile
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from vlm_export.golden import load_golden
+from vlm_export.verify.golden import load_golden
 
 ROOT = Path(__file__).parents[1]
 

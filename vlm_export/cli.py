@@ -173,9 +173,9 @@ def verify(recipe: str | None, runtimes: tuple[str, ...], work: Path | None, as_
     """
     found, folder = _open(recipe, work)
     from vlm_export import pipeline
-    from vlm_export.causes import explain
-    from vlm_export.publish import REPORT
-    from vlm_export.verify import RUNTIMES
+    from vlm_export.publish.gate import REPORT
+    from vlm_export.verify.causes import explain
+    from vlm_export.verify.verify import RUNTIMES
 
     with _Progress(as_json) as progress:
         report = pipeline.run_verify(found, folder, progress, runtimes=runtimes or RUNTIMES)  # type: ignore[arg-type]
@@ -213,14 +213,14 @@ def push(
     Example: vlm-export push org/model --dry-run
     """
     found, folder = _open(recipe, work, builds_model=False)
-    from vlm_export import publish
+    from vlm_export.publish import gate
 
     if dry_run:
-        plan = publish.run_plan(folder, repo_id, revision=revision)
+        plan = gate.run_plan(folder, repo_id, revision=revision)
         lines = [f"{change.action:7} {change.path} ({change.size_bytes / 1e6:.2f} MB)" for change in plan.changes]
         _print(as_json, asdict(plan), [*lines, f"nothing was uploaded to {repo_id}"])
         return
-    result = publish.run_push(
+    result = gate.run_push(
         found,
         folder,
         repo_id,
@@ -279,9 +279,9 @@ def serve(
     Anything else that would change the answer is refused by name. So are http(s) addresses of images: this server
     fetches nothing.
     """
-    from vlm_export import exported_repo
-    from vlm_export import serve as server
-    from vlm_export.listening import LOOPBACK, check_host
+    from vlm_export.apps import exported_repo
+    from vlm_export.apps import serve as server
+    from vlm_export.apps.listening import LOOPBACK, check_host
 
     check_host(host)
     model = exported_repo.open_model(repo, work, dtype=dtype, threads=threads, notify=_notify, spare=False)
@@ -333,8 +333,9 @@ def bench(
     """
     from rich.console import Console
 
-    from vlm_export import bench as benchmark
-    from vlm_export import bench_table, exported_repo
+    from vlm_export.apps import exported_repo
+    from vlm_export.measure import bench as benchmark
+    from vlm_export.measure import bench_table
 
     recipe = exported_repo.recipe_of(repo)
     if card and recipe is None:
@@ -421,8 +422,8 @@ def run(
              vlm-export run build/my-captioner/repo photos/ --num-beams 3
              vlm-export run org/model photo.jpg --prompt 'What is this?' --stream
     """
-    from vlm_export import exported_repo
-    from vlm_export import run as runner
+    from vlm_export.apps import exported_repo
+    from vlm_export.apps import run as runner
 
     options = runner.options(**generation)
     reference, images = exported_repo.split_arguments(arguments)
@@ -458,9 +459,9 @@ def demo(
 
     Example: vlm-export demo --export site
     """
-    from vlm_export import demo_server, demo_site
-    from vlm_export.exported_repo import find_repo
-    from vlm_export.listening import listen, url_of
+    from vlm_export.apps import demo_server, demo_site
+    from vlm_export.apps.exported_repo import find_repo
+    from vlm_export.apps.listening import listen, url_of
 
     repo = find_repo(reference, work)
     site = demo_site.build(repo, demo_site.goldens_of(reference, repo), cached=export_to is not None)
@@ -493,7 +494,7 @@ def recipes(as_json: bool) -> None:
 
 
 def _open(reference: str | None, work: Path | None, *, builds_model: bool = True) -> tuple[RecipeFile, Any]:
-    from vlm_export.artifacts import Work
+    from vlm_export.files import Work
     from vlm_export.recipe import LOCAL_RECIPE, find_recipe
 
     recipe = find_recipe(reference)

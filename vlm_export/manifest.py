@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlm_export.artifacts import read_json
 from vlm_export.errors import InputError
+from vlm_export.files import read_json
 
 MANIFEST = "export.json"
 ONNX = "onnx"  # the folder of the graphs

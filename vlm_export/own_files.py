@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from vlm_export.artifacts import sha256
 from vlm_export.errors import InputError
+from vlm_export.files import sha256
 
 _HUB_REPO = re.compile(r"(models|datasets|spaces)--.+")
 _SHARED_BLOB = re.compile(r"[0-9a-f]{2}/[0-9a-f]{64}")  # of several repos, in the `blobs` of the whole cache

@@ -14,35 +14,28 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from vlm_export import (
-    bundled,
-    companions,
-    golden,
-    hub,
-    merge,
-    package,
-    remote_code,
-    saturation,
-    signature,
-    trial_run,
-    variants,
-    verify,
-)
-from vlm_export.artifacts import Work, replaced_folder, sha256, write_json
-from vlm_export.checkpoint import ADAPTER_FILES, COMPANIONS, MODEL_FILES, folder_of, open_checkpoint, read_json
+from vlm_export import bundled, hub
 from vlm_export.dtypes import DTYPES, FP32
 from vlm_export.errors import CheckFailed, InputError
-from vlm_export.generation_rules import published
-from vlm_export.graph_file import save_graph
-from vlm_export.kept_structures import Structures
+from vlm_export.files import Work, replaced_folder, sha256, write_json
+from vlm_export.graph import signature, trial_run
+from vlm_export.graph.graph_file import save_graph
+from vlm_export.graph.kept_structures import Structures
+from vlm_export.graph.onnxsim_process import Onnxsim
 from vlm_export.manifest import ONNX, GraphFile, Manifest, load_manifest
-from vlm_export.merge import MergeReport
-from vlm_export.onnxsim_process import Onnxsim
+from vlm_export.merging import merge
+from vlm_export.merging.merge import MergeReport
 from vlm_export.own_files import own_file
-from vlm_export.publish import REPORT
+from vlm_export.publish import config_files
+from vlm_export.publish.gate import REPORT
+from vlm_export.quantize import saturation, variants
+from vlm_export.quantize.variants import Source
 from vlm_export.recipe import OF_MODEL, RecipeFile
-from vlm_export.variants import Source
-from vlm_export.verify import Report, Runtime
+from vlm_export.source import companions, remote_code
+from vlm_export.source.checkpoint import ADAPTER_FILES, COMPANIONS, MODEL_FILES, folder_of, open_checkpoint, read_json
+from vlm_export.source.generation_rules import published
+from vlm_export.verify import golden, verify
+from vlm_export.verify.verify import Report, Runtime
 
 Progress = Callable[[str, int, int], None]  # what, done, of how many
 _VERSIONS = ("vlm-export", "torch", "transformers", "peft", "onnx", "onnxruntime", "onnxscript", "onnxsim")
@@ -234,8 +227,8 @@ def run_export(
             inputs_sha256=read_json(work.merged / "merge.json")["inputs_sha256"],
             versions={name: version(name) for name in _VERSIONS},
         )
-        package.write_config_files(folder, recipe, merged, manifest)
-        package.write_card(folder, recipe, merged.family.layouts[layout].client, manifest, None)
+        config_files.write_config_files(folder, recipe, merged, manifest)
+        config_files.write_card(folder, recipe, merged.family.layouts[layout].client, manifest, None)
         progress("done", steps, steps)
     return manifest
 
@@ -279,10 +272,10 @@ def run_verify(recipe: RecipeFile, work: Work, progress: Progress, *, runtimes: 
         runtimes=runtimes,
         progress=lambda what: progress(what, 0, 0),
     )
-    manifest = package.write_failed(work.repo, manifest, report.failed_dtypes)
+    manifest = config_files.write_failed(work.repo, manifest, report.failed_dtypes)
     client = merged.family.layouts[manifest.layout].client
     benchmark = _of_these_graphs(work, BENCH)
-    package.write_card(work.repo, recipe, client, manifest, asdict(report), benchmark)
+    config_files.write_card(work.repo, recipe, client, manifest, asdict(report), benchmark)
     write_json(work.report / REPORT, verify.with_files(report, work.repo))
     return report
 
@@ -297,8 +290,8 @@ def run_card(recipe: RecipeFile, work: Work, benchmark: Mapping[str, Any]) -> Pa
     write_json(work.report / BENCH, benchmark)
     report = _of_these_graphs(work, REPORT)
     client = open_checkpoint(work.merged).family.layouts[manifest.layout].client
-    card = work.repo / package.CARD
-    package.write_card(work.repo, recipe, client, manifest, report, benchmark)
+    card = work.repo / config_files.CARD
+    config_files.write_card(work.repo, recipe, client, manifest, report, benchmark)
     if report is not None:
         write_json(work.report / REPORT, report | {"files_sha256": report["files_sha256"] | {card.name: sha256(card)}})
     return card

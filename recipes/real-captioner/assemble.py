@@ -30,9 +30,9 @@ from packages import SMOLLM2, WEIGHTS, read_member
 from safetensors.numpy import load_file
 from tower import IMAGE_SIZE, Tower
 
-from vlm_export.artifacts import read_json, replaced_folder, write_json
 from vlm_export.errors import VlmExportError
-from vlm_export.tensor_file import Entry, write_tensors
+from vlm_export.files import read_json, replaced_folder, write_json
+from vlm_export.tensors.safetensors_writer import Entry, write_tensors
 
 HERE = Path(__file__).parent
 LORA_RANK, LORA_ALPHA = 16, 32

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from zipfile import ZipFile
 
-from vlm_export.artifacts import cache_folder, sha256
 from vlm_export.errors import InputError
+from vlm_export.files import cache_folder, sha256
 
 
 @dataclass(frozen=True)

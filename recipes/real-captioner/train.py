@@ -43,8 +43,8 @@ from transformers import (
     get_cosine_schedule_with_warmup,
 )
 
-from vlm_export.artifacts import cache_folder
-from vlm_export.prefix_model import ProjectionHead, nested_config
+from vlm_export.files import cache_folder
+from vlm_export.models.prefix import ProjectionHead, nested_config
 
 SEED = 1
 SCENES = 20_000

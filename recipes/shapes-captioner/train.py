@@ -43,7 +43,7 @@ from transformers import (
     get_cosine_schedule_with_warmup,
 )
 
-from vlm_export.prefix_model import PrefixConditioningVLM
+from vlm_export.models.prefix import PrefixConditioningVLM
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 END = "<|endoftext|>"

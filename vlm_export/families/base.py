@@ -18,7 +18,7 @@ from vlm_export import families
 from vlm_export.errors import InputError
 
 if TYPE_CHECKING:
-    from vlm_export.layouts.base import Client
+    from vlm_export.spec.client import Client
 
 # Model types that are no family, and what to do with a checkpoint of one.
 _INSTEAD = {

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_export.chat_model import ChatReference
 from vlm_export.families.base import About
-from vlm_export.llava_model import FeatureEncoder, family
+from vlm_export.models.chat import ChatReference
+from vlm_export.models.llava import FeatureEncoder, family
 
 _NEWLINE = "image_newline"
 _TILING = ("image_grid_pinpoints", "do_pad", "image_processor_type")

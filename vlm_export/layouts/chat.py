@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from vlm_export.layouts.base import Client
+from vlm_export.spec.client import Client
 
 _NO_GRID = 1 << 16  # pixels: a patch larger than any image
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from vlm_export.decoder import Geometry
-from vlm_export.layouts.base import Client, RepoFacts, generation_config
+from vlm_export.models.decoder import Geometry
+from vlm_export.spec.client import Client, RepoFacts, generation_config
 
 
 class EncoderDecoder(Client):

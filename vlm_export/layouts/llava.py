@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vlm_export.chat_model import load_config
-from vlm_export.layouts.base import RepoFacts, generation_config
 from vlm_export.layouts.chat import Chat, llava_processor
 from vlm_export.layouts.text_models import known_text_config
+from vlm_export.models.chat import load_config
+from vlm_export.spec.client import RepoFacts, generation_config
 
 
 class LlavaChat(Chat):

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from vlm_export.layouts.base import Client, RepoFacts, generation_config
 from vlm_export.layouts.prefix_chat import CHAT_TEMPLATE, IMAGE_TOKEN
+from vlm_export.spec.client import Client, RepoFacts, generation_config
 
 
 class PrefixComponents(Client):

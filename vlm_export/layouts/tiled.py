@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vlm_export.layouts.base import RepoFacts, generation_config
 from vlm_export.layouts.chat import Chat
+from vlm_export.spec.client import RepoFacts, generation_config
 
 
 class TiledChat(Chat):

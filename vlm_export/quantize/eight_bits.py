@@ -16,7 +16,7 @@ from functools import lru_cache
 import numpy as np
 import onnx_ir as ir
 
-from vlm_export.weights import CheckpointTensor, Rectangle, StreamedTensor
+from vlm_export.graph.weights import CheckpointTensor, Rectangle, StreamedTensor
 
 LARGEST = 127  # of a number's magnitude, so that the range is as long below zero as above
 ZERO_POINT = 128  # what is added to a number where it is stored as uint8

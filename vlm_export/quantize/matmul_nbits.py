@@ -10,9 +10,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from vlm_export.dtypes import ACTIVATIONS, BY_ROW
+from vlm_export.graph.weights import CheckpointTensor
 from vlm_export.quantize import graph_edits
 from vlm_export.quantize.eight_bits import ByOutput, EightBits, Scales
-from vlm_export.weights import CheckpointTensor
 
 # Inputs that share a scale, by preference. Decoder of SmolLM2-135M, 1,283 tokens of English: blocks of 32 with float16
 # scales cost 0.0035 nats, blocks of 64 with float32 scales, which make as large a file, 0.0062.

@@ -50,7 +50,7 @@ def load(
         if fallback is not None:
             engine = fallback()
         else:
-            from vlm_export.runtime.pytorch import beside
+            from vlm_export.apps.pytorch_engine import beside
 
             engine = beside(folder, because=reason)
         if reason:

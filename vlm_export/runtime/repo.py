@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vlm_export.artifacts import read_json
 from vlm_export.dtypes import DTYPES, preferred
 from vlm_export.errors import InputError
+from vlm_export.files import read_json
 from vlm_export.runtime.drivers import CAPTIONER_TYPES, CHAT_TYPES, PREFIX
 
 LayoutName = Literal["captioner", "chat", "components"]

@@ -17,8 +17,8 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from vlm_export.artifacts import read_json
 from vlm_export.errors import InputError
+from vlm_export.files import read_json
 from vlm_export.runtime.images import Tiles
 
 Message = Mapping[str, Any]  # {"role", "content": str | [{"type": "image"}, {"type": "text", "text": …}]}

@@ -1,0 +1,253 @@
+"""The page that captions with an exported repo, as a site: every file that it needs, under its address.
+
+    index.html, *.js, style.css   the page, from `demo/`
+    demo.json                     what it must know of the repo before it loads it
+    model/                        the repo: configs and graphs
+    samples/                      images to try
+    vlm-export/                   our JavaScript package, from `js/`
+    transformers/, onnxruntime/   stock transformers.js and its runtime
+    licenses/
+
+All addresses are relative, so the site works wherever it lies. `demo_server` serves it, `export` writes it to a folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import Any
+
+from vlm_export import __version__, bundled
+from vlm_export.apps.demo_server import ISOLATION, Site
+from vlm_export.apps.exported_repo import recipe_of
+from vlm_export.dtypes import PREFERRED
+from vlm_export.errors import InputError
+from vlm_export.files import replaced_folder
+from vlm_export.own_files import leads_out, own_file, unchanged_file
+from vlm_export.web.node_runtime import node_home
+
+FACTS = "demo.json"
+PAGE = Path(__file__).parents[1] / "demo"
+PACKAGE = Path(__file__).parents[1] / "js"
+MAX_SAMPLES = 10
+_TRANSFORMERS = "transformers/transformers.min.js"
+_BARE_IMPORT = "'@huggingface/transformers'"
+_REPO_FILES = ("*.json", "LICENSE*", "NOTICE*", "onnx/*.onnx", "onnx/*.onnx_data*")
+_RUNTIME = "ort-wasm-simd-threaded.asyncify"
+_WRITTEN = "files.json"
+_SPACE_HEADERS = "\n".join(f"  {name.lower()}: {value}" for name, value in ISOLATION.items())
+_README = """---
+title: {name}
+sdk: static
+custom_headers:
+{headers}
+---
+
+# {name}, in a browser
+
+A page that captions images in the browser, with stock transformers.js and no server behind it. Any host of static files
+will do; all addresses are relative.
+
+- Hugging Face Space: `hf upload your-name/{name} . --repo-type space`, run in this folder. The block above makes it a
+  static Space and sends the headers below.
+- GitHub Pages: commit the folder and publish it. No file may be larger than 100 MB there.
+- On your machine: `python -m http.server`, run in this folder.
+
+The runtime takes several threads only where the host sends
+
+    Cross-Origin-Opener-Policy: same-origin
+    Cross-Origin-Embedder-Policy: require-corp
+
+which GitHub Pages cannot: there it runs on one thread, and the page says so.
+
+The licenses of `transformers/` and `onnxruntime/` are in `licenses/`, that of `vlm-export/` is Apache-2.0.
+Written by `vlm-export demo --export`, which overwrites this folder only while nothing is added to it.
+"""
+
+
+def build(repo: Path, goldens: Path, *, cached: bool = False) -> dict[str, Path | bytes]:
+    """The site for an exported repo. Samples are the images of its `goldens`, if there are any.
+
+    `cached`: a browser keeps the downloads until the repo is another.
+
+    Raises:
+        InputError: the repo was not made by `vlm-export onnx`, or transformers.js cannot be installed.
+    """
+    manifest = _manifest(repo)
+    model = dict(_files(repo, _REPO_FILES))
+    libraries = _libraries()
+    captions, prompt = _samples(goldens, manifest["inputs_sha256"])
+    facts = {
+        "generator": f"vlm-export {__version__}",
+        "name": manifest["recipe"],
+        "layout": manifest["layout"],
+        "preferred": {device: list(names) for device, names in PREFERRED.items()},
+        "failed": manifest["failed"],
+        "download_bytes": _download_bytes(manifest, model),
+        "cache": _fingerprint(model) if cached else None,
+        "runtime_bytes": libraries[f"onnxruntime/{_RUNTIME}.wasm"].stat().st_size,
+        "prompt": prompt,
+        "samples": [{"file": f"samples/{path.name}", "caption": caption} for path, caption in captions.items()],
+    }
+    return {
+        **{path.name: path for path in PAGE.iterdir()},
+        FACTS: _json(facts),
+        **{f"model/{name}": path for name, path in model.items()},
+        **{f"samples/{path.name}": path for path in captions},
+        **{
+            f"vlm-export/{name}": _bound(name, path)
+            for name, path in _files(PACKAGE, ("LICENSE", "*.js", "src/**/*.js"))
+        },
+        **libraries,
+    }
+
+
+def export(site: Site, target: Path) -> list[str]:
+    """Write the site to a new or empty folder, or over one that this wrote, for any host of static files.
+
+    Returns the addresses that were written. Raises InputError if the folder holds something else.
+    """
+    target = target.resolve()
+    _check_replaceable(target)
+    readme = _README.format(name=json.loads(_bytes(site[FACTS]))["name"], headers=_SPACE_HEADERS)
+    # GitHub Pages would otherwise look for what Jekyll has to do.
+    whole = {**site, "README.md": readme.encode(), ".nojekyll": b""}
+    addresses = sorted([*whole, _WRITTEN])
+    whole[_WRITTEN] = _json({"generator": f"vlm-export {__version__}", "files": addresses})
+    with replaced_folder(target) as folder:
+        for address, content in whole.items():
+            path = folder / address
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, bytes):
+                path.write_bytes(content)
+            else:
+                shutil.copyfile(content, path)
+    return addresses
+
+
+def _check_replaceable(target: Path) -> None:
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target}: is a file: choose a folder")
+    if Path.cwd().is_relative_to(target):
+        raise InputError(f"{target}: is the current folder or around it: choose another folder")
+    found = {
+        path.relative_to(target).as_posix() for path in target.rglob("*") if not path.is_dir() or path.is_symlink()
+    }
+    written: set[str] = set()
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        written = set(json.loads((target / _WRITTEN).read_bytes())["files"])
+    if others := sorted(found - written):
+        raise InputError(
+            f"{target}: holds {others[0]}, which `vlm-export demo --export` did not write: choose a new or empty folder"
+        )
+
+
+def goldens_of(reference: str | None, repo: Path) -> Path:
+    """Where the goldens of a repo would lie: those of the recipe that was named, or bundled ones of the repo's."""
+    recipe = recipe_of(reference)
+    return recipe.golden_dir if recipe else bundled.GOLDEN / Path(_manifest(repo)["recipe"]).name
+
+
+def _manifest(repo: Path) -> dict[str, Any]:
+    path = repo / "export.json"
+    try:
+        manifest = json.loads(path.read_bytes())
+        needed = {key: manifest[key] for key in ("recipe", "layout", "dtypes", "graphs", "inputs_sha256")}
+        return needed | {"failed": manifest.get("failed", [])}
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: missing or damaged: run `vlm-export onnx` again") from error
+
+
+def _files(folder: Path, patterns: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
+    """Files below `folder` by their relative address, without hidden ones and links that lead out of it."""
+    for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
+        if not path.name.startswith(".") and path.is_file() and not leads_out(folder, path):
+            yield path.relative_to(folder).as_posix(), path
+
+
+def _download_bytes(manifest: dict[str, Any], model: Mapping[str, Path]) -> dict[str, int]:
+    """The bytes of all graphs by dtype, for the dtypes that lack none of them."""
+    graphs = {dtype: [graph for graph in manifest["graphs"] if graph["dtype"] == dtype] for dtype in manifest["dtypes"]}
+    return {
+        dtype: sum(graph["size_bytes"] for graph in found)
+        for dtype, found in graphs.items()
+        if all(f"onnx/{graph['file']}" in model for graph in found)
+    }
+
+
+def _samples(goldens: Path, inputs_sha256: dict[str, str]) -> tuple[dict[Path, str | None], str]:
+    """Golden images with their captions, and the prompt that belongs to them.
+
+    No captions where the golden is about other weights, or has several turns.
+
+    Raises:
+        InputError: an image is not the one that was recorded, or is a link that leads out of the golden.
+    """
+    path = own_file(goldens, "golden.json")
+    if path is None:
+        return {}, ""
+    golden = json.loads(path.read_bytes())
+    turns = [turn for turn in golden.get("conversation", ()) if turn["role"] == "user"]
+    prompt = _text(turns[0]) if turns else golden["text"]
+    usable = golden["inputs_sha256"] == inputs_sha256 and len(turns) <= 1
+    images = golden["images"][:MAX_SAMPLES]
+    return {_sample(goldens, image): image["caption"] if usable else None for image in images}, prompt
+
+
+def _sample(goldens: Path, image: dict[str, Any]) -> Path:
+    name = f"images/{Path(image['file']).name}"
+    path = unchanged_file(goldens, name, image["sha256"])
+    if path is None:
+        raise InputError(
+            f"{goldens / name}: not the image that the golden outputs were recorded on: run `vlm-export golden` again"
+        )
+    return path
+
+
+def _text(turn: dict[str, Any]) -> str:
+    content = turn["content"]
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+
+
+def _bound(address: str, path: Path) -> bytes:
+    """A module of our package that imports transformers.js from the site: no worker has an import map."""
+    up = "../" * (address.count("/") + 1)
+    return path.read_text(encoding="utf-8").replace(_BARE_IMPORT, f"'{up}{_TRANSFORMERS}'").encode()
+
+
+def _libraries() -> dict[str, Path]:
+    packages = node_home() / "node_modules"
+    transformers = packages / "@huggingface/transformers"
+    onnxruntime = Path(str(distribution("onnxruntime").locate_file("onnxruntime")))
+    return {
+        _TRANSFORMERS: transformers / "dist/transformers.min.js",
+        **{
+            f"onnxruntime/{_RUNTIME}{suffix}": packages / f"onnxruntime-web/dist/{_RUNTIME}{suffix}"
+            for suffix in (".mjs", ".wasm")
+        },
+        "licenses/transformers.js.txt": transformers / "LICENSE",
+        "licenses/tokenizers.txt": packages / "@huggingface/tokenizers/LICENSE",
+        "licenses/jinja.txt": packages / "@huggingface/jinja/LICENSE",
+        # The npm package of onnxruntime has no license file; the Python package is built from the same repository.
+        "licenses/onnxruntime.txt": onnxruntime / "LICENSE",
+        "licenses/onnxruntime-third-party.txt": onnxruntime / "ThirdPartyNotices.txt",
+    }
+
+
+def _fingerprint(model: Mapping[str, Path]) -> str:
+    """Another one whenever a file of the repo is another."""
+    facts = [(name, path.stat().st_size, path.stat().st_mtime_ns) for name, path in model.items()]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+def _bytes(content: Path | bytes) -> bytes:
+    return content if isinstance(content, bytes) else content.read_bytes()
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

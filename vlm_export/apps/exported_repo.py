@@ -1,0 +1,174 @@
+"""The exported repo that a user named: a recipe whose work folder has one, a folder, or a repo of the Hub."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from vlm_export import bundled, runtime
+from vlm_export.errors import InputError
+from vlm_export.files import Work
+from vlm_export.recipe import RecipeFile, find_recipe
+from vlm_export.runtime.model import Backend, Engine, Model
+from vlm_export.runtime.onnx import components_of
+from vlm_export.runtime.repo import CONFIG, ONNX, SUFFIXES, choose_dtype, open_repo
+
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic")
+_ALL_BUT_GRAPHS = ("*.json", "*.jinja")
+
+
+def find_repo(reference: str | None, work: Path | None = None, *, dtype: str | None = None) -> Path:
+    """The folder of an exported repo: a folder, a recipe's (by default as `find_recipe` has it), or one of the Hub's.
+
+    Of the Hub's, the graphs of one dtype are fetched: `dtype`, or what the runtime would choose.
+
+    Raises:
+        InputError: there is no such thing, or the recipe was not exported yet.
+    """
+    recipe = recipe_of(reference)
+    if recipe is not None:
+        folder = _work(recipe, work).repo
+        if not (folder / CONFIG).is_file():
+            raise InputError(f"{folder}: nothing exported yet: run {_export_commands(recipe)}")
+        return folder
+    folder = Path(str(reference)).expanduser()
+    return _within(folder) if folder.is_dir() else _download(str(reference), dtype)
+
+
+def open_model(
+    reference: str | None,
+    work: Path | None = None,
+    *,
+    dtype: str | None = None,
+    backend: Backend | Literal["auto"] = "auto",
+    threads: int = 0,
+    notify: Callable[[str], None] = warnings.warn,
+    spare: bool = True,
+) -> Model:
+    """Load the model that a user named, a recipe's with PyTorch where it is not exported and `backend` allows it.
+
+    The options are those of `runtime.load`.
+
+    Raises:
+        InputError: as of `find_repo` and `runtime.load`.
+    """
+    recipe = recipe_of(reference)
+    if recipe is None:
+        folder = find_repo(reference, work, dtype=dtype)
+        return runtime.load(folder, dtype=dtype, backend=backend, threads=threads, notify=notify, spare=spare)
+
+    def fallback() -> Engine:
+        from vlm_export.apps.pytorch_engine import from_recipe
+
+        return from_recipe(recipe)
+
+    folder = _work(recipe, work).repo
+    if backend == "torch":
+        return Model(fallback())
+    if backend == "auto" and not (folder / CONFIG).is_file():
+        model = Model(fallback())
+        notify(f"{recipe.name} is not exported yet: captioning with PyTorch; to export it, {_export_commands(recipe)}")
+        return model
+    folder = find_repo(reference, work)
+    return runtime.load(
+        folder, dtype=dtype, backend=backend, threads=threads, notify=notify, fallback=fallback, spare=spare
+    )
+
+
+def recipe_of(reference: str | None) -> RecipeFile | None:
+    """The recipe that a reference names, or None where it is a folder or an id of the Hub.
+
+    Raises:
+        InputError: it is none of these.
+    """
+    if reference is None or reference in bundled.recipe_names() or reference.endswith((".yaml", ".yml")):
+        return find_recipe(reference)
+    if Path(reference).expanduser().is_dir() or _REPO_ID.fullmatch(reference):
+        return None
+    try:
+        return find_recipe(reference)
+    except InputError as error:
+        raise InputError(f"{error}; nor is it a folder, or an id of the Hub (org/name)") from None
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[Path]]:
+    """`[RECIPE|DIR|REPO_ID] IMAGE…` → the reference, if there is one, and image files; a folder is the images in it.
+
+    What exists as a file is an image, and what has an image's suffix is meant as one.
+
+    Raises:
+        InputError: an image is missing, or there is none.
+    """
+    first, *rest = arguments
+    reference = None if _is_image(first) else first
+    images = [image for argument in (rest if reference else arguments) for image in _images(argument)]
+    if not images:
+        known = reference is not None and (reference in bundled.recipe_names() or Path(reference).exists())
+        unknown = "" if known else f"{reference}: no such image; "
+        raise InputError(f"{unknown}give an image: `vlm-export run {reference} photo.jpg`")
+    return reference, images
+
+
+def _is_image(argument: str) -> bool:
+    """Whether the first argument is an image or a folder of them, there or not."""
+    path = Path(argument).expanduser()
+    if path.suffix in (".yaml", ".yml"):
+        return False
+    if path.is_file():
+        return True
+    if argument in bundled.recipe_names() or any(_repos(path)):
+        return False
+    return path.is_dir() or path.suffix.lower() in _IMAGES
+
+
+def _images(argument: str) -> list[Path]:
+    path = Path(argument).expanduser()
+    if path.is_dir():
+        found = sorted(file for file in path.iterdir() if file.suffix.lower() in _IMAGES)
+        if not found:
+            raise InputError(f"{path}: no images in this folder, and no {CONFIG} and {ONNX}/ of an exported repo")
+        return found
+    if not path.is_file():
+        raise InputError(f"{path}: no such image")
+    return [path]
+
+
+def _download(repo_id: str, dtype: str | None) -> Path:
+    from vlm_export import hub
+
+    folder = hub.download(repo_id, allow_patterns=_ALL_BUT_GRAPHS)
+    repo = open_repo(folder)
+    components = components_of(repo)
+    files = map(PurePosixPath, hub.list_files(repo_id, revision=folder.name))
+    names = {path.name for path in files if path.parent.name == ONNX}
+    suffix = SUFFIXES[choose_dtype(dtype, components, names, f"{repo_id}: {ONNX}", repo.failed)]
+    graphs = [f"{ONNX}/{component}{suffix}.onnx*" for component in components]  # and their external data
+    return hub.download(repo_id, revision=folder.name, allow_patterns=(*_ALL_BUT_GRAPHS, *graphs))
+
+
+def _work(recipe: RecipeFile, work: Path | None) -> Work:
+    return Work(work or Path("build") / recipe.name)
+
+
+def _export_commands(recipe: RecipeFile) -> str:
+    """What a user runs to export a recipe."""
+    name = f" {recipe.name}" if recipe.is_bundled else f" {recipe.path}"
+    name = "" if recipe.is_bundled and recipe.name == bundled.DEFAULT_RECIPE else name
+    return f"`vlm-export merge{name}`, then `vlm-export onnx{name}`"
+
+
+def _repos(folder: Path) -> list[Path]:
+    """The repo that a folder is, or that it holds where it is a work folder."""
+    candidates = (folder, Work(folder).repo)
+    return [one for one in candidates if (one / CONFIG).is_file() and (one / ONNX).is_dir()]
+
+
+def _within(folder: Path) -> Path:
+    found = _repos(folder)
+    if not found:
+        raise InputError(f"{folder}: no exported repo: it has no {CONFIG} and {ONNX}/")
+    return found[0]

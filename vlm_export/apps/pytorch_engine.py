@@ -1,0 +1,236 @@
+"""The fallback: the PyTorch model that a repo is made of, run by transformers' `generate`.
+
+The only file here that imports torch and transformers, and it is imported only where something falls back.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jinja2.exceptions import TemplateError
+from PIL import Image
+from torch import nn
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from vlm_export import pipeline
+from vlm_export.errors import InputError
+from vlm_export.merging import merge
+from vlm_export.preprocessing import ChatProcessor, copy_tokenizer, image_processor_settings, load_tokenizer
+from vlm_export.recipe import RecipeFile
+from vlm_export.runtime.generate import FinishReason, Generated
+from vlm_export.runtime.model import Answer, Backend, Cancelled, Item, OnText, Prompt, Watcher, answers, finish
+from vlm_export.runtime.options import Options, Plan, plan
+from vlm_export.runtime.repo import CONFIG, LayoutName, open_repo
+from vlm_export.runtime.text import Text, check_rows
+from vlm_export.source.checkpoint import Checkpoint
+from vlm_export.source.companions import gathered
+from vlm_export.source.generation_rules import published
+from vlm_export.verify.golden import eos_token_ids
+
+# What transformers' `generate` is told of a plan; it warns of what it does not use.
+_ALWAYS = (
+    "max_new_tokens",
+    "min_new_tokens",
+    "num_beams",
+    "num_return_sequences",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "do_sample",
+)
+_RULES = ("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id")
+_OF_BEAMS = ("length_penalty", "early_stopping")
+_OF_SAMPLING = ("temperature", "top_k", "top_p")
+
+
+def beside(folder: Path, *, because: str) -> TorchEngine:
+    """The merged checkpoint in the work folder of an exported repo.
+
+    Raises:
+        InputError: there is none, which is told with the reason why one was wanted.
+    """
+    merged = folder.resolve().parent / "merged"
+    if not (merged / CONFIG).is_file():
+        reason = f"{because}; " if because else ""
+        raise InputError(f"{reason}{folder}: there is no PyTorch model to run instead, in {merged}")
+    repo = open_repo(folder)
+    checkpoint, model = merge.attach(merged, [])
+    default = checkpoint.family.image_processor(checkpoint.config)
+    settings = repo.preprocessor or image_processor_settings(merged, default, {})
+    return TorchEngine(checkpoint, model, repo.name, repo.layout, settings, repo.generation)
+
+
+def from_recipe(recipe: RecipeFile) -> TorchEngine:
+    """The recipe's model with its adapters attached; nothing is merged or exported.
+
+    Raises:
+        InputError: the model or an adapter is missing, or they do not fit together.
+    """
+    found = pipeline.sources(recipe)
+    checkpoint, model = merge.attach(
+        found.model,
+        found.adapters,
+        combination=recipe.recipe.combination,
+        dequantized=recipe.recipe.base == "dequantized",
+    )
+    default = checkpoint.family.image_processor(checkpoint.config)
+    with gathered(found.model, found.adapters, found.beside) as companions:
+        checkpoint = replace(checkpoint, path=companions.folder)
+        settings = image_processor_settings(checkpoint.path, default, recipe.recipe.image_processor)
+        rules = published(recipe.recipe.generation, checkpoint)
+        return TorchEngine(checkpoint, model, recipe.name, recipe.recipe.layout, settings, rules)
+
+
+class TorchEngine:
+    """A family's PyTorch model. `generation` is what a `generation_config.json` says, or would say."""
+
+    backend: Backend = "torch"
+    dtype = "fp32"
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        model: nn.Module,
+        name: str,
+        layout: LayoutName,
+        settings: Mapping[str, Any],
+        generation: Mapping[str, Any],
+    ):
+        self.name, self.layout = name, layout
+        self.reference = checkpoint.family.reference(model)
+        self.feeder = checkpoint.family.feeder(checkpoint.path, checkpoint.config, settings)
+        tokenizer = load_tokenizer(checkpoint.path)
+        text_config = checkpoint.family.text_config(checkpoint.config)
+        self.positions: int | None = getattr(text_config, "max_position_embeddings", None)
+        self.rows: int = text_config.vocab_size
+        eos = eos_token_ids(checkpoint, tokenizer)
+        self.generation = {"eos_token_id": eos, **generation}
+        with tempfile.TemporaryDirectory(prefix="vlm-export-") as scratch:
+            copy_tokenizer(checkpoint.path, Path(scratch))
+            self.text = Text(Path(scratch))
+
+    def generate(
+        self,
+        images: Sequence[Image.Image],
+        prompt: Prompt,
+        options: Options,
+        on_text: OnText | None = None,
+        cancelled: Cancelled | None = None,
+    ) -> Answer:
+        started = time.perf_counter()
+        fed = self._fed(images, prompt)
+        check_rows(fed["input_ids"].flatten(), self.rows, self.text.token, f"{self.name}: the prompt")
+        before = fed["input_ids"].shape[1]
+        decided = plan(options, self.generation, before, room=self.positions and self.positions - before + 1)
+        watcher = Watcher(self.text, decided.stop, on_text if decided.num_beams == 1 else None)
+        criteria = _Watched(watcher, cancelled)
+        made = self._run(fed, decided, criteria)
+        first = criteria.first_token or time.perf_counter()
+        answer = answers(made, self.text, decided.stop, fed["input_ids"].shape[1], started, first)
+        finish(answer, watcher, on_text)
+        return answer
+
+    def generate_batch(self, items: Sequence[Item], options: Options) -> list[Answer]:
+        return [self.generate(images, prompt, options) for images, prompt in items]
+
+    @torch.inference_mode()
+    def _run(self, fed: Mapping[str, np.ndarray], plan: Plan, criteria: _Watched) -> list[Generated]:
+        if plan.seed is not None:
+            torch.manual_seed(plan.seed)
+        names = [*_ALWAYS, *(_OF_BEAMS if plan.num_beams > 1 else ()), *(_OF_SAMPLING if plan.do_sample else ())]
+        rules = {name: getattr(plan, name) for name in _RULES} | {"forced_eos_token_id": plan.forced_eos_token_ids}
+        output = self.reference.generate(
+            {name: torch.from_numpy(array) for name, array in fed.items()},
+            **{name: getattr(plan, name) for name in names},
+            **{name: _as_lists(value) for name, value in rules.items() if value not in (None, ())},
+            eos_token_id=list(plan.eos_token_ids),
+            pad_token_id=plan.pad_token_id,
+            stopping_criteria=StoppingCriteriaList([criteria]),
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+        length = output.beam_indices.shape[1] if plan.num_beams > 1 else len(output.scores)
+        sequences = output.sequences[:, output.sequences.shape[1] - length :].tolist()  # without a prompt's ids
+        scores = output.sequences_scores.tolist() if plan.num_beams > 1 else [None] * len(sequences)
+        return [
+            Generated(ids, self._reason(ids, plan), score)
+            for ids, score in zip((_cut(ids, plan.eos_token_ids) for ids in sequences), scores, strict=True)
+        ]
+
+    def _reason(self, ids: Sequence[int], plan: Plan) -> FinishReason:
+        if ids[-1] in plan.eos_token_ids or any(stop in self.text.decode(ids) for stop in plan.stop):
+            return "stop"
+        return "length" if len(ids) == plan.max_new_tokens else "cancelled"
+
+    def _fed(self, images: Sequence[Image.Image], prompt: Prompt) -> dict[str, np.ndarray]:
+        """What the model is fed, by the very processors that goldens are recorded with."""
+        if isinstance(self.feeder, ChatProcessor):
+            return self._conversation(self.feeder, images, prompt)
+        if len(images) != 1:
+            raise InputError(f"{self.name}: captions one image at a time, not {len(images)} together")
+        with tempfile.TemporaryDirectory(prefix="vlm-export-") as scratch:
+            path = Path(scratch, "image.png")
+            images[0].save(path)
+            return self.feeder.feed(path, _texts(prompt))
+
+    def _conversation(
+        self, feeder: ChatProcessor, images: Sequence[Image.Image], prompt: Prompt
+    ) -> dict[str, np.ndarray]:
+        if prompt is None:
+            raise InputError(f"{self.name}: answers a question about an image: give it a prompt")
+        messages = prompt
+        if isinstance(prompt, str):
+            content = [*({"type": "image"} for _ in images), {"type": "text", "text": prompt}]
+            messages = [{"role": "user", "content": content}]
+        try:
+            text = feeder.processor.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+            made = feeder.processor(images=list(images) or None, text=[text], return_tensors="np")
+        except (ValueError, TypeError, KeyError, TemplateError) as error:
+            raise InputError(f"{self.name}: the prompt: {' '.join(str(error).split())}") from error
+        return {name: np.asarray(made[name]).astype(dtype) for name, dtype in feeder.fed.items() if name in made}
+
+
+class _Watched(StoppingCriteria):
+    """Looks at the new ids after every step, as the runtime's own loops do."""
+
+    def __init__(self, watcher: Watcher, cancelled: Cancelled | None):
+        self.watcher = watcher
+        self.cancelled = cancelled
+        self.count = 0
+        self.first_token: float | None = None
+
+    def __call__(self, input_ids: torch.LongTensor, scores: Any, **_: Any) -> torch.BoolTensor:
+        self.first_token = self.first_token or time.perf_counter()
+        self.count += 1
+        ends = self.watcher(input_ids[:, -self.count :].tolist())
+        if self.cancelled and self.cancelled():
+            ends = [True] * len(ends)
+        return torch.tensor(ends)  # type: ignore[return-value]
+
+
+def _as_lists(value: Any) -> Any:
+    """What a plan holds as tuples, in the types that transformers checks for."""
+    return [_as_lists(each) for each in value] if isinstance(value, tuple) else value
+
+
+def _cut(ids: list[int], eos_token_ids: Sequence[int]) -> list[int]:
+    """A sequence up to its end token, without what pads it."""
+    ends = [place for place, token in enumerate(ids) if token in eos_token_ids]
+    return ids[: ends[0] + 1] if ends else ids
+
+
+def _texts(prompt: Prompt) -> str:
+    """The text of a prompt for a model that continues one."""
+    if prompt is None or isinstance(prompt, str):
+        return prompt or ""
+    contents = [message["content"] for message in prompt]
+    return "".join(
+        content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+        for content in contents
+    )

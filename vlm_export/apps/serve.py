@@ -1,0 +1,276 @@
+"""An OpenAI-style server for one exported repo: `/v1/chat/completions`, `/v1/models` and `/health`.
+
+A request finds a place (so many at work, so many waiting, else 429), its body is read up to a limit and understood
+(`openai_format.py`), and the model answers in a worker thread. A client that goes away cancels its answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import anyio
+import uvicorn
+from anyio import to_thread
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from vlm_export import __version__
+from vlm_export.apps.listening import HOST, LOOPBACK, listen, url_of
+from vlm_export.apps.openai_format import ApiError, ChatRequest, Completion, parse, question, refused
+from vlm_export.errors import InputError
+from vlm_export.runtime import Answer, Model
+from vlm_export.runtime.model import ModelFailed
+
+_LOG = logging.getLogger("uvicorn.error")
+_BODY_SECONDS = 60  # in which a request must have arrived
+_LAST_SECONDS = 5  # that answers get to end when the server is stopped
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one server takes: bytes of a body, requests at work, and requests that wait for that."""
+
+    body_bytes: int = 20_000_000
+    concurrency: int = 1
+    queue: int = 16
+
+
+def serve(
+    model: Model, limits: Limits = Limits(), *, host: str = HOST, port: int = 8000, ready: Callable[[str], None]
+) -> None:
+    """Serve a model until the process is told to stop. `ready` is given the base address once it is reachable.
+
+    Raises:
+        InputError: the address cannot be listened at.
+    """
+    with listen(port, host) as listener:
+        server = uvicorn.Server(
+            uvicorn.Config(
+                application(model, limits, hosts=_hosts(host), stopping=lambda: server.should_exit),
+                log_config=_logging(),
+                ws="none",
+                lifespan="off",
+                server_header=False,
+                timeout_graceful_shutdown=_LAST_SECONDS,
+            )
+        )
+        ready(f"{url_of(listener, host)}v1")
+        with suppress(KeyboardInterrupt):
+            server.run([listener])
+
+
+def application(
+    model: Model, limits: Limits, *, hosts: list[str] | None = None, stopping: Callable[[], bool] = lambda: False
+) -> Starlette:
+    """The server's ASGI application. `hosts` are the names under which it may be addressed."""
+    answering = _Answering(model, limits, stopping)
+    created = int(time.time())
+    described = {"id": model.name, "object": "model", "created": created, "owned_by": "vlm-export"}
+
+    async def models(_: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [described]})
+
+    async def one_model(request: Request) -> Response:
+        if request.path_params["id"] != model.name:
+            raise ApiError(404, f"no such model: this server has {model.name!r}", code="model_not_found")
+        return JSONResponse(described)
+
+    async def health(_: Request) -> Response:
+        state = {"status": "ok", "model": model.name, "dtype": model.dtype, "backend": model.backend}
+        return JSONResponse(state | {"running": answering.running, "waiting": answering.waiting})
+
+    return Starlette(
+        routes=[
+            Route("/v1/chat/completions", answering, methods=["POST"]),
+            Route("/v1/models", models),
+            Route("/v1/models/{id:path}", one_model),
+            Route("/health", health),
+        ],
+        # A page of another site that has its name resolved to this machine is refused by the name it asks for.
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts)],
+        exception_handlers={
+            ApiError: lambda _, error: _error(error),
+            HTTPException: lambda request, error: _error(ApiError(error.status_code, _no_such(request)), error.headers),
+            Exception: lambda _, __: _error(ApiError(500, "the server failed; its log says how")),
+        },
+    )
+
+
+class _Answering:
+    """`/v1/chat/completions`."""
+
+    def __init__(self, model: Model, limits: Limits, stopping: Callable[[], bool]):
+        self.model = model
+        self.limits = limits
+        self.stopping = stopping
+        self._present = 0
+        self._at_work = anyio.CapacityLimiter(limits.concurrency)
+
+    @property
+    def running(self) -> int:
+        return int(self._at_work.borrowed_tokens)
+
+    @property
+    def waiting(self) -> int:
+        return self._present - self.running
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        with self._place(), suppress(ClientDisconnect):
+            chat = await to_thread.run_sync(parse, await self._body(request))
+            response, gone = None, threading.Event()
+            async with anyio.create_task_group() as group:
+                group.start_soon(_until_gone, request, gone, group.cancel_scope)
+                response = await self._answer(chat, _Events(send), gone)
+                group.cancel_scope.cancel()
+            if response is not None:
+                await response(scope, receive, send)
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """Raises ApiError when all are taken."""
+        if self._present >= self.limits.concurrency + self.limits.queue:
+            raise ApiError(429, f"busy with {self._present} requests: ask again later", code="queue_full")
+        self._present += 1
+        try:
+            yield
+        finally:
+            self._present -= 1
+
+    async def _body(self, request: Request) -> bytes:
+        """Raises ApiError as soon as it is more than the limit, or known to become so."""
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise ApiError(415, "the body must be of the content type application/json")
+        too_large = ApiError(413, f"the body is larger than {self.limits.body_bytes:,} bytes", code="body_too_large")
+        declared = request.headers.get("content-length", "")
+        if declared.isdecimal() and int(declared) > self.limits.body_bytes:
+            raise too_large
+        body = bytearray()
+        with anyio.move_on_after(_BODY_SECONDS):
+            async for part in request.stream():
+                body += part
+                if len(body) > self.limits.body_bytes:
+                    raise too_large
+            return bytes(body)
+        raise ApiError(408, f"the body did not arrive in {_BODY_SECONDS} s")
+
+    async def _answer(self, chat: ChatRequest, events: _Events, gone: threading.Event) -> Response | None:
+        """Answer. None: it was streamed."""
+        completion = Completion(self.model.name, f"vlm-export-{__version__}-{self.model.dtype}-{self.model.backend}")
+        on_text = partial(_send_piece, events, completion) if chat.stream else None
+        try:
+            work = partial(self._generate, chat, on_text, gone)
+            answer = await to_thread.run_sync(work, limiter=self._at_work)
+        except (ApiError, InputError) as error:
+            if isinstance(error, ModelFailed):
+                _LOG.error("%s", error)
+            wrong = error if isinstance(error, ApiError) else refused(error)
+            if not events.started:
+                return _error(wrong)
+            await events.send(wrong.body)
+            await events.end()
+            return None
+        if not chat.stream:
+            return JSONResponse(completion.whole(answer))
+        if not events.started:
+            await events.send(completion.chunk({"role": "assistant", "content": ""}))
+        await events.send(completion.chunk({}, answer.finish_reason))
+        if chat.stream_options.include_usage:
+            await events.send(completion.usage_chunk(answer))
+        await events.end("[DONE]")
+        return None
+
+    def _generate(self, chat: ChatRequest, on_text: Callable[[str], None] | None, gone: threading.Event) -> Answer:
+        """In a worker thread: decode the images, and have the model answer."""
+        asked = question(chat, self.model)
+        answer = self.model.generate(
+            asked.images,
+            asked.prompt,
+            asked.options,
+            on_text=on_text,
+            cancelled=lambda: gone.is_set() or self.stopping(),
+        )
+        if answer.finish_reason == "cancelled":
+            raise ApiError(503, "the server was stopped before the answer was complete", code="stopped")
+        return answer
+
+
+class _Events:
+    """A response of server-sent events, which starts with the first of them."""
+
+    def __init__(self, send: Send):
+        self.started = False
+        self._send = send
+        self._loop = asyncio.get_running_loop()
+
+    async def send(self, event: Mapping[str, Any]) -> None:
+        await self._write(json.dumps(event, ensure_ascii=False))
+
+    def send_from_thread(self, event: Mapping[str, Any]) -> None:
+        """Returns when it was written, so that a model is no faster than its reader."""
+        asyncio.run_coroutine_threadsafe(self.send(event), self._loop).result()
+
+    async def end(self, last: str | None = None) -> None:
+        if last is not None:
+            await self._write(last)
+        await self._send({"type": "http.response.body", "body": b""})
+
+    async def _write(self, data: str) -> None:
+        if not self.started:
+            self.started = True
+            headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
+            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        await self._send({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": True})
+
+
+def _send_piece(events: _Events, completion: Completion, piece: str) -> None:
+    if not events.started:
+        events.send_from_thread(completion.chunk({"role": "assistant", "content": ""}))
+    events.send_from_thread(completion.chunk({"content": piece}))
+
+
+async def _until_gone(request: Request, gone: threading.Event, scope: anyio.CancelScope) -> None:
+    """Wait for the client to go; then the model stops at its next token, or does not begin."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    gone.set()
+    scope.cancel()
+
+
+def _error(error: ApiError, headers: Mapping[str, str] | None = None) -> Response:
+    """The error as a response, which closes the connection where the body may not have been read."""
+    more = {"Retry-After": "1"} if error.status == 429 else {}
+    more |= {"Connection": "close"} if error.status in (408, 413, 415, 429) else {}
+    return JSONResponse(error.body, error.status, {**(headers or {}), **more})
+
+
+def _no_such(request: Request) -> str:
+    known = "POST /v1/chat/completions, GET /v1/models and GET /health"
+    return f"there is no {request.method} {request.url.path}: there are {known}"
+
+
+def _hosts(host: str) -> list[str] | None:
+    return list(LOOPBACK) if host in LOOPBACK else None
+
+
+def _logging() -> dict[str, Any]:
+    """uvicorn's, all of it on stderr."""
+    config = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
+    config["handlers"]["access"]["stream"] = "ext://sys.stderr"
+    return config

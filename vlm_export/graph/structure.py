@@ -1,0 +1,63 @@
+"""A component's structure: its finished graph, in which weights are inputs.
+
+Steps: trace (two layers of each stack of equal ones), simplify, repeat the second layer, join what leads from one layer
+into the next, and let the last one compute only the rows that are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+
+import onnx_ir as ir
+from torch import nn
+
+from vlm_export.families.base import Component
+from vlm_export.graph.onnxsim_process import Onnxsim
+from vlm_export.graph.rewrites.kept_rows import pick_rows_early
+from vlm_export.graph.rewrites.pack_attention import pack_attention
+from vlm_export.graph.rewrites.repeat_layers import NotRepeatable, repeat_layers
+from vlm_export.graph.rewrites.skip_norms import join_norms
+from vlm_export.graph.simplify import count_fused, simplify
+from vlm_export.graph.simplify_report import SimplifyReport
+from vlm_export.graph.stacks import find_stacks, two_layer_component, two_layers
+from vlm_export.graph.trace import trace
+
+
+def make_structure(
+    component: Component,
+    model: nn.Module,
+    whole: Mapping[str, str] | None = None,
+    onnxsim: Onnxsim | None = None,
+) -> tuple[ir.Model, SimplifyReport]:
+    """The simplified structure of a component, at the cost of two layers wherever more of them are alike.
+
+    `onnxsim` is used where it was started for several components. `whole` says by path why a stack must be traced
+    whole; one whose graph turns out not to repeat joins them.
+    """
+    stacks, refused = find_stacks(component, model, whole or {})
+    with nullcontext(onnxsim) if onnxsim else Onnxsim() as process:
+        process.start()
+        with two_layers(model, stacks):
+            traced = trace(two_layer_component(component, stacks), model)
+        structure, report = simplify(traced, component, process)
+    repeated: dict[str, int] = {}
+    for stack in stacks:
+        try:
+            repeated[stack.path] = repeat_layers(
+                structure, stack.path, stack.layers, cached=stack.cached, period=stack.period
+            )
+        except NotRepeatable as error:
+            return make_structure(component, model, {**(whole or {}), stack.path: str(error)}, onnxsim)
+    packed = pack_attention(structure)
+    joined = join_norms(structure)
+    early = pick_rows_early(structure)
+    return structure, replace(
+        report,
+        rewrites={**report.rewrites, "pack_attention": packed, "join_norms": joined, "pick_rows_early": early},
+        nodes_after=len(structure.graph),
+        fused=count_fused(structure),
+        repeated=repeated,
+        not_repeated=refused,
+    )

@@ -1,0 +1,217 @@
+"""Trace a component into an ONNX graph whose weights are inputs: structure only.
+
+Steps: give every parameter a zero-strided stand-in (the tracer needs shapes, not values), export with all declared
+symbols dynamic, turn the parameters into graph inputs named as in the merged checkpoint, put the front end before it,
+fold and fuse (`rewrites`). Weights join in `weights.py`. The only module that calls the exporter.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import onnx_ir as ir
+import onnxscript.optimizer
+import torch
+from torch import nn
+from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+from vlm_export.families.base import Component, TensorSpec
+from vlm_export.graph.rewrites import embedding_scale, front_end
+from vlm_export.graph.rewrites.flat_products import unflatten_products
+from vlm_export.graph.rewrites.gelu import fuse_gelu
+from vlm_export.graph.rewrites.ort_fusions import fuse_norms
+from vlm_export.graph.rewrites.same_shape import join_reshapes
+from vlm_export.models import attention
+from vlm_export.quantize.graph_edits import TOKEN_TABLE
+from vlm_export.source.checkpoint import aliases
+
+OPSET = 20  # the newest that every kernel of ONNX Runtime 1.24 and later has; LayerNormalization needs 17, Gelu 20
+IR_VERSION = 10
+
+UNFUSED = "vlm_export.unfused_attention"  # model metadata: why attention is plain operators
+UNFUSED_ROTARY = "vlm_export.unfused_rotary"  # the same of rotary embedding
+REWRITES = "vlm_export.rewrites"  # how often each rewrite applied, as JSON
+_REWRITES = (unflatten_products, join_reshapes, fuse_gelu, fuse_norms)  # those that need the tracer's shapes
+
+# Sizes that the tracer sees. All differ and none is 0 or 1, which torch.export would take for constants.
+_TRACED_SIZES = {
+    "batch_size": 2,
+    "sequence_length": 3,
+    "past_sequence_length": 5,
+    "total_sequence_length": 8,
+    "past_encoder_sequence_length": 6,
+    "new_encoder_sequence_length": 7,
+    "num_logits": 2,
+    "height": 128,
+    "width": 192,
+}
+_DTYPES = {"float32": torch.float32, "int64": torch.int64, "bool": torch.bool}
+
+
+def trace(component: Component, model: nn.Module) -> ir.Model:
+    """The structure of one component: an ONNX model whose weights are graph inputs named as the model's parameters.
+
+    `model` is weightless (`checkpoint.build_empty`) and stays so.
+    """
+    shared = aliases(model)
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    with _stand_in_weights(model):
+        structure, notes = _export_fused(component, model)
+        embedding = _token_table(model)
+    _weights_to_inputs(structure, parameters, shared)
+    rewrites = {rewrite.__name__: rewrite(structure) for rewrite in _REWRITES}
+    structure.metadata_props.update(notes | {REWRITES: json.dumps(rewrites)})
+    if component.front_end is not None:
+        front_end.attach(structure, component, embedding=embedding)
+        module = model.get_input_embeddings()  # type: ignore[operator]
+        embedding_scale.scale_lookups(structure, str(embedding.name), embedding_scale.scale_of(module))
+    if any(value.name == embedding.name for value in structure.graph.inputs):
+        structure.metadata_props[TOKEN_TABLE] = str(embedding.name)
+    _declare(structure, component)
+    structure.ir_version = IR_VERSION
+    structure.producer_name = "vlm-export"
+    return structure
+
+
+def _export_fused(component: Component, model: nn.Module) -> tuple[ir.Model, dict[str, str]]:
+    """Export with attention as one operator; where that cannot be, with plain operators and the reason as metadata."""
+    signature = component.trace_signature, component.outputs
+    try:
+        with attention.fused(model) as notes:
+            structure = _export(component.module(model).eval(), *signature)
+        return structure, {UNFUSED_ROTARY: notes.unfused_rotary} if notes.unfused_rotary else {}
+    except Exception as error:
+        reasons = [cause for cause in _causes(error) if isinstance(cause, attention.CannotFuse)]
+        if not reasons:
+            raise
+    return _export(component.module(model).eval(), *signature), {UNFUSED: str(reasons[0])}
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those it was raised from: the exporter wraps what the traced code raises."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+class _stand_in_weights:
+    """Every parameter becomes one zero, expanded to its shape: as cheap as meta tensors, and the tracer accepts it."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.originals: list[tuple[nn.Module, str, nn.Parameter]] = []
+
+    def __enter__(self) -> None:
+        stand_ins: dict[int, nn.Parameter] = {}
+        for module in self.model.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is None:
+                    continue
+                self.originals.append((module, name, parameter))
+                zero = torch.zeros(1, dtype=torch.float32).expand(parameter.shape)
+                module._parameters[name] = stand_ins.setdefault(id(parameter), nn.Parameter(zero, requires_grad=False))
+
+    def __exit__(self, *_: object) -> None:
+        for module, name, parameter in self.originals:
+            module._parameters[name] = parameter
+
+
+def _export(module: nn.Module, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> ir.Model:
+    arguments: list[Any] = []
+    shapes: list[Any] = []
+    for is_cache, specs in itertools.groupby(inputs, lambda spec: spec.name.startswith("past_key_values.")):
+        samples, axes = zip(*((_sample(spec), _dynamic_axes(spec)) for spec in specs), strict=True)
+        arguments += [list(samples)] if is_cache else samples
+        shapes += [list(axes)] if is_cache else axes
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns once per torchvision operator that is not there
+    with warnings.catch_warnings(), torch.no_grad(), _one_table_of_operators():
+        warnings.simplefilter("ignore")  # deprecations inside torch.export; failures raise
+        program = torch.onnx.export(
+            module,
+            tuple(arguments),
+            dynamo=True,
+            dynamic_shapes=tuple(shapes),
+            input_names=[spec.name for spec in inputs],
+            output_names=[spec.name for spec in outputs],
+            opset_version=OPSET,
+            optimize=False,
+            verbose=False,
+        )
+    assert program is not None
+    return program.model
+
+
+_table_of_operators = cache(ONNXRegistry.from_torchlib)
+
+
+@contextmanager
+def _one_table_of_operators() -> Iterator[None]:
+    """Within, the exporter makes its table of operators once a process, in place of once a call.
+
+    Making it parses a thousand functions, a fifth of the time that a small graph takes; nobody here adds to it. Drop
+    this when torch keeps it itself (torch 2.13 does not).
+    """
+    make = ONNXRegistry.__dict__["from_torchlib"]
+    setattr(ONNXRegistry, "from_torchlib", staticmethod(_table_of_operators))  # noqa: B010 (mypy)
+    try:
+        yield
+    finally:
+        setattr(ONNXRegistry, "from_torchlib", make)  # noqa: B010 (mypy)
+
+
+def _sample(spec: TensorSpec) -> torch.Tensor:
+    sizes = [size if isinstance(size, int) else _TRACED_SIZES.get(size, 4) for size in spec.shape]
+    if spec.dtype == "int64":
+        count = math.prod(sizes)
+        return torch.ones(sizes, dtype=torch.int64) if count > sizes[-1] else torch.arange(count)
+    return torch.zeros(sizes, dtype=_DTYPES[spec.dtype])
+
+
+def _dynamic_axes(spec: TensorSpec) -> dict[int, Any]:
+    return {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(spec.shape) if isinstance(size, str)}
+
+
+def _token_table(model: nn.Module) -> ir.Value:
+    """The token table as a weight input, under the first of its names, which is what `aliases` keeps."""
+    table = model.get_input_embeddings().weight  # type: ignore[operator]
+    name = next(name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter is table)
+    return ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(table.shape))
+
+
+def _weights_to_inputs(structure: ir.Model, parameters: set[str], shared: dict[str, str]) -> None:
+    """Parameters become inputs under their checkpoint names (one for a tied pair): then folding is safe."""
+    graph = structure.graph
+    for name in [name for name in graph.initializers if name in parameters]:
+        value = graph.initializers.pop(name)
+        weight = ir.Value(name=shared.get(name, name), type=value.type, shape=value.shape)
+        value.replace_all_uses_with(weight)
+        graph.inputs.append(weight)
+    onnxscript.optimizer.optimize(structure, onnx_shape_inference=False)
+
+
+def _declare(structure: ir.Model, component: Component) -> None:
+    """Write the component's names and axes into the graph, and drop what the tracer called its axes inside.
+
+    One symbol must mean one size: a tracer's own symbols for the same length, or one symbol for two lengths, make ONNX
+    Runtime re-use a buffer of the wrong size. It infers the inner shapes anew when it loads the graph.
+    """
+    graph = structure.graph
+    declared = {spec.name: spec for spec in (*component.inputs, *component.outputs)}
+    for value in (*graph.inputs, *graph.outputs):
+        if value.name in declared:
+            value.shape = ir.Shape(declared[value.name].shape)
+    boundary = {*graph.inputs, *graph.outputs, *graph.initializers.values()}
+    for node in graph:
+        node.metadata_props.clear()
+        for output in node.outputs:
+            if output not in boundary:
+                output.shape = None
+                output.metadata_props.clear()

@@ -1,0 +1,300 @@
+"""What attention becomes in a graph: one fused operator of ONNX Runtime, or plain ones where none can express it.
+
+transformers lets a function stand in for every attention layer (`AttentionInterface`). While a component is traced,
+ours emits `com.microsoft::GroupQueryAttention` for a decoder, with the flat cache as the operator's own past and
+present and, where it can, with rotary embedding inside (`rotary.py`); and `com.microsoft::MultiHeadAttention` for a
+tower. Contracts: onnxruntime's `docs/ContribOperators.md`. Only this module knows transformers' attention interface.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.masking_utils import AttentionMaskInterface
+from transformers.models.bart.modeling_bart import BartAttention
+from transformers.models.trocr.modeling_trocr import TrOCRAttention
+
+from vlm_export.models.rotary import Rotary, find_rotation
+
+_NAME = "vlm_export"
+_BIAS_INPUT = 10  # of GroupQueryAttention
+_HEAD_MULTIPLE = 8  # of its head size; ONNX Runtime 1.31 refuses others when the graph runs
+_KNOWN_KEYWORDS = {"sliding_window", "softcap", "is_causal", "position_ids", "use_cache", "cache_position"}
+
+
+class CannotFuse(Exception):
+    """This attention is more than the fused operators express; the message says what."""
+
+
+@dataclass
+class Notes:
+    """What stayed plain operators in a graph whose attention is fused, and why."""
+
+    unfused_rotary: str = ""
+
+
+@dataclass
+class _DecoderRun:
+    """One run of a decoder while it is traced: the past that goes into each layer, and the present that comes out."""
+
+    past: Sequence[Tensor]
+    bias: Tensor | None  # [B, 1, S, P + S]: padding
+    total_length: Tensor  # int32 scalar: positions after the run, past included
+    last_positions: Tensor  # [B] int32: the last of them in each row
+    rotary: Rotary
+    present: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+_run: _DecoderRun | None = None
+_notes = Notes()
+
+
+class _NewTokensOnly(DynamicCache):
+    """A cache whose layers have the past's length and hand back only the new keys and values: the operator appends."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        return key_states, value_states
+
+
+def flat_cache(past: Sequence[Tensor], *, fused: bool) -> Any:
+    """The flat `key, value, key, value, …` as the `DynamicCache` that transformers' layers call."""
+    cache = _NewTokensOnly() if fused else DynamicCache()
+    for layer, (key, value) in enumerate(zip(past[::2], past[1::2], strict=True)):
+        DynamicCache.update(cache, key, value, layer)
+    return cache
+
+
+class _CarriedCross(DynamicCache):
+    """Cross keys and values that a layer computes, behind those that are there already: one of the two is empty."""
+
+    def __init__(self, past: Sequence[Tensor]):
+        super().__init__()
+        self.past = past
+        self.new: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        self.new[layer_idx] = (key_states, value_states)
+        past_key, past_value = self.past[2 * layer_idx], self.past[2 * layer_idx + 1]
+        return torch.cat([past_key, key_states], dim=2), torch.cat([past_value, value_states], dim=2)
+
+
+def cross_cache(
+    past: Sequence[Tensor], cross_past: Sequence[Tensor], *, fused: bool
+) -> tuple[Any, dict[int, tuple[Tensor, Tensor]]]:
+    """Two flat caches as one that a decoder's cross-attention calls too, and the dict that collects its new entries."""
+    carried = _CarriedCross(cross_past)
+    return EncoderDecoderCache(flat_cache(past, fused=fused), carried), carried.new
+
+
+@contextmanager
+def fused(model: nn.Module) -> Iterator[Notes]:
+    """Within, the attention of every transformers model inside `model` is ours; yields what is noted of it."""
+    global _notes
+    _notes = Notes()
+    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+    before = [part.config._attn_implementation for part in parts]
+    for part in parts:
+        part.config._attn_implementation = _NAME
+        find_rotation(part)  # by trying it, which is too late while tracing
+    try:
+        with _interface_of_trocr(parts), _interface_of_timm(parts):
+            yield _notes
+    finally:
+        for part, implementation in zip(parts, before, strict=True):
+            part.config._attn_implementation = implementation
+
+
+@contextmanager
+def _interface_of_trocr(parts: Sequence[PreTrainedModel]) -> Iterator[None]:
+    """TrOCR's attention is written out in plain operators; Bart's, of which it is a copy, asks the interface.
+
+    Drop this when transformers' TrOCRAttention calls ALL_ATTENTION_FUNCTIONS.
+    """
+    layers = {layer: part.config for part in parts for layer in part.modules() if isinstance(layer, TrOCRAttention)}
+
+    def forward(self: Any, hidden_states: Tensor, key_value_states: Tensor | None = None, **keywords: Any) -> Any:
+        self.is_causal = key_value_states is None
+        keywords.pop("output_attentions", None)
+        return BartAttention.forward(self, hidden_states, key_value_states, **keywords)
+
+    for layer, config in layers.items():
+        layer.__dict__ |= {"config": config, "forward": MethodType(forward, layer)}
+    try:
+        yield
+    finally:
+        for layer in layers:
+            for name in ("config", "forward", "is_causal"):
+                layer.__dict__.pop(name, None)
+
+
+@contextmanager
+def _interface_of_timm(parts: Sequence[PreTrainedModel]) -> Iterator[None]:
+    """timm's models, inside transformers' wrapper, call torch's attention and no interface."""
+    if not any(part.config.model_type == "timm_wrapper" for part in parts):
+        yield
+        return
+    torchs = F.scaled_dot_product_attention
+
+    def attention(query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0, **keywords: Any) -> Tensor:
+        given = sorted(name for name, value in keywords.items() if value not in (None, False))
+        if given:
+            raise CannotFuse(f"a timm model passes {', '.join(given)}")
+        merged = _multi_head(query, key, value, query.shape[-1] ** -0.5, None, cached=False)
+        return merged.transpose(1, 2)
+
+    F.scaled_dot_product_attention = attention  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = torchs
+
+
+def is_fused(language_model: PreTrainedModel) -> bool:
+    """Whether `fused` is in force for this model."""
+    return bool(language_model.config._attn_implementation == _NAME)
+
+
+@contextmanager
+def decoder_run(
+    language_model: PreTrainedModel,
+    past: Sequence[Tensor],
+    position_ids: Tensor | None,
+    attention_mask: Tensor | None,
+    length: int,
+) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
+    """Within, attention layers take their past from `past`; yields the dict that collects each layer's present.
+
+    `length` is the number of positions after the run, past included; `position_ids` may be None where none is rotated.
+    """
+    global _run
+    total_length = torch.scalar_tensor(length, dtype=torch.int32)  # once for all layers, as are the next two
+    last_positions = (total_length - 1).expand(past[0].shape[0])
+    bias = None
+    if attention_mask is not None:
+        bias = padding_bias(attention_mask, length - past[0].shape[2], past[0].dtype)
+    # The operator numbers a row's positions from its first one on, which padding breaks: then it cannot rotate.
+    rotary = Rotary(language_model, position_ids, length if attention_mask is None else None)
+    _run = _DecoderRun(past, bias, total_length, last_positions, rotary)
+    try:
+        with rotary.replaced():
+            yield _run.present
+        if len(_run.present) < len(past) // 2:
+            raise CannotFuse(f"{type(language_model).__name__} does not call transformers' attention interface")
+    finally:
+        _run = None
+        _notes.unfused_rotary = rotary.unfused
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **keywords: Any,
+) -> tuple[Tensor, None]:
+    """Stands in for an attention layer: `[B, heads, S, D]` each → `[B, S, heads, D]`."""
+    unknown = {name for name, given in keywords.items() if given is not None} - _KNOWN_KEYWORDS
+    if unknown:
+        raise CannotFuse(f"{type(module).__name__} passes {', '.join(sorted(unknown))}")
+    scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    causal = getattr(module, "is_causal", _run is not None)
+    if _run is None or not causal:
+        if causal:
+            raise CannotFuse(f"{type(module).__name__} is causal outside a decoder")
+        cached = _run is not None  # cross-attention
+        return _multi_head(query, key, value, scale, attention_mask, cached=cached), None
+    return _group_query(module, query, key, value, scale, keywords), None
+
+
+def _multi_head(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, bias: Tensor | None, *, cached: bool
+) -> Tensor:
+    """`bias` is additive, `[B, 1 or heads, S, L]`; `cached` keys and values stay `[B, heads, L, D]`, as they lie."""
+    batch, heads, length, size = query.shape
+    if bias is not None and (bias.dtype != query.dtype or bias.dim() != 4):
+        raise CannotFuse(f"a mask is {bias.dtype} of {bias.dim()} dimensions, not an additive bias")
+    merged = torch.onnx.ops.symbolic(
+        "com.microsoft::MultiHeadAttention",
+        [
+            _side_by_side(query),
+            *((key, value) if cached else map(_side_by_side, (key, value))),
+            *(() if bias is None else (None, None, bias)),
+        ],
+        attrs={"num_heads": heads, "scale": scale},
+        dtype=query.dtype,
+        shape=(batch, length, heads * size),
+        version=1,
+    )
+    return merged.reshape(batch, length, heads, size)
+
+
+def _group_query(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, keywords: dict[str, Any]
+) -> Tensor:
+    assert _run is not None
+    attributes: dict[str, Any] = {}
+    tables: tuple[Tensor, ...] = ()
+    rotated = _run.rotary.inside(query, key)
+    if rotated is not None:
+        query, key = rotated.before
+        tables = rotated.tables
+        attributes = {"do_rotary": 1} | ({"rotary_interleaved": 1} if rotated.interleaved else {})
+    batch, heads, length, size = query.shape
+    if size % _HEAD_MULTIPLE:
+        raise CannotFuse(f"heads of {size}, which is not a multiple of {_HEAD_MULTIPLE}")
+    kv_heads, layer = key.shape[1], int(module.layer_idx)  # type: ignore[arg-type]
+    past_key, past_value = _run.past[2 * layer], _run.past[2 * layer + 1]
+    total = past_key.shape[2] + length
+    inputs: list[Tensor | None] = [_side_by_side(tensor) for tensor in (query, key, value)]
+    inputs += [past_key, past_value, _run.last_positions, _run.total_length, *tables]
+    if _run.bias is not None:
+        inputs += [None] * (_BIAS_INPUT - len(inputs)) + [_run.bias]
+    attributes |= {"num_heads": heads, "kv_num_heads": kv_heads, "scale": scale}
+    if keywords.get("sliding_window"):
+        attributes["local_window_size"] = int(keywords["sliding_window"])
+    if keywords.get("softcap"):
+        attributes["softcap"] = float(keywords["softcap"])
+    merged, present_key, present_value = torch.onnx.ops.symbolic_multi_out(
+        "com.microsoft::GroupQueryAttention",
+        inputs,
+        attrs=attributes,
+        dtypes=(query.dtype,) * 3,
+        shapes=((batch, length, heads * size), *((batch, kv_heads, total, size),) * 2),
+        version=1,
+    )
+    _run.present[layer] = (present_key, present_value)
+    return merged.reshape(batch, length, heads, size)
+
+
+def _side_by_side(heads: Tensor) -> Tensor:
+    """`[B, heads, S, D]` → `[B, S, heads · D]`."""
+    batch, _, length, _ = heads.shape
+    return heads.transpose(1, 2).reshape(batch, length, -1)
+
+
+def padding_bias(mask: Tensor, length: int, dtype: torch.dtype) -> Tensor:
+    """A mask `[B, L]` as an additive bias `[B, 1, length, L]`: 0 for a position that is seen, else the lowest number.
+
+    Causality is not in it: the operator adds that itself.
+    """
+    zero, lowest = torch.zeros((), dtype=dtype), torch.full((), torch.finfo(dtype).min, dtype=dtype)
+    bias = torch.where(mask.bool(), zero, lowest)
+    return bias[:, None, None, :].expand(-1, 1, length, -1)
+
+
+AttentionInterface.register(_NAME, _attention)
+AttentionMaskInterface.register(_NAME, lambda *_, **__: None)

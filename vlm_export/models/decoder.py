@@ -1,0 +1,306 @@
+"""The decoder that every layout shares: one traced core, and the front ends that fit it to what a client feeds.
+
+The core takes `inputs_embeds`, `position_ids`, `kept_positions`, an `attention_mask` where there can be padding, and
+the flat cache, and knows nothing of images or token ids. What differs between layouts is put before it as ONNX text,
+because it depends on whether the past is empty: something the tracer would have to decide once and for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from optimum.utils import NormalizedConfigManager, NormalizedTextConfigWithGQA
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from vlm_export.families.base import Component, FrontEnd, TensorSpec
+from vlm_export.models import attention
+
+# The front ends, in ONNX's textual syntax. `past` is the key cache of layer 0, whose length is the past's; `embedding`
+# is the token table, shared with a tied head. A front end that computes `past` itself stands before a first run.
+_CAPTIONER = """
+    none = Constant <value_ints = [0]> ()
+    one = Constant <value_ints = [1]> ()
+    past_length = Shape <start = 2, end = 3> (past)
+    no_past = Equal (past_length, none)
+    first = Cast <to = 7> (no_past)
+    prefix_length = Shape <start = 1, end = 2> (encoder_hidden_states)
+    prefix_end = Mul (prefix_length, first)
+    prefix = Slice (encoder_hidden_states, none, prefix_end, one)
+    ids_end = Shape <start = 1, end = 2> (input_ids)
+    text_ids = Slice (input_ids, first, ids_end, one)
+    text = Gather (embedding, text_ids)
+    inputs_embeds = Concat <axis = 1> (prefix, text)
+"""
+_IDS_WITHIN_TABLE = """
+    last_row = Constant <value_int = LAST_ROW> ()
+    token_ids = Min (input_ids, last_row)
+"""
+_PREFIX_AND_PROMPT = """
+    prefix_batch = Shape <start = 0, end = 1> (prefix_embeddings)
+    empty_heads = Constant <value_ints = [KV_HEADS, 0, HEAD_DIM]> ()
+    empty_shape = Concat <axis = 0> (prefix_batch, empty_heads)
+    past = ConstantOfShape (empty_shape)
+    prompt = Gather (embedding, input_ids)
+    inputs_embeds = Concat <axis = 1> (prefix_embeddings, prompt)
+"""
+_POSITIONS_FROM_PAST = """
+    step = Constant <value_int = 1> ()
+    unit = Constant <value_ints = [1]> ()
+    axis = Constant <value_ints = [0]> ()
+    batch = Shape <start = 0, end = 1> (past)
+    start = Shape <start = 2, end = 3> (past)
+    length = Shape <start = 1, end = 2> (inputs_embeds)
+    end = Add (start, length)
+    first_position = Squeeze (start, axis)
+    last_position = Squeeze (end, axis)
+    positions = Range (first_position, last_position, step)
+    positions_shape = Concat <axis = 0> (batch, length)
+    position_ids = Expand (positions, positions_shape)
+    kept_positions = Sub (length, unit)
+"""
+_NUM_LOGITS_TO_KEEP = """
+    all = Constant <value_int = 0> ()
+    step = Constant <value_int = 1> ()
+    axis = Constant <value_ints = [0]> ()
+    lengths = Shape <start = 1, end = 2> (inputs_embeds)
+    length = Squeeze (lengths, axis)
+    keep_all = Equal (num_logits_to_keep, all)
+    wanted = Min (num_logits_to_keep, length)
+    count = Where (keep_all, length, wanted)
+    first_kept = Sub (length, count)
+    kept_positions = Range (first_kept, length, step)
+"""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes of a decoder: `layers` × (key, value) of `[batch, kv_heads, past, head_dim]`.
+
+    `hidden` is an embedding's size.
+    """
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    vocabulary: int
+
+    @classmethod
+    def of(cls, config: PretrainedConfig) -> Geometry:
+        """Read through optimum's normalized configs, which know older decoders' names; newer ones share Llama's."""
+        names = NormalizedConfigManager._conf.get(config.model_type, NormalizedTextConfigWithGQA)
+        normalized = names(config)
+        heads = normalized.num_attention_heads
+        return cls(
+            layers=normalized.num_layers,
+            kv_heads=getattr(normalized, "num_key_value_heads", None) or heads,
+            head_dim=getattr(config, "head_dim", None) or normalized.hidden_size // heads,
+            hidden=getattr(config, "word_embed_proj_dim", None) or normalized.hidden_size,  # OPT may project to hidden
+            vocabulary=normalized.vocab_size,
+        )
+
+    def cache(self, prefix: str, length: str) -> tuple[TensorSpec, ...]:
+        """The flat cache tensors `{prefix}.{layer}.key|value`, float32 `[batch_size, kv_heads, length, head_dim]`."""
+        shape = ("batch_size", self.kv_heads, length, self.head_dim)
+        return tuple(
+            TensorSpec(f"{prefix}.{layer}.{part}", "float32", shape)
+            for layer in range(self.layers)
+            for part in ("key", "value")
+        )
+
+
+class DecoderCore(nn.Module):
+    """`language_model` with a flat cache, and logits at chosen positions only.
+
+    Its attribute has the model's own name, so that traced weights have the names of the merged checkpoint.
+    """
+
+    def __init__(self, language_model: PreTrainedModel):
+        super().__init__()
+        self.language_model = language_model
+
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        position_ids: Tensor,
+        kept_positions: Tensor,
+        past_key_values: Sequence[Tensor],
+        attention_mask: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        """`[B, S, H]`, `[B, S]`, `[kept]`, keys and values `[B, K, P, D]`, and `[B, P + S]` where there can be padding
+        → logits `[B, kept, V]`, and keys and values `[B, K, P + S, D]`.
+        """
+        past = past_key_values
+        text_model = self.text_model
+        fused = attention.is_fused(text_model)
+        total = past[0].shape[2] + inputs_embeds.shape[1]
+        cache = attention.flat_cache(past, fused=fused)
+        arguments: dict[str, Any] = {
+            "inputs_embeds": inputs_embeds,
+            "position_ids": position_ids,
+            "past_key_values": cache,
+            "use_cache": True,
+        }
+        if fused:
+            with attention.decoder_run(text_model, past, position_ids, attention_mask, total) as present:
+                logits = self.logits(kept_positions, **arguments)
+            pairs = [present[layer] for layer in range(len(past) // 2)]
+        else:
+            if attention_mask is None:
+                attention_mask = torch.ones((inputs_embeds.shape[0], total), dtype=torch.int64)
+            logits = self.logits(kept_positions, **arguments, attention_mask=attention_mask)
+            pairs = [(layer.keys, layer.values) for layer in cache.layers]
+        return logits, *(tensor for pair in pairs for tensor in pair)
+
+    @property
+    def text_model(self) -> PreTrainedModel:
+        """The model whose attention runs."""
+        return self.language_model
+
+    def logits(self, kept_positions: Tensor, **arguments: Any) -> Tensor:
+        """`[B, kept, V]`."""
+        return self.language_model(**arguments, logits_to_keep=kept_positions).logits
+
+
+class EmbedTokens(nn.Module):
+    """Token ids `[B, S]` → `[B, S, H]`."""
+
+    def __init__(self, language_model: PreTrainedModel):
+        super().__init__()
+        self.language_model = language_model
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        return self.language_model.get_input_embeddings()(token_ids)
+
+
+def core_inputs(geometry: Geometry, *, padded: bool) -> tuple[TensorSpec, ...]:
+    """What the tracer sees."""
+    mask = TensorSpec("attention_mask", "int64", ("batch_size", "total_sequence_length"))
+    return (
+        TensorSpec("inputs_embeds", "float32", ("batch_size", "sequence_length", geometry.hidden)),
+        TensorSpec("position_ids", "int64", ("batch_size", "sequence_length")),
+        TensorSpec("kept_positions", "int64", ("num_logits",)),
+        *geometry.cache("past_key_values", "past_sequence_length"),
+        *((mask,) if padded else ()),
+    )
+
+
+def decoder_outputs(geometry: Geometry, kept: int | str) -> tuple[TensorSpec, ...]:
+    """Logits of the kept positions, and the cache with this run's tokens appended."""
+    logits = TensorSpec("logits", "float32", ("batch_size", kept, geometry.vocabulary))
+    return logits, *geometry.cache("present", "present_sequence_length")
+
+
+def core_of(model: Any) -> nn.Module:
+    """The core of a model that holds a causal language model."""
+    return DecoderCore(model.language_model)
+
+
+def decoder(
+    name: str,
+    geometry: Geometry,
+    front: tuple[TensorSpec, ...],
+    text: str,
+    *,
+    past: bool,
+    kept: int | str,
+    core: Callable[[Any], nn.Module] = core_of,
+) -> Component:
+    """A decoder graph: the traced core behind the front end `text`, whose own inputs are `front`."""
+    cache = geometry.cache("past_key_values", "past_sequence_length") if past else ()
+    padded = any(spec.name == "attention_mask" for spec in front)
+    return Component(
+        name=name,
+        module=core,
+        inputs=(*front, *cache),
+        outputs=decoder_outputs(geometry, kept),
+        traced_inputs=core_inputs(geometry, padded=padded),
+        front_end=FrontEnd(text),
+    )
+
+
+def embedding_of(model: Any) -> nn.Module:
+    """The token table of a model that holds a causal language model."""
+    return EmbedTokens(model.language_model)
+
+
+def embed_tokens(geometry: Geometry, module: Callable[[Any], nn.Module] = embedding_of) -> Component:
+    """The token table as a graph of its own.
+
+    An image token of ours has the first id after the table, so that it can never be generated; it takes the last row,
+    and the client writes the image's features over it.
+    """
+    shape = ("batch_size", "sequence_length")
+    return Component(
+        name="embed_tokens",
+        module=module,
+        inputs=(TensorSpec("input_ids", "int64", shape),),
+        outputs=(TensorSpec("inputs_embeds", "float32", (*shape, geometry.hidden)),),
+        traced_inputs=(TensorSpec("token_ids", "int64", shape),),
+        front_end=FrontEnd(_IDS_WITHIN_TABLE.replace("LAST_ROW", str(geometry.vocabulary - 1))),
+    )
+
+
+def captioner_decoder(geometry: Geometry) -> Component:
+    """`decoder_model_merged` of the captioner layout: with an empty past, the prefix takes the start token's place."""
+    return decoder(
+        "decoder_model_merged",
+        geometry,
+        (
+            TensorSpec("input_ids", "int64", ("batch_size", "decoder_sequence_length")),
+            TensorSpec("encoder_hidden_states", "float32", ("batch_size", "encoder_sequence_length", geometry.hidden)),
+        ),
+        _CAPTIONER + _POSITIONS_FROM_PAST,
+        past=True,
+        kept=1,
+    )
+
+
+def chat_decoder(geometry: Geometry, core: Callable[[Any], nn.Module] = core_of) -> Component:
+    """`decoder_model_merged` of the chat layout: the client merges the embeddings and says how many logits it wants."""
+    return decoder(
+        "decoder_model_merged",
+        geometry,
+        (
+            TensorSpec("inputs_embeds", "float32", ("batch_size", "sequence_length", geometry.hidden)),
+            TensorSpec("attention_mask", "int64", ("batch_size", "total_sequence_length")),
+            TensorSpec("position_ids", "int64", ("batch_size", "sequence_length")),
+            TensorSpec("num_logits_to_keep", "int64", ()),
+        ),
+        _NUM_LOGITS_TO_KEEP,
+        past=True,
+        kept="num_logits",
+        core=core,
+    )
+
+
+def plain_decoder(geometry: Geometry) -> Component:
+    """`language_model` of the components layout: embeddings and a cache, nothing else to keep in step."""
+    return decoder(
+        "language_model",
+        geometry,
+        (TensorSpec("inputs_embeds", "float32", ("batch_size", "sequence_length", geometry.hidden)),),
+        _POSITIONS_FROM_PAST,
+        past=True,
+        kept=1,
+    )
+
+
+def prefix_init(geometry: Geometry) -> Component:
+    """`prefix_init` of the components layout: the first run, from prefix and prompt ids, with no past to feed."""
+    return decoder(
+        "prefix_init",
+        geometry,
+        (
+            TensorSpec("prefix_embeddings", "float32", ("batch_size", "prefix_length", geometry.hidden)),
+            TensorSpec("input_ids", "int64", ("batch_size", "prompt_length")),
+        ),
+        _PREFIX_AND_PROMPT.replace("KV_HEADS", str(geometry.kv_heads)).replace("HEAD_DIM", str(geometry.head_dim))
+        + _POSITIONS_FROM_PAST,
+        past=False,
+        kept=1,
+    )

@@ -1,0 +1,212 @@
+"""Lay out the repo: what transformers.js reads beside the graphs, the model card, and where it all came from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vlm_export.dtypes import DTYPES, FP32, PREFERRED, preferred
+from vlm_export.errors import InputError
+from vlm_export.files import write_json
+from vlm_export.manifest import MANIFEST, Manifest
+from vlm_export.measure import bench_table
+from vlm_export.preprocessing import chat_template as own_template
+from vlm_export.preprocessing import (
+    check_tokenizer,
+    copy_tokenizer,
+    image_processor_settings,
+    load_tokenizer,
+    processor_settings,
+    stored_generation,
+)
+from vlm_export.recipe import RecipeFile
+from vlm_export.source.checkpoint import Checkpoint, read_json
+from vlm_export.source.generation_rules import published
+from vlm_export.spec.client import Client, RepoFacts
+from vlm_export.verify.golden import eos_token_ids
+
+CARD = "README.md"
+_CLIENT_CONFIG = "transformers.js_config"
+
+
+def write_config_files(folder: Path, recipe: RecipeFile, merged: Checkpoint, manifest: Manifest) -> None:
+    """Write config, generation, tokenizer, processor, recipe and manifest files into the repo folder.
+
+    Raises:
+        InputError: the tokenizer does not fit the model, or nothing would end a caption.
+    """
+    client = merged.family.layouts[manifest.layout].client
+    copy_tokenizer(merged.path, folder)
+    facts = _facts(recipe, merged, client)
+    files = client.config(facts)
+    files["config.json"][_CLIENT_CONFIG] = _client_config(manifest)
+    processor = image_processor_settings(
+        merged.path, merged.family.image_processor(merged.config), recipe.recipe.image_processor
+    )
+    if "processor_config.json" in files:
+        processor["processor_class"] = files["processor_config.json"]["processor_class"]
+    files["preprocessor_config.json"] = processor
+    for name, values in files.items():
+        write_json(folder / name, values)
+    if client.own_token is not None:
+        _add_token(folder, client.own_token, facts.free_token_id)
+    _finish_tokenizer(folder, recipe.recipe.chat_template or own_template(merged.path) or client.chat_template)
+    write_json(folder / MANIFEST, asdict(manifest))
+    shutil.copyfile(recipe.path, folder / "recipe.yaml")
+
+
+def _facts(recipe: RecipeFile, merged: Checkpoint, client: Client) -> RepoFacts:
+    tokenizer = load_tokenizer(merged.path)
+    text_config = merged.family.text_config(merged.config)
+    eos = eos_token_ids(merged, tokenizer)
+    check_tokenizer(merged.path, merged)
+    padding = tokenizer.pad_token_id
+    if client.own_token in tokenizer.get_vocab():
+        raise InputError(f"{merged.path / 'tokenizer.json'}: has a token {client.own_token!r} of its own; rename it")
+    text = text_config.to_dict()
+    return RepoFacts(
+        config={
+            **{key: value for key, value in merged.config.items() if key != "auto_map"},
+            "model_type": merged.family.model_type,  # that of a class of its own code means nothing to a client
+        },
+        # A null in it, `eos_token_id` above all, would win over generation_config.json in transformers.js.
+        text_config={key: value for key, value in text.items() if value is not None} | {"eos_token_id": eos[0]},
+        generation=published(recipe.recipe.generation, merged),
+        stored_generation=stored_generation(merged.path),
+        processor=processor_settings(merged.path),
+        eos_token_ids=eos,
+        pad_token_id=eos[0] if padding is None or padding >= text_config.vocab_size else padding,
+        free_token_id=len(tokenizer),
+    )
+
+
+def _client_config(manifest: Manifest) -> dict[str, Any]:
+    """What transformers.js must be told: external data chunks, and the dtype to take on each device.
+
+    Its own defaults are fp32, except on WASM, the browser's default device, where it is q8.
+    """
+    config: dict[str, Any] = {}
+    chunks = {graph.file: graph.data_chunks for graph in manifest.graphs if graph.data_chunks}
+    if chunks:
+        config["use_external_data_format"] = chunks
+    chosen = {device: preferred(device, manifest.usable()) or FP32.name for device in PREFERRED}
+    config["device_config"] = {device: {"dtype": dtype} for device, dtype in chosen.items()}
+    return config
+
+
+def write_failed(folder: Path, manifest: Manifest, failed: list[str]) -> Manifest:
+    """Say in a repo which dtypes failed, so that no client takes one of them by itself. Returns the new manifest."""
+    manifest = replace(manifest, failed=failed)
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", config | {_CLIENT_CONFIG: _client_config(manifest)})
+    write_json(folder / MANIFEST, asdict(manifest))
+    return manifest
+
+
+def _add_token(folder: Path, token: str, token_id: int) -> None:
+    """Add a special token to the tokenizer."""
+    tokenizer = read_json(folder / "tokenizer.json")
+    tokenizer["added_tokens"].append(
+        {
+            "id": token_id,
+            "content": token,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+    )
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
+
+
+def _finish_tokenizer(folder: Path, chat_template: str | list[dict[str, str]] | None) -> None:
+    """Put the chat template where transformers.js reads it, and say what it would otherwise guess."""
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    config = read_json(folder / "tokenizer_config.json") | {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "padding_side": "left",
+    }
+    if chat_template is not None:
+        config["chat_template"] = chat_template
+    write_json(folder / "tokenizer_config.json", config)
+
+
+def write_card(
+    folder: Path,
+    recipe: RecipeFile,
+    client: Client,
+    manifest: Manifest,
+    report: Mapping[str, Any] | None,
+    benchmark: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the model card: how to use it, what is in it, and what was verified (`report`) and measured, if it was."""
+    hub = recipe.recipe.hub
+    front = {
+        "library_name": "transformers.js" if client.node else "onnx",
+        "pipeline_tag": client.task,
+        "license": hub.license,
+        "language": list(hub.language),
+        "base_model": list(hub.base_model),
+        "datasets": list(hub.datasets),
+        "tags": ["onnx", "vlm-export", *hub.tags],
+    }
+    front = {key: value for key, value in front.items() if value}
+    repo_id = hub.repo_id or f"your-name/{recipe.name}"
+    sections = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
+        f"# {recipe.name}\n",
+        recipe.recipe.description.strip(),
+        f"\n## Use\n\nLoads with {client.name}.\n\n{client.snippet(repo_id)}",
+        f"\n## Files\n\n{_size_table(manifest)}",
+        f"\n## Verified\n\n{_verified(report)}",
+        *([f"\n## Measured\n\n{bench_table.markdown(benchmark)}"] if benchmark else []),
+        "\n## Made from\n\n"
+        + "\n".join(f"- `{name}` sha256 `{digest}`" for name, digest in manifest.inputs_sha256.items())
+        + "\n\nwith "
+        + ", ".join(f"{name} {number}" for name, number in manifest.versions.items())
+        + ". The recipe is `recipe.yaml`, the details are in `export.json`.\n",
+    ]
+    (folder / CARD).write_text("\n".join(sections), encoding="utf-8")
+
+
+def _size_table(manifest: Manifest) -> str:
+    sizes = {(graph.component, graph.dtype): graph.size_bytes for graph in manifest.graphs}
+    components = list(dict.fromkeys(graph.component for graph in manifest.graphs))
+    rows = ["| graph | " + " | ".join(manifest.dtypes) + " |", "|---" * (len(manifest.dtypes) + 1) + "|"]
+    for component in components:
+        cells = [f"{sizes[component, dtype] / 1e6:.1f} MB" for dtype in manifest.dtypes]
+        rows.append(f"| `{component}` | " + " | ".join(cells) + " |")
+    totals = [sum(sizes[component, dtype] for component in components) for dtype in manifest.dtypes]
+    rows.append("| together | " + " | ".join(f"{total / 1e6:.1f} MB" for total in totals) + " |")
+    suffixes = ", ".join(f"{dtype}: `{DTYPES[dtype].suffix or '(none)'}`" for dtype in manifest.dtypes)
+    return "\n".join(rows) + f"\n\nFile suffixes: {suffixes}."
+
+
+def _verified(report: Mapping[str, Any] | None) -> str:
+    if report is None:
+        return "Not verified yet."
+    rows = ["| dtype | runtime | check | worst value | limit | verdict |", "|---|---|---|---|---|---|"]
+    worst: dict[tuple[str, str, str], Mapping[str, Any]] = {}
+    for check in report["checks"]:
+        key = (check["dtype"], check["runtime"], check["metric"])
+        if key not in worst or _badness(check) > _badness(worst[key]):
+            worst[key] = check
+    for (dtype, runtime, metric), check in worst.items():
+        limit = "" if check["limit"] is None else f"{check['limit']:g}"
+        rows.append(f"| {dtype} | {runtime} | {metric} | {check['value']:.3g} | {limit} | {check['verdict']} |")
+    return (
+        f"Against the PyTorch model with its adapter attached, before merging: **{report['verdict']}**, "
+        f"{len(report['checks'])} checks.\n\n" + "\n".join(rows)
+    )
+
+
+def _badness(check: Mapping[str, Any]) -> tuple[bool, float]:
+    return check["verdict"] == "fail", check["value"] if "error" in check["metric"] else -check["value"]

@@ -1,0 +1,65 @@
+"""The repo to the Hub: only as it was verified. Needs neither PyTorch nor transformers."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+
+from vlm_export import hub
+from vlm_export.errors import CheckFailed
+from vlm_export.files import Work, read_json, sha256
+from vlm_export.manifest import load_manifest
+from vlm_export.recipe import RecipeFile
+
+REPORT = "report.json"
+
+
+def file_hashes(repo: Path) -> dict[str, str]:
+    """sha256 of every file below `repo`, by relative path."""
+    files = sorted(path for path in repo.rglob("*") if path.is_file())
+    return {path.relative_to(repo).as_posix(): sha256(path) for path in files}
+
+
+def check_verified(work: Work) -> None:
+    """Raises CheckFailed unless a passing report exists for exactly the files of `repo/`."""
+    path = work.report / REPORT
+    if not path.is_file():
+        raise CheckFailed(f"{work.repo}: not verified yet: run `vlm-export verify`, or push with --allow-unverified")
+    report = read_json(path)
+    if report["verdict"] != "pass" or not report["checks"]:
+        raise CheckFailed(f"{path}: the verdict is {report['verdict']}: mend it, or push with --allow-unverified")
+    hashes = file_hashes(work.repo)
+    changed = sorted(
+        name
+        for name in hashes.keys() | report["files_sha256"].keys()
+        if hashes.get(name) != report["files_sha256"].get(name)
+    )
+    if changed:
+        raise CheckFailed(
+            f"{path}: is about other files than {work.repo} holds ({', '.join(changed[:3])}): "
+            "run `vlm-export verify` again, or push with --allow-unverified"
+        )
+
+
+def run_plan(work: Work, repo_id: str, *, revision: str | None) -> hub.PushPlan:
+    """What a push would change."""
+    load_manifest(work.repo)
+    return hub.plan_push(repo_id, work.repo, revision=revision)
+
+
+def run_push(
+    recipe: RecipeFile,
+    work: Work,
+    repo_id: str,
+    *,
+    private: bool,
+    revision: str | None,
+    create_pr: bool,
+    allow_unverified: bool,
+) -> hub.PushResult:
+    """Upload `repo/`, which must be verified as it stands."""
+    load_manifest(work.repo)
+    if not allow_unverified:
+        check_verified(work)
+    message = f"Export {recipe.name} with vlm-export {version('vlm-export')}"
+    return hub.push_folder(repo_id, work.repo, private=private, revision=revision, create_pr=create_pr, message=message)

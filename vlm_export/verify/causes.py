@@ -1,0 +1,82 @@
+"""What a failed verification most likely means, and what can be done: words for a report that holds numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from vlm_export.dtypes import FP32
+from vlm_export.verify.limits import (
+    ENDS,
+    FROM_FILE_EXACT,
+    PIXELS,
+    PIXELS_FROM_FILE,
+    PROMPT_IDS,
+    TOKENS_EXACT,
+    TOP1_AGREEMENT,
+)
+from vlm_export.verify.verify import LOADS, RUNS, SATURATION, SHAPE, SIGNATURE, Check, Report
+
+_OF_FILES = {
+    PROMPT_IDS: "the repo's tokenizer or chat template makes other prompt ids than PyTorch was fed",
+    ENDS: "the repo's generation_config.json ends texts elsewhere than the model does",
+    PIXELS: "the repo's preprocessor_config.json makes other pixels than PyTorch was fed",
+    PIXELS_FROM_FILE: "transformers.js makes other pixels of the pictures: it reads a setting of theirs otherwise",
+}
+_OF_TOKENS = (TOKENS_EXACT, TOP1_AGREEMENT, FROM_FILE_EXACT)
+
+
+def explain(report: Report, name: str) -> list[str]:
+    """For each dtype that failed a line with the likely cause, then one that says how to publish without them."""
+    failed = report.failed_dtypes
+    if not failed:
+        return []
+    lines = [f"{dtype}: {_cause(report, dtype)}{_captions(report, dtype)}" for dtype in failed]
+    return [*lines, _way_out(report, name)]
+
+
+def _cause(report: Report, dtype: str) -> str:
+    failures = [check for check in report.failures if check.dtype == dtype]
+    metrics = {check.metric for check in failures}
+    for metric, cause in _OF_FILES.items():
+        if metric in metrics:
+            return cause
+    if metrics & {LOADS, RUNS}:
+        return "a graph does not run: its file is damaged, or this ONNX Runtime lacks an operator that it needs"
+    if metrics & {SIGNATURE, SHAPE}:
+        return "a graph has other inputs or outputs than the model family declares: it was made or edited elsewhere"
+    if SATURATION in metrics:
+        return "integer products saturate on processors without VNNI: quantize the weights to 7 bits or as unsigned"
+    if "ort" in report.runtimes and all(check.runtime != "ort" for check in failures):
+        return "right in ONNX Runtime, wrong in transformers.js: its processor, tokenizer or end tokens differ"
+    if dtype == FP32.name:
+        return f"{_where(failures)} computes something else than PyTorch: a fault of the export; please report it"
+    if FP32.name in report.failed_dtypes:
+        return "it is made from fp32, which failed: mend that first"
+    if any(math.isnan(check.value) for check in failures):
+        return f"{_where(failures)} is not finite: numbers are too large for the dtype"
+    if metrics <= set(_OF_TOKENS):
+        return (
+            "every output is close to PyTorch's and yet other tokens are chosen: the dtype is too coarse for the model"
+        )
+    return f"{_where(failures)} is far from PyTorch's: the dtype is too coarse for its weights"
+
+
+def _where(failures: Sequence[Check]) -> str:
+    """The first output that differs, of which the others may be consequences."""
+    first = next((check for check in failures if check.metric not in _OF_TOKENS), failures[0])
+    return f"{first.component}, {first.detail}" if first.detail else first.component
+
+
+def _captions(report: Report, dtype: str) -> str:
+    rates = [check for check in report.checks if (check.dtype, check.metric) == (dtype, TOKENS_EXACT)]
+    return "".join(f"; captions in {check.runtime}: {check.detail.partition(';')[0]} as PyTorch's" for check in rates)
+
+
+def _way_out(report: Report, name: str) -> str:
+    failed = report.failed_dtypes
+    left = [dtype for dtype in dict.fromkeys(check.dtype for check in report.checks) if dtype not in failed]
+    if FP32.name not in left:
+        return "nothing can be published before fp32 passes"
+    options = "".join(f" --quantize {dtype}" for dtype in left)
+    return f"to publish without {', '.join(failed)}: `vlm-export onnx {name}{options}`, then `vlm-export verify {name}`"

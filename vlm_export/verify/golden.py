@@ -1,0 +1,353 @@
+"""Golden outputs: what the PyTorch model says with its adapter attached, before anything is merged or traced.
+
+`golden.json` holds the tokens and captions and where they came from; `golden.safetensors` holds the tensors of two
+cases (batch 1, and batch 2 with a prompt): what the client is fed, stages of the encoder side, prefill logits, three
+decode steps, and the cache after them. They are computed by transformers' own forward and `generate`, by no wrapper of
+ours, and change only by `vlm-export golden`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors.numpy import load_file, save_file
+from torch import nn
+from transformers import EncoderDecoderCache
+
+from vlm_export.errors import InputError
+from vlm_export.families.base import Feeder
+from vlm_export.files import replaced_folder, sha256, write_json
+from vlm_export.merging import merge
+from vlm_export.own_files import own_file, unchanged_file
+from vlm_export.preprocessing import check_tokenizer, image_processor_settings, load_tokenizer
+from vlm_export.recipe import Recipe, RecipeFile
+from vlm_export.runtime.text import check_rows
+from vlm_export.source.checkpoint import Checkpoint, read_json
+from vlm_export.source.companions import Choice, Companions, gathered
+from vlm_export.source.generation_rules import loaded_rules, published
+
+DECODE_STEPS = 3
+MIN_IMAGES = 2
+_JSON, _TENSORS = "golden.json", "golden.safetensors"
+_VERSIONS = ("torch", "transformers", "peft", "pillow", "numpy")
+
+
+@dataclass(frozen=True)
+class GoldenImage:
+    """One image's greedy tokens. `margins` are the gaps between the two best scores at each token."""
+
+    file: str
+    sha256: str
+    pixel_values_sha256: str
+    prompt_ids_sha256: str
+    token_ids: list[int]
+    caption: str
+    margins: list[float]
+
+
+@dataclass(frozen=True)
+class GoldenCase:
+    """One run on `batch` images with one text, and the greedy token of each decode step."""
+
+    name: str
+    batch: int
+    text: str
+    step_token_ids: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Golden:
+    """`golden.json`. Every image is run with `text`; if a chat template made it, of `conversation`.
+
+    `companions` are the names of the folders that tokenizer, template, processor and rules came from.
+    """
+
+    recipe: str
+    inputs_sha256: dict[str, str]
+    versions: dict[str, str]
+    generation: dict[str, Any]
+    eos_token_ids: list[int]
+    image_processor: dict[str, Any]
+    text: str
+    images: list[GoldenImage]
+    cases: list[GoldenCase]
+    conversation: list[dict[str, Any]] = field(default_factory=list)
+    base: str = "original"
+    combination: dict[str, Any] | None = None
+    companions: dict[str, str] = field(default_factory=dict)
+    schema: int = 3
+
+    def differences(self, recipe: Recipe, generation: Mapping[str, Any]) -> list[str]:
+        """The keys of a recipe that are not as they were when this was recorded; `generation` is what it comes to."""
+        now = {
+            "generation": dict(generation),
+            "base": recipe.base,
+            "combination": _combination(recipe),
+        }
+        return [key for key, value in now.items() if getattr(self, key) != value]
+
+
+@dataclass(frozen=True)
+class GoldenFolder:
+    """A recorded golden: the facts, the tensors by `<case>/<quantity>`, and the images."""
+
+    path: Path
+    facts: Golden
+    tensors: Mapping[str, np.ndarray]
+
+    def image_paths(self) -> list[Path]:
+        return [self.path / "images" / image.file for image in self.facts.images]
+
+    def largest_logit(self) -> float:
+        """The size of this model's scores, which margins are judged by."""
+        logits = [value[np.isfinite(value)] for name, value in self.tensors.items() if name.endswith(".logits")]
+        return max((float(np.abs(value).max(initial=0.0)) for value in logits), default=0.0)
+
+
+def load_golden(path: Path, recipe_name: str) -> GoldenFolder:
+    """Read and check a recorded golden.
+
+    Raises:
+        InputError: there is none, it is damaged, it holds nothing to compare with, or a link leads out of it.
+    """
+    again = f"run `vlm-export golden {recipe_name}`"
+    if not own_file(path, _JSON):
+        raise InputError(f"{path}: no golden outputs recorded yet: {again}")
+    own_file(path, _TENSORS)
+    try:
+        facts = TypeAdapter(Golden).validate_python(read_json(path / _JSON))
+        tensors = load_file(path / _TENSORS)
+    except (ValidationError, OSError) as error:
+        raise InputError(f"{path}: golden outputs are damaged ({type(error).__name__}): {again}") from error
+    if not facts.images or not facts.cases or not tensors:
+        raise InputError(f"{path / _JSON}: an empty golden proves nothing: {again}")
+    for image in facts.images:
+        name = f"images/{image.file}"
+        if Path(image.file).name != image.file or not unchanged_file(path, name, image.sha256):
+            raise InputError(f"{path / name}: not the image that the golden outputs were recorded on: {again}")
+    return GoldenFolder(path, facts, tensors)
+
+
+def record(
+    recipe: RecipeFile,
+    model_path: Path,
+    adapter_paths: Sequence[Path],
+    images: Sequence[Path],
+    beside: Choice | None = None,
+    on_image: Callable[[int, int], None] | None = None,
+) -> Golden:
+    """Run the PyTorch model on `images` and write the recipe's golden folder; `beside` as of `merge.merge`.
+
+    Raises:
+        InputError: too few images, an unreadable one, a prompt that the family has no use for, or a checkpoint that
+            `merge` would refuse.
+    """
+    if len(images) < MIN_IMAGES:
+        raise InputError(
+            f"{recipe.path}: golden.images: {len(images)} image(s) found, at least {MIN_IMAGES} are needed"
+        )
+    with gathered(model_path, adapter_paths, beside) as companions:
+        return _record(recipe, model_path, adapter_paths, images, companions, on_image)
+
+
+def _record(
+    recipe: RecipeFile,
+    model_path: Path,
+    adapter_paths: Sequence[Path],
+    images: Sequence[Path],
+    companions: Companions,
+    on_image: Callable[[int, int], None] | None,
+) -> Golden:
+    checkpoint, model = merge.attach(
+        model_path,
+        adapter_paths,
+        combination=recipe.recipe.combination,
+        dequantized=recipe.recipe.base == "dequantized",
+    )
+    checkpoint = replace(checkpoint, path=companions.folder)  # nothing is read from here on but what lies there
+    check_tokenizer(checkpoint.path, checkpoint)
+    settings = image_processor_settings(
+        checkpoint.path, checkpoint.family.image_processor(checkpoint.config), recipe.recipe.image_processor
+    )
+    feeder = checkpoint.family.feeder(checkpoint.path, checkpoint.config, settings)
+    prompts = recipe.recipe.golden.prompts
+    try:
+        text, *texts = feeder.texts(prompts)
+    except InputError as error:
+        raise InputError(f"{recipe.path}: {error}") from error
+    generation = published(recipe.recipe.generation, checkpoint)
+    recorder = _Recorder(checkpoint, model, feeder, generation)
+    recorded = []
+    for index, path in enumerate(images):
+        recorded.append(recorder.image(path, text))
+        if on_image:
+            on_image(index + 1, len(images))
+    cases, tensors = recorder.cases(images, [text, *(texts or [text])])
+    golden = Golden(
+        recipe=recipe.name,
+        inputs_sha256=merge.input_hashes(model_path, adapter_paths, companions),
+        versions={name: version(name) for name in _VERSIONS},
+        generation=recorder.generation,
+        eos_token_ids=recorder.eos,
+        image_processor=settings,
+        text=text,
+        images=recorded,
+        cases=cases,
+        conversation=next((list(prompt) for prompt in prompts[:1] if not isinstance(prompt, str)), []),
+        base=recipe.recipe.base,
+        combination=_combination(recipe.recipe),
+        companions={kind: folder.name for kind, folder in companions.origins.items()},
+    )
+    with replaced_folder(recipe.golden_target) as folder:
+        (folder / "images").mkdir()
+        for path in images:
+            shutil.copyfile(path, folder / "images" / path.name)
+        write_json(folder / _JSON, asdict(golden))
+        save_file(tensors, folder / _TENSORS)
+    return golden
+
+
+def _combination(recipe: Recipe) -> dict[str, Any] | None:
+    """As JSON has it."""
+    combination = recipe.combination
+    return asdict(combination) | {"weights": list(combination.weights)} if combination else None
+
+
+def array_sha256(array: np.ndarray) -> str:
+    """Hex digest of an array's little-endian bytes in C order."""
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+class _Recorder:
+    """The adapted PyTorch model, what it is fed by, and what it generates with."""
+
+    def __init__(self, checkpoint: Checkpoint, model: nn.Module, feeder: Feeder, generation: dict[str, Any]):
+        self.reference = checkpoint.family.reference(model)
+        self.feeder = feeder
+        self.generation = generation
+        self.tokenizer = load_tokenizer(checkpoint.path)
+        self.eos = eos_token_ids(checkpoint, self.tokenizer)
+        self.rows = checkpoint.family.text_config(checkpoint.config).vocab_size
+
+    def feed(self, path: Path, text: str) -> dict[str, np.ndarray]:
+        """What the model is fed.
+
+        Raises:
+            InputError: a token that the model has no row for.
+        """
+        fed = self.feeder.feed(path, text)
+        ids = (int(each) for each in fed["input_ids"].flatten())
+        check_rows(
+            ids, self.rows, lambda token: str(self.tokenizer.convert_ids_to_tokens(token)), f"golden.prompts: {text!r}"
+        )
+        return fed
+
+    @torch.inference_mode()
+    def image(self, path: Path, text: str) -> GoldenImage:
+        fed = self.feed(path, text)
+        output = self.reference.generate(
+            _tensors(fed),
+            do_sample=False,
+            num_beams=1,
+            eos_token_id=self.eos,
+            pad_token_id=self.eos[0],
+            return_dict_in_generate=True,
+            output_scores=True,
+            **self.generation,
+        )
+        token_ids = output.sequences[0, -len(output.scores) :].tolist()  # the prompt's may be before them
+        best = [torch.topk(score[0], 2).values for score in output.scores]
+        return GoldenImage(
+            file=path.name,
+            sha256=sha256(path),
+            pixel_values_sha256=array_sha256(fed["pixel_values"]),
+            prompt_ids_sha256=array_sha256(fed["input_ids"]),
+            token_ids=token_ids,
+            caption=str(self.tokenizer.decode(token_ids, skip_special_tokens=True)),
+            margins=[float(f"{first - second:.4g}") for first, second in best],
+        )
+
+    def cases(self, images: Sequence[Path], texts: Sequence[str]) -> tuple[list[GoldenCase], dict[str, np.ndarray]]:
+        """The first text on one image, the others on two."""
+        cases: list[GoldenCase] = []
+        tensors: dict[str, np.ndarray] = {}
+        for index, text in enumerate(texts):
+            name, batch = f"case{index}", 2 if index else 1
+            steps, values = self._case(self._batch(images, text) if index else self.feed(images[0], text))
+            cases.append(GoldenCase(name, batch, text, steps))
+            tensors |= {f"{name}/{key}": value.contiguous().numpy() for key, value in values.items()}
+        return cases, tensors
+
+    def _batch(self, images: Sequence[Path], text: str) -> dict[str, np.ndarray]:
+        """The first image and the next that is fed in the same shapes, or itself: a batch without padding."""
+        first = self.feed(images[0], text)
+        others = (self.feed(path, text) for path in images[1:])
+        second = next((fed for fed in others if all(fed[name].shape == first[name].shape for name in first)), first)
+        return {name: np.concatenate([first[name], second[name]]) for name in first}
+
+    @torch.inference_mode()
+    def _case(self, arrays: dict[str, np.ndarray]) -> tuple[list[list[int]], dict[str, torch.Tensor]]:
+        fed = _tensors(arrays)
+        values = fed | self.reference.encode(fed)
+        output = self.reference.prefill(fed)
+        values["prefill.logits"] = output.logits[:, -1:]
+        steps = []
+        for step in range(DECODE_STEPS):
+            tokens = output.logits[:, -1:].argmax(-1)
+            steps.append(tokens[:, 0].tolist())
+            output = self.reference.step(tokens, output.past_key_values, fed)
+            values[f"step{step}.logits"] = output.logits
+        return steps, values | _cache_tensors(output.past_key_values)
+
+
+def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def _cache_tensors(cache: Any) -> dict[str, torch.Tensor]:
+    """A cache by transformers.js's names after `past_key_values`: `cache.0.key`, or `cache.0.decoder.key`, …
+
+    Layers that hold nothing are none: Bart's kin make as many as the encoder has that they are without.
+    """
+    parts = {"": cache}
+    if isinstance(cache, EncoderDecoderCache):
+        parts = {"decoder.": cache.self_attention_cache, "encoder.": cache.cross_attention_cache}
+    return {
+        f"cache.{index}.{part}{name}": tensor
+        for part, layers in parts.items()
+        for index, layer in enumerate(layers.layers)
+        for name, tensor in (("key", layer.keys), ("value", layer.values))
+        if tensor is not None
+    }
+
+
+def eos_token_ids(checkpoint: Checkpoint, tokenizer: Any) -> list[int]:
+    """The ids at which `generate` of the loaded model stops.
+
+    As transformers 5 decides: those of `generation_config.json`, or where there is no such file what `config.json`
+    says, else its text config; a class's defaults are not asked. Where neither names one, `generate` would go on to the
+    last token, and the tokenizer's end is taken.
+
+    Raises:
+        InputError: none names one, so nothing would ever stop.
+    """
+    rules = loaded_rules(checkpoint)
+    found = tokenizer.eos_token_id if rules.eos_token_id is None else rules.eos_token_id
+    ids = found if isinstance(found, list) else [found]
+    rows = checkpoint.family.text_config(checkpoint.config).vocab_size
+    known = list(dict.fromkeys(token for token in ids if token is not None and token < rows))
+    if not known:
+        raise InputError(
+            f"{checkpoint.path / 'generation_config.json'}: eos_token_id: none of the model's tokens is named here, in "
+            "config.json or in tokenizer_config.json, so nothing would stop"
+        )
+    return known

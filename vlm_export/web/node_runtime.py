@@ -1,0 +1,300 @@
+"""Runs exported repos in Node with stock transformers.js, as the people who load them will.
+
+`node_home` installs the one release that `node/package-lock.json` pins, once for each user; `caption` starts
+`node/caption.mjs` on it, hands it a request and reads its answers, which are described in that script. Its ONNX Runtime
+is the native one for Node, or, as `Engine` "wasm", the WASM build that browsers get.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, Literal
+
+from vlm_export.errors import CheckFailed, InputError
+from vlm_export.files import cache_folder
+
+if TYPE_CHECKING:
+    import numpy as np
+
+NODE_MAJOR = 20
+SCRIPTS = Path(__file__).parents[1] / "node"
+NEXT_STEP = f"install Node {NODE_MAJOR} or newer, or run with --runtime ort"
+
+Layout = Literal["captioner", "chat"]
+Engine = Literal["node", "wasm"]
+
+
+@dataclass(frozen=True)
+class RemoteModel:
+    """A repo on a server with the Hub's addresses: `<host><id>/resolve/<revision>/<file>`."""
+
+    host: str
+    id: str
+    revision: str = "main"
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """One picture to caption: an image file, its `pixel_values` `[1, …, 3, H, W] float32`, or both.
+
+    `pixel_values` are used in the place of the client's own; of an image beside them only the size counts. The prompt
+    is the whole text, image token included, or a conversation that the client's chat template makes into one; the
+    captioner layout has no room for one and ignores it. One that `may_fail` ends nothing but itself. What the client
+    made of its image comes back if `keep_pixels` says so.
+    """
+
+    image: Path | None = None
+    pixel_values: np.ndarray | None = None
+    prompt: str | Sequence[Mapping[str, Any]] = ""
+    may_fail: bool = False
+    keep_pixels: bool = False
+
+    def __post_init__(self) -> None:
+        if self.image is None and self.pixel_values is None:
+            raise ValueError("an Item has an image or pixel_values")
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What was generated for one item: ids without the prompt or the start token, up to and including eos.
+
+    Both times count from the start of the item, reading its image included. `prompt_ids` are those of a chat;
+    `pixel_values` those that an item keeps; `failure` why one that may fail did.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+    first_token_milliseconds: float
+    milliseconds: float
+    prompt_ids: tuple[int, ...] = ()
+    pixel_values: np.ndarray | None = None
+    failure: str | None = None
+
+
+@dataclass(frozen=True)
+class NodeResult:
+    """The captions in the order of the items, and what was seen on the way to them.
+
+    `versions` has the keys transformers (the JavaScript one), onnxruntime and node; `warnings` are the lines that the
+    libraries wrote to stderr. `peak_memory_bytes` is of the whole process. `eos_token_ids` are those that the client
+    stops at.
+    """
+
+    captions: tuple[Caption, ...]
+    versions: dict[str, str]
+    load_milliseconds: float
+    peak_memory_bytes: int
+    warnings: tuple[str, ...]
+    eos_token_ids: tuple[int, ...]
+
+
+def caption(
+    model: Path | RemoteModel,
+    *,
+    layout: Layout,
+    dtype: str,
+    items: Sequence[Item],
+    generation: Mapping[str, float],
+    engine: Engine = "node",
+    threads: int | None = None,
+    warm_up_seconds: float = 0,
+    repeat_seconds: float = 0,
+    on_item: Callable[[Caption], None] | None = None,
+    silence_seconds: float = 600,
+) -> NodeResult:
+    """Captions the items in Node and calls `on_item` after each one.
+
+    `dtype` is one of transformers.js' names, or "auto" for the one that the repo's config asks for. `generation` holds
+    options of its `generate()`, such as `max_new_tokens`. `threads` are ONNX Runtime's, by default its own choice.
+    For `warm_up_seconds` items are captioned before those that count; these, again until `repeat_seconds` have passed,
+    and as many captions come back. Node is stopped when it says nothing for
+    `silence_seconds`.
+
+    Raises InputError when Node is missing or cannot be set up, CheckFailed when the model does not load or run.
+    """
+    captions: list[Caption] = []
+
+    def hear(answer: dict[str, Any]) -> None:
+        import numpy as np
+
+        times = answer["first_token_milliseconds"], answer["milliseconds"]
+        pixels = None
+        if answer.get("pixel_shape"):
+            pixels = np.fromfile(scratch / f"{answer['index']}.out", "<f4").reshape(answer["pixel_shape"])
+        tokens, prompt = tuple(answer["token_ids"]), tuple(answer["prompt_ids"])
+        captions.append(Caption(tokens, answer["text"], *times, prompt, pixels, answer.get("failure")))
+        if on_item:
+            on_item(captions[-1])
+
+    home = node_home()
+    before = ["--import", (home / "onnxruntime-web.mjs").as_uri()] if engine == "wasm" else []
+    with tempfile.TemporaryDirectory(prefix="vlm-export-") as folder:
+        scratch = Path(folder)
+        request = {
+            "model": _model_json(model),
+            "layout": layout,
+            "dtype": dtype,
+            "threads": threads,
+            "warm_up_milliseconds": warm_up_seconds * 1e3,
+            "repeat_milliseconds": repeat_seconds * 1e3,
+            "generation": dict(generation),
+            "items": [_item_json(item, scratch / str(index)) for index, item in enumerate(items)],
+        }
+        (scratch / "request.json").write_text(json.dumps(request))
+        try:
+            done = _converse([*before, str(home / "caption.mjs")], scratch, hear, silence_seconds)
+        except CheckFailed as error:
+            raise CheckFailed(f"{_name(model)}, layout {layout}, dtype {dtype}, in transformers.js: {error}") from error
+        warnings = tuple(_stderr(scratch).splitlines())
+    versions = {name: done[name] for name in ("transformers", "onnxruntime", "node")}
+    measured = done["load_milliseconds"], done["peak_memory_bytes"]
+    return NodeResult(tuple(captions), versions, *measured, warnings, tuple(map(int, done["eos_token_ids"])))
+
+
+def node_home(scripts: Path = SCRIPTS) -> Path:
+    """A folder that holds `scripts` and, in `node_modules`, the packages of the lock there; it is filled when needed.
+
+    It lies in the cache folder (`artifacts.cache_folder`).
+
+    Raises InputError when Node or npm is missing or too old, and when npm fails.
+    """
+    _node()
+    lock = hashlib.sha256((scripts / "package-lock.json").read_bytes())
+    home = cache_folder() / f"node-{lock.hexdigest()[:16]}"
+    if not home.is_dir():
+        _install(scripts, home)
+    _copy_scripts(scripts, home)
+    return home
+
+
+def _node() -> str:
+    """The path of a Node that is new enough."""
+    node = _tool("node")
+    version = subprocess.run([node, "--version"], capture_output=True, text=True).stdout.strip()
+    if int(version.removeprefix("v").partition(".")[0] or 0) < NODE_MAJOR:
+        raise InputError(f"{node} is version {version or 'unknown'}: {NEXT_STEP}")
+    return node
+
+
+def _tool(name: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        raise InputError(f"{name} is not on PATH: {NEXT_STEP}")
+    return path
+
+
+def _install(scripts: Path, home: Path) -> None:
+    """Installs the packages beside `home` and moves them into place; of two processes the slower one's are dropped."""
+    npm = _tool("npm")
+    home.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{home.name}-", dir=home.parent) as beside:
+        staging = Path(beside, home.name)
+        staging.mkdir()
+        for name in ("package.json", "package-lock.json"):
+            shutil.copy(scripts / name, staging)
+        _npm_ci(npm, staging)
+        try:
+            staging.rename(home)
+        except OSError:
+            if not home.is_dir():
+                raise
+
+
+def _npm_ci(npm: str, folder: Path) -> None:
+    # No package needs its install script to run on the CPU; onnxruntime-node's would download the CUDA libraries.
+    command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+    environment = {**os.environ, "ONNXRUNTIME_NODE_INSTALL": "skip"}
+    npm_ci = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    if npm_ci.returncode:
+        raise InputError(
+            f"npm ci could not install the packages ({_one_line(npm_ci.stderr)[:250]}): "
+            "check the network and npm's registry setting, or run with --runtime ort"
+        )
+
+
+def _copy_scripts(scripts: Path, home: Path) -> None:
+    """Puts this version's scripts beside `node_modules`, where their imports are found."""
+    for source in scripts.glob("*.mjs"):
+        with tempfile.NamedTemporaryFile(dir=home, delete=False) as copy:
+            copy.write(source.read_bytes())
+        os.replace(copy.name, home / source.name)
+
+
+def _name(model: Path | RemoteModel) -> str:
+    return f"{model.host}{model.id}" if isinstance(model, RemoteModel) else str(model)
+
+
+def _model_json(model: Path | RemoteModel) -> dict[str, str]:
+    if isinstance(model, RemoteModel):
+        return {"remote_host": model.host, "id": model.id, "revision": model.revision}
+    return {"path": str(model.absolute())}
+
+
+def _item_json(item: Item, pixels: Path) -> dict[str, Any]:
+    """The item as the script takes it; its `pixel_values` go into a file of that name, and what comes back, too."""
+    described: dict[str, Any] = {"prompt": item.prompt}
+    if item.image is not None:
+        described["image"] = str(item.image.absolute())
+    if item.pixel_values is not None:
+        item.pixel_values.astype("<f4").tofile(f"{pixels}.f32")
+        described["pixel_values"] = {"path": f"{pixels}.f32", "shape": item.pixel_values.shape}
+    if item.keep_pixels:
+        described["pixels_out"] = f"{pixels}.out"
+    if item.may_fail:
+        described["may_fail"] = True
+    return described
+
+
+def _converse(
+    arguments: Sequence[str], scratch: Path, hear: Callable[[dict[str, Any]], None], silence_seconds: float
+) -> dict[str, Any]:
+    """Runs Node with `arguments` on `request.json` in `scratch`, passes its answers to `hear`, returns the last one."""
+    command = [_node(), *arguments]
+    answer: dict[str, Any] = {}
+    lines: SimpleQueue[str] = SimpleQueue()
+    with (
+        (scratch / "request.json").open() as stdin,
+        (scratch / "stderr.txt").open("w") as stderr,
+        subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=stderr, encoding="utf-8") as node,
+    ):
+        threading.Thread(target=_pass_on, args=(node.stdout, lines), daemon=True).start()
+        try:
+            while line := lines.get(timeout=silence_seconds):
+                answer = json.loads(line)
+                if "error" in answer:
+                    raise CheckFailed(_one_line(answer["error"]))
+                if "index" in answer:
+                    hear(answer)
+            status = node.wait()
+        except Empty:
+            raise CheckFailed(f"no answer for {silence_seconds:g} s, so Node was stopped") from None
+        finally:
+            node.kill()
+    if status or "done" not in answer:
+        raise CheckFailed(f"Node ended with exit status {status}: {_one_line(_stderr(scratch))[-500:]}")
+    return answer
+
+
+def _pass_on(stream: Iterable[str], lines: SimpleQueue[str]) -> None:
+    """Makes of a stream that blocks a queue that can be waited on; an empty line is its end."""
+    for line in stream:
+        lines.put(line)
+    lines.put("")
+
+
+def _stderr(scratch: Path) -> str:
+    return (scratch / "stderr.txt").read_text(errors="replace")
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())
