@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vlm_export import runtime
+from vlm_export.apps.load import load
 from vlm_export.files import write_json
 from vlm_export.manifest import load_manifest
 from vlm_export.merging import merge
@@ -76,7 +76,7 @@ def until(ids: list[int], ends: Sequence[int]) -> list[int]:
 
 
 def in_onnxruntime(paths: Sequence[Path], dtype: str) -> Captions:
-    model = runtime.load(REPO, dtype=dtype, backend="onnx")
+    model = load(REPO, dtype=dtype, backend="onnx")
     options = Options(max_new_tokens=assemble.MAX_NEW_TOKENS)
     return [list(model.generate([open_image(path)], None, options).token_ids) for path in paths]
 

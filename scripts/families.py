@@ -28,10 +28,11 @@ import test_adapters  # noqa: E402
 
 from vlm_export import bundled, recipe  # noqa: E402
 from vlm_export.dtypes import DTYPES  # noqa: E402
-from vlm_export.families.base import Family, find_family, names  # noqa: E402
+from vlm_export.families.registry import find_family, names  # noqa: E402
 from vlm_export.merging import adapter_settings  # noqa: E402
 from vlm_export.source import companions  # noqa: E402
 from vlm_export.source.checkpoint import open_checkpoint  # noqa: E402
+from vlm_export.spec.family import Family  # noqa: E402
 from vlm_export.verify.verify import RUNTIMES  # noqa: E402
 
 COLUMNS = {

@@ -17,14 +17,14 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from vlm_export.dtypes import DTYPES
-from vlm_export.families.base import Component
 from vlm_export.graph.graph_file import save_graph
 from vlm_export.graph.simplify_report import SimplifyReport
 from vlm_export.graph.structure import make_structure
 from vlm_export.graph.weights import attach_weights
 from vlm_export.models import decoder
 from vlm_export.quantize import variants
-from vlm_export.source.checkpoint import stored_tensors
+from vlm_export.spec.graph import Component
+from vlm_export.tensors.stored import stored_tensors
 from vlm_export.verify.metrics import max_relative_error
 
 LLAMA_LIKE = {

@@ -17,10 +17,10 @@ from hub_server import TOKEN, HubServer, environment
 
 from vlm_export import bundled, pipeline
 from vlm_export.errors import CheckFailed, InputError
+from vlm_export.files import file_hashes
 from vlm_export.graph import graph_file
 from vlm_export.measure import bench, bench_table
 from vlm_export.publish import gate
-from vlm_export.publish.gate import file_hashes
 from vlm_export.recipe import find_recipe
 from vlm_export.runtime.repo import Repo
 

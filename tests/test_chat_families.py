@@ -22,10 +22,10 @@ from test_browser import Inputs, visit
 from transformers import AutoModelForImageTextToText
 from transformers.utils import import_utils
 
-from vlm_export import runtime
+from vlm_export.apps.load import load
 from vlm_export.dtypes import DTYPES, FP32
 from vlm_export.errors import InputError
-from vlm_export.families.base import find_family
+from vlm_export.families.registry import find_family
 from vlm_export.graph.graph_file import save_graph
 from vlm_export.graph.simplify_report import SimplifyReport
 from vlm_export.graph.structure import make_structure
@@ -153,7 +153,7 @@ def test_in_a_browser(model_type: str, make: Callable[[str], Exported], tmp_path
 def test_the_runtime_says_it_too(exported: Exported) -> None:
     """From image files and the conversation: preprocessing, template and tokenizer are its own."""
     facts = load_golden(exported.recipe.golden_dir, exported.recipe.name)
-    model = runtime.load(exported.work.repo, dtype="fp32", backend="onnx", threads=1)
+    model = load(exported.work.repo, dtype="fp32", backend="onnx", threads=1)
     items = [([open_image(path)], facts.facts.conversation) for path in facts.image_paths()]
     answers = [model.generate(*item) for item in items]
     assert [list(answer.token_ids) for answer in answers] == [image.token_ids for image in facts.facts.images]

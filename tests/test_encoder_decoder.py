@@ -21,9 +21,10 @@ from safetensors.torch import load_file, save_file
 from test_browser import SOFTWARE_WEBGPU, WASM, Inputs, visit
 
 from vlm_export import pipeline, runtime
+from vlm_export.apps.load import load
 from vlm_export.dtypes import DTYPES
 from vlm_export.errors import InputError
-from vlm_export.files import Work
+from vlm_export.files import Work, read_json
 from vlm_export.manifest import load_manifest
 from vlm_export.preprocessing import image_processor_settings, load_tokenizer, pixel_values
 from vlm_export.publish import config_files
@@ -31,7 +32,7 @@ from vlm_export.recipe import load_recipe
 from vlm_export.runtime.drivers import EncoderDecoderDriver
 from vlm_export.runtime.images import open_image
 from vlm_export.runtime.sessions import Sessions
-from vlm_export.source.checkpoint import open_checkpoint, read_json
+from vlm_export.source.checkpoint import open_checkpoint
 from vlm_export.verify.golden import load_golden
 from vlm_export.verify.metrics import max_relative_error
 from vlm_export.verify.verify import Report
@@ -320,7 +321,7 @@ RULES = {"repetition_penalty": 1.4, "no_repeat_ngram_size": 2}
 
 def _says_so_in_the_runtime(made: Exported) -> None:
     golden = load_golden(made.recipe.golden_dir, made.recipe.name)
-    model = runtime.load(made.work.repo, dtype="fp32", backend="onnx", threads=1)
+    model = load(made.work.repo, dtype="fp32", backend="onnx", threads=1)
     answers = model.generate_batch([([open_image(path)], None) for path in golden.image_paths()])
     assert [list(answer.token_ids) for answer in answers] == [image.token_ids for image in golden.facts.images]
 
@@ -329,8 +330,8 @@ def _says_so_in_the_runtime(made: Exported) -> None:
 def test_rules_and_beams_are_transformers(vit_gpt2: Exported, options: dict[str, Any]) -> None:
     """A rule on repetition looks back on the start token too; beams take the cache of cross-attention along."""
     images = sorted((vit_gpt2.recipe.path.parent / "images").iterdir())
-    ours = runtime.load(vit_gpt2.work.repo, dtype="fp32", backend="onnx", threads=1)
-    theirs = runtime.load(vit_gpt2.work.repo, backend="torch")
+    ours = load(vit_gpt2.work.repo, dtype="fp32", backend="onnx", threads=1)
+    theirs = load(vit_gpt2.work.repo, backend="torch")
     items = [([open_image(path)], None) for path in images]
     for one, other, expected in zip(
         [ours.generate(*item, runtime.Options(**options)) for item in items],

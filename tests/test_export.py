@@ -11,7 +11,7 @@ import pico
 import pytest
 from exported import Exported, prepare
 
-from vlm_export import runtime
+from vlm_export.apps.load import load
 from vlm_export.dtypes import DTYPES, FP32
 from vlm_export.graph import simplify
 from vlm_export.graph.graph_file import save_graph
@@ -61,7 +61,7 @@ def test_verifies(model: Exported, layout: str) -> None:
 
 def test_the_runtime_says_what_pytorch_says(model: Exported, layout: str) -> None:
     golden = load_golden(model.recipe.golden_dir, model.recipe.name)
-    loaded = runtime.load(model.work.repo, dtype="fp32", backend="onnx", threads=1)
+    loaded = load(model.work.repo, dtype="fp32", backend="onnx", threads=1)
     answers = loaded.generate_batch([([open_image(path)], None) for path in golden.image_paths()])
     assert [list(answer.token_ids) for answer in answers] == [image.token_ids for image in golden.facts.images]
 

@@ -20,11 +20,13 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import families  # noqa: E402
 
-from vlm_export import __version__, bundled, pipeline  # noqa: E402
+from vlm_export import __version__, bundled  # noqa: E402
 from vlm_export.dtypes import DTYPES  # noqa: E402
 from vlm_export.errors import InputError  # noqa: E402
-from vlm_export.families.base import Family, find_family, names  # noqa: E402
+from vlm_export.families.registry import find_family, names  # noqa: E402
 from vlm_export.recipe import find_recipe, load_recipe  # noqa: E402
+from vlm_export.source import fetch  # noqa: E402
+from vlm_export.spec.family import Family  # noqa: E402
 
 FAMILIES = [find_family(name, "test") for name in names()]
 PROOFS = list(families.proofs())
@@ -113,4 +115,4 @@ def test_a_model_of_another_family_than_the_recipe_says(tmp_path: Path) -> None:
         r"pico\.yaml: model_type: 'llava', but .*config\.json says 'prefix_conditioning_vlm'; correct or remove it"
     )
     with pytest.raises(InputError, match=message):
-        pipeline.sources(load_recipe(path))
+        fetch.sources(load_recipe(path))

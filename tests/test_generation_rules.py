@@ -18,8 +18,9 @@ import yaml
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
-from vlm_export import pipeline, runtime
+from vlm_export import pipeline
 from vlm_export.apps import pytorch_engine
+from vlm_export.apps.load import load
 from vlm_export.errors import InputError
 from vlm_export.files import Work, read_json
 from vlm_export.recipe import Generation, RecipeFile, load_recipe
@@ -209,7 +210,7 @@ def test_each_rule_alone(rule: str, exported: Exported, tmp_path: Path) -> None:
     work = shutil.copytree(exported.work.root, tmp_path / "work")
     file = work / "repo" / "generation_config.json"
     file.write_text(json.dumps(read_json(file) | rules))
-    for engine in (runtime.load(work / "repo", backend="onnx"), pytorch_engine.beside(work / "repo", because="")):
+    for engine in (load(work / "repo", backend="onnx"), pytorch_engine.beside(work / "repo", because="")):
         said = [engine.generate([open_image(path)], exported.prompt, Options()) for path in exported.images]
         assert [list(answer.token_ids) for answer in said] == expected, type(engine)
 
@@ -221,7 +222,7 @@ def test_a_first_token_is_forced_behind_a_start_token_alone(exported: Exported, 
     work = shutil.copytree(exported.work.root, tmp_path / "work")
     file = work / "repo" / "generation_config.json"
     file.write_text(json.dumps(read_json(file) | rules))
-    for engine in (runtime.load(work / "repo", backend="onnx"), pytorch_engine.beside(work / "repo", because="")):
+    for engine in (load(work / "repo", backend="onnx"), pytorch_engine.beside(work / "repo", because="")):
         said = [engine.generate([open_image(path)], exported.prompt, Options()) for path in exported.images]
         assert [list(answer.token_ids) for answer in said] == expected, type(engine)
 

@@ -33,6 +33,7 @@ from vlm_export.merging import merge
 from vlm_export.preprocessing import image_processor_settings, load_tokenizer
 from vlm_export.recipe import find_recipe, load_recipe
 from vlm_export.runtime.images import open_image
+from vlm_export.source import fetch
 from vlm_export.verify.golden import eos_token_ids
 from vlm_export.web.node_runtime import node_home
 
@@ -69,7 +70,7 @@ class PyTorch:
     def __init__(self, exported: Exported):
         recipe = exported.recipe
         self.images = sorted((recipe.path.parent / "images").glob("*.png"))
-        found = pipeline.sources(recipe)
+        found = fetch.sources(recipe)
         self.checkpoint, model = merge.attach(found.model, found.adapters)
         family = self.checkpoint.family
         settings = image_processor_settings(

@@ -26,12 +26,12 @@ from torch import nn
 
 from vlm_export import pipeline
 from vlm_export.cli import main
-from vlm_export.families.base import Component, TensorSpec
 from vlm_export.files import sha256
 from vlm_export.graph import kept_structures, structure
 from vlm_export.graph.kept_structures import UNUSED_DAYS, Structures, describe, files_digest, structures_folder
 from vlm_export.graph.simplify import simplify
 from vlm_export.source.checkpoint import Checkpoint, build_empty, open_checkpoint
+from vlm_export.spec.graph import Component, TensorSpec
 
 pytestmark = pytest.mark.usefixtures("structures")
 ONLY_TRACING = ("onnxscript", "torch.onnx._internal.exporter._core", "vlm_export.trace")

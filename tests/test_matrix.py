@@ -15,6 +15,7 @@ from exported import Exported, prepare, record
 from safetensors.torch import load_file
 
 from vlm_export.errors import InputError
+from vlm_export.files import read_json
 from vlm_export.graph.graph_file import save_graph
 from vlm_export.graph.structure import make_structure
 from vlm_export.graph.weights import PACKED, attach_weights
@@ -22,7 +23,7 @@ from vlm_export.layouts.text_models import LAYERS_FIELD
 from vlm_export.manifest import load_manifest
 from vlm_export.models.prefix import PrefixConditioningVLM
 from vlm_export.models.towers import image_processor
-from vlm_export.source.checkpoint import build_empty, open_checkpoint, read_json
+from vlm_export.source.checkpoint import build_empty, open_checkpoint
 from vlm_export.web.node_runtime import node_home
 
 

@@ -14,11 +14,10 @@ from safetensors.torch import save_file
 
 from vlm_export.graph import weights
 from vlm_export.graph.graph_file import save_graph
-from vlm_export.graph.weights import CheckpointTensor
+from vlm_export.graph.weights import TOKEN_TABLE, CheckpointTensor
 from vlm_export.quantize import folded, matmul_nbits
 from vlm_export.quantize.eight_bits import ByInput, ByOutput, EightBits, Scales
-from vlm_export.quantize.graph_edits import TOKEN_TABLE
-from vlm_export.source.checkpoint import TensorRef, stored_tensors
+from vlm_export.tensors.stored import TensorRef, stored_tensors
 
 INPUTS, VOCABULARY = 40, 50
 FORMS = {"packed": matmul_nbits.quantize, "folded": folded.quantize}

@@ -19,11 +19,12 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from vlm_export.errors import InputError
-from vlm_export.families.base import find_family
+from vlm_export.families.registry import find_family
 from vlm_export.merging.merge import attach, merge
-from vlm_export.source.checkpoint import Checkpoint, TensorRef, open_checkpoint, stored_tensors
+from vlm_export.source.checkpoint import Checkpoint, open_checkpoint
 from vlm_export.source.packed import Settings, packed_weights
 from vlm_export.source.quantized import base_weights
+from vlm_export.tensors.stored import TensorRef, stored_tensors
 
 WRITTEN = Path(__file__).parent / "data" / "bitsandbytes-0.50.2.safetensors"
 KINDS = ("nf4", "nf4_nested", "fp4", "fp4_nested")

@@ -16,7 +16,6 @@ import torch
 from exported import Exported, prepare
 from torch import nn
 
-from vlm_export.families.base import Component
 from vlm_export.graph import stacks
 from vlm_export.graph.graph_file import save_graph
 from vlm_export.graph.rewrites.repeat_layers import NotRepeatable, repeat_layers
@@ -25,6 +24,7 @@ from vlm_export.graph.structure import make_structure
 from vlm_export.graph.weights import PACKED, attach_weights
 from vlm_export.manifest import load_manifest
 from vlm_export.source.checkpoint import Checkpoint, build_empty, open_checkpoint
+from vlm_export.spec.graph import Component
 
 TOWER = "vision_encoder.encoder.layers"
 DECODER = {"llama": "language_model.model.layers", "gpt2": "language_model.transformer.h"}

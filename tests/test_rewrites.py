@@ -26,7 +26,7 @@ from vlm_export.graph.rewrites.skip_norms import join_norms
 from vlm_export.graph.structure import make_structure
 from vlm_export.graph.weights import attach_weights
 from vlm_export.models import decoder
-from vlm_export.source.checkpoint import stored_tensors
+from vlm_export.tensors.stored import stored_tensors
 from vlm_export.verify.metrics import max_relative_error
 
 TOWER = "float[batch_size, 4, 6] x, float[6, 6] q, float[6, 6] k, float[6, 6] v, float[6] bq, float[6] bk, float[6] bv"

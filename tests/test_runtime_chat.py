@@ -19,12 +19,13 @@ from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers
 
 from vlm_export import pipeline
+from vlm_export.apps.load import load
 from vlm_export.apps.pytorch_engine import TorchEngine
 from vlm_export.cli import main
 from vlm_export.errors import InputError
 from vlm_export.files import Work
 from vlm_export.recipe import load_recipe
-from vlm_export.runtime import Conversation, Model, Options, load
+from vlm_export.runtime import Conversation, Model, Options
 from vlm_export.runtime.onnx import OnnxEngine
 
 RULES = {"repetition_penalty": 1.4, "no_repeat_ngram_size": 2}

@@ -21,10 +21,11 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from vlm_export.apps.load import load
 from vlm_export.errors import InputError
 from vlm_export.merging import merge
 from vlm_export.recipe import find_recipe
-from vlm_export.runtime import Answer, Model, Options, generate, load, logits
+from vlm_export.runtime import Answer, Model, Options, generate, logits
 from vlm_export.runtime.onnx import OnnxEngine
 from vlm_export.runtime.options import Plan
 from vlm_export.runtime.options import plan as decide

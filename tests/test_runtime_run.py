@@ -17,6 +17,7 @@ from huggingface_hub import close_session
 
 from vlm_export import runtime
 from vlm_export.apps.exported_repo import find_repo, open_model, split_arguments
+from vlm_export.apps.load import load
 from vlm_export.cli import main
 from vlm_export.errors import InputError
 from vlm_export.hub import push_folder
@@ -184,7 +185,7 @@ def test_pytorch_can_be_forced(default_repo: Path, images: list[str], captions: 
     assert answer.text == "".join(pieces) == captions[Path(images[0])]
     assert len(pieces) > 5
     beams = runtime.Options(num_beams=3, num_return_sequences=3)
-    ours = runtime.load(default_repo, dtype="fp32").generate([open_image(Path(images[0]))], options=beams)
+    ours = load(default_repo, dtype="fp32").generate([open_image(Path(images[0]))], options=beams)
     theirs = model.generate([open_image(Path(images[0]))], options=beams)
     assert [one.token_ids for one in (ours, *ours.alternatives)] == [
         one.token_ids for one in (theirs, *theirs.alternatives)

@@ -27,6 +27,7 @@ from PIL import Image
 
 from vlm_export import bundled, runtime
 from vlm_export.apps.listening import listen
+from vlm_export.apps.load import load
 from vlm_export.apps.openai_format import MAX_PIXELS
 from vlm_export.cli import main
 from vlm_export.errors import InputError
@@ -193,7 +194,7 @@ def test_a_stream_is_events_that_end_with_done(server: Served, picture: Parts) -
 
 
 def test_options_are_the_runtimes(server: Served, repos: dict[str, Path], golden: GoldenFolder, picture: Parts) -> None:
-    model = runtime.load(repos["captioner"], threads=1)
+    model = load(repos["captioner"], threads=1)
     image = open_image(golden.image_paths()[0])
 
     def expected(**options: Any) -> str:
@@ -259,7 +260,7 @@ def test_clients_at_the_same_time(server: Served, golden: GoldenFolder) -> None:
 
 
 def test_a_chat_layout_takes_text(chat: Served, repos: dict[str, Path], golden: GoldenFolder, picture: Parts) -> None:
-    model = runtime.load(repos["chat"], threads=1)
+    model = load(repos["chat"], threads=1)
     image = open_image(golden.image_paths()[0])
     assert chat.ask(picture).choices[0].message.content == golden.facts.images[0].caption
     answer = chat.ask([*picture, said("a large")])

@@ -11,9 +11,9 @@ import pytest
 from exported import prepare
 
 from vlm_export.errors import CheckFailed
-from vlm_export.families.base import Component, TensorSpec
 from vlm_export.graph import trial_run
 from vlm_export.models import attention
+from vlm_export.spec.graph import Component, TensorSpec
 
 
 def component(inputs: tuple[TensorSpec, ...]) -> Component:

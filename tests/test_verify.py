@@ -17,11 +17,11 @@ from exported import Exported, failed_graphs, prepare, record
 from onnxruntime.quantization import quantize_dynamic
 from PIL import Image
 
+from vlm_export.apps.load import load
 from vlm_export.cli import _report_lines
 from vlm_export.errors import CheckFailed, InputError
 from vlm_export.graph.rewrites.kept_rows import KEPT
 from vlm_export.publish import gate
-from vlm_export.runtime import load
 from vlm_export.runtime.model import ModelFailed
 from vlm_export.runtime.options import Options
 from vlm_export.source.checkpoint import open_checkpoint

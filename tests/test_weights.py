@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from vlm_export.graph import graph_file, weights
-from vlm_export.source.checkpoint import TensorRef, stored_tensors
+from vlm_export.tensors.stored import TensorRef, stored_tensors
 
 HALF = ir.DataType.FLOAT16
 FULL = ir.DataType.FLOAT

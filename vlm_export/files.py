@@ -100,3 +100,9 @@ def sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def file_hashes(repo: Path) -> dict[str, str]:
+    """sha256 of every file below `repo`, by relative path."""
+    files = sorted(path for path in repo.rglob("*") if path.is_file())
+    return {path.relative_to(repo).as_posix(): sha256(path) for path in files}

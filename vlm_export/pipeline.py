@@ -8,16 +8,16 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from vlm_export import bundled, hub
+from vlm_export import bundled
 from vlm_export.dtypes import DTYPES, FP32
 from vlm_export.errors import CheckFailed, InputError
-from vlm_export.files import Work, replaced_folder, sha256, write_json
+from vlm_export.files import Work, read_json, replaced_folder, sha256, write_json
 from vlm_export.graph import signature, trial_run
 from vlm_export.graph.graph_file import save_graph
 from vlm_export.graph.kept_structures import Structures
@@ -30,9 +30,9 @@ from vlm_export.publish import config_files
 from vlm_export.publish.gate import REPORT
 from vlm_export.quantize import saturation, variants
 from vlm_export.quantize.variants import Source
-from vlm_export.recipe import OF_MODEL, RecipeFile
-from vlm_export.source import companions, remote_code
-from vlm_export.source.checkpoint import ADAPTER_FILES, COMPANIONS, MODEL_FILES, folder_of, open_checkpoint, read_json
+from vlm_export.recipe import RecipeFile
+from vlm_export.source.checkpoint import open_checkpoint
+from vlm_export.source.fetch import sources, use_remote_code
 from vlm_export.source.generation_rules import published
 from vlm_export.verify import golden, verify
 from vlm_export.verify.verify import Report, Runtime
@@ -40,82 +40,11 @@ from vlm_export.verify.verify import Report, Runtime
 Progress = Callable[[str, int, int], None]  # what, done, of how many
 _VERSIONS = ("vlm-export", "torch", "transformers", "peft", "onnx", "onnxruntime", "onnxscript", "onnxsim")
 BENCH = "bench.json"
-_BESIDE = {
-    "tokenizer": (companions.TOKENIZER, companions.TEMPLATE),
-    "processor": (companions.PROCESSOR,),
-}  # a recipe's keys and what they are about
-
-
-@dataclass(frozen=True)
-class Sources:
-    """Local folders, or files of weights in them, of the model and its adapters; and of what lies beside them."""
-
-    model: Path
-    adapters: tuple[Path, ...]
-    beside: companions.Choice
-
-
-def sources(recipe: RecipeFile) -> Sources:
-    """Where the recipe's model and adapters lie: local folders or files of weights, else what is needed of Hub repos.
-
-    Raises:
-        InputError: neither a local path nor a repo of the Hub, the Hub cannot be reached, or the model is of another
-            family than the recipe says.
-    """
-
-    def find(reference: str, revision: str | None, key: str, files: tuple[str, ...]) -> Path:
-        local = recipe.local(reference)
-        if local is not None:
-            return local
-        if reference.startswith((".", "/", "~")) or reference.count("/") != 1:
-            raise InputError(f"{recipe.path}: {key}: {reference!r} is neither a local folder nor a Hub id (org/name)")
-        return hub.download(reference, revision=revision, allow_patterns=files)
-
-    model = find(recipe.recipe.model, recipe.recipe.revision, "model", MODEL_FILES)
-    _check_model_type(recipe, folder_of(model) / "config.json")
-    adapters = tuple(
-        find(adapter.path, adapter.revision, f"adapters.{index}.path", ADAPTER_FILES)
-        for index, adapter in enumerate(recipe.recipe.adapters)
-    )
-    folders: dict[str, Path] = {}
-    for key, kinds in _BESIDE.items():
-        named = getattr(recipe.recipe, key)
-        if named is not None:
-            place = model if named == OF_MODEL else find(named, None, key, COMPANIONS)
-            folders |= dict.fromkeys(kinds, folder_of(place))
-    return Sources(model, adapters, companions.Choice(folders, recipe.recipe.chat_template))
-
-
-def _use_remote_code(recipe: RecipeFile) -> None:
-    """Let the model's `model_type` mean the classes of its repo, if the recipe trusts them.
-
-    Raises:
-        InputError: they are not those of a commit of the Hub, or cannot be used.
-    """
-    model, revision = recipe.recipe.model, recipe.recipe.revision
-    if not recipe.recipe.trust_remote_code:
-        return
-    if recipe.local(model) is not None:
-        raise InputError(
-            f"{recipe.path}: trust_remote_code: {model} is a local folder, whose code no commit pins; "
-            "push it to the Hub, and name it and its commit as `model` and `revision`"
-        )
-    folder = hub.download(model, revision=revision, allow_patterns=remote_code.FILES)
-    if folder.name != revision:
-        raise InputError(f"{recipe.path}: revision: the Hub answered with {folder.name} in place of {revision}")
-    remote_code.register(folder, f"{model}@{revision}")
-
-
-def _check_model_type(recipe: RecipeFile, config: Path) -> None:
-    wanted = recipe.recipe.model_type
-    own_file(config.parent, config.name)
-    if wanted is not None and (found := read_json(config).get("model_type")) != wanted:
-        raise InputError(f"{recipe.path}: model_type: {wanted!r}, but {config} says {found!r}; correct or remove it")
 
 
 def run_merge(recipe: RecipeFile, work: Work, progress: Progress, *, base: str | None = None) -> MergeReport:
     """LoRA → plain weights, in `merged/`; `base` in place of the recipe's."""
-    _use_remote_code(recipe)
+    use_remote_code(recipe)
     found = sources(recipe)
     return merge.merge(
         found.model,
@@ -130,7 +59,7 @@ def run_merge(recipe: RecipeFile, work: Work, progress: Progress, *, base: str |
 
 def run_golden(recipe: RecipeFile, progress: Progress) -> golden.Golden:
     """Record the PyTorch model's outputs in the recipe's golden folder."""
-    _use_remote_code(recipe)
+    use_remote_code(recipe)
     patterns = recipe.recipe.golden.images
     base = recipe.path.parent
     if not patterns:
@@ -193,7 +122,7 @@ def run_export(
     """
     if not (work.merged / "merge.json").is_file():
         raise InputError(f"{work.merged}: nothing merged yet: run `vlm-export merge {recipe.name}`")
-    _use_remote_code(recipe)
+    use_remote_code(recipe)
     merged = open_checkpoint(work.merged)
     layout = layout or recipe.recipe.layout
     if layout not in merged.family.layouts:
@@ -256,7 +185,7 @@ def run_verify(recipe: RecipeFile, work: Work, progress: Progress, *, runtimes: 
     """Compare `repo/` with the goldens; write `report/report.json`, and what was verified into the model card."""
     recorded = golden.load_golden(recipe.golden_dir, recipe.name)
     manifest = load_manifest(work.repo)
-    _use_remote_code(recipe)
+    use_remote_code(recipe)
     merged = open_checkpoint(work.merged)
     generation = published(recipe.recipe.generation, merged)
     if changed := recorded.facts.differences(recipe.recipe, generation):

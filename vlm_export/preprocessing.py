@@ -18,11 +18,10 @@ from jinja2.exceptions import TemplateError
 from transformers import CONFIG_MAPPING, AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
 from vlm_export.errors import InputError
-from vlm_export.families.base import Prompt
 from vlm_export.files import read_json
 from vlm_export.own_files import check_files, own_file
 from vlm_export.runtime.images import open_image
-from vlm_export.source.checkpoint import Checkpoint
+from vlm_export.spec.family import Prompt
 
 _TOKENIZER = "tokenizer.json"
 _TOKENIZER_FILES = (_TOKENIZER, "tokenizer_config.json", "chat_template.jinja")
@@ -105,23 +104,6 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     if not isinstance(made, PreTrainedTokenizerFast):
         raise InputError(f"{folder}: no {_TOKENIZER}; save the tokenizer with a fast tokenizer class{reason}")
     return made
-
-
-def check_tokenizer(folder: Path, checkpoint: Checkpoint) -> None:
-    """Raises InputError where a folder's tokenizer is that of another model than the checkpoint.
-
-    Tokens that were added to it and have no row in the model's table do no harm as long as nothing feeds them: a
-    padding token is added so, and batches are not padded here.
-    """
-    tokenizer = load_tokenizer(folder)
-    rows = checkpoint.family.text_config(checkpoint.config).vocab_size
-    added = {token.content for token in tokenizer.added_tokens_decoder.values()}
-    foreign = [token for token, index in tokenizer.get_vocab().items() if index >= rows and token not in added]
-    if foreign:
-        raise InputError(
-            f"{folder / _TOKENIZER}: {len(tokenizer)} tokens, but text_config.vocab_size is {rows}, and "
-            f"{min(foreign)!r} is none that was added: this tokenizer belongs to another model"
-        )
 
 
 def image_processor_settings(

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from vlm_export import bundled, runtime
+from vlm_export import bundled
+from vlm_export.apps.load import load
 from vlm_export.errors import InputError
 from vlm_export.files import Work
 from vlm_export.recipe import RecipeFile, find_recipe
@@ -51,15 +52,15 @@ def open_model(
 ) -> Model:
     """Load the model that a user named, a recipe's with PyTorch where it is not exported and `backend` allows it.
 
-    The options are those of `runtime.load`.
+    The options are those of `load`.
 
     Raises:
-        InputError: as of `find_repo` and `runtime.load`.
+        InputError: as of `find_repo` and `load`.
     """
     recipe = recipe_of(reference)
     if recipe is None:
         folder = find_repo(reference, work, dtype=dtype)
-        return runtime.load(folder, dtype=dtype, backend=backend, threads=threads, notify=notify, spare=spare)
+        return load(folder, dtype=dtype, backend=backend, threads=threads, notify=notify, spare=spare)
 
     def fallback() -> Engine:
         from vlm_export.apps.pytorch_engine import from_recipe
@@ -74,9 +75,7 @@ def open_model(
         notify(f"{recipe.name} is not exported yet: captioning with PyTorch; to export it, {_export_commands(recipe)}")
         return model
     folder = find_repo(reference, work)
-    return runtime.load(
-        folder, dtype=dtype, backend=backend, threads=threads, notify=notify, fallback=fallback, spare=spare
-    )
+    return load(folder, dtype=dtype, backend=backend, threads=threads, notify=notify, fallback=fallback, spare=spare)
 
 
 def recipe_of(reference: str | None) -> RecipeFile | None:

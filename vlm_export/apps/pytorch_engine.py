@@ -19,7 +19,6 @@ from PIL import Image
 from torch import nn
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from vlm_export import pipeline
 from vlm_export.errors import InputError
 from vlm_export.merging import merge
 from vlm_export.preprocessing import ChatProcessor, copy_tokenizer, image_processor_settings, load_tokenizer
@@ -29,6 +28,7 @@ from vlm_export.runtime.model import Answer, Backend, Cancelled, Item, OnText, P
 from vlm_export.runtime.options import Options, Plan, plan
 from vlm_export.runtime.repo import CONFIG, LayoutName, open_repo
 from vlm_export.runtime.text import Text, check_rows
+from vlm_export.source import fetch
 from vlm_export.source.checkpoint import Checkpoint
 from vlm_export.source.companions import gathered
 from vlm_export.source.generation_rules import published
@@ -72,7 +72,7 @@ def from_recipe(recipe: RecipeFile) -> TorchEngine:
     Raises:
         InputError: the model or an adapter is missing, or they do not fit together.
     """
-    found = pipeline.sources(recipe)
+    found = fetch.sources(recipe)
     checkpoint, model = merge.attach(
         found.model,
         found.adapters,

@@ -19,13 +19,15 @@ from torch import Generator, Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
 from vlm_export.errors import InputError
-from vlm_export.families.base import About, Component, Config, Layout, TensorSpec
+from vlm_export.families import _chat
+from vlm_export.families._chat import ChatReference, sample_ids
 from vlm_export.layouts.chat import Chat
 from vlm_export.layouts.text_models import known_text_config
-from vlm_export.models import chat
-from vlm_export.models.chat import ChatReference, Parts, load_config, sample_ids, text_components
+from vlm_export.models.chat import Parts, load_config, text_components
 from vlm_export.preprocessing import ChatProcessor
 from vlm_export.spec.client import RepoFacts, generation_config
+from vlm_export.spec.family import About, Config, Layout
+from vlm_export.spec.graph import Component, TensorSpec
 
 _TOWER = "model.vision_tower"
 _PROJECTOR = "model.multi_modal_projector"
@@ -41,7 +43,7 @@ def build(config: Config) -> PreTrainedModel:
         InputError: timm is missing.
     """
     try:
-        model = chat.build(config)
+        model = _chat.build(config)
     except ImportError as error:
         raise InputError(
             "config.json: vision_config: this tower is built by timm, which is missing or lacks torchvision: "
@@ -140,7 +142,7 @@ def _processor(stored: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-FAMILY = chat.chat_family(
+FAMILY = _chat.chat_family(
     "fast_vlm",
     About(
         summary="FastVLM, as transformers has it: FastViT, which timm builds, a projector, Qwen2",

@@ -1,7 +1,7 @@
 """Idefics3, and SmolVLM 256M, 500M and 2.2B, whose checkpoints call themselves so."""
 
-from vlm_export.families.base import About
-from vlm_export.models.tiled import family
+from vlm_export.families._tiled import family
+from vlm_export.spec.family import About
 
 ABOUT = About(
     summary="Idefics3, and SmolVLM 256M, 500M and 2.2B, whose checkpoints call themselves so",

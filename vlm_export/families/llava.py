@@ -1,7 +1,7 @@
 """LLaVA 1.5, LLaVA-Interleave and their kin: one fixed grid of features for each image."""
 
-from vlm_export.families.base import About
-from vlm_export.models.llava import family
+from vlm_export.families._llava import family
+from vlm_export.spec.family import About
 
 ABOUT = About(
     summary="LLaVA 1.5, LLaVA-Interleave and their kin: a CLIP or SigLIP tower, a projector, a text model",

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_export.families.base import About
-from vlm_export.models.chat import ChatReference
-from vlm_export.models.llava import FeatureEncoder, family
+from vlm_export.families._chat import ChatReference
+from vlm_export.families._llava import family
+from vlm_export.models.llava import FeatureEncoder
+from vlm_export.spec.family import About
 
 _NEWLINE = "image_newline"
 _TILING = ("image_grid_pinpoints", "do_pad", "image_processor_type")

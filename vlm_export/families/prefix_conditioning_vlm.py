@@ -16,13 +16,14 @@ from torch import Generator, Tensor, nn
 from transformers import PretrainedConfig
 from transformers.cache_utils import DynamicCache
 
-from vlm_export.families.base import About, Component, Config, EmbeddedLora, Family, Layout, TensorSpec
 from vlm_export.layouts.prefix_captioner import PrefixCaptioner
 from vlm_export.layouts.prefix_chat import PrefixChat
 from vlm_export.layouts.prefix_components import PrefixComponents
 from vlm_export.models import decoder, towers
 from vlm_export.models.prefix import PrefixConditioningVLM, nested_config
 from vlm_export.preprocessing import PixelsAndPrompt, check_image_size
+from vlm_export.spec.family import About, Config, EmbeddedLora, Family, Layout
+from vlm_export.spec.graph import Component, TensorSpec
 
 # What a checkpoint may carry and inference never reads: buffers of older transformers.
 _UNUSED = re.compile(

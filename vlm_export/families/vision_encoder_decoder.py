@@ -20,12 +20,13 @@ from torch import Generator, Tensor, nn
 from transformers import GenerationConfig, PretrainedConfig, VisionEncoderDecoderConfig, VisionEncoderDecoderModel
 
 from vlm_export.errors import InputError
-from vlm_export.families.base import About, Component, Config, Family, Layout, TensorSpec
 from vlm_export.layouts.encoder_decoder import EncoderDecoder
 from vlm_export.models.cross_decoder import cross_decoder
 from vlm_export.models.decoder import Geometry
+from vlm_export.models.library import library_names
 from vlm_export.preprocessing import PixelsAndPrompt, stored_generation
-from vlm_export.source.checkpoint import library_names
+from vlm_export.spec.family import About, Config, Family, Layout
+from vlm_export.spec.graph import Component, TensorSpec
 
 # What a checkpoint may carry and inference never reads: poolers, and buffers of older transformers.
 _UNUSED = re.compile(

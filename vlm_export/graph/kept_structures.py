@@ -39,12 +39,13 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
-from vlm_export.families.base import Component
 from vlm_export.files import cache_folder
 from vlm_export.graph.onnxsim_process import Onnxsim
 from vlm_export.graph.simplify_report import ONNXSIM_RAN, SimplifyReport
 from vlm_export.graph.stacks import attributes
-from vlm_export.source.checkpoint import Checkpoint, aliases, build_empty
+from vlm_export.models.library import aliases
+from vlm_export.source.checkpoint import Checkpoint, build_empty
+from vlm_export.spec.graph import Component
 
 FORMAT = 1  # of the files
 SUFFIX = ".structure"

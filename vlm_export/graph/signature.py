@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import onnx_ir as ir
 
-from vlm_export.families.base import Component, TensorSpec
+from vlm_export.spec.graph import Component, TensorSpec
 
 _TYPES = {"float32": ir.DataType.FLOAT, "int64": ir.DataType.INT64, "bool": ir.DataType.BOOL}
 VISION_LOGITS = (

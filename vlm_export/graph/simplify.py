@@ -13,11 +13,11 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from vlm_export.families.base import Component
 from vlm_export.graph.onnxsim_process import Onnxsim
 from vlm_export.graph.rewrites import gather_positions, rotary_tables, weight_layout
 from vlm_export.graph.simplify_report import ONNXSIM_RAN, SimplifyReport
 from vlm_export.graph.trace import REWRITES, UNFUSED, UNFUSED_ROTARY
+from vlm_export.spec.graph import Component
 
 _FUSED = {
     "GroupQueryAttention",

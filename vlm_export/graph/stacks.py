@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlm_export.families.base import Component, TensorSpec
+from vlm_export.spec.graph import Component, TensorSpec
 
 TRACED = 2  # periods of a stack that are traced: the first, and the one that is repeated
 _CACHE = re.compile(r"(?:past_key_values|present)\.(\d+)\.")

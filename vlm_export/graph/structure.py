@@ -13,7 +13,6 @@ from dataclasses import replace
 import onnx_ir as ir
 from torch import nn
 
-from vlm_export.families.base import Component
 from vlm_export.graph.onnxsim_process import Onnxsim
 from vlm_export.graph.rewrites.kept_rows import pick_rows_early
 from vlm_export.graph.rewrites.pack_attention import pack_attention
@@ -23,6 +22,7 @@ from vlm_export.graph.simplify import count_fused, simplify
 from vlm_export.graph.simplify_report import SimplifyReport
 from vlm_export.graph.stacks import find_stacks, two_layer_component, two_layers
 from vlm_export.graph.trace import trace
+from vlm_export.spec.graph import Component
 
 
 def make_structure(

@@ -23,15 +23,15 @@ import torch
 from torch import nn
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-from vlm_export.families.base import Component, TensorSpec
 from vlm_export.graph.rewrites import embedding_scale, front_end
 from vlm_export.graph.rewrites.flat_products import unflatten_products
 from vlm_export.graph.rewrites.gelu import fuse_gelu
 from vlm_export.graph.rewrites.ort_fusions import fuse_norms
 from vlm_export.graph.rewrites.same_shape import join_reshapes
+from vlm_export.graph.weights import TOKEN_TABLE
 from vlm_export.models import attention
-from vlm_export.quantize.graph_edits import TOKEN_TABLE
-from vlm_export.source.checkpoint import aliases
+from vlm_export.models.library import aliases
+from vlm_export.spec.graph import Component, TensorSpec
 
 OPSET = 20  # the newest that every kernel of ONNX Runtime 1.24 and later has; LayerNormalization needs 17, Gelu 20
 IR_VERSION = 10

@@ -16,9 +16,10 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from vlm_export.families.base import Component
-from vlm_export.source.checkpoint import TensorRef
+from vlm_export.spec.graph import Component
+from vlm_export.tensors.stored import TensorRef
 
+TOKEN_TABLE = "vlm_export.token_table"  # model metadata: the weight that token ids look up
 PACKED = "+"  # joins the names of the weights that are packed into one, along its last axis
 TRANSPOSED = "|transposed"  # suffix of a weight input that joins transposed
 BLOCK_BYTES = 8 << 20  # a weight above this is written in blocks of this size in float32

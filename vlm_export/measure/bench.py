@@ -30,6 +30,7 @@ from typing import Any, Literal, TypeVar
 import psutil
 
 from vlm_export import bundled
+from vlm_export.apps.load import load
 from vlm_export.errors import CheckFailed, InputError
 from vlm_export.files import sha256
 from vlm_export.own_files import check_files
@@ -285,7 +286,7 @@ def _caption(job: Job) -> Sample:
     )
     started = time.perf_counter()
     try:
-        model = runtime.load(job.repo, dtype=job.dtype, backend="onnx", threads=job.threads)
+        model = load(job.repo, dtype=job.dtype, backend="onnx", threads=job.threads)
     except InputError as error:
         raise CheckFailed(str(error)) from error
     loaded = time.perf_counter()

@@ -12,8 +12,8 @@ from transformers.pytorch_utils import Conv1D
 from vlm_export.errors import InputError, all_of
 from vlm_export.merging.adapter_settings import Written
 from vlm_export.merging.module_names import Names, namings
-from vlm_export.source.checkpoint import Weight
 from vlm_export.tensors.peft_keys import module_of
+from vlm_export.tensors.stored import Weight
 
 NameOf = Callable[[str], str | None]
 _AGAIN = "attach the adapter to the whole model with PEFT, and save it again"

@@ -20,8 +20,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError
 
 from vlm_export.errors import InputError
+from vlm_export.files import read_json
 from vlm_export.merging.module_names import Names
-from vlm_export.source.checkpoint import read_json
 
 SETTINGS = "adapter_config.json"
 # Kinds that merging cannot describe, or that need more than the adapter's own tensors.

@@ -28,18 +28,10 @@ from vlm_export.merging.adapter_settings import SETTINGS, in_todays_names, read_
 from vlm_export.merging.low_rank import LowRank
 from vlm_export.own_files import own_file
 from vlm_export.recipe import Combination
-from vlm_export.source.checkpoint import (
-    ADAPTER_WEIGHTS,
-    TRAINED_BESIDE_LORA,
-    Checkpoint,
-    TensorRef,
-    Weight,
-    folder_of,
-    stored_tensors,
-    weight_files,
-)
+from vlm_export.source.checkpoint import TRAINED_BESIDE_LORA, Checkpoint
 from vlm_export.tensors import other_folders
 from vlm_export.tensors.peft_keys import is_adapters, is_lora, module_of, plain_key
+from vlm_export.tensors.stored import ADAPTER_WEIGHTS, TensorRef, Weight, folder_of, stored_tensors, weight_files
 
 _NAME = "default"  # PEFT's name for the adapter in the model
 _A = re.compile(r"\.lora_(embedding_)?A(?=\.|$)")

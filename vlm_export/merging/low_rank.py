@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vlm_export.source.checkpoint import Weight
+from vlm_export.tensors.stored import Weight
 from vlm_export.tensors.streaming import PART_ELEMENTS
 
 _ROUNDINGS_OF_CHANGE = 8  # merging in float32 rounds ΔW as often as it has ranks

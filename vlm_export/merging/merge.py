@@ -25,24 +25,15 @@ from vlm_export.merging.adapters import Adapter, Attached
 from vlm_export.merging.low_rank import LowRank
 from vlm_export.merging.proof import LayerProof, Placed
 from vlm_export.merging.vocabulary import Resized
-from vlm_export.preprocessing import check_tokenizer, copy_processor
+from vlm_export.models.library import aliases
+from vlm_export.preprocessing import copy_processor
 from vlm_export.recipe import Combination
-from vlm_export.source.checkpoint import (
-    WEIGHTS,
-    Checkpoint,
-    TensorRef,
-    Weight,
-    aliases,
-    build_empty,
-    folder_of,
-    is_pickle,
-    open_checkpoint,
-    weight_files,
-)
-from vlm_export.source.companions import GENERATION, GENERATION_FILE, Choice, Companions, gathered
+from vlm_export.source.checkpoint import Checkpoint, build_empty, open_checkpoint
+from vlm_export.source.companions import GENERATION, GENERATION_FILE, Choice, Companions, check_tokenizer, gathered
 from vlm_export.source.generation_rules import unheeded
 from vlm_export.source.quantized import base_weights
 from vlm_export.tensors.safetensors_writer import DTYPES, Entry, write_tensors
+from vlm_export.tensors.stored import WEIGHTS, TensorRef, Weight, folder_of, is_pickle, weight_files
 from vlm_export.tensors.streaming import PART_ELEMENTS, return_freed_memory
 
 _HALF = ("F16", "BF16")

@@ -19,8 +19,8 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 from transformers.pytorch_utils import Conv1D
 
-from vlm_export.families.base import Family
-from vlm_export.source.checkpoint import Weight
+from vlm_export.spec.family import Family
+from vlm_export.tensors.stored import Weight
 from vlm_export.tensors.streaming import PART_ELEMENTS, Streamed
 
 # One rounding to float32 is 6e-8 of a weight (2^-24). A merge rounds W + ΔW once, DoRA's scale of it a few times more,

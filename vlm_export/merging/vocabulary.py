@@ -11,7 +11,8 @@ from torch import nn
 
 from vlm_export.errors import InputError
 from vlm_export.merging.adapters import Adapter
-from vlm_export.source.checkpoint import Checkpoint, Weight
+from vlm_export.source.checkpoint import Checkpoint
+from vlm_export.tensors.stored import Weight
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from vlm_export.families.base import Component, FrontEnd, TensorSpec
 from vlm_export.models import attention
 from vlm_export.models.decoder import Geometry
+from vlm_export.spec.graph import Component, FrontEnd, TensorSpec
 
 # `cross_past` is the cross key cache of layer 0.
 _STATES_ONCE = """

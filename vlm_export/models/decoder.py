@@ -16,8 +16,8 @@ from optimum.utils import NormalizedConfigManager, NormalizedTextConfigWithGQA
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from vlm_export.families.base import Component, FrontEnd, TensorSpec
 from vlm_export.models import attention
+from vlm_export.spec.graph import Component, FrontEnd, TensorSpec
 
 # The front ends, in ONNX's textual syntax. `past` is the key cache of layer 0, whose length is the past's; `embedding`
 # is the token table, shared with a tied head. A front end that computes `past` itself stands before a first run.

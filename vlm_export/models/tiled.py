@@ -7,29 +7,19 @@ The graph drops the tiles of zeros: their number is known at run time only, so t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 from transformers import PretrainedConfig
 
-from vlm_export.families.base import About, Component, Config, Family, FrontEnd, Layout, TensorSpec
-from vlm_export.layouts.tiled import TiledChat
 from vlm_export.models.attention import padding_bias
-from vlm_export.models.chat import ChatReference, Parts, chat_family, load_config, sample_ids, text_components
-from vlm_export.preprocessing import ChatProcessor
+from vlm_export.models.chat import Parts, load_config, text_components
+from vlm_export.spec.family import Config
+from vlm_export.spec.graph import Component, FrontEnd, TensorSpec
 
 _TOWER = "model.vision_model"
 _CONNECTOR = "model.connector"
-_FED: dict[str, type[np.generic]] = {
-    "pixel_values": np.float32,
-    "pixel_attention_mask": np.bool_,
-    "input_ids": np.int64,
-    "attention_mask": np.int64,
-}
 _REAL_TILES = """
     zero = Constant <value_float = 0.0> ()
     tile_axes = Constant <value_ints = [1, 2, 3]> ()
@@ -52,10 +42,10 @@ _REAL_TILES = """
 
 def tile_tokens(config: Config) -> int:
     """Rows of `image_features` for one tile."""
-    return _tile_tokens(load_config(config))
+    return loaded_tile_tokens(load_config(config))
 
 
-def _tile_tokens(config: PretrainedConfig) -> int:
+def loaded_tile_tokens(config: PretrainedConfig) -> int:
     vision = config.vision_config
     return (vision.image_size // vision.patch_size) ** 2 // config.scale_factor**2
 
@@ -120,36 +110,3 @@ def chat(config: Config) -> tuple[Component, ...]:
         front_end=FrontEnd(_REAL_TILES.replace("EDGE", str(edge)).replace("PATCH", str(patch))),
     )
     return encoder, *text_components(config, "model.text_model")
-
-
-def sample_inputs(config: Config, generator: Generator) -> dict[str, Tensor]:
-    """Two tiles for each of two rows."""
-    edge = load_config(config).vision_config.image_size
-    return {
-        "pixel_values": torch.rand(2, 2, 3, edge, edge, generator=generator) * 2 - 1,
-        "pixel_attention_mask": torch.ones(2, 2, edge, edge, dtype=torch.bool),
-        "input_ids": sample_ids(config, 2 * tile_tokens(config), generator),
-    }
-
-
-def feeder(folder: Path, config: Config, settings: Mapping[str, Any]) -> ChatProcessor:
-    """Idefics3's processor for both: SmolVLM's does the same to images, and wants a video processor beside it."""
-    return ChatProcessor(
-        folder,
-        settings,
-        _FED,
-        processor_class="Idefics3Processor",
-        image_seq_len=tile_tokens(config),
-    )
-
-
-def family(model_type: str, processor_class: str, about: About) -> Family:
-    """The family of a model type; `processor_class` is transformers.js's."""
-    return chat_family(
-        model_type,
-        about,
-        sample_inputs=sample_inputs,
-        reference=lambda model: ChatReference(model, _tile_tokens(model.config)),
-        feeder=feeder,
-        layout=Layout(chat, TiledChat(processor_class, tile_tokens)),
-    )

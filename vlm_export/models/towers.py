@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from vlm_export.errors import InputError
-from vlm_export.source.checkpoint import library_names
+from vlm_export.models.library import library_names
 
 _HALF = [0.5, 0.5, 0.5]
 

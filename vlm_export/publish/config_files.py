@@ -13,12 +13,11 @@ import yaml
 
 from vlm_export.dtypes import DTYPES, FP32, PREFERRED, preferred
 from vlm_export.errors import InputError
-from vlm_export.files import write_json
+from vlm_export.files import read_json, write_json
 from vlm_export.manifest import MANIFEST, Manifest
 from vlm_export.measure import bench_table
 from vlm_export.preprocessing import chat_template as own_template
 from vlm_export.preprocessing import (
-    check_tokenizer,
     copy_tokenizer,
     image_processor_settings,
     load_tokenizer,
@@ -26,7 +25,8 @@ from vlm_export.preprocessing import (
     stored_generation,
 )
 from vlm_export.recipe import RecipeFile
-from vlm_export.source.checkpoint import Checkpoint, read_json
+from vlm_export.source.checkpoint import Checkpoint
+from vlm_export.source.companions import check_tokenizer
 from vlm_export.source.generation_rules import published
 from vlm_export.spec.client import Client, RepoFacts
 from vlm_export.verify.golden import eos_token_ids

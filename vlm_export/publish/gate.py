@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from importlib.metadata import version
-from pathlib import Path
 
 from vlm_export import hub
 from vlm_export.errors import CheckFailed
-from vlm_export.files import Work, read_json, sha256
+from vlm_export.files import Work, file_hashes, read_json
 from vlm_export.manifest import load_manifest
 from vlm_export.recipe import RecipeFile
 
 REPORT = "report.json"
-
-
-def file_hashes(repo: Path) -> dict[str, str]:
-    """sha256 of every file below `repo`, by relative path."""
-    files = sorted(path for path in repo.rglob("*") if path.is_file())
-    return {path.relative_to(repo).as_posix(): sha256(path) for path in files}
 
 
 def check_verified(work: Work) -> None:

@@ -7,10 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from vlm_export.graph.weights import CheckpointTensor
+from vlm_export.graph.weights import TOKEN_TABLE, CheckpointTensor
 from vlm_export.quantize.eight_bits import ZERO_POINT, ByOutput, EightBits, Scales
-
-TOKEN_TABLE = "vlm_export.token_table"  # model metadata: the weight that token ids look up
 
 
 def products(graph: ir.Graph) -> Iterator[tuple[ir.Node, CheckpointTensor]]:

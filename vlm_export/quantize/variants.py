@@ -21,10 +21,10 @@ import onnx_ir as ir
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from vlm_export.dtypes import Dtype
-from vlm_export.families.base import Component
 from vlm_export.graph.weights import attach_weights
 from vlm_export.quantize import folded, full_precision, matmul_nbits
-from vlm_export.source.checkpoint import TensorRef
+from vlm_export.spec.graph import Component
+from vlm_export.tensors.stored import TensorRef
 
 
 @dataclass(frozen=True)

@@ -1,70 +1,9 @@
-"""Runs an exported repo with ONNX Runtime alone: neither torch nor transformers is imported, unless it must fall back.
-
-model = load(Path("build/shapes-captioner/repo"))
-model.generate([Image.open("photo.jpg")], options=Options(num_beams=3)).text
-"""
+"""Runs an exported repo with ONNX Runtime alone: neither torch nor transformers is imported."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
-from pathlib import Path
-from typing import Literal
-
-from vlm_export.errors import InputError
 from vlm_export.runtime.conversation import Conversation
-from vlm_export.runtime.model import Answer, Backend, Engine, EngineFailed, Model
-from vlm_export.runtime.onnx import OnnxEngine
-from vlm_export.runtime.options import Options, unknown_settings
-from vlm_export.runtime.repo import GENERATION, open_repo
+from vlm_export.runtime.model import Answer, Model
+from vlm_export.runtime.options import Options
 
-__all__ = ["Answer", "Conversation", "Model", "Options", "load"]
-
-
-def load(
-    folder: Path,
-    *,
-    dtype: str | None = None,
-    backend: Backend | Literal["auto"] = "auto",
-    threads: int = 0,
-    notify: Callable[[str], None] = warnings.warn,
-    fallback: Callable[[], Engine] | None = None,
-    spare: bool = True,
-) -> Model:
-    """Load an exported repo.
-
-    Args:
-        dtype: if None, what a processor prefers (`dtypes.PREFERRED`) of those that did not fail `vlm-export verify`.
-        backend: "onnx" alone, "torch" alone, or "auto": PyTorch where the graphs are missing or fail.
-        threads: for each graph; 0 leaves it to ONNX Runtime.
-        notify: given a line when it falls back, and for what generation_config.json asks for that is not applied.
-        fallback: makes the PyTorch engine; by default of the merged checkpoint in the repo's work folder.
-        spare: whether PyTorch takes over, for good, from graphs that load and fail later. A server has no use for
-            that: one request would change it for all others.
-
-    Raises:
-        InputError: what the user can mend: a missing file, a setting that is not understood, no model to fall back to.
-    """
-
-    def torch_engine(reason: str = "") -> Engine:
-        if fallback is not None:
-            engine = fallback()
-        else:
-            from vlm_export.apps.pytorch_engine import beside
-
-            engine = beside(folder, because=reason)
-        if reason:
-            notify(f"{reason}: captioning with PyTorch instead")
-        return engine
-
-    if backend == "torch":
-        return Model(torch_engine())
-    try:
-        engine = OnnxEngine(open_repo(folder), dtype, threads)
-    except EngineFailed as error:
-        if backend == "onnx":
-            raise InputError(str(error)) from error
-        return Model(torch_engine(str(error)))
-    for name in unknown_settings(engine.repo.generation):
-        notify(f"{folder / GENERATION}: {name}: is not applied")
-    return Model(engine, torch_engine if backend == "auto" and spare else None)
+__all__ = ["Answer", "Conversation", "Model", "Options"]

@@ -17,7 +17,9 @@ from pathlib import Path
 from vlm_export.errors import InputError
 from vlm_export.files import read_json, write_json
 from vlm_export.own_files import own_file
-from vlm_export.source.checkpoint import folder_of
+from vlm_export.preprocessing import load_tokenizer
+from vlm_export.source.checkpoint import Checkpoint
+from vlm_export.tensors.stored import folder_of
 
 CONFIG, GENERATION_FILE = "config.json", "generation_config.json"
 TOKENIZER, TEMPLATE, PROCESSOR, GENERATION = "tokenizer", "chat template", "processor", "generation rules"
@@ -151,3 +153,20 @@ def _of_origin(message: str, scratch: Path, files: Sequence[Path], folder: Path)
     for path in files:
         message = message.replace(str(scratch / path.name), str(path))
     return message.replace(str(scratch), str(folder))
+
+
+def check_tokenizer(folder: Path, checkpoint: Checkpoint) -> None:
+    """Raises InputError where a folder's tokenizer is that of another model than the checkpoint.
+
+    Tokens that were added to it and have no row in the model's table do no harm as long as nothing feeds them: a
+    padding token is added so, and batches are not padded here.
+    """
+    tokenizer = load_tokenizer(folder)
+    rows = checkpoint.family.text_config(checkpoint.config).vocab_size
+    added = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    foreign = [token for token, index in tokenizer.get_vocab().items() if index >= rows and token not in added]
+    if foreign:
+        raise InputError(
+            f"{folder / 'tokenizer.json'}: {len(tokenizer)} tokens, but text_config.vocab_size is {rows}, and "
+            f"{min(foreign)!r} is none that was added: this tokenizer belongs to another model"
+        )

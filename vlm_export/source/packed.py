@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from vlm_export.errors import InputError
-from vlm_export.source.checkpoint import TensorRef
+from vlm_export.tensors.stored import TensorRef
 
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
 _WORD = 32

@@ -18,9 +18,10 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from vlm_export.errors import InputError
-from vlm_export.source.checkpoint import Checkpoint, TensorRef, build_empty
+from vlm_export.source.checkpoint import Checkpoint, build_empty
 from vlm_export.source.packed import Settings, packed_weights
 from vlm_export.tensors.safetensors_writer import DTYPES
+from vlm_export.tensors.stored import TensorRef
 
 _SETTINGS = "quantization_config"
 _STATE = ".quant_state.bitsandbytes__"

@@ -16,8 +16,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from vlm_export.errors import InputError
-from vlm_export.families.base import family_of
-from vlm_export.source.checkpoint import read_json
+from vlm_export.families.registry import family_of
+from vlm_export.files import read_json
 
 FILES = ("config.json", "*.py")  # of the repo
 _CONFIG = "AutoConfig"

@@ -24,16 +24,16 @@ from torch import nn
 from transformers import EncoderDecoderCache
 
 from vlm_export.errors import InputError
-from vlm_export.families.base import Feeder
-from vlm_export.files import replaced_folder, sha256, write_json
+from vlm_export.files import read_json, replaced_folder, sha256, write_json
 from vlm_export.merging import merge
 from vlm_export.own_files import own_file, unchanged_file
-from vlm_export.preprocessing import check_tokenizer, image_processor_settings, load_tokenizer
+from vlm_export.preprocessing import image_processor_settings, load_tokenizer
 from vlm_export.recipe import Recipe, RecipeFile
 from vlm_export.runtime.text import check_rows
-from vlm_export.source.checkpoint import Checkpoint, read_json
-from vlm_export.source.companions import Choice, Companions, gathered
+from vlm_export.source.checkpoint import Checkpoint
+from vlm_export.source.companions import Choice, Companions, check_tokenizer, gathered
 from vlm_export.source.generation_rules import loaded_rules, published
+from vlm_export.spec.family import Feeder
 
 DECODE_STEPS = 3
 MIN_IMAGES = 2

@@ -21,11 +21,9 @@ import onnx_ir as ir
 
 from vlm_export.dtypes import DTYPES, FP32
 from vlm_export.errors import CheckFailed, InputError
-from vlm_export.families.base import Component, Feeder, Layout
-from vlm_export.files import sha256
+from vlm_export.files import file_hashes, read_json, sha256
 from vlm_export.graph import signature
 from vlm_export.manifest import ONNX, Manifest, load_manifest
-from vlm_export.publish.gate import file_hashes
 from vlm_export.quantize import saturation
 from vlm_export.recipe import Tolerance
 from vlm_export.runtime import logits
@@ -35,7 +33,9 @@ from vlm_export.runtime.images import open_image
 from vlm_export.runtime.options import Options, Plan, plan
 from vlm_export.runtime.repo import Repo, open_repo
 from vlm_export.runtime.sessions import GRAPH_ERRORS, Arrays, DecoderRun, Sessions
-from vlm_export.source.checkpoint import Checkpoint, read_json
+from vlm_export.source.checkpoint import Checkpoint
+from vlm_export.spec.family import Feeder, Layout
+from vlm_export.spec.graph import Component
 from vlm_export.verify import limits
 from vlm_export.verify.client_inputs import OwnFiles, coarse, ids_difference, peculiarity, pixel_difference
 from vlm_export.verify.golden import GoldenCase, GoldenFolder, array_sha256

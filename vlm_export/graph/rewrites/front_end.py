@@ -6,7 +6,7 @@ import re
 
 import onnx_ir as ir
 
-from vlm_export.families.base import Component
+from vlm_export.spec.graph import Component
 
 PREFIX = "front_end."  # of the values that a front end computes
 _CACHE = "past_key_values."

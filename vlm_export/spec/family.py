@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,73 +9,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from torch import Generator, Tensor, nn
-from transformers import CONFIG_MAPPING, PretrainedConfig
-from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
+from transformers import PretrainedConfig
 
-from vlm_export import families
-from vlm_export.errors import InputError
+from vlm_export.spec.graph import Component
 
 if TYPE_CHECKING:
     from vlm_export.spec.client import Client
 
-# Model types that are no family, and what to do with a checkpoint of one.
-_INSTEAD = {
-    "llava_qwen2": "this is FastVLM with code of its own; convert it to a fast_vlm with transformers' "
-    "convert_fastvlm_weights_to_hf.py, or start from one of KamilaMila/FastVLM-0.5B, -1.5B, -7B",
-}
 
 Config = Mapping[str, Any]
 Prompt = str | Sequence[Mapping[str, Any]]  # a text, or a conversation for a chat template
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """One input or output of a graph: `shape` holds integers for fixed sizes and symbols for dynamic axes.
-
-    One symbol means one size in the whole graph: ONNX Runtime re-uses buffers by symbol.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
-
-
-@dataclass(frozen=True)
-class FrontEnd:
-    """ONNX text put before a traced graph, so that it takes what the client feeds instead of what the tracer saw.
-
-    `outputs` of the text replace the traced inputs of the same names; an input of the text that is a weight's name
-    takes that weight.
-    """
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Component:
-    """One graph of a repo: the file `onnx/<name>.onnx`.
-
-    Attributes:
-        module: wraps the model into a module whose positional inputs are `traced_inputs`, in order.
-        inputs, outputs: the graph as the client sees it.
-        traced_inputs: what the tracer sees, where a front end stands before it; `inputs` otherwise.
-    """
-
-    name: str
-    module: Callable[[Any], nn.Module]
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    traced_inputs: tuple[TensorSpec, ...] = ()
-    front_end: FrontEnd | None = None
-
-    @property
-    def trace_signature(self) -> tuple[TensorSpec, ...]:
-        return self.traced_inputs or self.inputs
-
-    @property
-    def has_cache(self) -> bool:
-        """Whether it is a decoder, which runs once for every token."""
-        return any(spec.name.startswith("past_key_values.") for spec in self.inputs)
 
 
 @dataclass(frozen=True)
@@ -202,51 +143,3 @@ class Family:
             return None if renamed is None else rename_in(renamed)
 
         return name
-
-
-def names() -> list[str]:
-    """The modules of all families: each of this package but this one is a family's."""
-    return sorted(module.name for module in pkgutil.iter_modules(families.__path__) if module.name != "base")
-
-
-def find_family(model_type: str, source: str, *, has_code: bool = False) -> Family:
-    """The family of a `model_type`, whose module has `_` for its `-`; `source` is the file that named it.
-
-    A type that was registered for a class of a repo's own code is of the family that the class builds on. `has_code`
-    says that the file names such code.
-
-    Raises:
-        InputError: no family has that name.
-    """
-    module = str(model_type).replace("-", "_")
-    if module in names():
-        return _family(module)
-    config_class = _registered(str(model_type))
-    family = family_of(config_class) if config_class else None
-    if family is None:
-        known = ", ".join(_family(name).model_type for name in names())
-        instead = _INSTEAD.get(str(model_type), f"supported: {known}")
-        code = (
-            "; the code that its auto_map names is run with `trust_remote_code: true` and a full commit as `revision`"
-        )
-        raise InputError(f"{source}: model_type {model_type!r} is not supported; {instead}{code if has_code else ''}")
-    return family
-
-
-def family_of(config_class: type) -> Family | None:
-    """The family of the nearest class that a config class is, or derives from, if there is one."""
-    types = (str(vars(base).get("model_type")).replace("-", "_") for base in config_class.__mro__)
-    module = next((model_type for model_type in types if model_type in names()), None)
-    return _family(module) if module else None
-
-
-def _registered(model_type: str) -> type | None:
-    """The config class of a repo's own code that was registered for a type, if one was."""
-    if model_type not in CONFIG_MAPPING:
-        return None
-    config_class = CONFIG_MAPPING[model_type]
-    return config_class if config_class.__module__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME) else None
-
-
-def _family(module: str) -> Family:
-    return importlib.import_module(f"{families.__name__}.{module}").FAMILY

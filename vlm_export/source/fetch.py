@@ -1,0 +1,87 @@
+"""A recipe's model and adapters as local folders: where they lie, or downloaded from the Hub."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlm_export import hub
+from vlm_export.errors import InputError
+from vlm_export.files import read_json
+from vlm_export.own_files import own_file
+from vlm_export.recipe import OF_MODEL, RecipeFile
+from vlm_export.source import companions, remote_code
+from vlm_export.source.checkpoint import ADAPTER_FILES, COMPANIONS, MODEL_FILES
+from vlm_export.tensors.stored import folder_of
+
+_BESIDE = {
+    "tokenizer": (companions.TOKENIZER, companions.TEMPLATE),
+    "processor": (companions.PROCESSOR,),
+}  # a recipe's keys and what they are about
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Local folders, or files of weights in them, of the model and its adapters; and of what lies beside them."""
+
+    model: Path
+    adapters: tuple[Path, ...]
+    beside: companions.Choice
+
+
+def sources(recipe: RecipeFile) -> Sources:
+    """Where the recipe's model and adapters lie: local folders or files of weights, else what is needed of Hub repos.
+
+    Raises:
+        InputError: neither a local path nor a repo of the Hub, the Hub cannot be reached, or the model is of another
+            family than the recipe says.
+    """
+
+    def find(reference: str, revision: str | None, key: str, files: tuple[str, ...]) -> Path:
+        local = recipe.local(reference)
+        if local is not None:
+            return local
+        if reference.startswith((".", "/", "~")) or reference.count("/") != 1:
+            raise InputError(f"{recipe.path}: {key}: {reference!r} is neither a local folder nor a Hub id (org/name)")
+        return hub.download(reference, revision=revision, allow_patterns=files)
+
+    model = find(recipe.recipe.model, recipe.recipe.revision, "model", MODEL_FILES)
+    _check_model_type(recipe, folder_of(model) / "config.json")
+    adapters = tuple(
+        find(adapter.path, adapter.revision, f"adapters.{index}.path", ADAPTER_FILES)
+        for index, adapter in enumerate(recipe.recipe.adapters)
+    )
+    folders: dict[str, Path] = {}
+    for key, kinds in _BESIDE.items():
+        named = getattr(recipe.recipe, key)
+        if named is not None:
+            place = model if named == OF_MODEL else find(named, None, key, COMPANIONS)
+            folders |= dict.fromkeys(kinds, folder_of(place))
+    return Sources(model, adapters, companions.Choice(folders, recipe.recipe.chat_template))
+
+
+def use_remote_code(recipe: RecipeFile) -> None:
+    """Let the model's `model_type` mean the classes of its repo, if the recipe trusts them.
+
+    Raises:
+        InputError: they are not those of a commit of the Hub, or cannot be used.
+    """
+    model, revision = recipe.recipe.model, recipe.recipe.revision
+    if not recipe.recipe.trust_remote_code:
+        return
+    if recipe.local(model) is not None:
+        raise InputError(
+            f"{recipe.path}: trust_remote_code: {model} is a local folder, whose code no commit pins; "
+            "push it to the Hub, and name it and its commit as `model` and `revision`"
+        )
+    folder = hub.download(model, revision=revision, allow_patterns=remote_code.FILES)
+    if folder.name != revision:
+        raise InputError(f"{recipe.path}: revision: the Hub answered with {folder.name} in place of {revision}")
+    remote_code.register(folder, f"{model}@{revision}")
+
+
+def _check_model_type(recipe: RecipeFile, config: Path) -> None:
+    wanted = recipe.recipe.model_type
+    own_file(config.parent, config.name)
+    if wanted is not None and (found := read_json(config).get("model_type")) != wanted:
+        raise InputError(f"{recipe.path}: model_type: {wanted!r}, but {config} says {found!r}; correct or remove it")

@@ -1,0 +1,59 @@
+"""What a graph is declared to be: its inputs and outputs, and the module that is traced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a graph: `shape` holds integers for fixed sizes and symbols for dynamic axes.
+
+    One symbol means one size in the whole graph: ONNX Runtime re-uses buffers by symbol.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class FrontEnd:
+    """ONNX text put before a traced graph, so that it takes what the client feeds instead of what the tracer saw.
+
+    `outputs` of the text replace the traced inputs of the same names; an input of the text that is a weight's name
+    takes that weight.
+    """
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Component:
+    """One graph of a repo: the file `onnx/<name>.onnx`.
+
+    Attributes:
+        module: wraps the model into a module whose positional inputs are `traced_inputs`, in order.
+        inputs, outputs: the graph as the client sees it.
+        traced_inputs: what the tracer sees, where a front end stands before it; `inputs` otherwise.
+    """
+
+    name: str
+    module: Callable[[Any], nn.Module]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    traced_inputs: tuple[TensorSpec, ...] = ()
+    front_end: FrontEnd | None = None
+
+    @property
+    def trace_signature(self) -> tuple[TensorSpec, ...]:
+        return self.traced_inputs or self.inputs
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether it is a decoder, which runs once for every token."""
+        return any(spec.name.startswith("past_key_values.") for spec in self.inputs)
