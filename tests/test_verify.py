@@ -18,7 +18,7 @@ from onnxruntime.quantization import quantize_dynamic
 from PIL import Image
 
 from vlm_export.apps.load import load
-from vlm_export.cli import _report_lines
+from vlm_export.cli.output import report_lines
 from vlm_export.errors import CheckFailed, InputError
 from vlm_export.graph.rewrites.kept_rows import KEPT
 from vlm_export.publish import gate
@@ -269,7 +269,7 @@ def test_nan_passes_no_limit(broken: Exported) -> None:
     assert "last_hidden_state" in messages(report)
     [tokens] = [check for check in report.failures if check.component == "all"]
     assert "the decoder's scores are no numbers: some are too large for the dtype" in tokens.detail
-    shown = [line for line in _report_lines(report, Path("report.json")) if line.startswith("FAIL") and "= nan" in line]
+    shown = [line for line in report_lines(report, Path("report.json")) if line.startswith("FAIL") and "= nan" in line]
     assert len(shown) == 1 < len([check for check in report.failures if np.isnan(check.value)])
     with pytest.raises(ModelFailed, match="the decoder's scores are no numbers"):
         engine = load(broken.work.repo, backend="onnx", dtype="fp32")

@@ -1,5 +1,14 @@
-"""`python -m vlm_export`, where the script is not on PATH."""
+"""`vlm-export`, which is `python -m vlm_export` too."""
 
-from vlm_export.cli import main
+from vlm_export.cli import main as command
+from vlm_export.cli import startup
 
-main(prog_name="vlm-export")
+
+def main() -> None:
+    """The command, in a process of its own."""
+    startup.begin()
+    command(prog_name="vlm-export")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,256 @@
+"""The commands that convert: golden, merge, onnx, verify, push; and those that list and measure."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vlm_export.cli.options import common, open_recipe, recipe_argument
+from vlm_export.cli.output import Progress, notify, print_result, report_lines
+from vlm_export.errors import InputError
+
+
+@click.command()
+@recipe_argument
+@click.option("--base", type=click.Choice(["original", "dequantized"]), help="In place of the recipe's.")
+@common
+def merge(recipe: str | None, base: str | None, work: Path | None, as_json: bool) -> None:
+    """Merge LoRA adapters into plain weights, in merged/.
+
+    Example: vlm-export merge my-captioner.yaml
+    """
+    found, folder = open_recipe(recipe, work)
+    from vlm_export import pipeline
+
+    with Progress(as_json) as progress:
+        report = pipeline.run_merge(found, folder, progress, base=base)
+    for warning in report.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    lines = [f"merged {report.adapter_tensors} adapter tensors into {report.parameters:,} parameters"]
+    if report.companions:
+        lines.append(report.companions)
+    if report.max_layer_error is not None:
+        lines.append(
+            f"layers differ from base + adapter by at most {report.max_layer_error:.1e} of what they compute "
+            f"({report.worst_layer})"
+        )
+    if report.max_relative_diff_vs_adapter is not None:
+        lines.append(
+            f"logits differ from base + adapter by at most {report.max_relative_diff_vs_adapter:.1e} of the largest, "
+            f"from the base alone by {report.max_relative_diff_vs_base:.1e}"
+        )
+    print_result(as_json, {**asdict(report), "path": str(folder.merged)}, [*lines, f"written to {folder.merged}"])
+
+
+@click.command()
+@recipe_argument
+@click.option("--quantize", multiple=True, type=click.Choice(["fp32", "fp16", "int8", "q8"]), help="A dtype; repeats.")
+@click.option("--layout", type=click.Choice(["captioner", "chat", "components"]), help="In place of the recipe's.")
+@click.option("--retrace", is_flag=True, help="Trace every component anew, whatever earlier exports kept.")
+@common
+def onnx(
+    recipe: str | None,
+    quantize: tuple[str, ...],
+    layout: str | None,
+    retrace: bool,
+    work: Path | None,
+    as_json: bool,
+) -> None:
+    """Trace each component, simplify, quantize, and lay out repo/.
+
+    float32 graphs are always written. int8 is fast on processors, q8 in browsers. What is traced is kept in the user's
+    cache folder, for every later export of the same architecture.
+
+    Example: vlm-export onnx --quantize int8 --quantize q8
+    """
+    found, folder = open_recipe(recipe, work)
+    from vlm_export import pipeline
+
+    with Progress(as_json) as progress:
+        manifest = pipeline.run_export(
+            found, folder, progress, dtypes=quantize, layout=layout, retrace=retrace, notify=notify
+        )
+    lines = [f"{graph.file:40} {graph.size_bytes / 1e6:9.2f} MB" for graph in manifest.graphs]
+    if "int8" in manifest.dtypes and "q8" not in manifest.dtypes:
+        lines.append("browsers will load float32, because int8 is slow there: --quantize q8 adds what they want")
+    print_result(as_json, {**asdict(manifest), "path": str(folder.repo)}, [*lines, f"written to {folder.repo}"])
+
+
+@click.command()
+@recipe_argument
+@click.option(
+    "--runtime", "runtimes", multiple=True, type=click.Choice(["ort", "node"]), help="Only this one; repeats."
+)
+@common
+def verify(recipe: str | None, runtimes: tuple[str, ...], work: Path | None, as_json: bool) -> None:
+    """Compare graphs and tokens with golden outputs.
+
+    Golden outputs are the PyTorch model's, recorded with its adapter attached. The graphs run in ONNX Runtime here and
+    in stock transformers.js in Node, which is installed once, into the user's cache folder.
+
+    Example: vlm-export verify --runtime ort
+    """
+    found, folder = open_recipe(recipe, work)
+    from vlm_export import pipeline
+    from vlm_export.publish.gate import REPORT
+    from vlm_export.verify.causes import explain
+    from vlm_export.verify.verify import RUNTIMES
+
+    with Progress(as_json) as progress:
+        report = pipeline.run_verify(found, folder, progress, runtimes=runtimes or RUNTIMES)  # type: ignore[arg-type]
+    lines = report_lines(report, folder.report / REPORT)
+    advice = explain(report, recipe or found.name)
+    print_result(as_json, asdict(report) | {"advice": advice}, [*lines, *advice])
+    if report.verdict != "pass":
+        click.get_current_context().exit(1)
+
+
+@click.command()
+@click.argument("repo_id")
+@click.option("--recipe", help="A bundled recipe's name or a YAML file.")
+@click.option("--dry-run", is_flag=True, help="List what would change; upload nothing.")
+@click.option("--private", is_flag=True, help="Make a new repo private.")
+@click.option("--revision", help="Push to this branch.")
+@click.option("--create-pr", is_flag=True, help="Open a pull request instead of pushing to the branch.")
+@click.option("--allow-unverified", is_flag=True, help="Push files that no passing report is about.")
+@common
+def push(
+    repo_id: str,
+    recipe: str | None,
+    dry_run: bool,
+    private: bool,
+    revision: str | None,
+    create_pr: bool,
+    allow_unverified: bool,
+    work: Path | None,
+    as_json: bool,
+) -> None:
+    """Upload repo/ to REPO_ID on the Hugging Face Hub.
+
+    Refuses files that no passing report is about. The token is the one of `hf auth login` or HF_TOKEN.
+
+    Example: vlm-export push org/model --dry-run
+    """
+    found, folder = open_recipe(recipe, work, builds_model=False)
+    from vlm_export.publish import gate
+
+    if dry_run:
+        plan = gate.run_plan(folder, repo_id, revision=revision)
+        lines = [f"{change.action:7} {change.path} ({change.size_bytes / 1e6:.2f} MB)" for change in plan.changes]
+        print_result(as_json, asdict(plan), [*lines, f"nothing was uploaded to {repo_id}"])
+        return
+    result = gate.run_push(
+        found,
+        folder,
+        repo_id,
+        private=private,
+        revision=revision,
+        create_pr=create_pr,
+        allow_unverified=allow_unverified,
+    )
+    print_result(as_json, asdict(result), [f"pushed to {result.pull_request or result.url}"])
+
+
+@click.command()
+@recipe_argument
+@common
+def golden(recipe: str | None, work: Path | None, as_json: bool) -> None:
+    """Record golden outputs of the PyTorch model.
+
+    The adapter is attached and nothing is merged. They go to golden/<recipe name>, beside the recipe.
+
+    Example: vlm-export golden my-captioner.yaml
+    """
+    found, _ = open_recipe(recipe, work)
+    from vlm_export import pipeline
+
+    with Progress(as_json) as progress:
+        recorded = pipeline.run_golden(found, progress)
+    lines = [f"{image.file}: {image.caption}" for image in recorded.images]
+    target = found.golden_target
+    print_result(as_json, {**asdict(recorded), "path": str(target)}, [*lines, f"written to {target}"])
+
+
+@click.command()
+@click.argument("repo", metavar="[RECIPE|DIR|REPO_ID]", required=False)
+@click.option(
+    "--runtime", "runtimes", multiple=True, type=click.Choice(["ort", "node", "wasm"]), help="Only this one; repeats."
+)
+@click.option("--dtype", "dtypes", multiple=True, help="Only this one; repeats.")
+@click.option(
+    "--image", "images", multiple=True, type=click.Path(path_type=Path), help="In place of golden ones; repeats."
+)
+@click.option("--prompt", help="What to say to a chat model.")
+@click.option("--new-tokens", type=click.IntRange(min=2), default=32, show_default=True, help="For each image.")
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="0 is each runtime's own choice.")
+@click.option("--card", is_flag=True, help="Write the table into the model card.")
+@common
+def bench(
+    repo: str | None,
+    runtimes: tuple[Any, ...],
+    dtypes: tuple[str, ...],
+    images: tuple[Path, ...],
+    card: bool,
+    work: Path | None,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Measure load time, time to the first token, tokens a second and peak memory.
+
+    By dtype, in ONNX Runtime in Python (ort), stock transformers.js in Node (node), and the same on onnxruntime-web's
+    WASM build (wasm), which runs in Node here and needs no browser. Each of them in a process of its own, in turns.
+
+    \b
+    Example: vlm-export bench
+             vlm-export bench build/my-captioner/repo --runtime ort --dtype q8 --image photo.jpg
+             vlm-export bench my-captioner.yaml --card
+    """
+    from rich.console import Console
+
+    from vlm_export.apps import exported_repo
+    from vlm_export.measure import bench as benchmark
+    from vlm_export.measure import bench_table
+
+    recipe = exported_repo.recipe_of(repo)
+    if card and recipe is None:
+        raise InputError(f"{repo}: --card: a recipe's card can be written, not that of a folder: name the recipe")
+    for dtype in dtypes or (None,):  # of the Hub's, each fetches its own graphs, into one folder
+        folder = exported_repo.find_repo(repo, work, dtype=dtype)
+    chosen = images or benchmark.images_of(recipe)
+    with Progress(as_json) as progress:
+        done = benchmark.bench(folder, chosen, runtimes=runtimes, dtypes=dtypes, progress=progress, **settings)
+    if as_json:
+        print_result(True, asdict(done), [])
+    else:
+        Console().print(bench_table.table(asdict(done)))
+    if card and recipe is not None:
+        from vlm_export import pipeline
+
+        notify(f"written to {pipeline.run_card(recipe, open_recipe(repo, work)[1], asdict(done))}")
+    if done.failures:
+        click.get_current_context().exit(1)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+def recipes(as_json: bool) -> None:
+    """List the bundled recipes."""
+    from vlm_export import bundled
+    from vlm_export.recipe import find_recipe
+
+    found = [find_recipe(name).recipe for name in bundled.recipe_names()]
+    summaries = [
+        {"name": r.name, "model_type": r.model_type, "layout": r.layout, "description": r.description.strip()}
+        for r in found
+    ]
+    rows = [(r.name, r.model_type or "", r.layout, r.description.splitlines()[0]) for r in found]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
+    lines = ["  ".join([*map(str.ljust, row, widths), row[-1]]) for row in rows]
+    print_result(as_json, {"recipes": summaries}, lines)
+
+
+COMMANDS = (golden, merge, onnx, verify, push, bench, recipes)

@@ -1,0 +1,88 @@
+"""What commands have in common: options, the recipe that they are about, and errors as one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from vlm_export.errors import VlmExportError
+
+if TYPE_CHECKING:
+    from vlm_export.files import Work
+    from vlm_export.recipe import RecipeFile
+
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+_DEBUG = "vlm_export.debug"
+
+
+class Group(click.Group):
+    """Turns the errors of `errors.py` into one line and their exit status."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except VlmExportError as error:
+            if ctx.meta.get(_DEBUG):
+                raise
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except OSError as error:
+            if ctx.meta.get(_DEBUG):
+                raise
+            click.echo(f"error: {error.filename or 'system'}: {error.strerror or error}", err=True)
+            ctx.exit(2)
+
+
+def _remember_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    ctx.find_root().meta[_DEBUG] = value
+
+
+def common(command: Command) -> Command:
+    """Options of every command that works on a recipe."""
+    options = (
+        click.option(
+            "--work",
+            type=click.Path(path_type=Path, file_okay=False),
+            envvar="VLM_EXPORT_WORK",
+            help="Work folder, in place of build/<recipe name>.",
+        ),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
+        click.option(
+            "--debug",
+            is_flag=True,
+            expose_value=False,
+            callback=_remember_debug,
+            help="Show the traceback of an error.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def recipe_argument(command: Command) -> Command:
+    """RECIPE, which may be left out."""
+    return click.argument("recipe", required=False)(command)
+
+
+def open_recipe(reference: str | None, work: Path | None, *, builds_model: bool = True) -> tuple[RecipeFile, Work]:
+    """The recipe that a command is about, and its work folder; says so where the user named none.
+
+    Raises:
+        InputError: there is no such recipe, or something is wrong in it.
+    """
+    from vlm_export.files import Work
+    from vlm_export.recipe import LOCAL_RECIPE, find_recipe
+
+    recipe = find_recipe(reference)
+    if reference is None and recipe.is_bundled:
+        click.echo(f"no {LOCAL_RECIPE} in this folder: this is about the bundled {recipe.name}", err=True)
+    if recipe.recipe.trust_remote_code and builds_model:
+        click.echo(f"warning: trust_remote_code: runs code of {recipe.recipe.model}@{recipe.recipe.revision}", err=True)
+    return recipe, Work(work or Path("build") / recipe.name)

@@ -1,0 +1,74 @@
+"""What commands print: results on stdout, progress and warnings on stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+def notify(line: str) -> None:
+    """A line on stderr."""
+    click.echo(line, err=True)
+
+
+def write(text: str) -> None:
+    """A piece of a text on stdout, as it comes."""
+    click.echo(text, nl=False)
+
+
+def print_result(as_json: bool, value: dict[str, Any], lines: list[str]) -> None:
+    """A result on stdout: one JSON object, or lines."""
+    click.echo(json.dumps(value, ensure_ascii=False, default=str) if as_json else "\n".join(lines))
+
+
+def report_lines(report: Any, path: Path) -> list[str]:
+    """What `verify` prints of a report: what failed, at most ten lines of it, then what was said in every runtime."""
+    shown: dict[Any, Any] = {}
+    for check in report.failures:  # one overflow makes all that follows it infinite
+        key = (check.dtype, check.runtime) if math.isnan(check.value) else check
+        shown.setdefault(key, check)
+    lines = [
+        f"FAIL {check.component} {check.dtype} {check.runtime} {check.metric} = {check.value:.3g}"
+        + (f" (limit {check.limit:g})" if check.limit is not None else "")
+        + (f": {check.detail}" if check.detail else "")
+        for check in list(shown.values())[:10]
+    ]
+    if len(report.failures) > len(lines):
+        lines.append(f"and {len(report.failures) - len(lines)} more failures")
+    for check in report.checks:
+        if check.component == "all" and check.verdict != "fail":
+            lines.append(
+                f"{check.verdict:9} {check.dtype} {check.runtime:5} {check.metric} {check.value:.3f} ({check.detail})"
+            )
+    return [*lines, f"{report.verdict}: {len(report.checks)} checks, {len(report.failures)} failed; {path}"]
+
+
+class Progress:
+    """A bar on stderr once something has taken a second; silent when stderr is no terminal."""
+
+    def __init__(self, silent: bool):
+        from rich.console import Console
+        from rich.progress import Progress
+
+        console = Console(stderr=True)
+        self.bar = Progress(console=console, transient=True, disable=silent or not console.is_terminal)
+        self.task: Any = None
+        self.started = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if self.task is None and time.monotonic() - self.started > 1:
+            self.bar.start()
+            self.task = self.bar.add_task(what)
+        if self.task is not None:
+            self.bar.update(self.task, description=what, completed=done, total=total or None)
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()

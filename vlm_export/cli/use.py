@@ -1,0 +1,179 @@
+"""The commands that use an exported repo: run, serve, demo."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from vlm_export.cli.options import common
+from vlm_export.cli.output import notify, print_result, write
+
+
+@click.command()
+@click.argument("arguments", nargs=-1, required=True, metavar="[RECIPE|DIR|REPO_ID] IMAGE...")
+@click.option("--prompt", help="What to say to a chat model; a captioner takes none.")
+@click.option("--together", is_flag=True, help="All images belong to one prompt of a chat model.")
+@click.option("--dtype", help="By default int8, else q8, else fp32, of those that passed verify.")
+@click.option("--backend", type=click.Choice(["auto", "onnx", "torch"]), default="auto", show_default=True)
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="For each graph; 0 is ONNX Runtime's choice.")
+@click.option("--stream", is_flag=True, help="Print the text as it comes.")
+@click.option("--num-beams", type=int, help="Beam search.")
+@click.option("--num-return-sequences", type=int, help="So many beams or samples, a line each.")
+@click.option("--length-penalty", type=float, help="Above 0 favours long beams.")
+@click.option("--early-stopping", type=click.Choice(["true", "false", "never"]), help="When beam search ends.")
+@click.option("--sample", is_flag=True, help="Draw each token instead of taking the best.")
+@click.option("--temperature", type=float, help="With --sample.")
+@click.option("--top-k", type=int, help="With --sample: among so many of the best.")
+@click.option("--top-p", type=float, help="With --sample: among the best that have this share of the probability.")
+@click.option("--seed", type=int, help="With --sample: makes it repeatable.")
+@click.option("--max-new-tokens", type=int)
+@click.option("--min-new-tokens", type=int)
+@click.option("--repetition-penalty", type=float)
+@click.option("--no-repeat-ngram-size", type=int)
+@click.option("--stop", multiple=True, help="A text that ends an answer; repeats.")
+@common
+def run(
+    arguments: tuple[str, ...],
+    prompt: str | None,
+    together: bool,
+    dtype: str | None,
+    backend: Literal["auto", "onnx", "torch"],
+    threads: int,
+    stream: bool,
+    work: Path | None,
+    as_json: bool,
+    **generation: Any,
+) -> None:
+    """Caption images, or ask about them.
+
+    With ONNX Runtime alone, neither PyTorch nor transformers; a recipe that is not exported yet runs with PyTorch.
+    What is not given here is as generation_config.json says. One image gives its caption, several a line each.
+
+    \b
+    Example: vlm-export run photo.jpg
+             vlm-export run build/my-captioner/repo photos/ --num-beams 3
+             vlm-export run org/model photo.jpg --prompt 'What is this?' --stream
+    """
+    from vlm_export.apps import exported_repo
+    from vlm_export.apps import run as runner
+
+    options = runner.options(**generation)
+    reference, images = exported_repo.split_arguments(arguments)
+    started = time.monotonic()
+    model = exported_repo.open_model(reference, work, dtype=dtype, backend=backend, threads=threads, notify=notify)
+    load_seconds = time.monotonic() - started
+    groups = [images] if together else [[image] for image in images]
+    streamed = stream and not as_json
+    results = []
+    for group, answer in runner.caption(model, groups, prompt, options, write if streamed else None):
+        results.append((group, answer))
+        if not streamed and not as_json:
+            click.echo("\n".join(runner.lines(group, answer, len(groups))))
+    if as_json:
+        print_result(True, runner.as_json(model, results, load_seconds), [])
+
+
+@click.command()
+@click.argument("repo", metavar="[RECIPE|DIR|REPO_ID]", required=False)
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Where to listen. Who can reach it can use the model: there is no key and no TLS.",
+)
+@click.option("--dtype", help="By default int8, else q8, else fp32, of those that passed verify.")
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="For each graph; 0 is ONNX Runtime's choice.")
+@click.option("--max-body-mb", type=click.IntRange(1), default=20, show_default=True, help="Of one request.")
+@click.option("--concurrency", type=click.IntRange(1), default=1, show_default=True, help="Requests at work at a time.")
+@click.option("--queue", type=click.IntRange(0), default=16, show_default=True, help="Requests that may wait for that.")
+@common
+def serve(
+    repo: str | None,
+    port: int,
+    host: str,
+    dtype: str | None,
+    threads: int,
+    max_body_mb: int,
+    concurrency: int,
+    queue: int,
+    work: Path | None,
+    as_json: bool,
+) -> None:
+    """Serve an exported repo as OpenAI's API does, on this machine.
+
+    POST /v1/chat/completions takes images as data: URLs, and streams; there are GET /v1/models and GET /health.
+
+    \b
+    Example: vlm-export serve --port 8000
+      client = openai.OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")
+      client.chat.completions.create(model="shapes-captioner", messages=[
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}]}])
+
+    \b
+    max_tokens, max_completion_tokens   new tokens; else what the repo says
+    temperature                         0 takes the best token, more samples; else what the repo says
+    top_p, seed, stop, n, stream, stream_options.include_usage
+    extra_body                          num_beams, length_penalty, early_stopping, top_k, repetition_penalty,
+                                        no_repeat_ngram_size, min_new_tokens
+
+    Anything else that would change the answer is refused by name. So are http(s) addresses of images: this server
+    fetches nothing.
+    """
+    from vlm_export.apps import exported_repo
+    from vlm_export.apps import serve as server
+    from vlm_export.apps.listening import LOOPBACK, check_host
+
+    check_host(host)
+    model = exported_repo.open_model(repo, work, dtype=dtype, threads=threads, notify=notify, spare=False)
+    limits = server.Limits(max_body_mb * 1_000_000, concurrency, queue)
+    if host not in LOOPBACK:
+        notify(f"warning: listening at {host}: whoever can reach it can use the model, without a key")
+
+    def ready(url: str) -> None:
+        what = {"url": url, "model": model.name, "dtype": model.dtype, "backend": model.backend}
+        print_result(as_json, what, [f"{model.name} in {model.dtype} at {url} (Ctrl-C stops it)"])
+
+    server.serve(model, limits, host=host, port=port, ready=ready)
+
+
+@click.command()
+@click.argument("reference", metavar="[RECIPE|DIR]", required=False)
+@click.option(
+    "--export", "export_to", type=click.Path(path_type=Path), metavar="DIR", help="Write it as a static site."
+)
+@click.option("--port", type=click.IntRange(0, 65535), default=7861, show_default=True, help="0: any that is free.")
+@click.option("--no-open", is_flag=True, help="Do not open a browser.")
+@common
+def demo(
+    reference: str | None, export_to: Path | None, port: int, no_open: bool, work: Path | None, as_json: bool
+) -> None:
+    """Open a page that captions images with the exported repo.
+
+    The page loads repo/ of a recipe, or an exported repo in DIR, in stock transformers.js, served from this machine to
+    this machine alone. Ctrl-C ends it. With --export it is written to a folder instead, for a Space or GitHub Pages.
+
+    Example: vlm-export demo --export site
+    """
+    from vlm_export.apps import demo_server, demo_site
+    from vlm_export.apps.exported_repo import find_repo
+    from vlm_export.apps.listening import listen, url_of
+
+    repo = find_repo(reference, work)
+    site = demo_site.build(repo, demo_site.goldens_of(reference, repo), cached=export_to is not None)
+    if export_to is not None:
+        written = demo_site.export(site, export_to)
+        print_result(
+            as_json, {"path": str(export_to), "files": written}, [f"written to {export_to}: {len(written)} files"]
+        )
+        return
+    listening = listen(port)
+    url = url_of(listening)
+    print_result(as_json, {"url": url, "path": str(repo)}, [f"{url} captions with {repo}; Ctrl-C ends it"])
+    demo_server.serve(site, listening, open_browser=not no_open)
+
+
+COMMANDS = (run, serve, demo)
