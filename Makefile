@@ -19,6 +19,7 @@ check: install
 	ruff check .
 	ruff format --check .
 	mypy
+	lint-imports --no-logo --no-cache
 
 install: $(INSTALLED)
 

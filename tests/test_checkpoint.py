@@ -1,4 +1,4 @@
-"""vlm_export.checkpoint and vlm_export.tensor_file: files are read and written as they are, or refused by name."""
+"""vlm_export.source.checkpoint and vlm_export.tensors: files are read and written as they are, or refused by name."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ from vlm_export.source.checkpoint import Checkpoint, build_empty, open_checkpoin
 from vlm_export.spec.graph import Component, TensorSpec
 
 pytestmark = pytest.mark.usefixtures("structures")
-ONLY_TRACING = ("onnxscript", "torch.onnx._internal.exporter._core", "vlm_export.trace")
+ONLY_TRACING = ("onnxscript", "torch.onnx._internal.exporter._core", "vlm_export.graph.trace")
 _EXPORT = """
 import sys
 from vlm_export.cli import main

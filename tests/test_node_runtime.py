@@ -1,4 +1,4 @@
-"""vlm_export.node_runtime on tiny repos: the tokens are those of the same graphs run here, step by step."""
+"""vlm_export.web.node_runtime on tiny repos: the tokens are those of the same graphs run here, step by step."""
 
 from __future__ import annotations
 

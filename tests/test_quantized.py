@@ -1,4 +1,4 @@
-"""vlm_export.quantized: what a library quantized is read back as it reads it, and adapters are merged into it.
+"""vlm_export.source.quantized: what a library quantized is read back as it reads it, and adapters are merged into it.
 
 `data/bitsandbytes-0.50.2.safetensors` holds weights that this version of the library quantized, the values it read back
 (`expected.`), and what it left of the tensor `other` (`rounded.`). `data/gptqmodel-7.7.0.safetensors` holds layers that

@@ -1,0 +1,1 @@
+"""The families, one a file, named after its `model_type` and found by that name; `_` begins what several share."""

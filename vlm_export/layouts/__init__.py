@@ -1,1 +1,1 @@
-"""How a repo is laid out, and how its client drives the graphs: one file a client. A family names those it can use."""
+"""The clients, one a file: the config files that make each load the graphs. A family names those that it can use."""

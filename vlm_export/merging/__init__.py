@@ -1,0 +1,1 @@
+"""Adapters into plain weights, and the proof that they compute the same."""

@@ -1,1 +1,1 @@
-"""Weights in eight bits: how they are made of a checkpoint's, and how a graph holds and unpacks them, a file a form."""
+"""A graph in each dtype, a file a method: what is done to weights and activations, and what must stay float32."""

@@ -1,0 +1,1 @@
+"""Goldens of PyTorch, and whether an exported repo says the same in each runtime."""

@@ -1,0 +1,1 @@
+"""Stock transformers.js in Node, driven from Python."""

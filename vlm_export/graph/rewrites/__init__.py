@@ -1,1 +1,1 @@
-"""Graph passes, one a file. Each returns how often it applied; `trace`, `simplify` and `quantize` put them in order."""
+"""Graph passes, one a file. Each returns how often it applied; `trace` and `simplify` put them in order."""
