@@ -1,4 +1,4 @@
-"""vlm_export.merging.proof: an error of 0.1 % in one layer is seen at any depth, and nothing that is right is refused."""
+"""vlm_export.merging.proof: an error of 0.1 % in one layer is seen at any depth, and what is right is not refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""vlm_export.tensors.streaming: a model without weights computes what the loaded one does, one tensor in memory at a time."""
+"""vlm_export.tensors.streaming: a model without weights computes what the loaded one does, a tensor at a time."""
 
 from __future__ import annotations
 

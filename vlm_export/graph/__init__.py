@@ -1,1 +1,1 @@
-"""A component's graph: traced without weights, rewritten, simplified, kept, and written with the weights of a checkpoint."""
+"""A component's graph: traced without weights, rewritten, simplified, kept, and written with a checkpoint's."""

@@ -1,1 +1,1 @@
-"""What is traced: PyTorch modules around transformers' own, whose attention and rotation become operators of ONNX Runtime."""
+"""What is traced: modules around transformers' own, whose attention and rotation become operators of ONNX Runtime."""

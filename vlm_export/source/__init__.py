@@ -1,1 +1,1 @@
-"""What is converted: a recipe's model and adapters as folders, their config, tensors, tokenizer and rules of generation."""
+"""What is converted: a recipe's model and adapters as folders; their config, tensors, tokenizer, generation rules."""
