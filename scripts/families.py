@@ -33,7 +33,7 @@ from vlm_export.merging import adapter_settings  # noqa: E402
 from vlm_export.source import companions  # noqa: E402
 from vlm_export.source.checkpoint import open_checkpoint  # noqa: E402
 from vlm_export.spec.family import Family  # noqa: E402
-from vlm_export.verify.verify import RUNTIMES  # noqa: E402
+from vlm_export.verify.report import RUNTIMES  # noqa: E402
 
 COLUMNS = {
     "ort": "ONNX Runtime",

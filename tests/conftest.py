@@ -111,11 +111,12 @@ def _verifies_what_it_says(request: pytest.FixtureRequest, monkeypatch: pytest.M
         yield
         return
     from vlm_export.verify import verify
+    from vlm_export.verify.report import Report
 
     made: set[tuple[str, str, str, str]] = set()
     run = verify.verify
 
-    def recorded(repo: Any, merged: Any, *arguments: Any, **options: Any) -> verify.Report:
+    def recorded(repo: Any, merged: Any, *arguments: Any, **options: Any) -> Report:
         report = run(repo, merged, *arguments, **options)
         found = (merged.family.model_type, report.layout)
         made.update((*found, check.runtime, check.dtype) for check in report.checks if check.verdict != "fail")

@@ -1,4 +1,4 @@
-"""vlm_export.merging.merge: merged weights are those of an independent sum and of PEFT; every planted fault is named."""
+"""vlm_export.merging.merge: merged weights are an independent sum's and PEFT's; every planted fault is named."""
 
 from __future__ import annotations
 

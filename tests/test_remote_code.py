@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,14 @@ from transformers import (
 )
 
 from vlm_export import pipeline
+from vlm_export.apps.exported_repo import open_model
 from vlm_export.errors import InputError
 from vlm_export.files import Work
 from vlm_export.hub import push_folder
+from vlm_export.measure.bench import bench
 from vlm_export.recipe import load_recipe
+from vlm_export.runtime.images import open_image
+from vlm_export.runtime.options import Options
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
 
@@ -121,6 +126,18 @@ def test_a_model_of_its_own_code(repo: Repo, structures: Path) -> None:
     assert "auto_map" not in config
     report = made.verify("ort")
     assert report.verdict == "pass", report.failures
+    [image, *_] = sorted((repo.folder / "golden" / "odd" / "images").iterdir())
+    measured = bench(made.work.repo, [image], runtimes=("ort",), dtypes=("fp32",), new_tokens=2, rounds=1)
+    assert "tok/s" in pipeline.run_card(made.recipe, made.work, asdict(measured)).read_text()
+    assert "odd_llava" not in CONFIG_MAPPING, "what a stage registered for itself is gone with it"
+    lines: list[str] = []
+    model = open_model(str(made.recipe.path), made.work.root, backend="torch", notify=lines.append)
+    assert lines == [f"warning: trust_remote_code: runs code of {REPO}@{repo.commit}"]
+    said = [
+        each.generate([open_image(image)], "What is it?", Options()).token_ids
+        for each in (model, open_model(str(made.recipe.path), made.work.root, backend="onnx", dtype="fp32"))
+    ]
+    assert said[0] == said[1]
     # Without the code the same weights are another model.
     golden = load_file(repo.folder / "golden" / "odd" / "golden.safetensors")
     plain = json.loads((repo.checkpoint / "config.json").read_text()) | {"model_type": "llava"}

@@ -27,7 +27,7 @@ from vlm_export.runtime.options import Options
 from vlm_export.source.checkpoint import open_checkpoint
 from vlm_export.verify import golden, limits, verify
 from vlm_export.verify.causes import explain
-from vlm_export.verify.verify import Report
+from vlm_export.verify.report import SATURATION, Check, Report
 
 DECODER = "decoder_model_merged"
 
@@ -202,7 +202,7 @@ def test_integer_products_that_saturate_fail_on_any_processor(broken: Exported) 
     """The decoder of other exporters' int8: what this processor makes of it decides nothing."""
     quantize_dynamic(broken.graph(DECODER), broken.graph(f"{DECODER}_int8"), per_channel=True)
     report = broken.verify("ort")
-    [failure] = [check for check in report.failures if check.metric == verify.SATURATION]
+    [failure] = [check for check in report.failures if check.metric == SATURATION]
     assert (failure.component, failure.dtype, failure.limit) == (DECODER, "int8", 128)
     assert failure.value > 128 and "saturates on processors without VNNI" in failure.detail
     assert "int8: integer products saturate" in explain(report, "pico")[0]
@@ -236,7 +236,7 @@ def test_what_failed_is_explained_and_is_nobodys_default(broken: Exported) -> No
 
 @pytest.mark.parametrize("runtimes", [["ort", "node"], ["node"]])
 def test_a_cause_speaks_of_runtimes_that_ran(exported: Exported, runtimes: list[str]) -> None:
-    failed = verify.Check("all", "fp32", "node", limits.TOKENS_EXACT, 0.5, 1.0, "fail", "1 of 2 images")
+    failed = Check("all", "fp32", "node", limits.TOKENS_EXACT, 0.5, 1.0, "fail", "1 of 2 images")
     report = replace(exported.verify("ort"), checks=[failed], runtimes=runtimes)
     assert explain(report, "pico")[0].startswith("fp32: right in ONNX Runtime, wrong in transformers.js") == (
         "ort" in runtimes
@@ -367,8 +367,8 @@ def test_transformers_js_decides_too(broken: Exported) -> None:
     """What only the client reads is wrong: the graphs pass, the tokens in Node do not."""
     path = broken.work.repo / "generation_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"max_new_tokens": 2}))
-    report = broken.verify("ort", "node")
-    assert {(check.runtime, check.metric) for check in report.failures} == {("node", "tokens_exact_rate")}
+    found = {(check.dtype, check.runtime, check.metric) for check in broken.verify("ort", "node").failures}
+    assert found == {("fp32", "node", limits.TOKENS_EXACT), ("int8", "node", limits.TOKENS_AS_ORT)}
 
 
 def test_a_repo_that_transformers_js_cannot_load(broken: Exported) -> None:
@@ -377,6 +377,20 @@ def test_a_repo_that_transformers_js_cannot_load(broken: Exported) -> None:
     report = broken.verify("node")
     assert report.verdict == "fail"
     assert "all fp32 runs:" in messages(report)
+
+
+@pytest.mark.parametrize("runtimes", [("ort", "node"), ("node",)])
+def test_another_client_in_eight_bits_does_not_hide_behind_the_margin_of_eight_bits(
+    broken: Exported, runtimes: tuple[Any, ...]
+) -> None:
+    """The recipe's tolerance lets any token pass; that Node says what ONNX Runtime says of the same graphs is asked."""
+    [right] = [c for c in broken.verify(*runtimes).checks if c.metric == limits.TOKENS_AS_ORT]
+    assert (right.dtype, right.runtime, right.value, right.limit) == ("int8", "node", 1.0, 1.0)
+    assert right.verdict in ("pass", "near-tie")
+    path = broken.work.repo / "generation_config.json"  # which golden generation does not follow
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"repetition_penalty": 5.0}))
+    found = {(c.dtype, c.runtime, c.metric) for c in broken.verify(*runtimes).failures}
+    assert found == {("fp32", "node", limits.TOKENS_EXACT), ("int8", "node", limits.TOKENS_AS_ORT)}
 
 
 def test_push_needs_a_passing_report_about_these_very_files(broken: Exported) -> None:

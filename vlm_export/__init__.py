@@ -1,7 +1,7 @@
 """Turn a fine-tuned vision-language model into a repo that stock transformers.js loads, and prove it says the same.
 
-The command line (`vlm-export --help`) and the walk behind it (`vlm_export.pipeline`) convert. What runs an exported repo
-in Python is here:
+The command line (`vlm-export --help`) and the walk behind it (`vlm_export.pipeline`) convert. What runs an exported
+repo in Python is here:
 
     model = load(Path("build/shapes-captioner/repo"))
     model.generate([Image.open("photo.jpg")], options=Options(num_beams=3)).text

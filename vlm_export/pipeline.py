@@ -32,19 +32,19 @@ from vlm_export.quantize import saturation, variants
 from vlm_export.quantize.variants import Source
 from vlm_export.recipe import RecipeFile
 from vlm_export.source.checkpoint import open_checkpoint
-from vlm_export.source.fetch import sources, use_remote_code
+from vlm_export.source.fetch import sources, with_trusted_code
 from vlm_export.source.generation_rules import published
 from vlm_export.verify import golden, verify
-from vlm_export.verify.verify import Report, Runtime
+from vlm_export.verify.report import Report, Runtime, with_files
 
 Progress = Callable[[str, int, int], None]  # what, done, of how many
 _VERSIONS = ("vlm-export", "torch", "transformers", "peft", "onnx", "onnxruntime", "onnxscript", "onnxsim")
 BENCH = "bench.json"
 
 
+@with_trusted_code
 def run_merge(recipe: RecipeFile, work: Work, progress: Progress, *, base: str | None = None) -> MergeReport:
     """LoRA → plain weights, in `merged/`; `base` in place of the recipe's."""
-    use_remote_code(recipe)
     found = sources(recipe)
     return merge.merge(
         found.model,
@@ -57,9 +57,9 @@ def run_merge(recipe: RecipeFile, work: Work, progress: Progress, *, base: str |
     )
 
 
+@with_trusted_code
 def run_golden(recipe: RecipeFile, progress: Progress) -> golden.Golden:
     """Record the PyTorch model's outputs in the recipe's golden folder."""
-    use_remote_code(recipe)
     patterns = recipe.recipe.golden.images
     base = recipe.path.parent
     if not patterns:
@@ -102,6 +102,7 @@ def golden_images(base: Path, patterns: Sequence[str]) -> list[Path]:
     return sorted(found)
 
 
+@with_trusted_code
 def run_export(
     recipe: RecipeFile,
     work: Work,
@@ -122,7 +123,6 @@ def run_export(
     """
     if not (work.merged / "merge.json").is_file():
         raise InputError(f"{work.merged}: nothing merged yet: run `vlm-export merge {recipe.name}`")
-    use_remote_code(recipe)
     merged = open_checkpoint(work.merged)
     layout = layout or recipe.recipe.layout
     if layout not in merged.family.layouts:
@@ -181,11 +181,11 @@ def _write(source: Source, dtype: str, folder: Path) -> GraphFile:
     return GraphFile(component.name, dtype, path.name, size, chunks)
 
 
+@with_trusted_code
 def run_verify(recipe: RecipeFile, work: Work, progress: Progress, *, runtimes: Sequence[Runtime]) -> Report:
     """Compare `repo/` with the goldens; write `report/report.json`, and what was verified into the model card."""
     recorded = golden.load_golden(recipe.golden_dir, recipe.name)
     manifest = load_manifest(work.repo)
-    use_remote_code(recipe)
     merged = open_checkpoint(work.merged)
     generation = published(recipe.recipe.generation, merged)
     if changed := recorded.facts.differences(recipe.recipe, generation):
@@ -205,10 +205,11 @@ def run_verify(recipe: RecipeFile, work: Work, progress: Progress, *, runtimes: 
     client = merged.family.layouts[manifest.layout].client
     benchmark = _of_these_graphs(work, BENCH)
     config_files.write_card(work.repo, recipe, client, manifest, asdict(report), benchmark)
-    write_json(work.report / REPORT, verify.with_files(report, work.repo))
+    write_json(work.report / REPORT, with_files(report, work.repo))
     return report
 
 
+@with_trusted_code
 def run_card(recipe: RecipeFile, work: Work, benchmark: Mapping[str, Any]) -> Path:
     """Write what was measured into the model card, and keep it for the next one. Returns the card's path.
 

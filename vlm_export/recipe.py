@@ -179,6 +179,11 @@ class RecipeFile:
         return shipped if self.is_bundled and shipped.exists() and not recorded.exists() else recorded
 
     @property
+    def trusted_code(self) -> str:
+        """The repo and the commit whose code the recipe lets run, or nothing."""
+        return f"{self.recipe.model}@{self.recipe.revision}" if self.recipe.trust_remote_code else ""
+
+    @property
     def is_bundled(self) -> bool:
         """Whether it came with the package."""
         return self.path.resolve().parent == bundled.RECIPES

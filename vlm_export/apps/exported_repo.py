@@ -65,6 +65,8 @@ def open_model(
     def fallback() -> Engine:
         from vlm_export.apps.pytorch_engine import from_recipe
 
+        if recipe.trusted_code:
+            notify(f"warning: trust_remote_code: runs code of {recipe.trusted_code}")
         return from_recipe(recipe)
 
     folder = _work(recipe, work).repo

@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,19 +73,23 @@ def from_recipe(recipe: RecipeFile) -> TorchEngine:
     Raises:
         InputError: the model or an adapter is missing, or they do not fit together.
     """
-    found = fetch.sources(recipe)
-    checkpoint, model = merge.attach(
-        found.model,
-        found.adapters,
-        combination=recipe.recipe.combination,
-        dequantized=recipe.recipe.base == "dequantized",
-    )
-    default = checkpoint.family.image_processor(checkpoint.config)
-    with gathered(found.model, found.adapters, found.beside) as companions:
-        checkpoint = replace(checkpoint, path=companions.folder)
-        settings = image_processor_settings(checkpoint.path, default, recipe.recipe.image_processor)
-        rules = published(recipe.recipe.generation, checkpoint)
-        return TorchEngine(checkpoint, model, recipe.name, recipe.recipe.layout, settings, rules)
+    with ExitStack() as opened:
+        opened.enter_context(fetch.trusted_code(recipe))
+        found = fetch.sources(recipe)
+        checkpoint, model = merge.attach(
+            found.model,
+            found.adapters,
+            combination=recipe.recipe.combination,
+            dequantized=recipe.recipe.base == "dequantized",
+        )
+        default = checkpoint.family.image_processor(checkpoint.config)
+        with gathered(found.model, found.adapters, found.beside) as companions:
+            checkpoint = replace(checkpoint, path=companions.folder)
+            settings = image_processor_settings(checkpoint.path, default, recipe.recipe.image_processor)
+            rules = published(recipe.recipe.generation, checkpoint)
+            engine = TorchEngine(checkpoint, model, recipe.name, recipe.recipe.layout, settings, rules)
+        engine.code = opened.pop_all()  # its config is read anew for each prompt
+        return engine
 
 
 class TorchEngine:
@@ -92,6 +97,7 @@ class TorchEngine:
 
     backend: Backend = "torch"
     dtype = "fp32"
+    code: ExitStack | None = None  # what a repo's own classes are registered by, as long as the engine lives
 
     def __init__(
         self,

@@ -97,7 +97,7 @@ def verify(recipe: str | None, runtimes: tuple[str, ...], work: Path | None, as_
     from vlm_export import pipeline
     from vlm_export.publish.gate import REPORT
     from vlm_export.verify.causes import explain
-    from vlm_export.verify.verify import RUNTIMES
+    from vlm_export.verify.report import RUNTIMES
 
     with Progress(as_json) as progress:
         report = pipeline.run_verify(found, folder, progress, runtimes=runtimes or RUNTIMES)  # type: ignore[arg-type]

@@ -83,6 +83,6 @@ def open_recipe(reference: str | None, work: Path | None, *, builds_model: bool 
     recipe = find_recipe(reference)
     if reference is None and recipe.is_bundled:
         click.echo(f"no {LOCAL_RECIPE} in this folder: this is about the bundled {recipe.name}", err=True)
-    if recipe.recipe.trust_remote_code and builds_model:
-        click.echo(f"warning: trust_remote_code: runs code of {recipe.recipe.model}@{recipe.recipe.revision}", err=True)
+    if recipe.trusted_code and builds_model:
+        click.echo(f"warning: trust_remote_code: runs code of {recipe.trusted_code}", err=True)
     return recipe, Work(work or Path("build") / recipe.name)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 
 from vlm_export import hub
 from vlm_export.errors import InputError
@@ -14,6 +18,8 @@ from vlm_export.source import companions, remote_code
 from vlm_export.source.checkpoint import ADAPTER_FILES, COMPANIONS, MODEL_FILES
 from vlm_export.tensors.stored import folder_of
 
+Given = ParamSpec("Given")
+Made = TypeVar("Made")
 _BESIDE = {
     "tokenizer": (companions.TOKENIZER, companions.TEMPLATE),
     "processor": (companions.PROCESSOR,),
@@ -60,14 +66,16 @@ def sources(recipe: RecipeFile) -> Sources:
     return Sources(model, adapters, companions.Choice(folders, recipe.recipe.chat_template))
 
 
-def use_remote_code(recipe: RecipeFile) -> None:
-    """Let the model's `model_type` mean the classes of its repo, if the recipe trusts them.
+@contextmanager
+def trusted_code(recipe: RecipeFile) -> Iterator[None]:
+    """Within, the model's `model_type` means the classes of its repo, if the recipe trusts them.
 
     Raises:
         InputError: they are not those of a commit of the Hub, or cannot be used.
     """
     model, revision = recipe.recipe.model, recipe.recipe.revision
     if not recipe.recipe.trust_remote_code:
+        yield
         return
     if recipe.local(model) is not None:
         raise InputError(
@@ -77,7 +85,21 @@ def use_remote_code(recipe: RecipeFile) -> None:
     folder = hub.download(model, revision=revision, allow_patterns=remote_code.FILES)
     if folder.name != revision:
         raise InputError(f"{recipe.path}: revision: the Hub answered with {folder.name} in place of {revision}")
-    remote_code.register(folder, f"{model}@{revision}")
+    with remote_code.registered(folder, f"{model}@{revision}"):
+        yield
+
+
+def with_trusted_code(
+    stage: Callable[Concatenate[RecipeFile, Given], Made],
+) -> Callable[Concatenate[RecipeFile, Given], Made]:
+    """A stage of a recipe, run within `trusted_code`."""
+
+    @wraps(stage)
+    def run(recipe: RecipeFile, *arguments: Given.args, **options: Given.kwargs) -> Made:
+        with trusted_code(recipe):
+            return stage(recipe, *arguments, **options)
+
+    return run
 
 
 def _check_model_type(recipe: RecipeFile, config: Path) -> None:

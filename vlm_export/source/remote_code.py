@@ -9,10 +9,12 @@ and processors is never run, since transformers.js has none of it; adapters have
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig, AutoModelForImageTextToText
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from vlm_export.errors import InputError
@@ -20,15 +22,18 @@ from vlm_export.families.registry import family_of
 from vlm_export.files import read_json
 
 FILES = ("config.json", "*.py")  # of the repo
+_MAPPINGS: tuple[Any, ...] = (CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
 _CONFIG = "AutoConfig"
 _MODELS = ("AutoModelForImageTextToText", "AutoModelForVision2Seq", "AutoModelForCausalLM", "AutoModel")
 _REFERENCE = re.compile(r"\w+(\.\w+)*\.\w+")  # `module.Class`; `org/repo--module.Class` is in a repo that nothing pins
 
 
-def register(folder: Path, source: str) -> None:
-    """Import the classes that the `auto_map` of a repo's `config.json` names, and let its `model_type` mean them.
+@contextmanager
+def registered(folder: Path, source: str) -> Iterator[None]:
+    """Import the classes that the `auto_map` of a repo's `config.json` names; within, its `model_type` means them.
 
-    `source` is the repo and its commit, for messages.
+    Args:
+        source: the repo and its commit, for messages.
 
     Raises:
         InputError: there are none, they are in another repo, cannot be imported, or build on no family.
@@ -40,11 +45,18 @@ def register(folder: Path, source: str) -> None:
     if family is None or not family.remote_code:
         reason = "derives from no family's" if family is None else f"is that of a {family.model_type}, built by our own"
         raise InputError(f"{source}: auto_map: {config_class.__name__} {reason}; remove trust_remote_code")
+    before = [dict(mapping._extra_content) for mapping in _MAPPINGS]
     try:
         AutoConfig.register(config["model_type"], config_class, exist_ok=True)
         AutoModelForImageTextToText.register(config_class, model_class, exist_ok=True)
     except (ValueError, KeyError) as error:
         raise InputError(f"{source}: auto_map: {' '.join(str(error).split())}") from error
+    try:
+        yield
+    finally:
+        for mapping, content in zip(_MAPPINGS, before, strict=True):
+            mapping._extra_content.clear()  # where `register` puts what is not the library's own; it has no inverse
+            mapping._extra_content.update(content)
 
 
 def _load(folder: Path, config: dict[str, Any], names: tuple[str, ...], source: str) -> type:

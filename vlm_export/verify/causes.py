@@ -15,7 +15,7 @@ from vlm_export.verify.limits import (
     TOKENS_EXACT,
     TOP1_AGREEMENT,
 )
-from vlm_export.verify.verify import LOADS, RUNS, SATURATION, SHAPE, SIGNATURE, Check, Report
+from vlm_export.verify.report import LOADS, RUNS, SATURATION, SHAPE, SIGNATURE, Check, Report
 
 _OF_FILES = {
     PROMPT_IDS: "the repo's tokenizer or chat template makes other prompt ids than PyTorch was fed",

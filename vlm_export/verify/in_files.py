@@ -1,0 +1,77 @@
+"""What is made of a prompt and a picture before any graph runs: ids, pixels, and the ids that end a text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from vlm_export.dtypes import FP32
+from vlm_export.runtime.repo import Repo, open_repo
+from vlm_export.runtime.sessions import Arrays
+from vlm_export.verify import limits
+from vlm_export.verify.client_inputs import OwnFiles, coarse, ids_difference, peculiarity, pixel_difference
+from vlm_export.verify.report import Verification
+
+
+def check_own_files(run: Verification, feeds: Sequence[Arrays]) -> None:
+    """Prompt ids, pixels and ends that this package's runtime makes of the repo's files."""
+    repo = open_repo(run.repo)
+    own, facts, paths = OwnFiles(repo), run.golden.facts, run.golden.image_paths()
+    check_ends(run, FP32.name, "ort", repo.generation.get("eos_token_id"))
+    if has_prompt(repo):
+        pairs = zip(paths, feeds, strict=True)
+        check_prompts(run, FP32.name, "ort", [own.prompt_ids(facts, fed, path) for path, fed in pairs], feeds)
+    check_pixels(run, FP32.name, "ort", limits.PIXELS, [own.pixels(path) for path in paths], feeds)
+
+
+def has_prompt(repo: Repo) -> bool:
+    """Whether the model reads a conversation, image tokens included, and not a text behind an image."""
+    return repo.layout == "chat" and not repo.has_prefix
+
+
+def check_ends(run: Verification, dtype: str, runtime: str, found: int | Sequence[int] | None) -> None:
+    ids = [found] if isinstance(found, int) else list(found or ())
+    expected = run.golden.facts.eos_token_ids
+    detail = "" if set(ids) == set(expected) else f"stops at {ids}, PyTorch at {expected}"
+    run.add("files", dtype, runtime, limits.ENDS, float(bool(detail)), detail)
+
+
+def check_prompts(
+    run: Verification, dtype: str, runtime: str, found: Sequence[Sequence[int]], feeds: Sequence[Arrays]
+) -> None:
+    pairs = zip(run.golden.facts.images, found, feeds, strict=True)
+    differences = {
+        image.file: difference
+        for image, ids, fed in pairs
+        if (difference := ids_difference(ids, fed["input_ids"][0].tolist()))
+    }
+    detail = "; ".join(f"{file} {difference}" for file, difference in list(differences.items())[:2])
+    run.add("files", dtype, runtime, limits.PROMPT_IDS, float(len(differences)), detail)
+
+
+def check_pixels(
+    run: Verification,
+    dtype: str,
+    runtime: str,
+    metric: str,
+    found: Sequence[np.ndarray | None],
+    feeds: Sequence[Arrays],
+) -> None:
+    """The picture that is farthest off; those that a client cannot read, or reads otherwise by its kind, are named."""
+    pairs = [(pixels, fed["pixel_values"]) for pixels, fed in zip(found, feeds, strict=True)]
+    if metric == limits.PIXELS_FROM_FILE:
+        values = [pixel_difference(coarse(pixels), coarse(expected)) for pixels, expected in pairs]
+    else:
+        values = [pixel_difference(pixels, expected) for pixels, expected in pairs]
+    odd = {path.name: kind for path in run.golden.image_paths() if (kind := peculiarity(path))}
+    judged = {
+        image.file: value
+        for image, value in zip(run.golden.facts.images, values, strict=True)
+        if runtime == "ort" or image.file not in odd
+    }
+    worst = max(judged, key=lambda file: judged[file], default="")
+    detail = f"{worst}, of {len(judged)} pictures" if worst else "no picture that all decoders read alike"
+    if runtime != "ort" and odd:
+        detail += f"; not judged: {', '.join(f'{file} ({kind})' for file, kind in odd.items())}"
+    run.add("files", dtype, runtime, metric, judged.get(worst, 0.0), detail)

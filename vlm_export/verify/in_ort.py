@@ -1,0 +1,235 @@
+"""The graphs in ONNX Runtime, driven as the client drives them: outputs, caches, tokens, against PyTorch's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from vlm_export.dtypes import DTYPES, FP32
+from vlm_export.files import read_json
+from vlm_export.graph import signature
+from vlm_export.manifest import ONNX
+from vlm_export.quantize import saturation
+from vlm_export.runtime import logits
+from vlm_export.runtime.drivers import Driver, driver_for, with_encoded
+from vlm_export.runtime.generate import Decoder, generate
+from vlm_export.runtime.options import Options, Plan, plan
+from vlm_export.runtime.sessions import GRAPH_ERRORS, Arrays, DecoderRun, Sessions
+from vlm_export.verify import limits
+from vlm_export.verify.golden import Golden, GoldenCase
+from vlm_export.verify.metrics import agreement, cosine_similarity, max_relative_error
+from vlm_export.verify.report import LOADS, RUNS, SATURATION, SHAPE, SIGNATURE, Check, Verification
+from vlm_export.verify.tokens import add_tokens
+
+
+def verify_in_ort(run: Verification, dtype: str, feeds: Sequence[Arrays]) -> bool:
+    """Returns whether the graphs run; then captions are compared, whatever else was found."""
+    sessions = _sessions(run, dtype)
+    run.progress(f"{dtype}: graphs")
+    if not _check_signatures(run, dtype, sessions):
+        return False
+    driver = _driver(run, sessions)
+    try:
+        for case in run.golden.facts.cases:
+            _check_case(run, dtype, driver, case)
+        run.progress(f"{dtype}: tokens in ONNX Runtime")
+        _check_tokens(run, dtype, driver, feeds)
+    except GRAPH_ERRORS as error:
+        run.fail("all", dtype, "ort", RUNS, f"ONNX Runtime: {' '.join(str(error).split())}")
+        return False
+    return True
+
+
+def _check_signatures(run: Verification, dtype: str, sessions: Sessions) -> bool:
+    """Every graph loads, has the inputs and outputs that the family declares, and no product that may saturate."""
+    good = True
+    for component in run.components:
+        try:
+            sessions.session(component.name)
+        except GRAPH_ERRORS as error:
+            run.fail(component.name, dtype, "ort", LOADS, f"ONNX Runtime: {' '.join(str(error).split())}")
+            good = False
+            continue
+        graph = ir.load(sessions.path(component.name)).graph
+        found = signature.differences(component, graph)
+        if found:
+            run.fail(component.name, dtype, "ort", SIGNATURE, "; ".join(found))
+            good = False
+        else:
+            run.checks.append(Check(component.name, dtype, "ort", SIGNATURE, 0.0, 0.0, "pass"))
+        _check_saturation(run, component.name, dtype, graph)
+    return good
+
+
+def _check_saturation(run: Verification, component: str, dtype: str, graph: ir.Graph) -> None:
+    """Computed from the weights, because many processors would show nothing."""
+    largest = max((product.largest_pair for product in saturation.integer_products(graph)), default=0.0)
+    worst = saturation.worst(graph)
+    verdict: Literal["pass", "fail"] = "fail" if worst else "pass"
+    detail = str(worst or "")
+    run.checks.append(Check(component, dtype, "ort", SATURATION, largest, saturation.LIMIT, verdict, detail))
+
+
+def _check_case(run: Verification, dtype: str, driver: Driver, case: GoldenCase) -> None:
+    """Encoder outputs, prefill, and the decode steps of one case, each against its golden quantity."""
+    quantities = {
+        name.removeprefix(f"{case.name}/"): value
+        for name, value in run.golden.tensors.items()
+        if name.startswith(f"{case.name}/")
+    }
+    where = f"{case.name}, batch {case.batch}"
+    for seen in driver.encode(quantities):
+        _compare(run, dtype, seen.component, seen.output, seen.value, quantities[seen.quantity], where, quantities)
+    done = driver.prefill(quantities)
+    to_come = len(case.step_token_ids)
+    _compare_run(run, dtype, done, quantities["prefill.logits"], quantities, to_come, f"{where}, prefill")
+    after_prefill = done.cache
+    for step, tokens in enumerate(case.step_token_ids):
+        ids = np.array(tokens, dtype=np.int64).reshape(case.batch, 1)
+        done = driver.step(ids, done.cache, quantities)
+        logits = quantities[f"step{step}.logits"]
+        _compare_run(run, dtype, done, logits, quantities, to_come - step - 1, f"{where}, decode step {step + 1}")
+    if case.batch == 1:  # GroupQueryAttention takes several tokens after a past at this batch only (ORT 1.31)
+        together = np.array(case.step_token_ids, dtype=np.int64).T
+        done = driver.step(together, after_prefill, quantities)
+        _compare_run(run, dtype, done, logits, quantities, 0, f"{where}, {together.shape[1]} tokens in one step")
+
+
+def _compare_run(
+    run: Verification,
+    dtype: str,
+    done: DecoderRun,
+    logits: np.ndarray,
+    quantities: Mapping[str, np.ndarray],
+    to_come: int,
+    where: str,
+) -> None:
+    """Logits and cache of one run; the golden cache holds the tokens of `to_come` more, but for cross-attention's."""
+    _compare(run, dtype, done.component, "logits", done.logits, logits, where, quantities)
+    for name, held in done.cache.items():
+        value = held.numpy()
+        whole = quantities[name.replace("past_key_values", "cache")]
+        reference = whole if ".encoder." in name else whole[:, :, : whole.shape[2] - to_come]
+        output = name.replace("past_key_values", "present")
+        _compare(run, dtype, done.component, output, value, reference, where, quantities)
+
+
+def _compare(
+    run: Verification,
+    dtype: str,
+    component: str,
+    output: str,
+    value: np.ndarray,
+    reference: np.ndarray,
+    where: str,
+    quantities: Mapping[str, np.ndarray],
+) -> None:
+    """One output. In float32 the error decides; in fewer bits the direction of each row does."""
+    if not value.size:
+        run.fail(component, dtype, "ort", SHAPE, f"{output} ({where}) is empty: {list(value.shape)}")
+        return
+    if value.shape != reference.shape:
+        detail = f"{output} ({where}) has shape {list(value.shape)}, not {list(reference.shape)}"
+        if output == "logits" and value.ndim == 3 and value.shape[1] > 1:
+            detail += signature.VISION_LOGITS.format(count=value.shape[1])
+        run.fail(component, dtype, "ort", SHAPE, detail)
+        return
+    error = max_relative_error(value, reference)
+    if dtype == FP32.name:
+        good = run.add(component, dtype, "ort", limits.MAX_RELATIVE_ERROR, error, f"{output} ({where})")
+    else:
+        run.add(component, dtype, "ort", limits.MAX_RELATIVE_ERROR, error, f"{output} ({where})")
+        cosine = cosine_similarity(value, reference)
+        good = run.add(component, dtype, "ort", limits.COSINE_SIMILARITY, cosine, f"{output} ({where})")
+    if not good:
+        _explain(run, value, quantities)
+
+
+def _explain(run: Verification, value: np.ndarray, quantities: Mapping[str, np.ndarray]) -> None:
+    """Say which other golden quantity a wrong output equals: two outputs that were swapped."""
+    last = run.checks[-1]
+    for name, other in quantities.items():
+        if name.startswith("cache.") and value.ndim == 4:
+            other = other[:, :, : value.shape[2]]
+        if other.shape == value.shape and max_relative_error(value, other) < 1e-3:
+            run.checks[-1] = Check(
+                **(asdict(last) | {"detail": f"{last.detail}: it holds {name}: outputs are swapped"})
+            )
+            return
+
+
+def _check_tokens(run: Verification, dtype: str, driver: Driver, feeds: Sequence[Arrays]) -> None:
+    """Greedy tokens of every image, and top-1 agreement when the golden tokens are forced."""
+    generated, agreed = [], []
+    for image, fed in zip(run.golden.facts.images, feeds, strict=True):
+        inputs = with_encoded(driver, fed)
+        decided = _plan(run.golden.facts, inputs)
+        try:
+            [own] = generate(Decoder(driver, inputs), decided)
+            follows = own.token_ids == image.token_ids
+            forced = own.token_ids if follows else _forced(Decoder(driver, inputs), decided, image.token_ids)
+        except FloatingPointError as error:
+            run.add("all", dtype, "ort", limits.TOKENS_EXACT, math.nan, f"{image.file}: {error}")
+            return
+        generated.append(own.token_ids)
+        agreed.append(agreement(forced, image.token_ids))
+    run.generated_in_ort[dtype] = generated
+    add_tokens(run, dtype, "ort", limits.TOKENS_EXACT, generated)
+    run.add("all", dtype, "ort", limits.TOP1_AGREEMENT, float(np.mean(agreed)), f"{len(agreed)} images")
+
+
+def _plan(facts: Golden, inputs: Arrays) -> Plan:
+    """Greedily, by the golden's rules."""
+    ids = {"eos_token_id": facts.eos_token_ids, "pad_token_id": facts.eos_token_ids[0]}
+    return plan(Options(), {**facts.generation, **ids}, inputs["input_ids"].shape[1])
+
+
+def generated(run: Verification, dtype: str, feeds: Sequence[Arrays]) -> list[list[int]]:
+    """Greedy tokens of every image, as they were, or are now, made in ONNX Runtime.
+
+    Raises:
+        FloatingPointError: the decoder's scores are no numbers.
+    """
+    if dtype not in run.generated_in_ort:
+        driver = _driver(run, _sessions(run, dtype))
+        inputs = [with_encoded(driver, fed) for fed in feeds]
+        plans = [_plan(run.golden.facts, each) for each in inputs]
+        run.generated_in_ort[dtype] = [
+            generate(Decoder(driver, each), decided)[0].token_ids for each, decided in zip(inputs, plans, strict=True)
+        ]
+    return run.generated_in_ort[dtype]
+
+
+def gap(run: Verification, dtype: str, fed: Arrays, begun: Sequence[int], other: int) -> float:
+    """How far below the best token's score another one's is, behind these tokens: a share of the largest score."""
+    driver = _driver(run, _sessions(run, dtype))
+    inputs = with_encoded(driver, fed)
+    decoder, decided = Decoder(driver, inputs), _plan(run.golden.facts, inputs)
+    for token in begun:
+        decoder.step([token])
+    [scores] = logits.process(decoder.scores, decoder.history, len(begun), decided)
+    return float((scores.max() - scores[other]) / np.abs(scores[np.isfinite(scores)]).max())
+
+
+def _driver(run: Verification, sessions: Sessions) -> Driver:
+    files = {name: read_json(run.repo / name) for name in ("config.json", "generation_config.json")}
+    return driver_for(sessions, files)
+
+
+def _sessions(run: Verification, dtype: str) -> Sessions:
+    return Sessions(run.repo / ONNX, DTYPES[dtype].suffix)
+
+
+def _forced(decoder: Decoder, plan: Plan, golden: Sequence[int]) -> list[int]:
+    """The graphs' choice at each place when the golden tokens came before it."""
+    chosen: list[int] = []
+    for count, token in enumerate(golden):
+        chosen.append(int(logits.process(decoder.scores, decoder.history, count, plan).argmax()))
+        if count + 1 < len(golden):
+            decoder.step([token])
+    return chosen

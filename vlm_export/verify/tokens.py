@@ -1,0 +1,43 @@
+"""Generated tokens, beside those that they should be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from vlm_export.dtypes import FP32
+from vlm_export.verify import limits
+from vlm_export.verify.client_inputs import peculiarity
+from vlm_export.verify.metrics import first_difference
+from vlm_export.verify.report import Check, Verification
+
+
+def add_tokens(run: Verification, dtype: str, runtime: str, metric: str, generated: Sequence[Sequence[int]]) -> None:
+    """The rate of images whose tokens are the golden ones, near-ties counted as equal in float32 and named."""
+    images = run.golden.facts.images
+    near, different = [], []
+    tie = limits.NEAR_TIE * run.golden.largest_logit()
+    for image, tokens in zip(images, generated, strict=True):
+        place = first_difference(tokens, image.token_ids)
+        if place is None:
+            continue
+        if dtype == FP32.name and place < len(image.margins) and image.margins[place] < tie:
+            near.append(image.file)
+        else:
+            kind = peculiarity(run.golden.path / "images" / image.file) if metric == limits.FROM_FILE_EXACT else ""
+            different.append(f"{image.file} from token {place + 1}" + (f" ({kind})" if kind else ""))
+    add_rate(run, dtype, runtime, metric, len(images), near, different)
+
+
+def add_rate(
+    run: Verification, dtype: str, runtime: str, metric: str, count: int, near: Sequence[str], different: Sequence[str]
+) -> None:
+    """Of so many images, those whose tokens are as they should be: the rate, where near-ties count, and who differs."""
+    detail = f"{count - len(near) - len(different)} of {count} images"
+    if near:
+        detail += f"; near-ties: {', '.join(near)}"
+    if different:
+        detail += f"; differ: {', '.join(different[:5])}"
+    run.add("all", dtype, runtime, metric, (count - len(different)) / count, detail)
+    if near and run.checks[-1].verdict == "pass":
+        run.checks[-1] = Check(**(asdict(run.checks[-1]) | {"verdict": "near-tie"}))
