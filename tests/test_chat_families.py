@@ -21,7 +21,6 @@ from PIL import Image
 from test_browser import Inputs, visit
 from transformers import AutoModelForImageTextToText
 from transformers.utils import import_utils
-from vlm_export.verify.report import Report
 
 from vlm_export.apps.load import load
 from vlm_export.dtypes import DTYPES, FP32
@@ -39,6 +38,7 @@ from vlm_export.source.checkpoint import build_empty, open_checkpoint
 from vlm_export.verify import limits
 from vlm_export.verify.golden import load_golden
 from vlm_export.verify.metrics import max_relative_error
+from vlm_export.verify.report import Report
 
 # By what their configs say: model_type, that of the tower, that of the text model.
 KINDS: dict[str, Callable[[Path], Path]] = {

@@ -1,4 +1,4 @@
-"""vlm_export.merging.proof: an error of 0.1 % in one layer is seen at any depth, and what is right is not refused."""
+"""vlm_export.merging.prove: an error of 0.1 % in one layer is seen at any depth, and what is right is not refused."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from transformers import AutoConfig
 
 from vlm_export.errors import CheckFailed
 from vlm_export.merging import merge as merging
-from vlm_export.merging import proof
+from vlm_export.merging.layer_proof import MAX_LAYER_ERROR, MAX_LOGITS_ERROR
 from vlm_export.merging.merge import merge
-from vlm_export.merging.proof import MAX_LAYER_ERROR, MAX_LOGITS_ERROR
 from vlm_export.models.prefix import PrefixConditioningVLM
 from vlm_export.source.checkpoint import open_checkpoint
 from vlm_export.tensors import safetensors_writer
@@ -233,7 +232,7 @@ def test_what_nothing_called_is_reported(
 ) -> None:
     base, adapter = experts
     name = "language_model.model.layers.0.mlp.experts"
-    monkeypatch.setattr(proof, "calls", lambda *_: nullcontext({}))
+    monkeypatch.setattr(layer_proof, "calls", lambda *_: nullcontext({}))
     report = merge(base, [adapter], tmp_path / "merged")
     assert report.warnings[0].startswith(f"{adapter / 'adapter_config.json'}: {name}: nothing called it")
     assert json.loads((tmp_path / "merged" / "merge.json").read_text())["warnings"] == report.warnings

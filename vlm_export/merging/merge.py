@@ -2,7 +2,7 @@
 
 Steps: match every tensor of checkpoint and adapters with the model (all that does not match is reported at once); let
 PEFT merge each adapted layer, in float32, tensor by tensor into `merged/`; then compare what was written with base +
-adapter run by PEFT, layer by layer and as a whole (`proof.py`), the weights of both read from disk operation by
+adapter run by PEFT, layer by layer and as a whole (`prove.py`), the weights of both read from disk operation by
 operation. What is in memory at a time is a few times the largest tensor.
 """
 
@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlm_export.errors import CheckFailed, InputError, all_of
+from vlm_export.errors import InputError, all_of
 from vlm_export.files import replaced_folder, sha256, write_json
-from vlm_export.merging import adapters, proof, vocabulary
+from vlm_export.merging import adapters, vocabulary
 from vlm_export.merging.adapter_settings import SETTINGS
-from vlm_export.merging.adapters import Adapter, Attached
-from vlm_export.merging.low_rank import LowRank
-from vlm_export.merging.proof import LayerProof, Placed
+from vlm_export.merging.adapters import Adapter
+from vlm_export.merging.prove import prove
+from vlm_export.merging.states import Merged, Step, Version, origin_of
+from vlm_export.merging.values import equal, finite, parts
 from vlm_export.merging.vocabulary import Resized
 from vlm_export.models.library import aliases
 from vlm_export.preprocessing import copy_processor
@@ -34,9 +35,7 @@ from vlm_export.source.generation_rules import unheeded
 from vlm_export.source.quantized import base_weights
 from vlm_export.tensors.safetensors_writer import DTYPES, Entry, write_tensors
 from vlm_export.tensors.stored import WEIGHTS, TensorRef, Weight, folder_of, is_pickle, weight_files
-from vlm_export.tensors.streaming import PART_ELEMENTS, return_freed_memory
-
-_HALF = ("F16", "BF16")
+from vlm_export.tensors.streaming import return_freed_memory
 
 
 @dataclass(frozen=True)
@@ -73,82 +72,6 @@ class MergeReport:
     companions: str
     warnings: list[str]
     schema: int = 2
-
-
-@dataclass(frozen=True)
-class Version:
-    """The model after some of its adapters: its config, and every parameter's weight, tied ones once."""
-
-    checkpoint: Checkpoint
-    weights: Mapping[str, Weight]
-
-    def build(self) -> nn.Module:
-        return build_empty(self.checkpoint)
-
-    def values(self, model: nn.Module) -> dict[nn.Parameter, Weight]:
-        """The weights by the parameters of a model that `build` returned."""
-        return {parameter: self.weights[name] for name, parameter in model.named_parameters()}
-
-    def placed(self) -> Placed:
-        model = self.build()
-        return Placed(model, self.values(model))
-
-
-@dataclass(frozen=True)
-class Step:
-    """One adapter on the version before it.
-
-    `values` has every parameter of the attached model that is used; `replaced` says by which weight the adapter
-    replaces which.
-    """
-
-    before: Version
-    adapter: Adapter
-    attached: Attached
-    values: Mapping[nn.Parameter, Weight]
-    replaced: Sequence[tuple[Weight, Weight]]
-    after: Version
-
-
-@dataclass(frozen=True)
-class Merged:
-    """A parameter of a layer that PEFT merges whenever it is asked for, in float32, and not rounded back."""
-
-    layer: nn.Module
-    name: str
-    values: Mapping[nn.Parameter, Weight]
-    before: Weight
-
-    @property
-    def dtype(self) -> str:
-        return "F32" if self.before.dtype in _HALF else self.before.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.before.shape
-
-    @property
-    def origin(self) -> Weight:
-        """The weight on disk that adapters were merged into."""
-        return self.before.origin if isinstance(self.before, Merged) else self.before
-
-    def load(self) -> torch.Tensor:
-        return adapters.merged_parameters(self.layer, self.values)[self.name]
-
-    def rounded(self, value: torch.Tensor) -> torch.Tensor:
-        return self.origin.rounded(value)
-
-
-@dataclass(frozen=True)
-class _Proof:
-    """What was seen of a merge that is right: the numbers of `MergeReport`, and what could not be compared."""
-
-    versus_adapter: float
-    versus_base: float
-    worst: LayerProof | None
-    by_hand: int
-    not_by_hand: Sequence[str]
-    warnings: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -191,7 +114,7 @@ def merge(
             changes = _stream(last, folder / WEIGHTS, on_tensor)
             write_json(folder / "config.json", last.checkpoint.family.merged_config(last.checkpoint.config))
             copy_processor(companions.folder, folder)
-            seen = _prove(base, steps, folder) if steps else None
+            seen = prove(base, steps, folder) if steps else None
             worst = seen.worst if seen else None
             report = MergeReport(
                 adapter_tensors=sum(len(step.adapter.tensors) for step in steps),
@@ -296,7 +219,7 @@ def _open(
         steps.append(_step(steps[-1].after if steps else base, adapter))
     if steps:
         last = steps[-1].after.weights.items()
-        origins = {name: (_origin(weight), isinstance(weight, Merged)) for name, weight in last}
+        origins = {name: (origin_of(weight), isinstance(weight, Merged)) for name, weight in last}
         vocabulary.check_new_rows(found, origins)
     return base, steps
 
@@ -326,7 +249,7 @@ def _with_its_own_heads(checkpoint: Checkpoint) -> Checkpoint:
     apart: dict[str, tuple[TensorRef, TensorRef]] = {}
     for name, ref in checkpoint.tensors.items():
         other = found.setdefault(tied.get(name, name), ref)
-        if other is not ref and other.shape == ref.shape and not _equal(other, ref):
+        if other is not ref and other.shape == ref.shape and not equal(other, ref):
             apart[name] = (ref, other)
     if not apart:
         return checkpoint
@@ -358,7 +281,7 @@ def _match_base(checkpoint: Checkpoint, model: nn.Module, weights: dict[str, Ten
             yield f"{ref}: shape {list(ref.shape)}, the config says {list(shapes[canonical])}"
         elif ref.dtype not in DTYPES:
             yield f"{ref}: dtype {ref.dtype}; save the checkpoint in one of {', '.join(DTYPES)}"
-        elif canonical in weights and not _equal(weights[canonical], ref):
+        elif canonical in weights and not equal(weights[canonical], ref):
             yield f"{ref}: differs from {weights[canonical].key}, which the config ties to it"
         else:
             weights[canonical] = ref
@@ -372,7 +295,7 @@ def _unusable(adapter: Adapter) -> Iterator[str]:
     for weight in adapter.tensors.values():
         if weight.dtype not in DTYPES:
             yield f"{weight}: dtype {weight.dtype}; save the adapter in one of {', '.join(DTYPES)}"
-        elif not _finite(weight.load()):
+        elif not finite(weight.load()):
             yield f"{weight}: holds NaN or Inf"
     factors = adapter.factors()
     if factors and not any(a.load().any() and b.load().any() for a, b in factors):
@@ -402,7 +325,7 @@ def _step(before: Version, adapter: Adapter) -> Step:
         merging = layer is not None and adapters.merging_changes(layer, inner)
         weights[name] = Merged(layer, inner, values, value) if layer is not None and merging else value
     originals = set(map(id, before.checkpoint.tensors.values()))
-    untrained = (id(weight) in originals and _equal(weight, value) for weight, value in replaced.values())
+    untrained = (id(weight) in originals and equal(weight, value) for weight, value in replaced.values())
     if adapter.config.modules_to_save and replaced and all(untrained):
         name, (_, weight) = next(iter(replaced.items()))
         raise InputError(f"{weight}, …: replaces {name} by what the base model has: it was never trained")
@@ -419,7 +342,7 @@ def _tie(checkpoint: Checkpoint, tied: Mapping[str, str], weights: dict[str, Wei
     apart = [
         alias
         for alias, name in tied.items()
-        if weights[alias] is not weights[name] and not _equal(weights[alias], weights[name])
+        if weights[alias] is not weights[name] and not equal(weights[alias], weights[name])
     ]
     if apart:
         checkpoint = replace(checkpoint, config=_untied(checkpoint.config))
@@ -450,8 +373,8 @@ def _stream(last: Version, target: Path, on_tensor: Callable[[int, int], None] |
         if on_tensor:
             on_tensor(done, len(last.weights))
         value = weight.load()
-        origin = _origin(weight)
-        if not _finite(value):
+        origin = origin_of(weight)
+        if not finite(value):
             raise InputError(f"{origin}: holds NaN or Inf")
         if origin is not weight:
             changes[name.removesuffix(".weight")] = _change(origin, value)
@@ -464,15 +387,11 @@ def _stream(last: Version, target: Path, on_tensor: Callable[[int, int], None] |
     return changes
 
 
-def _origin(weight: Weight) -> Weight:
-    return weight.origin if isinstance(weight, Merged) else weight
-
-
 def _change(origin: Weight, merged: torch.Tensor) -> _Change:
     change = size = error = 0.0
     unchanged = 0
     rounded = origin.rounded(merged)
-    for before, after, back in zip(_parts(origin.load()), _parts(merged), _parts(rounded), strict=True):
+    for before, after, back in zip(parts(origin.load()), parts(merged), parts(rounded), strict=True):
         change += float((after - before.float()).norm()) ** 2
         size += float(before.float().norm()) ** 2
         error += float((back.float() - after).norm()) ** 2
@@ -483,117 +402,6 @@ def _change(origin: Weight, merged: torch.Tensor) -> _Change:
         rounding_error=math.sqrt(error / change) if rounds and change else None,
         unchanged_if_rounded=unchanged / merged.numel() if rounds else None,
     )
-
-
-def _parts(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The values of a tensor, in parts that may be copied without being noticed."""
-    return tensor.reshape(-1).split(PART_ELEMENTS)
-
-
-def _finite(tensor: torch.Tensor) -> bool:
-    return all(bool(torch.isfinite(part).all()) for part in _parts(tensor))
-
-
-def _equal(one: Weight, other: Weight) -> bool:
-    if one.shape != other.shape:
-        return False
-    a, b = one.load(), other.load()
-    both = torch.promote_types(a.dtype, b.dtype)
-    return all(torch.equal(x.to(both), y.to(both)) for x, y in zip(_parts(a), _parts(b), strict=True))
-
-
-def _prove(base: Version, steps: Sequence[Step], folder: Path) -> _Proof:
-    """Compare what was written with what PEFT computes, every adapter on what it was merged into.
-
-    Raises:
-        CheckFailed: a merge is not what PEFT computes, what was to be copied was not, or an adapter does not matter.
-    """
-    family = base.checkpoint.family
-    samples = family.sample_inputs(base.checkpoint.config, torch.Generator().manual_seed(0))
-    fed = {name: value[:1] for name, value in samples.items()}  # logits and caches of more would only take memory
-    checkpoint = open_checkpoint(folder)
-    written = Version(checkpoint, checkpoint.tensors)
-    _check_copies(steps[-1].after, written)
-    first = base.placed().logits(family, fed)
-    worst: list[LayerProof] = []
-    versus_adapter, by_hand = 0.0, 0
-    not_by_hand: list[str] = []
-    warnings: list[str] = []
-    for step in steps:
-        before, adapted = step.before.placed(), Placed(step.attached.model, step.values)
-        merged = (written if step is steps[-1] else step.after).placed()
-        with proof.calls(adapted.model, before.model, step.attached.layers) as seen:
-            expected = adapted.logits(family, fed)
-        found = {name: proof.prove_layer(name, before, adapted, merged, seen) for name in step.attached.layers}
-        layers = [layer for layer in found.values() if layer is not None]
-        _check_layers(step, layers)
-        warnings += [
-            f"{step.adapter.source}: {name}: nothing called it, so its merge was not compared with what PEFT computes"
-            for name, layer in found.items()
-            if layer is None
-        ]
-        worst += layers
-        products, left_out = step.adapter.products(step.before.build())
-        by_hand += _check_products(step, products, written if step is steps[-1] else step.after)
-        not_by_hand += left_out
-        logits = merged.logits(family, fed)
-        error, limit = proof.logits_error(family, fed, expected, logits, (adapted, merged))
-        if not error <= limit:
-            raise CheckFailed(
-                f"{step.adapter.source}: merged logits differ from base + adapter by {error:.1e} of their size "
-                f"(limit {limit:.1e}): the merge is wrong, nothing was written"
-            )
-        versus_adapter = max(versus_adapter, error)
-    return _Proof(versus_adapter, proof.relative(logits, first), _worst(worst), by_hand, not_by_hand, warnings)
-
-
-def _check_copies(last: Version, written: Version) -> None:
-    """What no adapter was merged into was written as it was read."""
-    for name, weight in last.weights.items():
-        if not isinstance(weight, Merged) and not _equal(weight, written.weights[name]):
-            raise CheckFailed(
-                f"{weight}: written as {name}, it is not what was read: the merge is wrong, nothing was written"
-            )
-
-
-def _check_products(step: Step, products: Mapping[str, LowRank], after: Version) -> int:
-    """Each merged weight is W + s·B·A, with s from the adapter's files: PEFT might compute and merge a wrong one.
-
-    Returns:
-        How many were compared.
-    """
-    compared = 0
-    for name, product in products.items():
-        before, merged = step.after.weights.get(name), after.weights.get(name)
-        if not isinstance(before, Merged) or merged is None:  # tied to another that is
-            continue
-        compared += 1
-        error = product.error(before.before, merged)
-        if not error <= proof.MAX_LAYER_ERROR:
-            raise CheckFailed(
-                f"{step.adapter.source}: {name}, merged, differs from W + s·B·A by {error:.1e} of its rows (limit "
-                f"{proof.MAX_LAYER_ERROR:.1e}; s = {product.scale:g}): the merge is wrong, nothing was written"
-            )
-    return compared
-
-
-def _check_layers(step: Step, layers: Sequence[LayerProof]) -> None:
-    worst = _worst(layers)
-    if worst is not None and not worst.error <= proof.MAX_LAYER_ERROR:
-        raise CheckFailed(
-            f"{step.adapter.source}: {worst.name}, merged, differs from base + adapter by {worst.error:.1e} of what it "
-            f"computes (limit {proof.MAX_LAYER_ERROR:.1e}): the merge is wrong, nothing was written"
-        )
-    if layers and not any(layer.effective for layer in layers) and all(_equal(*pair) for pair in step.replaced):
-        raise CheckFailed(
-            f"{step.adapter.source}: rounding to float32 takes away what it adds to the weights: "
-            "the adapter has no effect, nothing was written"
-        )
-
-
-def _worst(layers: Sequence[LayerProof]) -> LayerProof | None:
-    """The layer with the largest error; NaN is larger than any number."""
-    return max(layers, key=lambda layer: (math.isnan(layer.error), layer.error), default=None)
 
 
 def _inputs(path: Path, adapter_paths: Sequence[Path]) -> Iterator[Path]:

@@ -12,6 +12,7 @@ from vlm_export.verify.limits import (
     PIXELS,
     PIXELS_FROM_FILE,
     PROMPT_IDS,
+    TOKENS_AS_ORT,
     TOKENS_EXACT,
     TOP1_AGREEMENT,
 )
@@ -47,7 +48,8 @@ def _cause(report: Report, dtype: str) -> str:
         return "a graph has other inputs or outputs than the model family declares: it was made or edited elsewhere"
     if SATURATION in metrics:
         return "integer products saturate on processors without VNNI: quantize the weights to 7 bits or as unsigned"
-    if "ort" in report.runtimes and all(check.runtime != "ort" for check in failures):
+    asked_ort = "ort" in report.runtimes or TOKENS_AS_ORT in metrics
+    if asked_ort and all(check.runtime != "ort" for check in failures):
         return "right in ONNX Runtime, wrong in transformers.js: its processor, tokenizer or end tokens differ"
     if dtype == FP32.name:
         return f"{_where(failures)} computes something else than PyTorch: a fault of the export; please report it"
