@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from vlm_export.errors import CheckFailed
+from vlm_export.merging import layer_proof
 from vlm_export.merging import merge as merging
 from vlm_export.merging.layer_proof import MAX_LAYER_ERROR, MAX_LOGITS_ERROR
 from vlm_export.merging.merge import merge
