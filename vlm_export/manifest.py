@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlm_export.documents import load_document
 from vlm_export.errors import InputError
-from vlm_export.files import read_json
 
 MANIFEST = "export.json"
 ONNX = "onnx"  # the folder of the graphs
@@ -47,9 +47,8 @@ def load_manifest(repo: Path) -> Manifest:
     """Read `export.json`.
 
     Raises:
-        InputError: nothing was exported yet.
+        InputError: nothing was exported yet, or as of `load_document`.
     """
     if not (repo / MANIFEST).is_file():
         raise InputError(f"{repo}: nothing exported yet: run `vlm-export onnx`")
-    values = read_json(repo / MANIFEST)
-    return Manifest(**(values | {"graphs": [GraphFile(**graph) for graph in values["graphs"]]}))
+    return load_document(repo / MANIFEST, Manifest, "run `vlm-export onnx`")

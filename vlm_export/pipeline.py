@@ -15,15 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from vlm_export import bundled
+from vlm_export.documents import load_document
 from vlm_export.dtypes import DTYPES, FP32
 from vlm_export.errors import CheckFailed, InputError
-from vlm_export.files import Work, read_json, replaced_folder, sha256, write_json
+from vlm_export.files import Work, replaced_folder, sha256, write_json
 from vlm_export.graph import signature, trial_run
 from vlm_export.graph.graph_file import save_graph
 from vlm_export.graph.kept_structures import Structures
 from vlm_export.graph.onnxsim_process import Onnxsim
 from vlm_export.manifest import ONNX, GraphFile, Manifest, load_manifest
+from vlm_export.measure.bench import Benchmark
 from vlm_export.merging import merge
+from vlm_export.merging.merge import REPORT as MERGE_REPORT
 from vlm_export.merging.merge import MergeReport
 from vlm_export.own_files import own_file
 from vlm_export.publish import config_files
@@ -121,8 +124,9 @@ def run_export(
     Raises:
         InputError: nothing was merged yet, or the layout is not one of the family's.
     """
-    if not (work.merged / "merge.json").is_file():
+    if not (work.merged / MERGE_REPORT).is_file():
         raise InputError(f"{work.merged}: nothing merged yet: run `vlm-export merge {recipe.name}`")
+    merge_report = load_document(work.merged / MERGE_REPORT, MergeReport, f"run `vlm-export merge {recipe.name}`")
     merged = open_checkpoint(work.merged)
     layout = layout or recipe.recipe.layout
     if layout not in merged.family.layouts:
@@ -153,7 +157,7 @@ def run_export(
             dtypes=names,
             graphs=graphs,
             simplified=reports,
-            inputs_sha256=read_json(work.merged / "merge.json")["inputs_sha256"],
+            inputs_sha256=merge_report.inputs_sha256,
             versions={name: version(name) for name in _VERSIONS},
         )
         config_files.write_config_files(folder, recipe, merged, manifest)
@@ -203,7 +207,7 @@ def run_verify(recipe: RecipeFile, work: Work, progress: Progress, *, runtimes: 
     )
     manifest = config_files.write_failed(work.repo, manifest, report.failed_dtypes)
     client = merged.family.layouts[manifest.layout].client
-    benchmark = _of_these_graphs(work, BENCH)
+    benchmark = _of_these_graphs(work, BENCH, Benchmark)
     config_files.write_card(work.repo, recipe, client, manifest, asdict(report), benchmark)
     write_json(work.report / REPORT, with_files(report, work.repo))
     return report
@@ -218,7 +222,7 @@ def run_card(recipe: RecipeFile, work: Work, benchmark: Mapping[str, Any]) -> Pa
     """
     manifest = load_manifest(work.repo)
     write_json(work.report / BENCH, benchmark)
-    report = _of_these_graphs(work, REPORT)
+    report = _of_these_graphs(work, REPORT, Report)
     client = open_checkpoint(work.merged).family.layouts[manifest.layout].client
     card = work.repo / config_files.CARD
     config_files.write_card(work.repo, recipe, client, manifest, report, benchmark)
@@ -227,10 +231,12 @@ def run_card(recipe: RecipeFile, work: Work, benchmark: Mapping[str, Any]) -> Pa
     return card
 
 
-def _of_these_graphs(work: Work, name: str) -> dict[str, Any] | None:
+def _of_these_graphs(work: Work, name: str, kind: type[Report | Benchmark]) -> dict[str, Any] | None:
     """A report or benchmark that is there, if the graphs that it is about are those of `repo/`."""
     path = work.report / name
-    found = read_json(path) if path.is_file() else {"graphs_sha256": {}}
-    graphs = {file: work.repo / ONNX / file for file in found["graphs_sha256"]}
-    same = all(path.is_file() and sha256(path) == found["graphs_sha256"][file] for file, path in graphs.items())
-    return found if graphs and same else None
+    if not path.is_file():
+        return None
+    found = load_document(path, kind, f"remove it, or run `vlm-export {path.stem.replace('report', 'verify')}` again")
+    graphs = {work.repo / ONNX / file: digest for file, digest in found.graphs_sha256.items()}
+    same = all(graph.is_file() and sha256(graph) == digest for graph, digest in graphs.items())
+    return asdict(found) if graphs and same else None

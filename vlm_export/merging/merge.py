@@ -37,6 +37,8 @@ from vlm_export.tensors.safetensors_writer import DTYPES, Entry, write_tensors
 from vlm_export.tensors.stored import WEIGHTS, TensorRef, Weight, folder_of, is_pickle, weight_files
 from vlm_export.tensors.streaming import return_freed_memory
 
+REPORT = "merge.json"
+
 
 @dataclass(frozen=True)
 class MergeReport:
@@ -152,7 +154,7 @@ def merge(
                     *(seen.warnings if seen else ()),
                 ],
             )
-            write_json(folder / "merge.json", asdict(report))
+            write_json(folder / REPORT, asdict(report))
     return report
 
 

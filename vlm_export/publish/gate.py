@@ -5,10 +5,12 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from vlm_export import hub
+from vlm_export.documents import load_document
 from vlm_export.errors import CheckFailed
-from vlm_export.files import Work, file_hashes, read_json
+from vlm_export.files import Work, file_hashes
 from vlm_export.manifest import load_manifest
 from vlm_export.recipe import RecipeFile
+from vlm_export.verify.report import Report
 
 REPORT = "report.json"
 
@@ -18,15 +20,11 @@ def check_verified(work: Work) -> None:
     path = work.report / REPORT
     if not path.is_file():
         raise CheckFailed(f"{work.repo}: not verified yet: run `vlm-export verify`, or push with --allow-unverified")
-    report = read_json(path)
-    if report["verdict"] != "pass" or not report["checks"]:
-        raise CheckFailed(f"{path}: the verdict is {report['verdict']}: mend it, or push with --allow-unverified")
-    hashes = file_hashes(work.repo)
-    changed = sorted(
-        name
-        for name in hashes.keys() | report["files_sha256"].keys()
-        if hashes.get(name) != report["files_sha256"].get(name)
-    )
+    report = load_document(path, Report, "run `vlm-export verify` again")
+    if report.verdict != "pass" or not report.checks:
+        raise CheckFailed(f"{path}: the verdict is {report.verdict}: mend it, or push with --allow-unverified")
+    hashes, seen = file_hashes(work.repo), report.files_sha256
+    changed = sorted(name for name in hashes.keys() | seen.keys() if hashes.get(name) != seen.get(name))
     if changed:
         raise CheckFailed(
             f"{path}: is about other files than {work.repo} holds ({', '.join(changed[:3])}): "

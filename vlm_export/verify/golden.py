@@ -18,13 +18,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import nn
 from transformers import EncoderDecoderCache
 
+from vlm_export.documents import load_document
 from vlm_export.errors import InputError
-from vlm_export.files import read_json, replaced_folder, sha256, write_json
+from vlm_export.files import replaced_folder, sha256, write_json
 from vlm_export.merging import merge
 from vlm_export.own_files import own_file, unchanged_file
 from vlm_export.preprocessing import image_processor_settings, load_tokenizer
@@ -123,11 +124,11 @@ def load_golden(path: Path, recipe_name: str) -> GoldenFolder:
     if not own_file(path, _JSON):
         raise InputError(f"{path}: no golden outputs recorded yet: {again}")
     own_file(path, _TENSORS)
+    facts = load_document(path / _JSON, Golden, again)
     try:
-        facts = TypeAdapter(Golden).validate_python(read_json(path / _JSON))
         tensors = load_file(path / _TENSORS)
-    except (ValidationError, OSError) as error:
-        raise InputError(f"{path}: golden outputs are damaged ({type(error).__name__}): {again}") from error
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path / _TENSORS}: is damaged ({type(error).__name__}): {again}") from error
     if not facts.images or not facts.cases or not tensors:
         raise InputError(f"{path / _JSON}: an empty golden proves nothing: {again}")
     for image in facts.images:

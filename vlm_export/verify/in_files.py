@@ -11,7 +11,7 @@ from vlm_export.runtime.repo import Repo, open_repo
 from vlm_export.runtime.sessions import Arrays
 from vlm_export.verify import limits
 from vlm_export.verify.client_inputs import OwnFiles, coarse, ids_difference, peculiarity, pixel_difference
-from vlm_export.verify.report import Verification
+from vlm_export.verify.verification import Verification
 
 
 def check_own_files(run: Verification, feeds: Sequence[Arrays]) -> None:

@@ -15,8 +15,9 @@ from vlm_export.verify import in_ort, limits
 from vlm_export.verify.client_inputs import peculiarity
 from vlm_export.verify.in_files import check_ends, check_pixels, check_prompts, has_prompt
 from vlm_export.verify.metrics import first_difference
-from vlm_export.verify.report import RUNS, Verification
+from vlm_export.verify.report import RUNS
 from vlm_export.verify.tokens import add_rate, add_tokens
+from vlm_export.verify.verification import Verification
 from vlm_export.web import node_runtime
 
 

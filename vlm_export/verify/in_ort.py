@@ -23,8 +23,9 @@ from vlm_export.runtime.sessions import GRAPH_ERRORS, Arrays, DecoderRun, Sessio
 from vlm_export.verify import limits
 from vlm_export.verify.golden import Golden, GoldenCase
 from vlm_export.verify.metrics import agreement, cosine_similarity, max_relative_error
-from vlm_export.verify.report import LOADS, RUNS, SATURATION, SHAPE, SIGNATURE, Check, Verification
+from vlm_export.verify.report import LOADS, RUNS, SATURATION, SHAPE, SIGNATURE, Check
 from vlm_export.verify.tokens import add_tokens
+from vlm_export.verify.verification import Verification
 
 
 def verify_in_ort(run: Verification, dtype: str, feeds: Sequence[Arrays]) -> bool:

@@ -9,7 +9,8 @@ from vlm_export.dtypes import FP32
 from vlm_export.verify import limits
 from vlm_export.verify.client_inputs import peculiarity
 from vlm_export.verify.metrics import first_difference
-from vlm_export.verify.report import Check, Verification
+from vlm_export.verify.report import Check
+from vlm_export.verify.verification import Verification
 
 
 def add_tokens(run: Verification, dtype: str, runtime: str, metric: str, generated: Sequence[Sequence[int]]) -> None:

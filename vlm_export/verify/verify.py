@@ -27,8 +27,8 @@ from vlm_export.verify.report import (
     RUNTIMES,
     Report,
     Runtime,
-    Verification,
 )
+from vlm_export.verify.verification import Verification
 from vlm_export.web import node_runtime
 
 

@@ -1,0 +1,40 @@
+"""Documents that one command writes and another reads: JSON with a `schema`, which is checked when it is read."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from vlm_export.errors import InputError
+from vlm_export.files import read_json
+
+Document = TypeVar("Document")
+
+
+def load_document(path: Path, kind: type[Document], again: str) -> Document:
+    """Read a document.
+
+    Args:
+        kind: its dataclass, whose field `schema` has this version's number as its default.
+        again: what the user can do to have it written anew.
+
+    Raises:
+        InputError: it is missing, is no JSON object, has another schema, or lacks something that `kind` holds.
+    """
+    values = read_json(path)
+    declared: Any = kind
+    expected: Any = next(field.default for field in fields(declared) if field.name == "schema")
+    found = values.get("schema")
+    if isinstance(found, int) and found > expected:
+        raise InputError(f"{path}: schema {found} is of a newer vlm-export; this one reads {expected}: update it")
+    if found != expected:
+        raise InputError(f"{path}: schema {found!r} is of an older vlm-export; this one reads {expected}: {again}")
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise InputError(f"{path}: is damaged: {key}: {first['msg'].lower()}: {again}") from error

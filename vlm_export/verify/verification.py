@@ -1,0 +1,47 @@
+"""What one verification reads, and the checks that it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from vlm_export.manifest import Manifest
+from vlm_export.recipe import Tolerance
+from vlm_export.spec.family import Layout
+from vlm_export.spec.graph import Component
+from vlm_export.verify import limits
+from vlm_export.verify.golden import GoldenFolder
+from vlm_export.verify.report import Check
+
+
+@dataclass
+class Verification:
+    """What one verification reads, and what it has seen so far: its checks, and each dtype's tokens in ONNX Runtime."""
+
+    repo: Path
+    manifest: Manifest
+    layout: Layout
+    components: Sequence[Component]
+    golden: GoldenFolder
+    tolerances: tuple[Tolerance, ...]
+    progress: Callable[[str], None]
+    checks: list[Check] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    generated_in_ort: dict[str, list[list[int]]] = field(default_factory=dict)
+
+    def add(self, component: str, dtype: str, runtime: str, metric: str, value: float, detail: str = "") -> bool:
+        """Judge a value by its limit and keep the check. Returns whether it did not fail."""
+        limit = limits.limit_for(metric, dtype, self.tolerances)
+        verdict: Literal["pass", "fail", "reported"] = "reported"
+        if limit is not None:
+            verdict = "pass" if limit.holds(value) else "fail"
+            detail = "; ".join(part for part in (detail, limit.reason and f"limit: {limit.reason}") if part)
+        bound = None if limit is None else limit.limit
+        self.checks.append(Check(component, dtype, runtime, metric, value, bound, verdict, detail))
+        return verdict != "fail"
+
+    def fail(self, component: str, dtype: str, runtime: str, metric: str, detail: str) -> None:
+        """A check that needs no number: the graph is not what it should be."""
+        self.checks.append(Check(component, dtype, runtime, metric, 1.0, 0.0, "fail", detail))
