@@ -1,4 +1,4 @@
-"""vlm_export.documents: what one command wrote and another reads is whole and of this version, or one line says what."""
+"""vlm_export.documents: what one command wrote and another reads is whole and of this version, or a line says what."""
 
 from __future__ import annotations
 
