@@ -12,12 +12,12 @@ import numpy as np
 import pico
 import yaml
 from PIL import Image
-from vlm_export.verify.report import Report, Runtime
 
 from vlm_export import pipeline
 from vlm_export.files import Work
 from vlm_export.recipe import RecipeFile, load_recipe
 from vlm_export.verify import limits
+from vlm_export.verify.report import Report, Runtime
 
 # The tokens of random weights in 8 bits decide nothing: the two best are often a rounding error apart.
 TOLERANCES = [

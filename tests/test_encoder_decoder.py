@@ -19,7 +19,6 @@ from exported import TOLERANCES, Exported, silent, write_images
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_browser import SOFTWARE_WEBGPU, WASM, Inputs, visit
-from vlm_export.verify.report import Report
 
 from vlm_export import pipeline, runtime
 from vlm_export.apps.load import load
@@ -36,6 +35,7 @@ from vlm_export.runtime.sessions import Sessions
 from vlm_export.source.checkpoint import open_checkpoint
 from vlm_export.verify.golden import load_golden
 from vlm_export.verify.metrics import max_relative_error
+from vlm_export.verify.report import Report
 
 LAYERS = 3  # of the decoder: two are traced, one is a repetition
 PAIRS = [

@@ -13,13 +13,13 @@ import pico_chat
 import pytest
 import yaml
 from PIL import Image
-from vlm_export.verify.report import Check, Report
 
 from vlm_export import pipeline
 from vlm_export.files import Work
 from vlm_export.recipe import RecipeFile, load_recipe
 from vlm_export.verify import limits
 from vlm_export.verify.causes import explain
+from vlm_export.verify.report import Check, Report
 
 Change = Callable[[dict[str, Any]], None]
 OF_FILES = (limits.PROMPT_IDS, limits.ENDS, limits.PIXELS, limits.PIXELS_FROM_FILE)

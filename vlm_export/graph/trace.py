@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import itertools
 import json
-import logging
 import math
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import onnx_ir as ir
 import onnxscript.optimizer
 import torch
 from torch import nn
-from torch.onnx._internal.exporter._registration import ONNXRegistry
 
+from vlm_export import patches
 from vlm_export.graph.rewrites import embedding_scale, front_end
 from vlm_export.graph.rewrites.flat_products import unflatten_products
 from vlm_export.graph.rewrites.gelu import fuse_gelu
@@ -131,8 +128,12 @@ def _export(module: nn.Module, inputs: tuple[TensorSpec, ...], outputs: tuple[Te
         samples, axes = zip(*((_sample(spec), _dynamic_axes(spec)) for spec in specs), strict=True)
         arguments += [list(samples)] if is_cache else samples
         shapes += [list(axes)] if is_cache else axes
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns once per torchvision operator that is not there
-    with warnings.catch_warnings(), torch.no_grad(), _one_table_of_operators():
+    with (
+        warnings.catch_warnings(),
+        torch.no_grad(),
+        patches.operators_read_once(),
+        patches.no_word_of_torchvision(),
+    ):
         warnings.simplefilter("ignore")  # deprecations inside torch.export; failures raise
         program = torch.onnx.export(
             module,
@@ -147,24 +148,6 @@ def _export(module: nn.Module, inputs: tuple[TensorSpec, ...], outputs: tuple[Te
         )
     assert program is not None
     return program.model
-
-
-_table_of_operators = cache(ONNXRegistry.from_torchlib)
-
-
-@contextmanager
-def _one_table_of_operators() -> Iterator[None]:
-    """Within, the exporter makes its table of operators once a process, in place of once a call.
-
-    Making it parses a thousand functions, a fifth of the time that a small graph takes; nobody here adds to it. Drop
-    this when torch keeps it itself (torch 2.13 does not).
-    """
-    make = ONNXRegistry.__dict__["from_torchlib"]
-    setattr(ONNXRegistry, "from_torchlib", staticmethod(_table_of_operators))  # noqa: B010 (mypy)
-    try:
-        yield
-    finally:
-        setattr(ONNXRegistry, "from_torchlib", make)  # noqa: B010 (mypy)
 
 
 def _sample(spec: TensorSpec) -> torch.Tensor:

@@ -9,20 +9,19 @@ tower. Contracts: onnxruntime's `docs/ContribOperators.md`. Only this module kno
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.masking_utils import AttentionMaskInterface
-from transformers.models.bart.modeling_bart import BartAttention
 from transformers.models.trocr.modeling_trocr import TrOCRAttention
 
+from vlm_export import patches
 from vlm_export.models.rotary import Rotary, find_rotation
 
 _NAME = "vlm_export"
@@ -54,8 +53,8 @@ class _DecoderRun:
     present: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
-_run: _DecoderRun | None = None
-_notes = Notes()
+_run: ContextVar[_DecoderRun | None] = ContextVar("run of a decoder", default=None)
+_notes: ContextVar[Notes] = ContextVar("notes of what is fused")
 
 
 class _NewTokensOnly(DynamicCache):
@@ -100,64 +99,34 @@ def cross_cache(
 @contextmanager
 def fused(model: nn.Module) -> Iterator[Notes]:
     """Within, the attention of every transformers model inside `model` is ours; yields what is noted of it."""
-    global _notes
-    _notes = Notes()
+    notes = Notes()
     parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
     before = [part.config._attn_implementation for part in parts]
     for part in parts:
         part.config._attn_implementation = _NAME
         find_rotation(part)  # by trying it, which is too late while tracing
+    trocrs = {layer: part.config for part in parts for layer in part.modules() if isinstance(layer, TrOCRAttention)}
+    has_timm = any(part.config.model_type == "timm_wrapper" for part in parts)
+    noted = _notes.set(notes)
     try:
-        with _interface_of_trocr(parts), _interface_of_timm(parts):
-            yield _notes
+        with (
+            patches.trocr_asks_the_interface(trocrs),
+            patches.torchs_attention(_attention_of_timm) if has_timm else nullcontext(),
+        ):
+            yield notes
     finally:
+        _notes.reset(noted)
         for part, implementation in zip(parts, before, strict=True):
             part.config._attn_implementation = implementation
 
 
-@contextmanager
-def _interface_of_trocr(parts: Sequence[PreTrainedModel]) -> Iterator[None]:
-    """TrOCR's attention is written out in plain operators; Bart's, of which it is a copy, asks the interface.
-
-    Drop this when transformers' TrOCRAttention calls ALL_ATTENTION_FUNCTIONS.
-    """
-    layers = {layer: part.config for part in parts for layer in part.modules() if isinstance(layer, TrOCRAttention)}
-
-    def forward(self: Any, hidden_states: Tensor, key_value_states: Tensor | None = None, **keywords: Any) -> Any:
-        self.is_causal = key_value_states is None
-        keywords.pop("output_attentions", None)
-        return BartAttention.forward(self, hidden_states, key_value_states, **keywords)
-
-    for layer, config in layers.items():
-        layer.__dict__ |= {"config": config, "forward": MethodType(forward, layer)}
-    try:
-        yield
-    finally:
-        for layer in layers:
-            for name in ("config", "forward", "is_causal"):
-                layer.__dict__.pop(name, None)
-
-
-@contextmanager
-def _interface_of_timm(parts: Sequence[PreTrainedModel]) -> Iterator[None]:
-    """timm's models, inside transformers' wrapper, call torch's attention and no interface."""
-    if not any(part.config.model_type == "timm_wrapper" for part in parts):
-        yield
-        return
-    torchs = F.scaled_dot_product_attention
-
-    def attention(query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0, **keywords: Any) -> Tensor:
-        given = sorted(name for name, value in keywords.items() if value not in (None, False))
-        if given:
-            raise CannotFuse(f"a timm model passes {', '.join(given)}")
-        merged = _multi_head(query, key, value, query.shape[-1] ** -0.5, None, cached=False)
-        return merged.transpose(1, 2)
-
-    F.scaled_dot_product_attention = attention  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        F.scaled_dot_product_attention = torchs
+def _attention_of_timm(query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0, **keywords: Any) -> Tensor:
+    """As torch's function: `[B, heads, S, D]` each → the same."""
+    given = sorted(name for name, value in keywords.items() if value not in (None, False))
+    if given:
+        raise CannotFuse(f"a timm model passes {', '.join(given)}")
+    merged = _multi_head(query, key, value, query.shape[-1] ** -0.5, None, cached=False)
+    return merged.transpose(1, 2)
 
 
 def is_fused(language_model: PreTrainedModel) -> bool:
@@ -177,7 +146,6 @@ def decoder_run(
 
     `length` is the number of positions after the run, past included; `position_ids` may be None where none is rotated.
     """
-    global _run
     total_length = torch.scalar_tensor(length, dtype=torch.int32)  # once for all layers, as are the next two
     last_positions = (total_length - 1).expand(past[0].shape[0])
     bias = None
@@ -185,15 +153,16 @@ def decoder_run(
         bias = padding_bias(attention_mask, length - past[0].shape[2], past[0].dtype)
     # The operator numbers a row's positions from its first one on, which padding breaks: then it cannot rotate.
     rotary = Rotary(language_model, position_ids, length if attention_mask is None else None)
-    _run = _DecoderRun(past, bias, total_length, last_positions, rotary)
+    run = _DecoderRun(past, bias, total_length, last_positions, rotary)
+    outer = _run.set(run)
     try:
         with rotary.replaced():
-            yield _run.present
-        if len(_run.present) < len(past) // 2:
+            yield run.present
+        if len(run.present) < len(past) // 2:
             raise CannotFuse(f"{type(language_model).__name__} does not call transformers' attention interface")
     finally:
-        _run = None
-        _notes.unfused_rotary = rotary.unfused
+        _run.reset(outer)
+        _notes.get().unfused_rotary = rotary.unfused
 
 
 def _attention(
@@ -211,13 +180,14 @@ def _attention(
     if unknown:
         raise CannotFuse(f"{type(module).__name__} passes {', '.join(sorted(unknown))}")
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-    causal = getattr(module, "is_causal", _run is not None)
-    if _run is None or not causal:
+    run = _run.get()
+    causal = getattr(module, "is_causal", run is not None)
+    if run is None or not causal:
         if causal:
             raise CannotFuse(f"{type(module).__name__} is causal outside a decoder")
-        cached = _run is not None  # cross-attention
+        cached = run is not None  # cross-attention
         return _multi_head(query, key, value, scale, attention_mask, cached=cached), None
-    return _group_query(module, query, key, value, scale, keywords), None
+    return _group_query(run, module, query, key, value, scale, keywords), None
 
 
 def _multi_head(
@@ -243,12 +213,17 @@ def _multi_head(
 
 
 def _group_query(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float, keywords: dict[str, Any]
+    run: _DecoderRun,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    keywords: dict[str, Any],
 ) -> Tensor:
-    assert _run is not None
     attributes: dict[str, Any] = {}
     tables: tuple[Tensor, ...] = ()
-    rotated = _run.rotary.inside(query, key)
+    rotated = run.rotary.inside(query, key)
     if rotated is not None:
         query, key = rotated.before
         tables = rotated.tables
@@ -257,12 +232,12 @@ def _group_query(
     if size % _HEAD_MULTIPLE:
         raise CannotFuse(f"heads of {size}, which is not a multiple of {_HEAD_MULTIPLE}")
     kv_heads, layer = key.shape[1], int(module.layer_idx)  # type: ignore[arg-type]
-    past_key, past_value = _run.past[2 * layer], _run.past[2 * layer + 1]
+    past_key, past_value = run.past[2 * layer], run.past[2 * layer + 1]
     total = past_key.shape[2] + length
     inputs: list[Tensor | None] = [_side_by_side(tensor) for tensor in (query, key, value)]
-    inputs += [past_key, past_value, _run.last_positions, _run.total_length, *tables]
-    if _run.bias is not None:
-        inputs += [None] * (_BIAS_INPUT - len(inputs)) + [_run.bias]
+    inputs += [past_key, past_value, run.last_positions, run.total_length, *tables]
+    if run.bias is not None:
+        inputs += [None] * (_BIAS_INPUT - len(inputs)) + [run.bias]
     attributes |= {"num_heads": heads, "kv_num_heads": kv_heads, "scale": scale}
     if keywords.get("sliding_window"):
         attributes["local_window_size"] = int(keywords["sliding_window"])
@@ -276,7 +251,7 @@ def _group_query(
         shapes=((batch, length, heads * size), *((batch, kv_heads, total, size),) * 2),
         version=1,
     )
-    _run.present[layer] = (present_key, present_value)
+    run.present[layer] = (present_key, present_value)
     return merged.reshape(batch, length, heads, size)
 
 

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from vlm_export import patches
+
 _FUNCTION = "apply_rotary_pos_emb"
 _MULTIPLE = 16  # of head size and rotated size, for GroupQueryAttention; RotaryEmbedding takes any even size
 _OF_LENGTH = ("dynamic", "longrope")  # kinds of rope whose frequencies depend on the length of the sequence
@@ -71,9 +73,9 @@ class Rotary:
             elif rotation(self._function) is None:
                 self.unfused = f"{self.modeling.__name__}.{_FUNCTION} does not rotate halves or pairs of a head"
             else:
-                stack.enter_context(_replaced(self.modeling, _FUNCTION, self._rotate))
+                stack.enter_context(patches.replaced(self.modeling, _FUNCTION, self._rotate))
                 if self.positions is not None:
-                    stack.enter_context(_replaced(self.module, "forward", self._forward))
+                    stack.enter_context(patches.replaced(self.module, "forward", self._forward))
             yield
 
     def inside(self, query: Tensor, key: Tensor) -> Rotated | None:
@@ -199,17 +201,5 @@ def _frequencies_of_length(module: nn.Module, position_ids: Tensor) -> Iterator[
         frequencies = torch.where(length > limit, long, short)
     else:
         frequencies, _ = ROPE_INIT_FUNCTIONS[kind](config, seq_len=length)
-    with _replaced(module, "inv_freq", frequencies), _replaced(module, "rope_type", "default"):
+    with patches.replaced(module, "inv_freq", frequencies), patches.replaced(module, "rope_type", "default"):
         yield
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Within, an attribute of a Python module, an `nn.Module` or its class has another value."""
-    before = getattr(owner, name)
-    own = name in vars(owner) or name in vars(owner).get("_buffers", ())
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before) if own else delattr(owner, name)
