@@ -18,7 +18,7 @@ from vlm_export.errors import InputError
 from vlm_export.files import read_json
 from vlm_export.graph.graph_file import save_graph
 from vlm_export.graph.structure import make_structure
-from vlm_export.graph.weights import PACKED, attach_weights
+from vlm_export.graph.weights import WeightRef, attach_weights
 from vlm_export.layouts.text_models import LAYERS_FIELD
 from vlm_export.manifest import load_manifest
 from vlm_export.models.prefix import PrefixConditioningVLM
@@ -110,7 +110,7 @@ def test_what_inference_does_not_read_is_neither_merged_nor_exported(exported: E
     assert UNUSED[pair.tower] in read_json(exported.work.merged / "merge.json")["unused"]
     merged = open_checkpoint(exported.work.merged).tensors
     graph = ir.load(exported.graph("encoder_model")).graph
-    used = {part for name in graph.initializers for part in name.split(PACKED)}
+    used = {part for name in graph.initializers for part in WeightRef.parse(name).parts}
     assert used >= {name for name in merged if name.startswith("vision_encoder.")}
 
 

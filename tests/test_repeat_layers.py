@@ -21,7 +21,7 @@ from vlm_export.graph.graph_file import save_graph
 from vlm_export.graph.rewrites.repeat_layers import NotRepeatable, repeat_layers
 from vlm_export.graph.stacks import find_stacks
 from vlm_export.graph.structure import make_structure
-from vlm_export.graph.weights import PACKED, attach_weights
+from vlm_export.graph.weights import WeightRef, attach_weights
 from vlm_export.manifest import load_manifest
 from vlm_export.source.checkpoint import Checkpoint, build_empty, open_checkpoint
 from vlm_export.spec.graph import Component
@@ -112,7 +112,7 @@ def test_every_layer_has_the_same_nodes_under_names_of_its_own(exported: Exporte
         operators = [Counter(n.op_type for n in graph if str(n.name).startswith(prefix)) for prefix in prefixes[2:]]
         assert operators[0]["MatMul"] >= 4  # what GPT-2 has beside its attention operator
         assert operators == operators[:1] * (layers - 2)
-        parts = [part for name in graph.initializers for part in name.split(PACKED)]
+        parts = [part for name in graph.initializers for part in WeightRef.parse(name).parts]
         used = [{part.removeprefix(prefix) for part in parts if part.startswith(prefix)} for prefix in prefixes]
         assert len(used[0]) > 6
         assert used == used[:1] * layers

@@ -41,7 +41,7 @@ def test_is_written_as_it_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(weights, "BLOCK_BYTES", block_bytes)
-    parts = [tensors[part].load() for part in name.removesuffix(weights.TRANSPOSED).split("+")]
+    parts = [tensors[part].load() for part in weights.WeightRef.parse(name).parts]
     parts = [part.T for part in parts] if name.endswith("transposed") else parts
     expected = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
     tensor = weights.CheckpointTensor(name, tensors, dtype)

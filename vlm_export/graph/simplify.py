@@ -13,8 +13,8 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from vlm_export.graph import passes
 from vlm_export.graph.onnxsim_process import Onnxsim
-from vlm_export.graph.rewrites import gather_positions, rotary_tables, weight_layout
 from vlm_export.graph.simplify_report import ONNXSIM_RAN, SimplifyReport
 from vlm_export.graph.trace import REWRITES, UNFUSED, UNFUSED_ROTARY
 from vlm_export.spec.graph import Component
@@ -40,13 +40,11 @@ def simplify(
     """Returns the simplified structure and the report; past a budget, the graph stays as our rewrites left it."""
     before = len(structure.graph)
     declared = {spec.name for spec in component.inputs}
-    weights = {value.name for value in structure.graph.inputs if value.name and value.name not in declared}
+    plain, with_weights = passes.BEFORE_ONNXSIM
     rewrites = {
         **json.loads(structure.metadata_props.pop(REWRITES, "{}")),
-        "gather_positions": gather_positions.gather_positions(structure),
-        "halve_tables": rotary_tables.halve_tables(structure),
-        "gemm_to_matmul": weight_layout.gemm_to_matmul(structure, weights),
-        "fold_transposes": weight_layout.fold_transposes(structure, weights),
+        **passes.run(plain, structure),
+        **passes.run_with_weights(with_weights, structure, declared),
     }
     RemoveUnusedNodesPass()(structure)
     simplified, outcome = _onnxsim(structure, onnxsim, seconds)

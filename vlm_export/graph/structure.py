@@ -13,11 +13,9 @@ from dataclasses import replace
 import onnx_ir as ir
 from torch import nn
 
+from vlm_export.graph import passes
 from vlm_export.graph.onnxsim_process import Onnxsim
-from vlm_export.graph.rewrites.kept_rows import pick_rows_early
-from vlm_export.graph.rewrites.pack_attention import pack_attention
 from vlm_export.graph.rewrites.repeat_layers import NotRepeatable, repeat_layers
-from vlm_export.graph.rewrites.skip_norms import join_norms
 from vlm_export.graph.simplify import count_fused, simplify
 from vlm_export.graph.simplify_report import SimplifyReport
 from vlm_export.graph.stacks import find_stacks, two_layer_component, two_layers
@@ -50,12 +48,11 @@ def make_structure(
             )
         except NotRepeatable as error:
             return make_structure(component, model, {**(whole or {}), stack.path: str(error)}, onnxsim)
-    packed = pack_attention(structure)
-    joined = join_norms(structure)
-    early = pick_rows_early(structure)
+    declared = {spec.name for spec in component.inputs}
+    rewrites = passes.run_with_weights(passes.AFTER_REPEAT, structure, declared)
     return structure, replace(
         report,
-        rewrites={**report.rewrites, "pack_attention": packed, "join_norms": joined, "pick_rows_early": early},
+        rewrites={**report.rewrites, **rewrites},
         nodes_after=len(structure.graph),
         fused=count_fused(structure),
         repeated=repeated,

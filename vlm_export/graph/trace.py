@@ -20,11 +20,8 @@ import torch
 from torch import nn
 
 from vlm_export import patches
+from vlm_export.graph import passes
 from vlm_export.graph.rewrites import embedding_scale, front_end
-from vlm_export.graph.rewrites.flat_products import unflatten_products
-from vlm_export.graph.rewrites.gelu import fuse_gelu
-from vlm_export.graph.rewrites.ort_fusions import fuse_norms
-from vlm_export.graph.rewrites.same_shape import join_reshapes
 from vlm_export.graph.weights import TOKEN_TABLE
 from vlm_export.models import attention
 from vlm_export.models.library import aliases
@@ -36,7 +33,6 @@ IR_VERSION = 10
 UNFUSED = "vlm_export.unfused_attention"  # model metadata: why attention is plain operators
 UNFUSED_ROTARY = "vlm_export.unfused_rotary"  # the same of rotary embedding
 REWRITES = "vlm_export.rewrites"  # how often each rewrite applied, as JSON
-_REWRITES = (unflatten_products, join_reshapes, fuse_gelu, fuse_norms)  # those that need the tracer's shapes
 
 # Sizes that the tracer sees. All differ and none is 0 or 1, which torch.export would take for constants.
 _TRACED_SIZES = {
@@ -64,7 +60,7 @@ def trace(component: Component, model: nn.Module) -> ir.Model:
         structure, notes = _export_fused(component, model)
         embedding = _token_table(model)
     _weights_to_inputs(structure, parameters, shared)
-    rewrites = {rewrite.__name__: rewrite(structure) for rewrite in _REWRITES}
+    rewrites = passes.run(passes.AFTER_TRACE, structure)
     structure.metadata_props.update(notes | {REWRITES: json.dumps(rewrites)})
     if component.front_end is not None:
         front_end.attach(structure, component, embedding=embedding)

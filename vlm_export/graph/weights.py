@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -20,17 +20,42 @@ from vlm_export.spec.graph import Component
 from vlm_export.tensors.stored import TensorRef
 
 TOKEN_TABLE = "vlm_export.token_table"  # model metadata: the weight that token ids look up
-PACKED = "+"  # joins the names of the weights that are packed into one, along its last axis
-TRANSPOSED = "|transposed"  # suffix of a weight input that joins transposed
+_PACKED, _TRANSPOSED = "+", "|transposed"
 BLOCK_BYTES = 8 << 20  # a weight above this is written in blocks of this size in float32
 _DTYPES = {ir.DataType.FLOAT: torch.float32, ir.DataType.FLOAT16: torch.float16}
 
 
-def weight_inputs(graph: ir.Graph) -> set[ir.Value]:
-    """The inputs of a structure's graph that are weights: of fixed sizes, where what a client feeds has a batch axis or
-    is a scalar."""
-    shaped = [(value, value.shape) for value in graph.inputs if value.shape is not None and len(value.shape) > 0]
-    return {value for value, shape in shaped if all(isinstance(size, int) for size in shape)}
+@dataclass(frozen=True)
+class WeightRef:
+    """What a weight input is made of, which its name says.
+
+    Attributes:
+        parts: names of the merged checkpoint; several are packed side by side, along the last axis.
+        transposed: whether each joins transposed.
+    """
+
+    parts: tuple[str, ...]
+    transposed: bool = False
+
+    @classmethod
+    def parse(cls, name: str) -> WeightRef:
+        """The reference that a weight input's name is."""
+        return cls(tuple(name.removesuffix(_TRANSPOSED).split(_PACKED)), name.endswith(_TRANSPOSED))
+
+    @property
+    def initializer(self) -> str:
+        """The name that the weight has where it has joined."""
+        return _PACKED.join(self.parts)
+
+    @property
+    def name(self) -> str:
+        """The name of the input."""
+        return self.initializer + (_TRANSPOSED if self.transposed else "")
+
+
+def weight_inputs(graph: ir.Graph, declared: Collection[str]) -> set[ir.Value]:
+    """The inputs of a structure's graph that are weights: those that its component does not declare."""
+    return {value for value in graph.inputs if value.name not in declared}
 
 
 @dataclass(frozen=True)
@@ -79,13 +104,14 @@ class CheckpointTensor(StreamedTensor):
     """
 
     def __init__(self, name: str, tensors: Mapping[str, TensorRef], dtype: ir.DataType):
-        parts, self.transposed = name.removesuffix(TRANSPOSED), name.endswith(TRANSPOSED)
-        self.parts = [tensors[part] for part in parts.split(PACKED)]
+        ref = WeightRef.parse(name)
+        self.transposed = ref.transposed
+        self.parts = [tensors[part] for part in ref.parts]
         shapes = [part.shape[::-1] if self.transposed else part.shape for part in self.parts]
         self.widths = [math.prod(shape[1:]) for shape in shapes]
         self.width = sum(self.widths)
         shape = ir.Shape([*shapes[0][:-1], sum(shape[-1] for shape in shapes)] if shapes[0] else [])
-        super().__init__(self._whole, dtype=dtype, shape=shape, name=parts)
+        super().__init__(self._whole, dtype=dtype, shape=shape, name=ref.initializer)
 
     def _whole(self) -> ir.Tensor:
         parts = [part.load() for part in self.parts]
@@ -140,7 +166,8 @@ def attach_weights(
     model = structure.clone()
     graph = model.graph
     declared = [spec.name for spec in component.inputs]
-    for value in [value for value in graph.inputs if value.name not in declared]:
+    joined = weight_inputs(graph, declared)
+    for value in [value for value in graph.inputs if value in joined]:
         tensor = CheckpointTensor(str(value.name), tensors, dtype)
         value.name, value.shape, value.const_value = tensor.name, tensor.shape, tensor
         graph.inputs.remove(value)

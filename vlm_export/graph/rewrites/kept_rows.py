@@ -8,6 +8,8 @@ residual that it is added to.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import onnx_ir as ir
 
 from vlm_export.graph.weights import weight_inputs
@@ -21,13 +23,13 @@ _SKIP_NORM = "SkipSimplifiedLayerNormalization"
 _POSITIONS_AXIS = 1
 
 
-def pick_rows_early(structure: ir.Model) -> int:
+def pick_rows_early(structure: ir.Model, declared: Collection[str]) -> int:
     """Move the lookup of kept positions up to attention. Returns how many operators see fewer rows for it."""
     graph = structure.graph
     lookup = next((node for node in graph if _is_lookup(node)), None)
     if lookup is None or lookup.inputs[0] is None:
         return 0
-    rows = _Rows(graph)
+    rows = _Rows(graph, declared)
     moved = _computed_for(lookup, rows)
     picked: dict[ir.Value, ir.Value] = {}
     for node in [node for node in graph if node in moved]:
@@ -62,8 +64,8 @@ def _is_lookup(node: ir.Node) -> bool:
 class _Rows:
     """Which values have one row a position, `[batch, positions, size]`, because attention or what follows made them."""
 
-    def __init__(self, graph: ir.Graph):
-        self._constant = weight_inputs(graph) | set(graph.initializers.values())
+    def __init__(self, graph: ir.Graph, declared: Collection[str]):
+        self._constant = weight_inputs(graph, declared) | set(graph.initializers.values())
         self._known: set[ir.Value] = set()
         for node in graph:
             if all(value is None or value in self._constant for value in node.inputs):

@@ -12,13 +12,13 @@ Contracts: onnxruntime's `docs/ContribOperators.md`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from vlm_export.graph.weights import PACKED, TRANSPOSED, weight_inputs
+from vlm_export.graph.weights import WeightRef, weight_inputs
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ _BEFORE_ATTENTION = ("Reshape", "RotaryEmbedding", "SimplifiedLayerNormalization
 _BIAS = 3  # the input of MultiHeadAttention
 
 
-def pack_attention(structure: ir.Model) -> int:
+def pack_attention(structure: ir.Model, declared: Collection[str]) -> int:
     """Pack what can be packed. Returns how many attention operators it changed."""
     graph = structure.graph
-    weights = weight_inputs(graph)
+    weights = weight_inputs(graph, declared)
     count = 0
     for node in [node for node in graph if node.op_type in ("GroupQueryAttention", "MultiHeadAttention")]:
         if node.op_type == "GroupQueryAttention" and _unsplit(graph, node):
@@ -108,7 +108,7 @@ def _alike(found: list[_Projection]) -> bool:
     """Of one tensor, with weights that lie alike, and all with a bias or none."""
     return (
         len({projection.x for projection in found}) == 1
-        and len({str(projection.weight.name).endswith(TRANSPOSED) for projection in found}) == 1
+        and len({WeightRef.parse(str(projection.weight.name)).transposed for projection in found}) == 1
         and len({projection.bias is None for projection in found}) == 1
     )
 
@@ -168,14 +168,12 @@ def _pack_biases(graph: ir.Graph, attention: ir.Node, found: list[_Projection]) 
 
 def _side_by_side(graph: ir.Graph, parts: list[ir.Value]) -> ir.Value:
     """A new weight input, of the parts along their last axis."""
-    names = [str(part.name) for part in parts]
-    suffix = TRANSPOSED if names[0].endswith(TRANSPOSED) else ""
+    refs = [WeightRef.parse(str(part.name)) for part in parts]
+    packed_ref = WeightRef(tuple(name for ref in refs for name in ref.parts), refs[0].transposed)
     shapes = [part.shape for part in parts]
     assert all(shape is not None for shape in shapes)
     widths = [shape[-1] for shape in shapes if shape is not None]
     shape = ir.Shape([*list(shapes[0] or ())[:-1], sum(width for width in widths if isinstance(width, int))])
-    packed = ir.Value(
-        name=PACKED.join(name.removesuffix(TRANSPOSED) for name in names) + suffix, type=parts[0].type, shape=shape
-    )
+    packed = ir.Value(name=packed_ref.name, type=parts[0].type, shape=shape)
     graph.inputs.append(packed)
     return packed

@@ -8,17 +8,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import onnx_ir as ir
 
-from vlm_export.graph.weights import TRANSPOSED
+from vlm_export.graph.weights import WeightRef, weight_inputs
 
 
-def gemm_to_matmul(structure: ir.Model, weights: set[str]) -> int:
+def gemm_to_matmul(structure: ir.Model, declared: Collection[str]) -> int:
     """Rewrite `Gemm(x, weight, bias)` with unit alpha and beta. Returns how many."""
     graph = structure.graph
+    weights = weight_inputs(graph, declared)
     count = 0
     for node in list(graph):
-        if node.op_type != "Gemm" or node.inputs[1] is None or node.inputs[1].name not in weights:
+        if node.op_type != "Gemm" or node.inputs[1] not in weights:
             continue
         attributes = {name: attribute.value for name, attribute in node.attributes.items()}
         if attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0 or attributes.get("transA", 0):
@@ -36,20 +39,23 @@ def gemm_to_matmul(structure: ir.Model, weights: set[str]) -> int:
     return count
 
 
-def fold_transposes(structure: ir.Model, weights: set[str]) -> int:
+def fold_transposes(structure: ir.Model, declared: Collection[str]) -> int:
     """Give each transposed 2-D weight an input of its own, in the layout of its use. Returns how many.
 
     A weight that is also gathered by rows is gathered by columns instead, so that one copy serves both.
     """
     graph = structure.graph
     count = 0
-    for value in [value for value in graph.inputs if value.name in weights]:
+    weights = weight_inputs(graph, declared)
+    for value in [value for value in graph.inputs if value in weights]:
         consumers = [(usage.node, usage.idx) for usage in value.uses()]
         transposes = [node for node, _ in consumers if node.op_type == "Transpose" and _swaps_two_axes(node)]
         others = [node for node, index in consumers if node not in transposes and not _is_row_lookup(node, index)]
         if not transposes or others:
             continue
-        folded = ir.Value(name=f"{value.name}{TRANSPOSED}", type=value.type, shape=_reversed(value.shape))
+        folded = ir.Value(
+            name=WeightRef((str(value.name),), transposed=True).name, type=value.type, shape=_reversed(value.shape)
+        )
         graph.inputs[list(graph.inputs).index(value)] = folded
         for node in transposes:
             node.outputs[0].replace_all_uses_with(folded)
