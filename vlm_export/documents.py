@@ -18,6 +18,7 @@ def load_document(path: Path, kind: type[Document], again: str) -> Document:
     """Read a document.
 
     Args:
+        path: its file.
         kind: its dataclass, whose field `schema` has this version's number as its default.
         again: what the user can do to have it written anew.
 

@@ -24,19 +24,22 @@ class Work:
 
     @property
     def merged(self) -> Path:
+        """The folder of the plain checkpoint that `merge` writes."""
         return self.root / "merged"
 
     @property
     def repo(self) -> Path:
+        """The folder of the exported repo: exactly what is pushed."""
         return self.root / "repo"
 
     @property
     def report(self) -> Path:
+        """The folder of what was checked and measured."""
         return self.root / "report"
 
 
 def cache_folder() -> Path:
-    """What is worth keeping between runs: `$VLM_EXPORT_CACHE`, else `vlm-export` in the user's cache folder."""
+    """The folder of what is kept between runs: `$VLM_EXPORT_CACHE`, else `vlm-export` in the user's cache folder."""
     if own := os.environ.get("VLM_EXPORT_CACHE"):
         return Path(own).absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "vlm-export"

@@ -232,7 +232,7 @@ def _change(name: str, path: Path, remote: RepoFile | None) -> FileChange:
 
 
 def _check_namespace(repo_id: str) -> None:
-    """The rest of the id is for huggingface_hub to check, but it takes a name without its owner."""
+    """Raises InputError for an id without an owner, which huggingface_hub would take."""
     if "/" not in repo_id:
         raise InputError(_redact(_not_a_repo_id(repo_id)))
 

@@ -39,7 +39,7 @@ def own_file(folder: Path, name: str) -> Path | None:
 
 
 def unchanged_file(folder: Path, name: str, digest: str) -> Path | None:
-    """The same if it has that sha256; None where it has another.
+    """The file as `own_file` finds it if it has that sha256; None where it has another.
 
     Raises:
         InputError: as of `own_file`.

@@ -155,7 +155,7 @@ def _spelt_out(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _for_any_backend(settings: dict[str, Any]) -> dict[str, Any]:
-    """What does the work is no concern of a client."""
+    """The settings with a class name that is of no backend: without `Fast` or `Pil` at its end."""
     name = settings["image_processor_type"]
     return settings | {"image_processor_type": name.removesuffix("Fast").removesuffix("Pil")}
 
@@ -192,12 +192,18 @@ class PixelsAndPrompt:
         self.tokenizer = load_tokenizer(folder)
 
     def texts(self, prompts: Sequence[Prompt]) -> tuple[str, ...]:
+        """An empty text, which every image is run with, and the recipe's prompts.
+
+        Raises:
+            InputError: a prompt is a conversation.
+        """
         for prompt in prompts:
             if not isinstance(prompt, str):
                 raise InputError("golden.prompts: a captioner continues a text; it has no use for a conversation")
         return ("", *(str(prompt) for prompt in prompts))
 
     def feed(self, image: Path, text: str) -> dict[str, np.ndarray]:
+        """`pixel_values` `[1, 3, H, W] float32`, and `input_ids` `[1, tokens] int64` without special tokens."""
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return {"pixel_values": pixel_values([image], self.settings), "input_ids": np.array([ids], dtype=np.int64)}
 
@@ -261,6 +267,11 @@ class ChatProcessor:
                 raise InputError(f"{folder}: processor: {' '.join(str(error).split())}") from error
 
     def texts(self, prompts: Sequence[Prompt]) -> tuple[str, ...]:
+        """The recipe's prompts as texts, conversations rendered by the processor's chat template.
+
+        Raises:
+            InputError: there is no prompt, the template refuses one, or a text has not exactly one image token.
+        """
         if not prompts:
             raise InputError("golden.prompts: a chat model needs one: a conversation, or a text with its image token")
         return tuple(self._text(prompt) for prompt in prompts)
@@ -277,5 +288,6 @@ class ChatProcessor:
         return str(text)
 
     def feed(self, image: Path, text: str) -> dict[str, np.ndarray]:
+        """Those of the processor's arrays for an image and a text that the client feeds, `[1, …]` each."""
         made = self.processor(images=[open_image(image)], text=[text], return_tensors="np")
         return {name: np.asarray(made[name]).astype(dtype) for name, dtype in self.fed.items()}

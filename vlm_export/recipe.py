@@ -164,6 +164,7 @@ class RecipeFile:
 
     @property
     def name(self) -> str:
+        """The recipe's name, which its work folder and golden folder have too."""
         return self.recipe.name
 
     @property
@@ -173,7 +174,7 @@ class RecipeFile:
 
     @property
     def golden_dir(self) -> Path:
-        """Where they are read: what was recorded here, else what is bundled with a bundled recipe."""
+        """Where golden outputs are read: what was recorded here, else what is bundled with a bundled recipe."""
         recorded = self.golden_target
         shipped = bundled.GOLDEN / self.name
         return shipped if self.is_bundled and shipped.exists() and not recorded.exists() else recorded
@@ -282,7 +283,7 @@ def _repeated_keys(loader: yaml.SafeLoader, root: yaml.Node | None) -> Iterator[
 
 
 def _key(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
-    """What a key is in Python; of those that nothing can be made of, the node."""
+    """The value of a key, for comparing it with others; a node that is no scalar stands for itself."""
     if node.tag == _MERGE:
         return _MERGE
     return loader.construct_object(node) if isinstance(node, yaml.ScalarNode) else node

@@ -240,7 +240,7 @@ def _libraries() -> dict[str, Path]:
 
 
 def _fingerprint(model: Mapping[str, Path]) -> str:
-    """Another one whenever a file of the repo is another."""
+    """A short hash of the names, sizes and modification times of the repo's files: it changes when one of them does."""
     facts = [(name, path.stat().st_size, path.stat().st_mtime_ns) for name, path in model.items()]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 

@@ -27,6 +27,7 @@ def load(
     """Load an exported repo.
 
     Args:
+        folder: the repo: configs, tokenizer, and graphs in `onnx/`.
         dtype: if None, what a processor prefers (`dtypes.PREFERRED`) of those that did not fail `vlm-export verify`.
         backend: "onnx" alone, "torch" alone, or "auto": PyTorch where the graphs are missing or fail.
         threads: for each graph; 0 leaves it to ONNX Runtime.

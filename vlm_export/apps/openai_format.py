@@ -57,6 +57,7 @@ class ApiError(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
+        """The JSON body of the response: OpenAI's `error` object, whose `type` follows from the status."""
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
         kind = "rate_limit_error" if self.status == 429 else kind
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
@@ -80,11 +81,15 @@ class _Strict(BaseModel):
 
 
 class ImageUrl(_Strict):
+    """The address of an image, a `data:` URL. `detail`, how closely OpenAI's models look at it, is "auto" or absent."""
+
     url: str
     detail: Literal["auto"] = "auto"
 
 
 class Part(_Strict):
+    """One part of a message's content: a text, or an image by its address."""
+
     type: Literal["text", "image_url"]
     text: str | None = None
     image_url: ImageUrl | None = None
@@ -97,11 +102,15 @@ class Part(_Strict):
 
 
 class ChatMessage(_Strict):
+    """One message. A `content` that is a plain string is read as one text part."""
+
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[list[Part], BeforeValidator(_as_parts)]
 
 
 class StreamOptions(_Strict):
+    """What a streamed answer holds beside its text. `include_usage` adds a last chunk with the token counts."""
+
     include_usage: bool = False
     include_obfuscation: Literal[False] = False
 
@@ -146,7 +155,10 @@ class ChatRequest(_Strict):
         return self
 
     def options(self) -> Options:
-        """A temperature above 0, or a top_p below 1, asks for sampling; without either the repo decides."""
+        """The request's parameters as the runtime's options.
+
+        A temperature above 0, or a top_p below 1, asks for sampling; without either the repo decides.
+        """
         samples = None if self.top_p in (None, 1) else True
         samples = samples if self.temperature is None else self.temperature > 0
         return Options(
@@ -192,7 +204,10 @@ def _refusal(error: ValidationError) -> ApiError:
 
 
 def refused(error: InputError) -> ApiError:
-    """The runtime's refusal, in OpenAI's names."""
+    """What the client is told of an error of the runtime: parameters have OpenAI's names in it.
+
+    The status is 400; it is 500 for a ModelFailed, for which the request is not to blame.
+    """
     message = str(error)
     if isinstance(error, ModelFailed):
         return ApiError(500, "the model failed on this request; the server's log says how")
@@ -214,7 +229,7 @@ class Question:
 
 
 def question(request: ChatRequest, model: Model) -> Question:
-    """Decode the images, and put the texts as the model takes them.
+    """The images of a request, decoded, and its texts as the model takes them.
 
     Raises:
         ApiError: it is for another model, or this one does not take such messages.
@@ -317,6 +332,7 @@ class Completion:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def whole(self, answer: Answer) -> dict[str, Any]:
+        """The body of an answer that is not streamed: a `chat.completion` with a choice for each alternative."""
         choices = [
             {
                 "index": index,
@@ -329,10 +345,12 @@ class Completion:
         return self._object("chat.completion", choices) | {"usage": usage(answer)}
 
     def chunk(self, delta: Mapping[str, str], finish_reason: str | None = None) -> dict[str, Any]:
+        """A `chat.completion.chunk`: what came since the last one and, in the last with text, why the answer ended."""
         choice = {"index": 0, "delta": dict(delta), "logprobs": None, "finish_reason": finish_reason}
         return self._object("chat.completion.chunk", [choice])
 
     def usage_chunk(self, answer: Answer) -> dict[str, Any]:
+        """The chunk that ends a stream whose client asked for the token counts: it has no choices."""
         return self._object("chat.completion.chunk", []) | {"usage": usage(answer)}
 
     def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:

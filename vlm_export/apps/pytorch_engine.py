@@ -129,6 +129,11 @@ class TorchEngine:
         on_text: OnText | None = None,
         cancelled: Cancelled | None = None,
     ) -> Answer:
+        """Answer one prompt by transformers' `generate`, as `OnnxEngine.generate` does by the graphs.
+
+        Raises:
+            InputError: as of `Model.generate`.
+        """
         started = time.perf_counter()
         fed = self._fed(images, prompt)
         check_rows(fed["input_ids"].flatten(), self.rows, self.text.token, f"{self.name}: the prompt")
@@ -143,6 +148,7 @@ class TorchEngine:
         return answer
 
     def generate_batch(self, items: Sequence[Item], options: Options) -> list[Answer]:
+        """Answer the items one after another, each with the tokens that it gets alone."""
         return [self.generate(images, prompt, options) for images, prompt in items]
 
     @torch.inference_mode()

@@ -113,7 +113,7 @@ def application(
 
 
 class _Answering:
-    """`/v1/chat/completions`."""
+    """Answers `POST /v1/chat/completions`; `running` and `waiting` count the requests that it holds."""
 
     def __init__(self, model: Model, limits: Limits, stopping: Callable[[], bool]):
         self.model = model
@@ -144,7 +144,7 @@ class _Answering:
 
     @contextmanager
     def _place(self) -> Iterator[None]:
-        """Raises ApiError when all are taken."""
+        """Within, a request holds one of the places. Raises ApiError when all are taken."""
         if self._present >= self.limits.concurrency + self.limits.queue:
             raise ApiError(429, f"busy with {self._present} requests: ask again later", code="queue_full")
         self._present += 1
@@ -154,7 +154,7 @@ class _Answering:
             self._present -= 1
 
     async def _body(self, request: Request) -> bytes:
-        """Raises ApiError as soon as it is more than the limit, or known to become so."""
+        """The body of a request. Raises ApiError as soon as it is more than the limit, or known to become so."""
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise ApiError(415, "the body must be of the content type application/json")
         too_large = ApiError(413, f"the body is larger than {self.limits.body_bytes:,} bytes", code="body_too_large")
@@ -171,7 +171,7 @@ class _Answering:
         raise ApiError(408, f"the body did not arrive in {_BODY_SECONDS} s")
 
     async def _answer(self, chat: ChatRequest, events: _Events, gone: threading.Event) -> Response | None:
-        """Answer. None: it was streamed."""
+        """The response to a request; None if it was streamed, and so is sent already."""
         completion = Completion(self.model.name, f"vlm-export-{__version__}-{self.model.dtype}-{self.model.backend}")
         on_text = partial(_send_piece, events, completion) if chat.stream else None
         try:
@@ -223,7 +223,7 @@ class _Events:
         await self._write(json.dumps(event, ensure_ascii=False))
 
     def send_from_thread(self, event: Mapping[str, Any]) -> None:
-        """Returns when it was written, so that a model is no faster than its reader."""
+        """Send an event from a worker thread; return once it is written: no model is faster than its reader."""
         asyncio.run_coroutine_threadsafe(self.send(event), self._loop).result()
 
     async def end(self, last: str | None = None) -> None:
@@ -270,7 +270,7 @@ def _hosts(host: str) -> list[str] | None:
 
 
 def _logging() -> dict[str, Any]:
-    """uvicorn's, all of it on stderr."""
+    """The logging settings of uvicorn, with everything on stderr."""
     config = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
     config["handlers"]["access"]["stream"] = "ext://sys.stderr"
     return config

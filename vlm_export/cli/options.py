@@ -25,6 +25,7 @@ class Group(click.Group):
     """Turns the errors of `errors.py` into one line and their exit status."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Run the command. Exits with an error's own status, and with 2 for an OSError; `--debug` lets both through."""
         try:
             return super().invoke(ctx)
         except VlmExportError as error:

@@ -17,7 +17,7 @@ def notify(line: str) -> None:
 
 
 def write(text: str) -> None:
-    """A piece of a text on stdout, as it comes."""
+    """Print a piece of a text on stdout, without a line's end."""
     click.echo(text, nl=False)
 
 
@@ -64,6 +64,7 @@ class Progress:
         return self
 
     def __call__(self, what: str, done: int, total: int) -> None:
+        """Show how many of `total` are done of `what`; 0 says that their number is not known."""
         if self.task is None and time.monotonic() - self.started > 1:
             self.bar.start()
             self.task = self.bar.add_task(what)

@@ -23,7 +23,7 @@ _PROJECTOR = re.compile(r".*\bmm_projector\.(?P<index>\d+)\.")  # an MLP, a GELU
 
 
 def build(config: Config) -> PreTrainedModel:
-    """The class of a config, for an image and a text."""
+    """The model of a config, uninitialised, by `AutoModelForImageTextToText`."""
     return AutoModelForImageTextToText.from_config(load_config(config))
 
 
@@ -52,21 +52,25 @@ class ChatReference:
     image_tokens: int
 
     def encode(self, fed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`image_features` `[images or tiles, image_tokens, hidden] float32`, by the class's `get_image_features`."""
         images = {name: value for name, value in self.arguments(fed).items() if name not in _TEXT}
         rows = torch.cat([*self.model.get_image_features(**images, return_dict=True).pooler_output])
         return {"image_features": rows.reshape(-1, self.image_tokens, rows.shape[-1])}
 
     def prefill(self, fed: Mapping[str, Tensor]) -> Any:
+        """The class's output for prompt and images: `logits` `[batch, tokens, vocabulary] float32`, and the cache."""
         return self.model(**self.arguments(fed), use_cache=True)
 
     def step(self, token_ids: Tensor, past: Any, fed: Mapping[str, Tensor]) -> Any:
+        """The class's output for `[batch, 1] int64` after the cache `past`; the images are in the cache."""
         return self.model(input_ids=token_ids, past_key_values=past, use_cache=True)
 
     def generate(self, fed: Mapping[str, Tensor], **options: Any) -> Any:
+        """The class's own `generate` on `fed`."""
         return self.model.generate(**self.arguments(fed), **options)
 
     def arguments(self, fed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the class is called with."""
+        """`fed` as the keyword arguments that the class is called with."""
         return dict(fed)
 
 

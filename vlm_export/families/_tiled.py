@@ -26,7 +26,7 @@ _FED: dict[str, type[np.generic]] = {
 
 
 def sample_inputs(config: Config, generator: Generator) -> dict[str, Tensor]:
-    """Two tiles for each of two rows."""
+    """`fed` for two rows of two tiles each: `pixel_values` `[2, 2, 3, E, E]` in -1…1, an all-true mask, and ids."""
     edge = load_config(config).vision_config.image_size
     return {
         "pixel_values": torch.rand(2, 2, 3, edge, edge, generator=generator) * 2 - 1,

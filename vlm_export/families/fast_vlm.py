@@ -37,7 +37,7 @@ _FED: dict[str, type[np.generic]] = {"pixel_values": np.float32, "input_ids": np
 
 
 def build(config: Config) -> PreTrainedModel:
-    """transformers' class, the statistics of batch norms being parameters: they are weights of the checkpoint.
+    """The class of transformers, with the statistics of batch norms as parameters: they are weights of the checkpoint.
 
     Raises:
         InputError: timm is missing.
@@ -65,6 +65,7 @@ class Encoder(Parts):
         super().__init__(model, (_TOWER, _PROJECTOR))
 
     def forward(self, pixel_values: Tensor) -> Tensor:
+        """Run tower and projector; `rows` are the positions of the tower's last map, row by row."""
         maps = self.get_submodule(_TOWER)(pixel_values, do_pooling=False).last_hidden_state
         return self.get_submodule(_PROJECTOR)(maps.flatten(2).permute(0, 2, 1))
 
@@ -74,6 +75,7 @@ class Reference(ChatReference):
     """The class's own forward and `generate`; what it pools for a classifier is not computed."""
 
     def encode(self, fed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`image_features` `[images, rows, hidden] float32`; `rows` follows from the images' size."""
         return {"image_features": self.model.get_image_features(fed["pixel_values"], return_dict=True).pooler_output}
 
 
@@ -87,6 +89,7 @@ def _sample_rows(vision_config: str) -> int:
 
 
 def sample_inputs(config: Config, generator: Generator) -> dict[str, Tensor]:
+    """`pixel_values` `[2, 3, 128, 128]` in 0…1, and `input_ids` with as many image tokens as such images have rows."""
     rows = _sample_rows(json.dumps(config["vision_config"]))
     return {
         "pixel_values": torch.rand(2, 3, _SAMPLE_SIZE, _SAMPLE_SIZE, generator=generator),
@@ -95,10 +98,12 @@ def sample_inputs(config: Config, generator: Generator) -> dict[str, Tensor]:
 
 
 def feeder(folder: Path, config: Config, settings: Mapping[str, Any]) -> ChatProcessor:
+    """The `LlavaProcessor` of transformers, which counts image tokens by the checkpoint's `processor_config.json`."""
     return ChatProcessor(folder, settings, _FED, processor_class="LlavaProcessor")
 
 
 def components(config: Config) -> tuple[Component, ...]:
+    """The graphs of `chat`: `vision_encoder`, for images of any size, `embed_tokens` and `decoder_model_merged`."""
     hidden = load_config(config).text_config.hidden_size
     vision_encoder = Component(
         name="vision_encoder",
@@ -110,9 +115,10 @@ def components(config: Config) -> tuple[Component, ...]:
 
 
 class LlavaQwen2(Chat):
-    """transformers.js' class of that name, whose config is the text model's with the image token in it."""
+    """The class of that name in transformers.js, whose config is the text model's with the image token in it."""
 
     def config(self, facts: RepoFacts) -> dict[str, dict[str, Any]]:
+        """`config.json`, `generation_config.json` and `processor_config.json` as transformers.js's class wants them."""
         image_token_id = load_config(facts.config).image_token_id
         config = {
             **{key: value for key, value in facts.config.items() if key != "text_config"},

@@ -22,9 +22,14 @@ _TILING = ("image_grid_pinpoints", "do_pad", "image_processor_type")
 
 
 class OneTile(ChatReference):
-    """The class, told that its images do not come alone."""
+    """A reference whose class is told that its images do not come alone, so that each is one tile."""
 
     def arguments(self, fed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`fed` with the sizes of its images, all the tower's own, and a count of images that is one too many.
+
+        The class takes one tile of each image where the count is not 1 (transformers 5.23,
+        `models/llava_onevision/modeling_llava_onevision.py`).
+        """
         if "pixel_values" not in fed:
             return dict(fed)
         images, size = len(fed["pixel_values"]), self.model.config.vision_config.image_size
@@ -40,13 +45,14 @@ class EncoderWithNewline(FeatureEncoder):
         self.get_submodule("model").register_parameter(_NEWLINE, model.model.image_newline)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
+        """Run tower and projector, and append the model's `image_newline` as the last row."""
         features = super().forward(pixel_values)
         newline = self.get_parameter(f"model.{_NEWLINE}").expand(features.shape[0], 1, -1)
         return torch.cat([features, newline], dim=1)
 
 
 def image_processor(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The same without tiles: what transformers.js makes of its settings."""
+    """The model's image processor settings without tiles, as a SigLIP processor's: so transformers.js applies them."""
     plain = {key: value for key, value in settings.items() if key not in _TILING}
     return {**plain, "image_processor_type": "SiglipImageProcessor"}
 

@@ -56,16 +56,19 @@ def rename_in(config: Config) -> Callable[[str], str | None]:
 
 
 def embedded_lora(config: Config) -> EmbeddedLora | None:
+    """The rank and alpha in a checkpoint's `config.json`, by distilvit2's names; None for one without LoRA."""
     if not {"lora_r", "lora_alpha"} <= config.keys():
         return None
     return EmbeddedLora(r=config["lora_r"], alpha=config["lora_alpha"])
 
 
 def merged_config(config: Config) -> dict[str, Any]:
+    """The checkpoint's config without its LoRA settings."""
     return {key: value for key, value in config.items() if key not in _LORA_KEYS}
 
 
 def text_config(config: Config) -> PretrainedConfig:
+    """The transformers config of `text_config`, the language model's."""
     return nested_config(config["text_config"])
 
 
@@ -78,24 +81,37 @@ def sample_inputs(config: Config, generator: Generator) -> dict[str, Tensor]:
 
 
 class Reference:
-    """transformers has no class for these models: its decoder continues the projected patches and the prompt."""
+    """The tower, the projection and the decoder of our own module: transformers has no class for these models.
+
+    The decoder continues the projected patches and the prompt.
+    """
 
     def __init__(self, model: PrefixConditioningVLM):
         self.model = model
         self.language_model: Any = model.language_model
 
     def encode(self, fed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`vision_features` `[batch, rows, vision hidden]` and `image_features` `[batch, rows, text hidden]`, float32.
+
+        They are the outputs of the tower and of the projection.
+        """
         vision_features = self.model.vision_encoder(fed["pixel_values"]).last_hidden_state
         return {"vision_features": vision_features, "image_features": self.model.projection(vision_features)}
 
     def prefill(self, fed: Mapping[str, Tensor]) -> Any:
+        """The decoder's output for the prefix and the prompt behind it.
+
+        Its `logits` are `[batch, rows + tokens, vocabulary] float32`; no position of its cache is ever dropped.
+        """
         cache = DynamicCache()  # the model's own would forget what is outside a layer's window
         return self.language_model(inputs_embeds=self._embeds(fed), past_key_values=cache, use_cache=True)
 
     def step(self, token_ids: Tensor, past: Any, fed: Mapping[str, Tensor]) -> Any:
+        """The decoder's output for `[batch, 1] int64` after the cache `past`."""
         return self.language_model(input_ids=token_ids, past_key_values=past, use_cache=True)
 
     def generate(self, fed: Mapping[str, Tensor], **options: Any) -> Any:
+        """The decoder's `generate` from embeddings: its `sequences` hold the new tokens alone."""
         embeds = self._embeds(fed)
         mask = torch.ones(embeds.shape[:2], dtype=torch.int64)
         return self.language_model.generate(inputs_embeds=embeds, attention_mask=mask, **options)
@@ -106,15 +122,18 @@ class Reference:
 
 
 def feeder(folder: Path, config: Config, settings: Mapping[str, Any]) -> PixelsAndPrompt:
+    """Feeds the tower's square images, and the prompt's ids without special tokens."""
     check_image_size(settings, config["vision_config"]["image_size"])
     return PixelsAndPrompt(folder, settings)
 
 
 def image_tokens(config: Config) -> int:
+    """Rows of `image_features` for one image: all of the tower's last hidden state."""
     return towers.image_tokens(config["vision_config"])
 
 
 def image_processor(config: Config) -> dict[str, Any]:
+    """`preprocessor_config.json` for a checkpoint without one: that of the tower's published model."""
     return towers.image_processor(config["vision_config"])
 
 
@@ -127,6 +146,10 @@ class Encoder(nn.Module):
         self.projection = projection
 
     def forward(self, features: Tensor) -> Tensor:
+        """`[batch, 3, H, W]` → `[batch, rows, hidden]`.
+
+        Without the tower it takes what the tower gives, `[batch, rows, vision hidden]`.
+        """
         if self.vision_encoder is not None:
             features = self.vision_encoder(features).last_hidden_state
         return features if self.projection is None else self.projection(features)
@@ -155,17 +178,20 @@ def _image_encoder(name: str, output: str, config: Config) -> Component:
 
 
 def captioner(config: Config) -> tuple[Component, ...]:
+    """The graphs of `captioner`: `encoder_model`, and a decoder that puts the prefix in the start token's place."""
     geometry = _geometry(config)
     return _image_encoder("encoder_model", "last_hidden_state", config), decoder.captioner_decoder(geometry)
 
 
 def chat(config: Config) -> tuple[Component, ...]:
+    """The graphs of `chat`: `vision_encoder`, `embed_tokens` and `decoder_model_merged`, as of a llava."""
     geometry = _geometry(config)
     encoder = _image_encoder("vision_encoder", "image_features", config)
     return encoder, decoder.embed_tokens(geometry), decoder.chat_decoder(geometry)
 
 
 def components(config: Config) -> tuple[Component, ...]:
+    """The graphs of `components`, one a building block: those that `layouts/prefix_components.py` describes."""
     geometry = _geometry(config)
     features = _features("last_hidden_state", config, towers.tower_config(config["vision_config"]).hidden_size)
     prefix = _features("projected_prefix", config, geometry.hidden)

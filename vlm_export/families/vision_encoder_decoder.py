@@ -41,7 +41,7 @@ def rename(key: str) -> str | None:
 
 
 def rename_in(config: Config) -> Callable[[str], str | None]:
-    """What tower and decoder were called before transformers 5, which still saves those names."""
+    """Translates to today's the names that tower and decoder had before transformers 5, which still saves those."""
     with torch.device("meta"):
         return library_names(build(dict(config)))
 
@@ -56,13 +56,14 @@ def model_config(config: Config) -> VisionEncoderDecoderConfig:
 
 
 def build(config: dict[str, Any]) -> VisionEncoderDecoderModel:
+    """The `VisionEncoderDecoderModel` of a config, without the tower's pooler, which no decoder reads."""
     model = VisionEncoderDecoderModel(model_config(config))
     model.encoder.pooler = None
     return model
 
 
 def text_config(config: Config) -> PretrainedConfig:
-    """The decoder's, with the special tokens that the whole model's config gives."""
+    """The decoder's config, with the special tokens that the whole model's config gives."""
     decoder: Any = model_config(config).decoder
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if config.get(name) is not None:
@@ -92,14 +93,14 @@ def sample_inputs(config: Config, generator: Generator) -> dict[str, Tensor]:
 
 
 class Reference:
-    """transformers' own model; `input_ids` begin with the start token."""
+    """The model of transformers; `input_ids` begin with the start token."""
 
     def __init__(self, model: Any):
         self.model = model
         model.generation_config = GenerationConfig()  # older configs hold rules of generation, which the recipe gives
 
     def encode(self, fed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What transformers' own forward hands to the decoder."""
+        """`encoder_hidden_states` `[batch, rows, width] float32`: what transformers' forward hands to the decoder."""
         stages: dict[str, Tensor] = {}
 
         def keep(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
@@ -110,12 +111,15 @@ class Reference:
         return stages
 
     def prefill(self, fed: Mapping[str, Tensor]) -> Any:
+        """The model's output for `input_ids`: `logits` `[batch, tokens, vocabulary] float32`, and the cache."""
         return self._run(fed["input_ids"], None, fed)
 
     def step(self, token_ids: Tensor, past: Any, fed: Mapping[str, Tensor]) -> Any:
+        """The model's output for `[batch, 1] int64` after the cache `past`; the tower runs again."""
         return self._run(token_ids, past, fed)
 
     def generate(self, fed: Mapping[str, Tensor], **options: Any) -> Any:
+        """The model's `generate`, told that `input_ids` are decoder ids and that their first one starts a text."""
         ids = fed["input_ids"]
         start = int(ids[0, 0])
         return self.model.generate(fed["pixel_values"], decoder_input_ids=ids, decoder_start_token_id=start, **options)
@@ -132,6 +136,7 @@ class PixelsAndStart(PixelsAndPrompt):
         self.start = start_token_id(config, stored_generation(folder))
 
     def feed(self, image: Path, text: str) -> dict[str, np.ndarray]:
+        """`pixel_values` `[1, 3, H, W] float32`, and `input_ids` `[1, 1 + tokens] int64`, the start token first."""
         fed = super().feed(image, text)
         start = np.array([[self.start]], dtype=np.int64)
         return fed | {"input_ids": np.concatenate([start, fed["input_ids"]], axis=1)}
@@ -146,6 +151,7 @@ class Encoder(nn.Module):
         self.enc_to_dec_proj = getattr(model, "enc_to_dec_proj", None)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
+        """`[batch, 3, H, W]` → the states that the decoder looks at, `[batch, rows, width]`."""
         states = self.encoder(pixel_values).last_hidden_state
         return states if self.enc_to_dec_proj is None else self.enc_to_dec_proj(states)
 
@@ -178,6 +184,7 @@ def _states_shape(config_json: str) -> tuple[int, int]:
 
 
 def captioner(config: Config) -> tuple[Component, ...]:
+    """The graphs of `captioner`: `encoder_model`, and `decoder_model_merged` with cross-attention."""
     rows, width = _states_shape(json.dumps(config, sort_keys=True))
     encoder = Component(
         name="encoder_model",

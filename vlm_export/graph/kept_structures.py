@@ -147,12 +147,12 @@ def model_key(merged: Checkpoint, layout: str, model: nn.Module) -> str:
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
-    """All in a model without weights that shows in its traces, as JSON can hold it."""
+    """Everything about a model without weights that its traces depend on, as values that JSON can hold."""
     configs = {id(v): v for module in model.modules() for v in vars(module).values() if isinstance(v, PretrainedConfig)}
     numbers = {of: number for number, of in enumerate(configs)}
 
     def said(value: Any) -> Any:
-        """Of a config its number: a layer has the one that its model has."""
+        """An attribute as `_value` gives it; a config, which a layer shares with its model, as its number."""
         return numbers[id(value)] if isinstance(value, PretrainedConfig) else _value(value)
 
     return {
@@ -214,7 +214,7 @@ def _module_of(value: Any) -> str:
 
 
 def _value(value: Any) -> Any:
-    """An attribute as JSON can hold it, the same in every process; of what is not plain, the type alone."""
+    """An attribute as JSON can hold it, the same in every process; one that is not plain as its type alone."""
     if isinstance(value, torch.Tensor):
         return _name(type(value)), list(value.shape), str(value.dtype), "meta" if value.is_meta else _bytes(value)
     if isinstance(value, _PLAIN):

@@ -91,7 +91,7 @@ class Onnxsim:
 
 
 def _pass_on(lines: IO[str], queue: SimpleQueue[str]) -> None:
-    """A queue can be waited on for a time; an empty line is the end."""
+    """Put every line of a stream into a queue, and an empty one at its end: a queue can be read with a timeout."""
     try:
         for line in lines:
             queue.put(line.strip())

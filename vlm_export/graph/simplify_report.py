@@ -1,4 +1,7 @@
-"""What is told of how a structure was made. Not in `simplify.py`, because who reads it may have simplified nothing."""
+"""The report of how a structure was made, which is kept beside the structure.
+
+It is not in `simplify.py`, so that who finds a structure in the cache need not import what simplifies.
+"""
 
 from __future__ import annotations
 

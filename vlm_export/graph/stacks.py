@@ -38,13 +38,17 @@ class Stack:
 
     @property
     def traced(self) -> int:
+        """How many layers are traced: what is left over of whole periods, and two periods."""
         return self.layers % self.period + TRACED * self.period
 
 
 def find_stacks(
     component: Component, model: nn.Module, whole: Mapping[str, str]
 ) -> tuple[tuple[Stack, ...], dict[str, str]]:
-    """The stacks of a component that can be repeated, and by path why others cannot; `whole` are such for a start."""
+    """Returns the stacks of a component that can be repeated, and for each other one, by path, why it cannot.
+
+    `whole` are stacks that are known beforehand not to repeat, with the reason.
+    """
     used = set(component.module(model).modules())
     cached = _cached_layers((*component.trace_signature, *component.outputs))
     stacks: list[Stack] = []
@@ -167,7 +171,10 @@ def attributes(module: nn.Module) -> dict[str, Any]:
 
 
 def _same(expected: Any, value: Any, model: int, index: int) -> bool:
-    """Equal, of one type where equality says nothing, or the layer's own index (from 0 or 1)."""
+    """Whether attributes of two layers are alike: equal, or of one type where equality says nothing.
+
+    Each layer's own index, from 0 or 1, counts as alike; `model` and `index` are the layers'.
+    """
     if type(expected) is int and type(value) is int and (expected - model, value - index) in ((0, 0), (1, 1)):
         return True
     if isinstance(expected, (list, tuple)) and isinstance(value, (list, tuple)) and len(expected) == len(value):

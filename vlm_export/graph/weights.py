@@ -126,6 +126,7 @@ class CheckpointTensor(StreamedTensor):
             super().tofile(file)
 
     def rectangles(self) -> Iterator[Rectangle]:
+        """The weight's blocks, cast to the graph's dtype."""
         for row, column, values in self.blocks():
             yield Rectangle(row, column, _cast(values, self.dtype))
 

@@ -25,6 +25,7 @@ class Chat(Client):
     question = "What is in this image?"
 
     def snippet(self, repo_id: str) -> str:
+        """JavaScript that asks `question` about an image."""
         return f"""```js
 import {{ AutoProcessor, AutoModelForImageTextToText, load_image }} from '@huggingface/transformers';
 

@@ -15,7 +15,9 @@ from vlm_export.spec.client import Client, RepoFacts, generation_config
 
 
 class EncoderDecoder(Client):
-    """`geometry` gives the decoder's sizes under a config, `start_token_id` the first id under it and a stored
+    """A client whose decoder goes by TrOCR's name.
+
+    `geometry` gives the decoder's sizes under a config, `start_token_id` the first id under it and a stored
     `generation_config.json`.
     """
 
@@ -32,6 +34,7 @@ class EncoderDecoder(Client):
         self.start_token_id = start_token_id
 
     def config(self, facts: RepoFacts) -> dict[str, dict[str, Any]]:
+        """`config.json` with a `trocr` of the decoder's sizes, and `generation_config.json` with the start token."""
         geometry = self.geometry(facts.config)
         decoder = {
             "model_type": "trocr",
@@ -53,6 +56,7 @@ class EncoderDecoder(Client):
         return {"config.json": config, "generation_config.json": generation}
 
     def snippet(self, repo_id: str) -> str:
+        """JavaScript that captions an image by the pipeline 'image-to-text'."""
         return f"""```js
 import {{ pipeline }} from '@huggingface/transformers';
 

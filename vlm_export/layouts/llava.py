@@ -12,12 +12,17 @@ from vlm_export.spec.client import RepoFacts, generation_config
 
 
 class LlavaChat(Chat):
-    """`image_tokens`: rows of `image_features` for one image, under a config."""
+    """The client of a llava; `image_tokens` gives the rows of `image_features` for one image, under a config."""
 
     def __init__(self, image_tokens: Callable[[Mapping[str, Any]], int]):
         self.image_tokens = image_tokens
 
     def config(self, facts: RepoFacts) -> dict[str, dict[str, Any]]:
+        """The model's own config, with a text config that transformers.js knows and both names of the image token.
+
+        With it go `generation_config.json`, and a `processor_config.json` that makes the processor write as many image
+        tokens as there are rows.
+        """
         image_token_id = load_config(facts.config).image_token_id
         config = {
             **facts.config,

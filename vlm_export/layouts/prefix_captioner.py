@@ -16,6 +16,8 @@ from vlm_export.spec.client import Client, RepoFacts, generation_config
 
 
 class PrefixCaptioner(Client):
+    """The client of `captioner`: the pipeline 'image-to-text', with the image token as the start token."""
+
     name = "pipeline('image-to-text')"
     task = "image-to-text"
     node: Literal["captioner"] = "captioner"
@@ -23,6 +25,7 @@ class PrefixCaptioner(Client):
     chat_template = CHAT_TEMPLATE
 
     def config(self, facts: RepoFacts) -> dict[str, dict[str, Any]]:
+        """`config.json` of a `vision-encoder-decoder` made up around the model, and `generation_config.json`."""
         start = facts.free_token_id
         config = {
             "model_type": "vision-encoder-decoder",
@@ -40,6 +43,7 @@ class PrefixCaptioner(Client):
         }
 
     def snippet(self, repo_id: str) -> str:
+        """JavaScript that captions an image by the pipeline 'image-to-text'."""
         return f"""```js
 import {{ pipeline }} from '@huggingface/transformers';
 

@@ -23,7 +23,7 @@ CHAT_TEMPLATE = (
 
 
 class PrefixChat(Chat):
-    """`image_tokens`: rows of `image_features` for one image, under a config."""
+    """The client of `chat`; `image_tokens` gives the rows of `image_features` for one image, under a config."""
 
     own_token = IMAGE_TOKEN
     question = ""  # it was trained on none
@@ -33,6 +33,7 @@ class PrefixChat(Chat):
         self.image_tokens = image_tokens
 
     def config(self, facts: RepoFacts) -> dict[str, dict[str, Any]]:
+        """`config.json` of a llava made up around the model, `generation_config.json` and `processor_config.json`."""
         config = {
             "model_type": "llava",
             "architectures": ["LlavaForConditionalGeneration"],
@@ -49,4 +50,5 @@ class PrefixChat(Chat):
         }
 
     def prompt(self, text: str) -> str:
+        """The text behind an image token, which the golden's text does not have."""
         return IMAGE_TOKEN + text

@@ -13,18 +13,22 @@ from vlm_export.spec.client import Client, RepoFacts, generation_config
 
 
 class PrefixComponents(Client):
+    """The client of `components`: a loop that the user writes, in any language."""
+
     name = "ONNX Runtime and a loop of your own"
     task = "image-to-text"
     own_token = IMAGE_TOKEN
     chat_template = CHAT_TEMPLATE
 
     def config(self, facts: RepoFacts) -> dict[str, dict[str, Any]]:
+        """The model's own config, its text config complete, and `generation_config.json`."""
         return {
             "config.json": {**facts.config, "text_config": dict(facts.text_config)},
             "generation_config.json": generation_config(facts),
         }
 
     def snippet(self, repo_id: str) -> str:
+        """The graphs as a table: what each takes and gives. No library loads them."""
         return """```text
 vision_encoder   pixel_values                       -> last_hidden_state
 projection       last_hidden_state                  -> projected_prefix

@@ -10,7 +10,10 @@ from vlm_export.spec.client import RepoFacts, generation_config
 
 
 class TiledChat(Chat):
-    """`tile_tokens`: rows of `image_features` for one tile, under a config."""
+    """The client of Idefics3 and SmolVLM.
+
+    `processor_class` is the name of transformers.js's, `tile_tokens` gives the rows of `image_features` for one tile.
+    """
 
     call = "text, image"
 
@@ -19,6 +22,10 @@ class TiledChat(Chat):
         self.tile_tokens = tile_tokens
 
     def config(self, facts: RepoFacts) -> dict[str, dict[str, Any]]:
+        """The model's own config, its text config complete, with `generation_config.json` and `processor_config.json`.
+
+        transformers.js writes `image_seq_len` image tokens for each tile.
+        """
         return {
             "config.json": {**facts.config, "text_config": dict(facts.text_config)},
             "generation_config.json": generation_config(facts),

@@ -52,7 +52,7 @@ _BROWSER_THREADS = 4  # the most that onnxruntime-web takes by itself
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """What one process does."""
+    """What one process measures: a repo, in one runtime and dtype, on which images."""
 
     repo: Path
     layout: str
@@ -66,7 +66,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Sample:
-    """What one process measured, of its captions the medians; and what ran there."""
+    """What one process measured: the medians of its captions, and the versions of what ran there."""
 
     load_seconds: float
     first_token_seconds: float
@@ -112,6 +112,7 @@ class Benchmark:
 
     @property
     def failures(self) -> list[Row]:
+        """The rows of what did not run."""
         return [row for row in self.rows if row.failure]
 
 
@@ -312,7 +313,7 @@ def _caption(job: Job) -> Sample:
 
 
 def _until(seconds: float, images: Sequence[Path], caption: Callable[[Path], Result]) -> list[Result]:
-    """The captions of all images, and again until so long has passed."""
+    """Caption all images, and all of them again until `seconds` have passed; returns every caption."""
     started = time.perf_counter()
     made = [caption(path) for path in images]
     while time.perf_counter() - started < seconds:

@@ -100,13 +100,15 @@ def _unsteady(benchmark: Mapping[str, Any]) -> list[str]:
 
 
 def duration(seconds: float) -> str:
+    """Seconds as text, in ms below one."""
     return f"{significant(seconds)} s" if seconds >= 1 else f"{significant(seconds * 1e3)} ms"
 
 
 def megabytes(size: float) -> str:
+    """Bytes as text, in MB of 10⁶."""
     return f"{size / 1e6:,.0f} MB" if size >= 100e6 else f"{size / 1e6:.1f} MB"
 
 
 def significant(value: float) -> str:
-    """Three digits, and no fewer than the whole ones."""
+    """A number as text: three digits, and no fewer than the whole ones."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

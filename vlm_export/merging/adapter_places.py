@@ -69,6 +69,9 @@ def candidates(model: nn.Module, name_of: NameOf, place: Place, observed: Names)
     """The names that an adapter's settings may be written in, the likeliest first.
 
     Args:
+        model: the whole model that the adapter is for.
+        name_of: a tensor's name in a checkpoint or adapter of any version → today's (`Family.names`).
+        place: where in it the adapter was attached.
         observed: the modules that it adapts, below the place's root, by today's name: what its keys call them.
     """
     adapted = frozenset(observed)

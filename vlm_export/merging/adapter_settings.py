@@ -101,6 +101,7 @@ class Written:
 
     @property
     def is_today(self) -> bool:
+        """Whether the settings name every module as today's model does."""
         return all(name == written for name, written in self.names.items())
 
 
@@ -217,12 +218,15 @@ def _without_match(config: Any, written: Written) -> list[tuple[str, str]]:
 
 
 def _matches(pattern: str, name: str) -> bool:
-    """As PEFT compares: a regular expression for the whole name, or for all behind one of its dots."""
+    """Whether a pattern matches a module's name.
+
+    PEFT compares so: a regular expression for the whole name, or for all that follows one of its dots.
+    """
     return bool(re.match(rf"(.*\.)?({pattern})$", name))
 
 
 def _translated(config: Any, written: Written) -> Any:
-    """Settings whose every name is one whole name of today's."""
+    """A copy of the settings in which whole names of today's modules stand for each name and pattern."""
     translated = copy.deepcopy(config)
     if config.target_modules:
         translated.target_modules = _targeted(config, written)
@@ -252,7 +256,7 @@ def _translated(config: Any, written: Written) -> Any:
 
 
 def _value(pattern: Mapping[str, Any] | None, name: str, usual: Any) -> Any:
-    """What the first pattern that matches says."""
+    """The value of the first pattern that matches a module's name, else the usual one."""
     return next((value for key, value in (pattern or {}).items() if _matches(key, name)), usual)
 
 

@@ -111,12 +111,15 @@ class Held:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The tensor's shape."""
         return tuple(self.tensor.shape)
 
     def load(self) -> torch.Tensor:
+        """The tensor itself."""
         return self.tensor
 
     def rounded(self, value: torch.Tensor) -> torch.Tensor:
+        """`value` as it is: what is in memory has no form on disk that it would be rounded to."""
         return value
 
     def __str__(self) -> str:
@@ -481,7 +484,10 @@ def merging_changes(layer: nn.Module, name: str) -> bool:
 
 @contextmanager
 def _advice_is_for_training() -> Iterator[None]:
-    """PEFT warns of settings that matter to those who train; what matters to a merge is checked here."""
+    """Within, PEFT's warnings are not shown: they are for those who train.
+
+    What matters to a merge is checked here.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -54,6 +54,10 @@ class Placed:
     def logits(
         self, family: Family, fed: Mapping[str, torch.Tensor], dtype: torch.dtype = torch.float32
     ) -> torch.Tensor:
+        """Logits of the reference's first run, `[batch, positions, vocabulary]`.
+
+        Its weights are read from disk operation by operation, and computed with in `dtype`.
+        """
         with torch.no_grad(), self._streamed(dtype):
             return family.reference(self.model).prefill(fed).logits
 

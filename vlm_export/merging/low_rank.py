@@ -52,7 +52,10 @@ class LowRank:
         return worst
 
     def _products(self, before: Weight) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
-        """Rows of what LoRA makes of a weight and of the weight before, float64, and the first one's index."""
+        """W as the adapter makes it, W as it was, and the index of their first row; some rows at a time.
+
+        Both are `[rows, columns] float64`.
+        """
         if self.magnitude is None:
             yield from self._sums(before)
             return
@@ -67,7 +70,7 @@ class LowRank:
             yield total * factors[:, None], base, start
 
     def _sums(self, before: Weight) -> Iterator[tuple[torch.Tensor, torch.Tensor, int]]:
-        """The same of W + s·B·A."""
+        """W + s·B·A and W, in the form that `_products` has: without DoRA's scaling."""
         weight = before.load().flatten(1)
         a, b = self.a.load().double().flatten(1), self.b.load().double().flatten(1)
         left, right = (a.T, b.T) if self.transposed else (b, a)

@@ -227,7 +227,7 @@ def _open(
 
 
 def _resized(base: Version, model: nn.Module, found: Sequence[Adapter]) -> tuple[Version, nn.Module]:
-    """With as many tokens as the adapters were trained with."""
+    """The version and its model with as many tokens in its table as the adapters were trained with."""
     rows = vocabulary.rows_of(found, base.checkpoint, model)
     if rows == base.checkpoint.family.text_config(base.checkpoint.config).vocab_size:
         return base, model
@@ -241,7 +241,7 @@ def _resized(base: Version, model: nn.Module, found: Sequence[Adapter]) -> tuple
 
 
 def _with_its_own_heads(checkpoint: Checkpoint) -> Checkpoint:
-    """Untied where the config ties two tensors that are both there and differ: so transformers loads them.
+    """The checkpoint without a tie between two tensors that are both there and differ: so transformers loads them.
 
     Raises:
         InputError: the family has no config without the tie.
@@ -270,7 +270,7 @@ def _with_its_own_heads(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _match_base(checkpoint: Checkpoint, model: nn.Module, weights: dict[str, TensorRef]) -> Iterator[str]:
-    """Fill `weights`; what is wrong with them."""
+    """Fill `weights` with the checkpoint's tensors by parameter name; yield what is wrong with them."""
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     tied = aliases(model)
     present = set()
@@ -336,7 +336,9 @@ def _step(before: Version, adapter: Adapter) -> Step:
 
 
 def _tie(checkpoint: Checkpoint, tied: Mapping[str, str], weights: dict[str, Weight]) -> Version:
-    """One weight for parameters that are still equal; a config that says so where they no longer are.
+    """The version with one weight for parameters that are tied and still equal.
+
+    Where they no longer are, its config says that they are not tied.
 
     Raises:
         InputError: the adapter separates tied weights, and the family has no config without the tie.
@@ -365,7 +367,10 @@ def _untied(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _stream(last: Version, target: Path, on_tensor: Callable[[int, int], None] | None) -> dict[str, _Change]:
-    """Write every parameter, one in memory at a time; what happened to those that adapters were merged into."""
+    """Write every parameter, one in memory at a time.
+
+    Returns what happened to those that adapters were merged into, by module.
+    """
     changes: dict[str, _Change] = {}
     done = 0
 

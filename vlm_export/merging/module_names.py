@@ -24,6 +24,7 @@ def namings(model: nn.Module, name_of: Callable[[str], str | None]) -> Iterator[
     """Every set of names that the tables know for the modules of `model`, today's first, each once.
 
     Args:
+        model: with or without weights.
         name_of: a tensor's name in a checkpoint or adapter of any version → today's (`Family.names`).
     """
     leaves = [name for name, module in model.named_modules() if name and not any(module.children())]

@@ -76,7 +76,7 @@ def prove(base: Version, steps: Sequence[Step], folder: Path) -> Proof:
 
 
 def _check_copies(last: Version, written: Version) -> None:
-    """What no adapter was merged into was written as it was read."""
+    """Raises CheckFailed unless all that no adapter was merged into was written as it was read."""
     for name, weight in last.weights.items():
         if not isinstance(weight, Merged) and not equal(weight, written.weights[name]):
             raise CheckFailed(

@@ -25,6 +25,7 @@ class Version:
     weights: Mapping[str, Weight]
 
     def build(self) -> nn.Module:
+        """The model without weights that the version's config describes."""
         return build_empty(self.checkpoint)
 
     def values(self, model: nn.Module) -> dict[nn.Parameter, Weight]:
@@ -32,6 +33,7 @@ class Version:
         return {parameter: self.weights[name] for name, parameter in model.named_parameters()}
 
     def placed(self) -> Placed:
+        """A model without weights, with the weight of each of its parameters."""
         model = self.build()
         return Placed(model, self.values(model))
 
@@ -54,7 +56,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Merged:
-    """A parameter of a layer that PEFT merges whenever it is asked for, in float32, and not rounded back."""
+    """A parameter of a layer that PEFT merges each time it is asked for: in float32, and not rounded back."""
 
     layer: nn.Module
     name: str
@@ -63,10 +65,12 @@ class Merged:
 
     @property
     def dtype(self) -> str:
+        """F32 where the weight before is in half precision, else its dtype."""
         return "F32" if self.before.dtype in _HALF else self.before.dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The shape of the weight before, which merging keeps."""
         return self.before.shape
 
     @property
@@ -75,11 +79,14 @@ class Merged:
         return self.before.origin if isinstance(self.before, Merged) else self.before
 
     def load(self) -> torch.Tensor:
+        """Let PEFT merge the layer, and return this parameter of it, float32."""
         return adapters.merged_parameters(self.layer, self.values)[self.name]
 
     def rounded(self, value: torch.Tensor) -> torch.Tensor:
+        """What would be left of `value` in the form of the weight on disk."""
         return self.origin.rounded(value)
 
 
 def origin_of(weight: Weight) -> Weight:
+    """The weight on disk that adapters were merged into, or the weight itself where none was."""
     return weight.origin if isinstance(weight, Merged) else weight

@@ -9,7 +9,7 @@ from vlm_export.tensors.streaming import PART_ELEMENTS
 
 
 def parts(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The values of a tensor, in parts that may be copied without being noticed."""
+    """The values of a tensor, flat, in parts of `PART_ELEMENTS` at most, small enough to be copied."""
     return tensor.reshape(-1).split(PART_ELEMENTS)
 
 

@@ -24,17 +24,21 @@ class Resized:
 
     @property
     def dtype(self) -> str:
+        """The original weight's dtype."""
         return self.original.dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The original weight's shape, with the new number of rows."""
         return (self.rows, *self.original.shape[1:])
 
     def load(self) -> torch.Tensor:
+        """`[rows, …]`: the original's rows, cut off or followed by zeros."""
         value = self.original.load()
         return torch.cat([value[: self.rows], value.new_zeros(max(0, self.rows - len(value)), *value.shape[1:])])
 
     def rounded(self, value: torch.Tensor) -> torch.Tensor:
+        """What would be left of `value` in the form of the original weight."""
         return self.original.rounded(value)
 
     def __str__(self) -> str:
@@ -42,7 +46,7 @@ class Resized:
 
 
 def rows_of(adapters: Sequence[Adapter], checkpoint: Checkpoint, model: nn.Module) -> int:
-    """How many rows the table has that the adapters were trained with: the model's, unless they say otherwise.
+    """The rows of the token table that the adapters were trained with: the model's, unless they say otherwise.
 
     Raises:
         InputError: they say different things.
@@ -58,7 +62,7 @@ def rows_of(adapters: Sequence[Adapter], checkpoint: Checkpoint, model: nn.Modul
 
 
 def with_rows(checkpoint: Checkpoint, rows: int) -> dict[str, Any]:
-    """The config with a table of so many rows.
+    """The config of a model whose token table has `rows` rows.
 
     Raises:
         InputError: the family's config does not say how many there are.
@@ -82,6 +86,7 @@ def check_new_rows(adapters: Sequence[Adapter], weights: Mapping[str, tuple[Weig
     What transformers puts there is random, so there is nothing that they could be.
 
     Args:
+        adapters: those that were merged.
         weights: every weight, as it was before anything was merged into it, and whether something was.
     """
     trained = {index for adapter in adapters for index in _trained_tokens(adapter)}

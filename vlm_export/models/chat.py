@@ -70,9 +70,11 @@ class ChatDecoder(DecoderCore):
 
     @property
     def text_model(self) -> Any:
+        """The headless text model, whose attention runs."""
         return self.get_submodule(self.path)
 
     def logits(self, kept_positions: Tensor, **arguments: Any) -> Tensor:
+        """Logits of the kept positions, `[B, kept, V]`: the head runs on no others."""
         hidden = self.text_model(**arguments).last_hidden_state
         return self.lm_head(hidden[:, kept_positions])  # type: ignore[operator]
 
@@ -85,6 +87,7 @@ class ChatEmbedding(Parts):
         self.path = path
 
     def forward(self, token_ids: Tensor) -> Tensor:
+        """Look the ids up, scaled where the model's own embedding module scales."""
         return self.get_submodule(f"{self.path}.embed_tokens")(token_ids)
 
 

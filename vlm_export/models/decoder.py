@@ -91,7 +91,10 @@ class Geometry:
 
     @classmethod
     def of(cls, config: PretrainedConfig) -> Geometry:
-        """Read through optimum's normalized configs, which know older decoders' names; newer ones share Llama's."""
+        """The sizes of a text config.
+
+        They are read through optimum's normalized configs, which know older decoders' names; newer ones share Llama's.
+        """
         names = NormalizedConfigManager._conf.get(config.model_type, NormalizedTextConfigWithGQA)
         normalized = names(config)
         heads = normalized.num_attention_heads
@@ -162,7 +165,7 @@ class DecoderCore(nn.Module):
         return self.language_model
 
     def logits(self, kept_positions: Tensor, **arguments: Any) -> Tensor:
-        """`[B, kept, V]`."""
+        """Logits of the kept positions, `[B, kept, V]`."""
         return self.language_model(**arguments, logits_to_keep=kept_positions).logits
 
 
@@ -174,11 +177,12 @@ class EmbedTokens(nn.Module):
         self.language_model = language_model
 
     def forward(self, token_ids: Tensor) -> Tensor:
+        """Look the ids up in the model's token table."""
         return self.language_model.get_input_embeddings()(token_ids)
 
 
 def core_inputs(geometry: Geometry, *, padded: bool) -> tuple[TensorSpec, ...]:
-    """What the tracer sees."""
+    """The inputs that the core is traced with; `padded` adds the attention mask."""
     mask = TensorSpec("attention_mask", "int64", ("batch_size", "total_sequence_length"))
     return (
         TensorSpec("inputs_embeds", "float32", ("batch_size", "sequence_length", geometry.hidden)),

@@ -56,6 +56,7 @@ class FeatureEncoder(Parts):
         self.drops_first = model.config.vision_feature_select_strategy == "default"
 
     def forward(self, pixel_values: Tensor) -> Tensor:
+        """Run the tower layer by layer, join the chosen hidden states along the last axis, and project them."""
         tower: Any = self.get_submodule(_TOWER)
         hidden = tower.embeddings(pixel_values)
         if hasattr(tower, "pre_layrnorm"):

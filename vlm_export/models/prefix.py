@@ -35,6 +35,7 @@ class ProjectionHead(nn.Module):
             raise ValueError(f"projection_type is {kind!r}, not 'linear' or 'mlp'")
 
     def forward(self, vision_features: torch.Tensor) -> torch.Tensor:
+        """Project every patch by itself."""
         return self.projection(vision_features)
 
 

@@ -46,6 +46,10 @@ def tile_tokens(config: Config) -> int:
 
 
 def loaded_tile_tokens(config: PretrainedConfig) -> int:
+    """Rows of `image_features` for one tile of E × E pixels: (E / P)² patches, joined by `scale_factor`².
+
+    As Idefics3's connector shuffles them (transformers 5.23, `modeling_idefics3.py`, `Idefics3Connector`).
+    """
     vision = config.vision_config
     return (vision.image_size // vision.patch_size) ** 2 // config.scale_factor**2
 
@@ -62,6 +66,7 @@ class TileEncoder(Parts):
         self.side = model.get_submodule(f"{_TOWER}.embeddings").num_patches_per_side
 
     def forward(self, tiles: Tensor, patch_mask: Tensor) -> Tensor:
+        """Embed the patches, run the tower with unseen patches masked, and let the connector join them into rows."""
         tower: Any = self.get_submodule(_TOWER)
         patches = tower.embeddings.patch_embedding(tiles).flatten(2).transpose(1, 2)
         hidden = patches + tower.embeddings.position_embedding(position_ids(patch_mask, self.side))
@@ -90,6 +95,7 @@ def position_ids(patch_mask: Tensor, side: int) -> Tensor:
 
 
 def chat(config: Config) -> tuple[Component, ...]:
+    """The graphs of `chat`: `vision_encoder`, whose front end drops tiles of zeros, and the two of the text model."""
     loaded = load_config(config)
     edge, patch = loaded.vision_config.image_size, loaded.vision_config.patch_size
     grid = edge // patch

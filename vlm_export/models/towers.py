@@ -53,17 +53,17 @@ def _square(size: int) -> dict[str, int]:
 
 
 def _siglip(size: int) -> dict[str, Any]:
-    """google/siglip-base-patch16-224's."""
+    """`preprocessor_config.json` of google/siglip-base-patch16-224, at this image size."""
     return _processor("SiglipImageProcessor", size=_square(size), resample=3, image_mean=_HALF, image_std=_HALF)
 
 
 def _vit(size: int) -> dict[str, Any]:
-    """google/vit-base-patch16-224's."""
+    """`preprocessor_config.json` of google/vit-base-patch16-224, at this image size."""
     return _processor("ViTImageProcessor", size=_square(size), resample=2, image_mean=_HALF, image_std=_HALF)
 
 
 def _clip(size: int) -> dict[str, Any]:
-    """openai/clip-vit-base-patch32's."""
+    """`preprocessor_config.json` of openai/clip-vit-base-patch32, at this image size."""
     return _processor(
         "CLIPImageProcessor",
         size={"shortest_edge": size},
@@ -76,7 +76,7 @@ def _clip(size: int) -> dict[str, Any]:
 
 
 def _dinov2(size: int) -> dict[str, Any]:
-    """facebook/dinov2-base's, whose shortest edge is 256 for a crop of 224."""
+    """`preprocessor_config.json` of facebook/dinov2-base, at this image size; it resizes to 256 for a crop of 224."""
     return _processor(
         "BitImageProcessor",
         size={"shortest_edge": round(size * 256 / 224)},

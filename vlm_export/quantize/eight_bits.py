@@ -49,10 +49,12 @@ class EightBits:
 
     @property
     def outputs(self) -> int:
+        """Outputs of the weight: the columns of a MatMul's, the rows of a lookup table."""
         return self.weight.shape.numpy()[1 if self.outputs_last else 0]
 
     @property
     def inputs(self) -> int:
+        """Inputs of the weight, which is what a scale is shared along."""
         return self.weight.shape.numpy()[0 if self.outputs_last else 1]
 
     @property
@@ -111,7 +113,7 @@ def _rounded_up(scales: np.ndarray) -> np.ndarray:
 
 
 def _at_once(values: np.ndarray) -> Iterator[slice]:
-    """Some rows after the others."""
+    """Slices of some rows each, one after the other, that cover `[rows, columns]`."""
     count = max(1, _CACHED_NUMBERS // max(1, values.shape[1]))
     return (slice(first, min(first + count, len(values))) for first in range(0, len(values), count))
 
@@ -123,7 +125,7 @@ def _in_blocks(values: np.ndarray, share: int) -> np.ndarray:
 
 
 def _filled(values: np.ndarray, zeros: int) -> np.ndarray:
-    """With so many columns of zeros more."""
+    """`[rows, columns]` with `zeros` more columns, of zeros."""
     return np.pad(values, ((0, 0), (0, zeros))) if zeros else values
 
 
@@ -136,6 +138,7 @@ class ByInput(StreamedTensor):
         super().__init__(self.whole, dtype=ir.DataType.INT8, shape=shape, name=f"{quantized.weight.name}.int8")
 
     def rectangles(self) -> Iterator[Rectangle]:
+        """The numbers, each part transposed."""
         for part in self.quantized.numbers():
             yield Rectangle(part.input, part.output, part.values.T)
 
@@ -154,6 +157,7 @@ class ByOutput(StreamedTensor):
         super().__init__(self.whole, dtype=ir.DataType.UINT8, shape=ir.Shape(sizes), name=name)
 
     def rectangles(self) -> Iterator[Rectangle]:
+        """The numbers with the zero point added; a part that ends its rows also has the zeros that fill the block."""
         inputs, rest = self.quantized.inputs, self.width - self.quantized.inputs
         for part in self.quantized.numbers():
             ends = part.input + part.values.shape[1] == inputs

@@ -110,7 +110,7 @@ def _is_float(value: ir.Value | None) -> bool:
 
 
 def _type(value: ir.Value) -> ir.TypeProtocol:
-    """A result's: the bool of a comparison, or else float32."""
+    """The dtype of a kept node's result: bool of a comparison, else float32."""
     producer = value.producer()
     compares = producer is not None and producer.op_type in _COMPARISONS
     return ir.TensorType(ir.DataType.BOOL if compares else ir.DataType.FLOAT)

@@ -40,7 +40,7 @@ def quantize(model: ir.Model) -> int:
 
 
 def _in_blocks(weight: CheckpointTensor, *, outputs_last: bool) -> EightBits:
-    """In blocks that leave the shortest one to be filled up."""
+    """The weight in blocks of the size, of `BLOCKS`, that leaves the fewest zeros to be filled in."""
     inputs = EightBits(weight, outputs_last=outputs_last).inputs
     return EightBits(weight, outputs_last, min(BLOCKS, key=lambda block: -inputs % block))
 

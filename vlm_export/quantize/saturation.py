@@ -83,7 +83,10 @@ def _dequantized(value: ir.Value | None) -> ir.Value | None:
 
 
 def _largest_pair(weight: ir.Value | None, axes: tuple[int, ...]) -> float:
-    """Of neighbours along the axes, flattened into one."""
+    """The most that two neighbours of one sign along the axes, flattened into one, add up to.
+
+    It is `UNKNOWN` for a weight that is no constant.
+    """
     constant = None if weight is None else ir.convenience.get_const_tensor(weight)
     if constant is None:
         return UNKNOWN

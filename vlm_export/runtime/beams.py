@@ -3,6 +3,8 @@
 Those are not the textbook's. With `early_stopping` false, a prompt is done when its best running beam, divided by its
 present length to the power of `length_penalty`, is below its worst finished one; with "never", by the longest possible
 length where that favours it; with true, when it has `num_beams` finished ones. Prompts do not see each other.
+
+Source: transformers 5.23, `generation/utils.py`: `_beam_search`, and the functions that it calls at each token.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ _OUT = np.float32(-1e9)  # added to what must not be chosen; transformers' numbe
 def search(
     decoder: Decoder, plan: Plan, *, watch: Watch | None = None, cancelled: Callable[[], bool] | None = None
 ) -> list[Generated]:
-    """`plan.num_return_sequences` for each row, best first."""
+    """Run the search from a decoder that has run its prompts: `plan.num_return_sequences` for each row, best first."""
     prompts = [_Prompt(plan, row) for row in range(len(decoder.history))]
     width = plan.num_beams
     decoder.take(np.repeat(np.arange(len(prompts)), width))
@@ -57,7 +59,10 @@ class _Prompt:
         self.done = False
 
     def advance(self, scores: np.ndarray, watch: Watch | None) -> tuple[list[int], list[int]]:
-        """Log probabilities `[beams, vocabulary]` of the next token → the beams to go on with, and their tokens."""
+        """Log probabilities `[beams, vocabulary] float32` of the next token → the beams to go on with, and tokens.
+
+        One turn of the loop in `_beam_search`; it takes as many candidates as `_get_top_k_continuations`.
+        """
         plan, width = self.plan, self.plan.num_beams
         if self.done:
             return list(range(width)), [plan.pad_token_id] * width
@@ -74,6 +79,7 @@ class _Prompt:
         return [int(beam) for beam in beams[best]], [int(token) for token in tokens[best]]
 
     def best(self) -> list[Generated]:
+        """The best finished beams, as many as the plan returns, best first, with their scores."""
         count = self.plan.num_return_sequences
         return [
             Generated(ids, self._reason(ids), float(score))
@@ -81,11 +87,11 @@ class _Prompt:
         ]
 
     def unfinished(self) -> list[Generated]:
-        """What there is when it is broken off: the best running beams."""
+        """What is returned when the search is broken off: the best running beams."""
         return [Generated(ids, "cancelled") for ids in self.running[: self.plan.num_return_sequences]]
 
     def _chosen(self, total: np.ndarray, count: int) -> np.ndarray:
-        """Places of the `count` best, best first; or of as many that are drawn without being put back."""
+        """Places of the `count` best in `[beams · vocabulary]`, best first; or of as many drawn, none twice."""
         if self.plan.do_sample:  # the largest of log probabilities with Gumbel noise are such a draw
             total = total + self.random.gumbel(size=total.shape)
         count = min(count, len(total))
@@ -100,7 +106,10 @@ class _Prompt:
         )
 
     def _finish(self, sequences: list[list[int]], scores: np.ndarray, ends: np.ndarray) -> None:
-        """Keep the best of what was finished before and of those of the first `num_beams` that end now."""
+        """Keep the best of what was finished before and of those of the first `num_beams` that end now.
+
+        `_update_finished_beams`; scores are divided by the length to the power of `length_penalty`.
+        """
         width, plan = self.plan.num_beams, self.plan
         just = ends & (np.arange(len(ends)) < width)
         scores = scores / np.float32(len(sequences[0]) ** plan.length_penalty)
@@ -114,7 +123,10 @@ class _Prompt:
         self.is_finished = np.concatenate([self.is_finished, just])[best]
 
     def _decide(self, length: int, ends: np.ndarray) -> None:
-        """Whether a running beam can still become one of the best."""
+        """Set `done` once no running beam can become one of the best, or none may go on.
+
+        `_check_early_stop_heuristic` and `_beam_search_has_unfinished_sequences`.
+        """
         plan = self.plan
         hypothetical = length
         if plan.early_stopping == "never" and plan.length_penalty > 0:

@@ -1,6 +1,9 @@
 """How each set of graphs is fed, as its client feeds it: what generates from a repo and what verifies it both run this.
 
-Which driver a repo takes follows from its `config.json` and its graphs.
+The clients are transformers.js 4.3.1's: `src/models/modeling_utils.js` says how ids and features become embeddings
+(`default_merge_input_ids_with_image_features`), which positions and cache a decoder is fed (`decoder_forward`), and
+what of its outputs is kept (`getPastKeyValues`). Which driver a repo takes follows from its `config.json` and its
+graphs.
 """
 
 from __future__ import annotations
@@ -35,7 +38,9 @@ class Observed:
 class Driver(Protocol):
     """A repo's graphs, driven as the client drives them.
 
-    `inputs` are what the client is fed, and for the decoder also what the encoder gave, by quantity.
+    `inputs` are what the client is fed, and for the decoder also what the encoder gave, by quantity: `pixel_values`
+    `[batch, …] float32`, `input_ids` `[batch, tokens] int64`, an `attention_mask` of the same shape where rows are
+    padded, and `image_features` `[…, rows, hidden]` or `encoder_hidden_states` `[batch, rows, width]`, float32.
 
     Attributes:
         components: the graphs that it runs, by name.
@@ -46,13 +51,21 @@ class Driver(Protocol):
     carried: tuple[str, ...]
 
     def encode(self, inputs: Inputs) -> list[Observed]:
-        """The encoder side's outputs."""
+        """Run the encoder side: each of its outputs, float32, with the quantity that it is."""
 
     def prefill(self, inputs: Inputs) -> DecoderRun:
-        """The first logits and cache."""
+        """Run the decoder on prompt and image.
+
+        Its logits are `[batch, kept, vocabulary] float32`, the last kept position's those of the first new token; its
+        cache holds every position, `[batch, kv_heads, positions, head_dim]` an entry.
+        """
 
     def step(self, token_ids: np.ndarray, cache: Cache, inputs: Inputs) -> DecoderRun:
-        """`[batch, tokens] int64` after the cache → logits of the last of them."""
+        """Run the decoder on `[batch, tokens] int64` after the cache.
+
+        Its logits are `[batch, kept, vocabulary] float32`, the last kept position's those of the token after them; its
+        cache has their positions appended.
+        """
 
     def seen(self, inputs: Inputs) -> list[list[int]]:
         """For each row, the ids that rules on repetition look back on at the first token."""
@@ -72,26 +85,29 @@ class ChatDriver:
         self.image_token_id = image_token_id
 
     def encode(self, inputs: Inputs) -> list[Observed]:
+        """`image_features` of the images: `[images or tiles, rows, hidden]`, or `[rows of all, hidden]`, float32."""
         outputs = self.sessions.run("vision_encoder", inputs)
         return [Observed("vision_encoder", "image_features", "image_features", outputs["image_features"])]
 
     def prefill(self, inputs: Inputs) -> DecoderRun:
+        """Run the decoder on the embeddings of the prompt, with an empty cache."""
         ids = self.ids(inputs)
         return self._decode(self.embed(ids, inputs), self.sessions.empty_cache(_DECODER, len(ids)), inputs)
 
     def extend(self, cache: Cache, inputs: Inputs) -> DecoderRun:
-        """`prefill` after a cache: `input_ids` and `image_features` are those of the new part."""
+        """Run the decoder on a further part of a prompt, after a cache: `inputs` are those of the part alone."""
         return self._decode(self.embed(inputs["input_ids"], inputs), cache, inputs)
 
     def step(self, token_ids: np.ndarray, cache: Cache, inputs: Inputs) -> DecoderRun:
+        """Run the decoder on the embeddings of `[batch, tokens] int64`; no image is put among them."""
         return self._decode(self.embed(token_ids, {}), cache, inputs)
 
     def ids(self, inputs: Inputs) -> np.ndarray:
-        """The prompt with as many image tokens as there are features."""
+        """The ids of the prompt `[batch, tokens] int64`, with as many image tokens as there are features."""
         return inputs["input_ids"]
 
     def seen(self, inputs: Inputs) -> list[list[int]]:
-        """Without what pads the rows on their left."""
+        """The ids of the prompt, without what pads the rows on their left."""
         ids = self.ids(inputs)
         mask = inputs.get("attention_mask", np.ones_like(ids))
         return [row[kept != 0].tolist() for row, kept in zip(ids, mask, strict=True)]
@@ -122,10 +138,11 @@ class ChatDriver:
 class PrefixChatDriver(ChatDriver):
     """A llava made up around a captioner that has no image tokens: where none are given, they are in front of the ids.
 
-    It generated from embeddings, so that rules on repetition look back on what is generated alone.
+    The PyTorch model generates from embeddings, so that rules on repetition look back on what is generated alone.
     """
 
     def ids(self, inputs: Inputs) -> np.ndarray:
+        """The ids of the prompt, with the image tokens in front of them if there are none among them."""
         ids = inputs["input_ids"]
         if (ids == self.image_token_id).any():
             return ids
@@ -133,6 +150,7 @@ class PrefixChatDriver(ChatDriver):
         return np.concatenate([np.full((batch, rows), self.image_token_id, dtype=np.int64), ids], axis=1)
 
     def seen(self, inputs: Inputs) -> list[list[int]]:
+        """Nothing, for each row."""
         return [[] for _ in inputs["input_ids"]]
 
 
@@ -150,22 +168,27 @@ class EncoderDecoderDriver:
         self.sessions = sessions
 
     def encode(self, inputs: Inputs) -> list[Observed]:
+        """The encoder's `last_hidden_state` `[batch, rows, width] float32`, as what the driver calls `quantity`."""
         states = self.sessions.run("encoder_model", inputs)["last_hidden_state"]
         return [Observed("encoder_model", "last_hidden_state", self.quantity, states)]
 
     def prefill(self, inputs: Inputs) -> DecoderRun:
+        """Run the decoder on the start token and the ids after it, with an empty cache of both kinds."""
         ids = inputs["input_ids"]
         return self.run(ids, self.sessions.empty_cache(_DECODER, len(ids)), inputs, first=True)
 
     def step(self, token_ids: np.ndarray, cache: Cache, inputs: Inputs) -> DecoderRun:
+        """Run the decoder after a cache; what it gives for cross-attention is ignored, and the cache's kept."""
         done = self.run(token_ids, cache, inputs, first=False)
         kept = {name: value for name, value in cache.items() if _CROSS in name}
         return DecoderRun(done.component, done.logits, {**done.cache, **kept})
 
     def seen(self, inputs: Inputs) -> list[list[int]]:
+        """All ids, the start token included."""
         return inputs["input_ids"].tolist()
 
     def run(self, token_ids: np.ndarray, cache: Cache, inputs: Inputs, *, first: bool) -> DecoderRun:
+        """One run of the decoder, `token_ids` `[batch, tokens] int64`; `first` says that nothing is cached."""
         feeds = {
             "input_ids": token_ids,
             "encoder_hidden_states": inputs[self.quantity],
@@ -185,12 +208,14 @@ class PrefixCaptionerDriver(EncoderDecoderDriver):
         self.start_token_id = start_token_id
 
     def prefill(self, inputs: Inputs) -> DecoderRun:
+        """Run the decoder on the start token, whose place the prefix takes, and the ids of the prompt after it."""
         prompt = inputs["input_ids"]
         start = np.full((len(prompt), 1), self.start_token_id, dtype=np.int64)
         ids = np.concatenate([start, prompt], axis=1)
         return self.run(ids, self.sessions.empty_cache(_DECODER, len(ids)), inputs, first=True)
 
     def seen(self, inputs: Inputs) -> list[list[int]]:
+        """Nothing, for each row: the PyTorch model generates from embeddings."""
         return [[] for _ in inputs["input_ids"]]
 
 
@@ -204,6 +229,7 @@ class ComponentsDriver:
         self.sessions = sessions
 
     def encode(self, inputs: Inputs) -> list[Observed]:
+        """`vision_features` and `image_features`, `[batch, rows, hidden] float32` each in its own width."""
         features = self.sessions.run("vision_encoder", inputs)["last_hidden_state"]
         prefix = self.sessions.run("projection", {"last_hidden_state": features})["projected_prefix"]
         return [
@@ -212,14 +238,17 @@ class ComponentsDriver:
         ]
 
     def prefill(self, inputs: Inputs) -> DecoderRun:
+        """Run `prefix_init` on the prefix and the ids of the prompt, of which there may be none."""
         feeds = {"prefix_embeddings": inputs["image_features"], "input_ids": inputs["input_ids"]}
         return self.sessions.decode("prefix_init", feeds, {})
 
     def step(self, token_ids: np.ndarray, cache: Cache, inputs: Inputs) -> DecoderRun:
+        """Look `[batch, tokens] int64` up in `embed_tokens`, and run `language_model` on them after the cache."""
         embeds = self.sessions.run("embed_tokens", {"input_ids": token_ids})
         return self.sessions.decode("language_model", embeds, cache)
 
     def seen(self, inputs: Inputs) -> list[list[int]]:
+        """Nothing, for each row: the PyTorch model generates from embeddings."""
         return [[] for _ in inputs["input_ids"]]
 
 
@@ -261,5 +290,5 @@ def with_encoded(driver: Driver, inputs: Inputs) -> Arrays:
 
 
 def _use_cache(used: bool) -> Arrays:
-    """What graphs merged of two, with and without a past, are asked."""
+    """The input by which graphs merged of two, with and without a past, choose one; others do not declare it."""
     return {"use_cache_branch": np.array([used])}

@@ -74,7 +74,10 @@ class Decoder:
 def generate(
     decoder: Decoder, plan: Plan, *, watch: Watch | None = None, cancelled: Callable[[], bool] | None = None
 ) -> list[Generated]:
-    """`plan.num_return_sequences` sequences for each row, one after another, each without any padding."""
+    """Generate greedily or by sampling from a decoder that has run its prompts.
+
+    Returns `plan.num_return_sequences` sequences for each row, one row's after another's, none of them padded.
+    """
     decoder.take(np.repeat(np.arange(len(decoder.history)), plan.num_return_sequences))
     rows = range(len(decoder.history))
     draws = [_generator(plan, row % plan.num_return_sequences) for row in rows]
@@ -99,12 +102,12 @@ def generate(
 
 
 def _generator(plan: Plan, sample: int) -> np.random.Generator:
-    """Each sample of a prompt has its own, so that it does not depend on what else is in the batch."""
+    """The random numbers of one sample of a prompt: its own, so that it does not depend on the rest of the batch."""
     return np.random.default_rng(None if plan.seed is None else [plan.seed, sample])
 
 
 def _drawn(scores: np.ndarray, draws: Sequence[np.random.Generator]) -> list[int]:
-    """A token for each row, with the probability that its scores give it.
+    """A token for each row of `[rows, vocabulary] float32`, drawn with the probability that its scores give it.
 
     Raises:
         InputError: the rules leave no token.

@@ -2,6 +2,10 @@
 
 A setting is one that is known here, with what transformers takes where the file is silent, or an error that names it:
 one that was passed over would change pixels, and captions with them.
+
+Source: transformers 5.23, `PilBackend` in `image_processing_backends.py` and the functions of `image_transforms.py`
+that it calls; its subclasses in `models/*/image_processing_pil_*.py` give each kind's defaults; the tiles are those of
+`models/idefics3/image_processing_pil_idefics3.py`. Between the steps a picture is `[3, h, w] uint8`.
 """
 
 from __future__ import annotations
@@ -113,7 +117,11 @@ def open_image(path: Path) -> Image.Image:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """The picture upright, in RGB, on white where it is transparent."""
+    """The picture upright, in RGB, on white where it is transparent.
+
+    Sources: `load_image` in transformers' `image_utils.py` turns it, `convert_to_rgb` in `image_transforms.py` puts it
+    on white.
+    """
     image = ImageOps.exif_transpose(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image.copy()
@@ -135,7 +143,10 @@ class ImageProcessor:
         self.is_tiling = self.kind in _TILING
 
     def __call__(self, images: Sequence[Image.Image]) -> Processed:
-        """`pixel_values` `[images, 3, H, W] float32`; of tiles `[1, tiles, 3, E, E]` and a `pixel_attention_mask`."""
+        """`pixel_values` `[images, 3, H, W] float32`.
+
+        Of tiles they are `[1, tiles, 3, E, E] float32`, with a `pixel_attention_mask` `[1, tiles, E, E] bool`.
+        """
         pixels = [np.moveaxis(np.asarray(as_rgb(image)), -1, 0) for image in images]
         if self.is_tiling:
             return self._tiled(pixels)
@@ -143,7 +154,7 @@ class ImageProcessor:
         return Processed({"pixel_values": made}, tuple(Tiles(0, 0) for _ in images))
 
     def _framed(self, picture: np.ndarray) -> np.ndarray:
-        """`[3, h, w] uint8`, resized and cropped."""
+        """`[3, h, w] uint8` → `[3, H, W] uint8`: resized, then cropped."""
         settings = self.settings
         if settings["do_resize"]:
             picture = self._resize(picture, _target_size(picture, settings["size"]))
@@ -153,7 +164,7 @@ class ImageProcessor:
         return picture
 
     def _scaled(self, picture: np.ndarray) -> np.ndarray:
-        """`[3, h, w]` integers → `float32`, scaled and normalized."""
+        """`[3, h, w] uint8` → `[3, h, w] float32`: scaled, then normalized by mean and deviation."""
         settings = self.settings
         scaled = picture.astype(np.float32)
         if settings["do_rescale"]:
@@ -164,7 +175,7 @@ class ImageProcessor:
         return np.ascontiguousarray(scaled)
 
     def _resize(self, picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """`size` is height and width."""
+        """`[3, h, w] uint8` → `[3, *size] uint8`, by Pillow; `size` is height and width."""
         image = Image.fromarray(np.ascontiguousarray(np.moveaxis(picture, 0, -1)))
         resized = image.resize((size[1], size[0]), resample=Image.Resampling(self.settings["resample"]))
         return np.moveaxis(np.asarray(resized), -1, 0)
@@ -191,7 +202,10 @@ class ImageProcessor:
         return Processed({"pixel_values": values, "pixel_attention_mask": mask}, tuple(tiles))
 
     def _split(self, picture: np.ndarray, edge: int) -> tuple[list[np.ndarray], Tiles]:
-        """Tiles row by row and the whole, each `edge` × `edge`; a picture that is one tile stays as it is."""
+        """`[3, h, w]` → tiles row by row and then the whole, each `[3, edge, edge]`; one tile alone stays as it is.
+
+        `Idefics3ImageProcessorPil.split_images`.
+        """
         rows, columns = picture.shape[1] // edge, picture.shape[2] // edge
         if rows <= 1 and columns <= 1:
             return [picture], Tiles(0, 0)
@@ -256,7 +270,10 @@ def _size(name: str, value: Any, *, square: bool) -> dict[str, int]:
 
 
 def _target_size(picture: np.ndarray, size: Mapping[str, int]) -> tuple[int, int]:
-    """Height and width after a resize."""
+    """Height and width of `[3, h, w]` after a resize; one `shortest_edge` keeps proportions, and cuts off fractions.
+
+    `PilBackend.resize`, and `get_resize_output_image_size` in `image_transforms.py`.
+    """
     if "height" in size:
         return size["height"], size["width"]
     height, width = picture.shape[1:]
@@ -270,7 +287,10 @@ def _target_size(picture: np.ndarray, size: Mapping[str, int]) -> tuple[int, int
 
 
 def _between(height: int, width: int, shortest: int, longest: int) -> tuple[int, int]:
-    """The shorter side becomes `shortest`, or less where the longer one would be more than `longest`."""
+    """The shorter side becomes `shortest`, or less where the longer one would be more than `longest`.
+
+    `get_size_with_aspect_ratio` in `image_transforms.py`.
+    """
     exact = float(shortest)
     if max(height, width) / min(height, width) * shortest > longest:
         exact = longest * min(height, width) / max(height, width)
@@ -283,7 +303,10 @@ def _between(height: int, width: int, shortest: int, longest: int) -> tuple[int,
 
 
 def _longest_edge_size(picture: np.ndarray, size: Mapping[str, int]) -> tuple[int, int]:
-    """Height and width with the longer side as `size` says, the other one even; none above 4096."""
+    """Height and width with the longer side as `size` says, the other one even; none above 4096.
+
+    `get_resize_output_image_size` in `models/idefics3/image_processing_pil_idefics3.py`.
+    """
     if "longest_edge" not in size:
         return _target_size(picture, size)
     height, width = picture.shape[1:]
@@ -306,7 +329,10 @@ def _even(side: int) -> int:
 
 
 def _multiple_size(picture: np.ndarray, edge: int) -> tuple[int, int]:
-    """Height and width that are whole tiles."""
+    """Height and width of `[3, h, w]` enlarged to whole tiles of `edge` pixels.
+
+    `Idefics3ImageProcessorPil.resize_for_vision_encoder`.
+    """
     height, width = picture.shape[1:]
     ratio = width / height
     if width >= height:
@@ -319,7 +345,10 @@ def _multiple_size(picture: np.ndarray, edge: int) -> tuple[int, int]:
 
 
 def _center_crop(picture: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The middle of a picture, on black where it is smaller."""
+    """The middle of `[3, h, w]` as `[3, height, width]`, on black where it is smaller.
+
+    `center_crop` in `image_transforms.py`.
+    """
     sides = tuple(zip((height, width), picture.shape[1:], strict=True))  # wanted, and as it is
     top, left = (max(0, math.ceil((wanted - side) / 2)) for wanted, side in sides)
     canvas = np.zeros((picture.shape[0], *(max(pair) for pair in sides)), dtype=picture.dtype)

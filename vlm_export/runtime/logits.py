@@ -1,8 +1,11 @@
 """What is done to a decoder's scores before a token is taken from them, in transformers' order and with its results.
 
 Written by hand: transformers has these for torch alone, onnxruntime-genai has its own inside a runtime with its own
-format of models, and no kept library was found that has them for numpy. `scores` are `[rows, vocabulary] float32`;
-`history` holds for each row the ids that rules on repetition look back on.
+format of models, and no kept library was found that has them for numpy. `scores` are `[rows, vocabulary] float32`, and
+every function returns others of that shape; `history` holds for each row the ids that rules on repetition look back on.
+
+Source: transformers 5.23, the classes of `generation/logits_process.py` that each function names; their order is that
+of `_get_logits_processor` in `generation/utils.py`. What must not be chosen has the score -inf.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ _NEVER = np.float32(-np.inf)
 
 
 def process(scores: np.ndarray, history: History, new_tokens: int, plan: Plan) -> np.ndarray:
-    """Everything that `plan` asks for; `new_tokens` were generated so far.
+    """Apply every rule of `plan` to the scores of the next token; `new_tokens` were generated so far.
 
     Raises:
         FloatingPointError: a score is NaN, which `argmax` would take for the best.
@@ -46,7 +49,10 @@ def process(scores: np.ndarray, history: History, new_tokens: int, plan: Plan) -
 
 
 def warp(scores: np.ndarray, plan: Plan) -> np.ndarray:
-    """What sampling draws from: temperature, then the `top_k` best, then as many of the best as `top_p` takes."""
+    """The scores that sampling draws from: divided by the temperature, then cut by `top_k`, then by `top_p`.
+
+    `TemperatureLogitsWarper`. Beams keep at least a token more than there are that end a text.
+    """
     keep = len(plan.eos_token_ids) + 1 if plan.num_beams > 1 else 1
     if plan.temperature != 1.0:
         scores = scores / np.float32(plan.temperature)
@@ -58,7 +64,10 @@ def warp(scores: np.ndarray, plan: Plan) -> np.ndarray:
 
 
 def repetition_penalty(scores: np.ndarray, history: History, penalty: float) -> np.ndarray:
-    """Scores of tokens in the history are divided by the penalty, negative ones multiplied."""
+    """Divide the scores of tokens in the history by the penalty, and multiply negative ones by it.
+
+    `RepetitionPenaltyLogitsProcessor`.
+    """
     scores = scores.copy()
     for row, ids in zip(scores, history, strict=True):
         seen = np.unique([token for token in ids if token < len(row)]).astype(np.int64)
@@ -67,7 +76,7 @@ def repetition_penalty(scores: np.ndarray, history: History, penalty: float) -> 
 
 
 def no_repeat_ngrams(scores: np.ndarray, history: History, size: int) -> np.ndarray:
-    """A token that would complete an n-gram of the history cannot come."""
+    """Exclude each token that would complete an n-gram of the history: `NoRepeatNGramLogitsProcessor`."""
     scores = scores.copy()
     for row, ids in zip(scores, history, strict=True):
         if len(ids) < size:
@@ -80,26 +89,36 @@ def no_repeat_ngrams(scores: np.ndarray, history: History, size: int) -> np.ndar
 
 
 def without(scores: np.ndarray, token_ids: Sequence[int]) -> np.ndarray:
-    """None of these tokens can come."""
+    """Exclude these tokens.
+
+    `SuppressTokensLogitsProcessor` and `SuppressTokensAtBeginLogitsProcessor`, and what
+    `MinNewTokensLengthLogitsProcessor` does to end tokens.
+    """
     scores = scores.copy()
     scores[:, _scored(token_ids, scores)] = _NEVER
     return scores
 
 
 def only(scores: np.ndarray, token_ids: Sequence[int]) -> np.ndarray:
-    """Nothing but these tokens can come, each as well as the others."""
+    """Exclude all but these tokens, whose scores become 0.
+
+    `ForcedBOSTokenLogitsProcessor` and `ForcedEOSTokenLogitsProcessor`.
+    """
     forced = np.full_like(scores, _NEVER)
     forced[:, _scored(token_ids, scores)] = 0
     return forced
 
 
 def _scored(token_ids: Sequence[int], scores: np.ndarray) -> list[int]:
-    """Those that have a score: a file may name tokens that the model has not."""
+    """Those of the tokens that have a score: a file may name tokens that the model lacks."""
     return [token for token in token_ids if 0 <= token < scores.shape[1]]
 
 
 def bad_words(scores: np.ndarray, history: History, plan: Plan) -> np.ndarray:
-    """The last token of a bad word cannot come behind the others; an end alone is no bad word."""
+    """Exclude the last token of a bad word where the history ends in the others: `NoBadWordsLogitsProcessor`.
+
+    A word that is nothing but an end token is none.
+    """
     scores = scores.copy()
     for *before, last in plan.bad_words_ids:
         if not before and last in plan.eos_token_ids:
@@ -111,14 +130,14 @@ def bad_words(scores: np.ndarray, history: History, plan: Plan) -> np.ndarray:
 
 
 def top_k(scores: np.ndarray, count: int) -> np.ndarray:
-    """The `count` best, and those equal to the last of them."""
+    """Exclude all but the `count` best, and those equal to the last of them: `TopKLogitsWarper`."""
     count = min(count, scores.shape[1])
     least = np.partition(scores, -count, axis=1)[:, -count, None]
     return np.where(scores < least, _NEVER, scores)
 
 
 def top_p(scores: np.ndarray, share: float, keep: int = 1) -> np.ndarray:
-    """The best whose probabilities together reach `share`; never fewer than `keep`."""
+    """Exclude all but the best whose probabilities together reach `share`, at least `keep`: `TopPLogitsWarper`."""
     order = np.argsort(scores, axis=1, kind="stable")
     ranked = np.take_along_axis(scores, order, axis=1)
     dropped = np.cumsum(softmax(ranked), axis=1) <= np.float32(1 - share)
@@ -129,12 +148,12 @@ def top_p(scores: np.ndarray, share: float, keep: int = 1) -> np.ndarray:
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
-    """Probabilities along the last axis."""
+    """Scores → probabilities, along the last axis."""
     powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
 def log_softmax(scores: np.ndarray) -> np.ndarray:
-    """Logarithms of probabilities along the last axis."""
+    """Scores → logarithms of probabilities, along the last axis."""
     shifted = scores - scores.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))

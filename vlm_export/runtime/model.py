@@ -55,7 +55,7 @@ class ModelFailed(InputError):
 
 
 class Engine(Protocol):
-    """What computes a model."""
+    """What computes a model: ONNX Runtime, or PyTorch."""
 
     name: str
     layout: LayoutName
@@ -70,14 +70,22 @@ class Engine(Protocol):
         on_text: OnText | None,
         cancelled: Cancelled | None,
     ) -> Answer:
-        """One prompt."""
+        """Answer one prompt; arguments are those of `Model.generate`.
+
+        Raises:
+            InputError: the model cannot be asked so.
+            EngineFailed: it cannot be computed; another engine may.
+        """
 
     def generate_batch(self, items: Sequence[Item], options: Options) -> list[Answer]:
-        """Several, each with the tokens that it gets alone."""
+        """Answer several prompts, each with the tokens that it gets alone; raises as `generate` does."""
 
 
 class Model:
-    """A loaded model. `spare` makes the engine that takes over when the first one fails, and says so."""
+    """A loaded model: an engine, and what makes the one that takes over when it fails.
+
+    `spare` is given the reason, which it passes on to the user.
+    """
 
     def __init__(self, engine: Engine, spare: Callable[[str], Engine] | None = None):
         self.engine = engine
@@ -85,22 +93,27 @@ class Model:
 
     @property
     def name(self) -> str:
+        """The recipe's name, or the folder's where there is none."""
         return self.engine.name
 
     @property
     def layout(self) -> LayoutName:
+        """captioner, chat or components."""
         return self.engine.layout
 
     @property
     def dtype(self) -> str:
+        """The dtype of the graphs that run; fp32 in PyTorch."""
         return self.engine.dtype
 
     @property
     def backend(self) -> Backend:
+        """Which engine computes the model now: "onnx" or "torch"."""
         return self.engine.backend
 
     @property
     def takes_prompt(self) -> bool:
+        """Whether the model reads a text or a conversation beside the image."""
         return self.layout == "chat"
 
     def generate(
@@ -186,6 +199,7 @@ class Watcher:
         self.stream = Stream(text, on_text) if on_text else None
 
     def __call__(self, rows: Sequence[Sequence[int]]) -> list[bool]:
+        """Look at the rows' new tokens so far; returns for each row whether its text holds a stop text (`Watch`)."""
         ends = [bool(self.stop) and self._ends(ids) for ids in rows]
         if self.stream is not None and not ends[0]:
             self.stream.update(rows[0], max((len(one) - 1 for one in self.stop), default=0))
@@ -196,6 +210,7 @@ class Watcher:
         return any(one in text for one in self.stop)
 
     def finish(self, text: str) -> None:
+        """Hand out what is left of the text, if it is streamed."""
         if self.stream is not None:
             self.stream.finish(text)
 

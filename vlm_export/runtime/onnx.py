@@ -99,6 +99,12 @@ class OnnxEngine:
         on_text: OnText | None = None,
         cancelled: Cancelled | None = None,
     ) -> Answer:
+        """Encode the images, write the prompt, and generate; the arguments are those of `Model.generate`.
+
+        Raises:
+            InputError: as of `Model.generate`.
+            EngineFailed: ONNX Runtime fails.
+        """
         started = time.perf_counter()
         with self.failures():
             prepared = self.prepare(images, prompt, options)
@@ -110,6 +116,12 @@ class OnnxEngine:
         return answer
 
     def generate_batch(self, items: Sequence[Item], options: Options) -> list[Answer]:
+        """Generate for all items at once, or one by one where plans differ or a row could change another's tokens.
+
+        Raises:
+            InputError: as of `Model.generate`.
+            EngineFailed: ONNX Runtime fails.
+        """
         started = time.perf_counter()
         with self.failures():
             prepared = [self.prepare(images, prompt, options) for images, prompt in items]
@@ -124,7 +136,7 @@ class OnnxEngine:
     def run(
         self, decoder: Decoder, plan: Plan, watcher: Watcher | None = None, cancelled: Cancelled | None = None
     ) -> list[Generated]:
-        """Generate as the plan says."""
+        """Generate as the plan says: by beam search, greedily, or by sampling."""
         watch = watcher if watcher is not None and (watcher.stop or watcher.stream) else None
         search = beams.search if plan.num_beams > 1 else generate.generate
         return search(decoder, plan, watch=watch, cancelled=cancelled)
@@ -232,7 +244,11 @@ class OnnxEngine:
         return Encoded(quantities, tuple(per_image), processed.tiles)
 
     def messages(self, images: Sequence[Image.Image], prompt: Prompt) -> list[Message]:
-        """A prompt as a conversation: a text comes after the images."""
+        """A prompt as a conversation: a text comes after the images.
+
+        Raises:
+            InputError: there is no prompt, and the model needs one.
+        """
         if prompt is not None and not isinstance(prompt, str):
             return list(prompt)
         if prompt is None and not self.repo.has_prefix:
@@ -250,7 +266,10 @@ class OnnxEngine:
         return ids
 
     def inputs(self, prepared: Sequence[Prepared]) -> Arrays:
-        """What the decoder is fed for these prompts together."""
+        """What the decoder is fed for these prompts together: `input_ids` `[prompts, longest] int64`, and the features.
+
+        An `attention_mask` of the same shape is among it where prompts are padded on their left.
+        """
         quantities = [one.encoded.quantities for one in prepared]
         inputs = {name: np.concatenate([each[name] for each in quantities if name in each]) for name in quantities[0]}
         inputs["input_ids"], mask = left_padded([one.ids for one in prepared], prepared[0].plan.pad_token_id)
@@ -260,7 +279,7 @@ class OnnxEngine:
 
     @contextmanager
     def failures(self) -> Iterator[None]:
-        """Raises EngineFailed in the place of what is wrong with the graphs."""
+        """Within, what is wrong with the graphs is raised as EngineFailed."""
         try:
             yield
         except GRAPH_ERRORS as error:
@@ -277,7 +296,7 @@ def components_of(repo: Repo) -> tuple[str, ...]:
 
 
 def _joined(first: Encoded, second: Encoded) -> Encoded:
-    """The images of several turns as those of one prompt."""
+    """The images of two parts of a conversation, as those of one prompt."""
     both = [one.quantities for one in (first, second) if one.quantities]
     joined = {name: np.concatenate([each[name] for each in both]) for name in (both[0] if both else ())}
     return Encoded(joined, first.rows + second.rows, first.tiles + second.tiles)

@@ -39,7 +39,11 @@ class Options:
 
 @dataclass(frozen=True)
 class Plan:
-    """The same, decided; the defaults are transformers'."""
+    """How one prompt is generated: every field of `Options` decided, and the rules that only a file can give.
+
+    `plan` makes it: a caller's value wins over `generation_config.json`'s, and that over transformers' default, which
+    is the one here (transformers 5.23, `_get_default_generation_params` in `generation/configuration_utils.py`).
+    """
 
     eos_token_ids: tuple[int, ...]
     pad_token_id: int
@@ -92,7 +96,7 @@ def unknown_settings(config: Mapping[str, Any]) -> list[str]:
 
 
 def plan(options: Options, config: Mapping[str, Any], prompt_tokens: int, *, room: int | None = None) -> Plan:
-    """Decide for a prompt of `prompt_tokens` ids, start token included, under a `generation_config.json`.
+    """Make the plan for a prompt of `prompt_tokens` ids, start token included, under a `generation_config.json`.
 
     `room` is how many new tokens the model has positions for, where that is known: nobody may ask for more.
 
@@ -126,7 +130,10 @@ def plan(options: Options, config: Mapping[str, Any], prompt_tokens: int, *, roo
 
 
 def _rules(config: Mapping[str, Any], prompt_tokens: int) -> dict[str, Any]:
-    """Tokens that a `generation_config.json` bans or forces; the first is forced behind a start token alone."""
+    """The tokens that a `generation_config.json` bans or forces, as fields of a plan.
+
+    It forces the first new token only where the prompt is nothing but a start token.
+    """
     return {
         "bad_words_ids": tuple(map(tuple, config.get("bad_words_ids") or ())),
         "suppress_tokens": _ids(config.get("suppress_tokens")),

@@ -48,18 +48,22 @@ class Repo:
 
     @property
     def config(self) -> dict[str, Any]:
+        """`config.json`."""
         return self.files[CONFIG]
 
     @property
     def generation(self) -> dict[str, Any]:
+        """`generation_config.json`, with `config.json`'s special tokens where it names none; empty without either."""
         return self.files[GENERATION]
 
     @property
     def preprocessor(self) -> dict[str, Any]:
+        """`preprocessor_config.json`, empty where there is none."""
         return self.files[PREPROCESSOR]
 
     @property
     def layout(self) -> LayoutName:
+        """The layout, by `config.json`'s `model_type`: what is neither a captioner's nor a chat's is components."""
         model_type = self.config.get("model_type")
         return "captioner" if model_type in CAPTIONER_TYPES else "chat" if model_type in CHAT_TYPES else "components"
 
@@ -70,14 +74,14 @@ class Repo:
 
     @property
     def positions(self) -> int | None:
-        """How many the decoder has, prompt and answer together, if the config says so."""
+        """How many positions the decoder has, prompt and answer together; None if the config does not say."""
         text = self.config.get("text_config") or self.config.get("decoder") or self.config
         found = [text.get(name) for name in ("max_position_embeddings", "n_positions")]
         return next((value for value in found if isinstance(value, int) and value > 0), None)
 
     @property
     def rows(self) -> int | None:
-        """How many tokens the model's table has, if the config says so."""
+        """How many tokens the model's table has; None if the config does not say."""
         text = self.config.get("text_config") or self.config.get("decoder") or self.config
         return next((size for part in (text, self.config) if isinstance(size := part.get("vocab_size"), int)), None)
 
@@ -137,7 +141,7 @@ def open_repo(path: Path) -> Repo:
 
 
 def _token_ids(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config.json says of tokens that begin and end a text, for where generation_config.json does not."""
+    """The ids of tokens that begin and end a text in a config.json, for where generation_config.json names none."""
     found: dict[str, Any] = {}
     for part in (config.get("text_config", {}), config.get("decoder", {}), config):
         found |= {name: part[name] for name in _TOKEN_IDS if part.get(name) is not None}

@@ -48,7 +48,7 @@ GRAPH_ERRORS = (  # ONNX Runtime has no common base for its own
 
 @dataclass(frozen=True)
 class DecoderRun:
-    """What a decoder run gave: logits `[batch, kept, vocabulary]`, and the cache by `past_key_values.*` names."""
+    """What a decoder run gave: logits `[batch, kept, vocabulary] float32`, and the cache by `past_key_values.*`."""
 
     component: str
     logits: np.ndarray
@@ -68,9 +68,11 @@ class Sessions:
         self._open: dict[str, onnxruntime.InferenceSession] = {}
 
     def path(self, component: str) -> Path:
+        """The file of a graph in this dtype."""
         return self.folder / f"{component}{self.suffix}.onnx"
 
     def session(self, component: str) -> onnxruntime.InferenceSession:
+        """The session of a graph, opened on the CPU at the first call and kept."""
         if component not in self._open:
             options = onnxruntime.SessionOptions()
             options.log_severity_level = 3
@@ -86,6 +88,7 @@ class Sessions:
         return all(value == BY_ROW for value in known)
 
     def input_names(self, component: str) -> list[str]:
+        """The inputs that a graph declares, cache included, in its own order."""
         return [value.name for value in self.session(component).get_inputs()]
 
     def run(self, component: str, feeds: Inputs) -> Arrays:
@@ -102,7 +105,8 @@ class Sessions:
     def decode(self, component: str, feeds: Inputs, cache: Cache) -> DecoderRun:
         """Run a decoder as `run` does. What it appends to the cache is not copied: it is fed to the next step as it is.
 
-        Its outputs are sorted as transformers.js does: `present` becomes the next `past_key_values`.
+        `present` becomes the next `past_key_values`, as in transformers.js 4.3.1 (`getPastKeyValues` in
+        `src/models/modeling_utils.js`).
         """
         session = self.session(component)
         wanted = {
@@ -117,7 +121,10 @@ class Sessions:
         return DecoderRun(component, outputs["logits"].numpy(), after)
 
     def empty_cache(self, component: str, batch: int) -> Cache:
-        """The first cache, by transformers.js's rule: the symbol `batch_size` is the batch, any other symbol 0."""
+        """The first cache: the symbol `batch_size` is the batch, any other symbol 0.
+
+        transformers.js 4.3.1, `resolveCacheShape` in `src/models/modeling_utils.js`.
+        """
         cache = {}
         for value in self.session(component).get_inputs():
             if value.name.startswith(f"{_PAST}."):

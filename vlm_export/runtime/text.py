@@ -1,4 +1,9 @@
-"""Texts and token ids: the tokenizer, the chat template, and the tokens that stand for an image."""
+"""Texts and token ids: the tokenizer, the chat template, and the tokens that stand for an image.
+
+Sources, in transformers 5.23: `tokenization_utils_tokenizers.py` and `clean_up_tokenization` in
+`tokenization_utils_base.py` for what a decoded text is, `_compile_jinja_template` in `utils/chat_template_utils.py` for
+what a template may use, `models/idefics3/processing_idefics3.py` for the tokens around tiles.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +58,7 @@ class Text:
 
     @cached_property
     def special_tokens(self) -> dict[str, str]:
-        """By transformers' name for each."""
+        """The text of each special token by transformers' name for it, such as `bos_token`."""
         path = self.folder / "special_tokens_map.json"
         values = {**(read_json(path) if path.is_file() else {}), **self.settings}
         found = {name: values.get(name) for name in _SPECIAL}
@@ -74,10 +79,11 @@ class Text:
         return stored
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        """The ids of a text; `add_special_tokens` adds those that the tokenizer puts around one."""
         return self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of generated ids: no special tokens, and no space around it."""
+        """The text of generated ids: without special tokens, and without space at either end."""
         text = self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
         if self.cleans_up:
             for spaced in _CLEANED:
@@ -140,7 +146,7 @@ def check_rows(ids: Iterable[int], rows: int | None, token: Callable[[int], str]
 def with_image_tokens(text: str, image_token: str, tiles: Sequence[Tiles] | None, rows: Sequence[int]) -> str:
     """A rendered conversation with each image token repeated as often as the image, or one of its tiles, has `rows`.
 
-    With `tiles`, they are written as Idefics3's processor writes them.
+    With `tiles`, they are written as Idefics3's processor writes them: `Idefics3Processor.replace_image_token`.
 
     Raises:
         InputError: there are not as many image tokens as images.
@@ -179,7 +185,10 @@ class Stream:
         self.given = ""
 
     def update(self, token_ids: Sequence[int], held_back: int = 0) -> None:
-        """The ids so far; the last `held_back` characters may yet turn out to belong to a stop text."""
+        """Hand out what is certain of the text of `token_ids`, which are all ids so far.
+
+        Its last `held_back` characters may yet turn out to belong to a stop text.
+        """
         sure = self.text.decode(token_ids).rstrip(_BROKEN)
         sure = sure[: len(sure) - held_back].rstrip()
         if self.text.cleans_up:  # it would take away the space before what comes next
@@ -187,7 +196,7 @@ class Stream:
         self._give(sure)
 
     def finish(self, text: str) -> None:
-        """The final text."""
+        """Hand out what is left of `text`, the final one."""
         self._give(text)
 
     def _give(self, text: str) -> None:
@@ -197,7 +206,7 @@ class Stream:
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks what an assistant wrote, for training; here it is what is in it."""
+    """Renders `{% generation %}` as what is in it: the tag marks what an assistant wrote, for training alone."""
 
     tags = {"generation"}  # noqa: RUF012 (as jinja2 declares it)
 
@@ -207,7 +216,10 @@ class _Generation(Extension):
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    """A template comes with a repo, from anyone: it can compute texts and nothing else."""
+    """The Jinja environment of transformers' `_compile_jinja_template`, with its filters, functions and extensions.
+
+    It is a sandbox: a template comes with a repo, from anyone, and can compute texts and nothing else.
+    """
 
     def raise_exception(message: str) -> None:
         raise TemplateError(message)

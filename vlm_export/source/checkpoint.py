@@ -145,7 +145,7 @@ def build_empty(checkpoint: Checkpoint) -> nn.Module:
 
 @contextmanager
 def _reading_config(path: Path) -> Iterator[None]:
-    """Within, what a model's class raises is about the folder's `config.json`."""
+    """Within, what a model's class raises becomes an InputError about the folder's `config.json`."""
     try:
         yield
     except (KeyError, ValueError, TypeError, AttributeError) as error:

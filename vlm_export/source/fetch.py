@@ -92,7 +92,7 @@ def trusted_code(recipe: RecipeFile) -> Iterator[None]:
 def with_trusted_code(
     stage: Callable[Concatenate[RecipeFile, Given], Made],
 ) -> Callable[Concatenate[RecipeFile, Given], Made]:
-    """A stage of a recipe, run within `trusted_code`."""
+    """Decorate a stage of a recipe, so that it runs within `trusted_code`."""
 
     @wraps(stage)
     def run(recipe: RecipeFile, *arguments: Given.args, **options: Given.kwargs) -> Made:

@@ -39,7 +39,11 @@ class Settings:
 
     @classmethod
     def of(cls, values: Mapping[str, Any], source: str) -> Settings:
-        """Raises InputError for a format that cannot be read."""
+        """Read `quantization_config`; `source` is the file and key that it came from.
+
+        Raises:
+            InputError: a format or a number of bits that cannot be read, or no group size.
+        """
         method = values["quant_method"]
         if method == "gptq":
             layout = str(values.get("checkpoint_format") or values.get("format") or "gptq")
@@ -67,6 +71,7 @@ class Packed(TensorRef):
     transposed: bool
 
     def load(self, rows: slice | None = None) -> torch.Tensor:
+        """The weight's values, or some of its rows, in the scales' dtype; all of it is unpacked in either case."""
         groups, scales = self._groups(), self.parts["scales"].load()
         codes, zeros = self._unpacked()
         values = scales[groups] * (codes - zeros[:, : scales.shape[1]][groups])

@@ -41,6 +41,7 @@ class FourBit(TensorRef):
     state: Mapping[str, Any]
 
     def load(self, rows: slice | None = None) -> torch.Tensor:
+        """The weight's values, or some of its rows, in the model's dtype; all of it is read in either case."""
         packed = super().load().reshape(-1)
         codes = torch.stack([packed >> 4, packed & 15], dim=1).reshape(-1)[: math.prod(self.shape)]
         values = self.parts[".quant_map"].load()[codes.int()]
@@ -61,6 +62,7 @@ class FourBit(TensorRef):
         return padded.reshape(-1)[: len(values)]
 
     def rounded(self, value: torch.Tensor) -> torch.Tensor:
+        """The nearest codes under scales made anew, the largest magnitude of each block; scales are not rounded."""
         size = self.state["blocksize"]
         flat = value.reshape(-1)
         blocks = F.pad(flat, (0, -len(flat) % size)).reshape(-1, size)
@@ -79,9 +81,11 @@ class EightBit(TensorRef):
     scales: TensorRef
 
     def load(self, rows: slice | None = None) -> torch.Tensor:
+        """The weight's values `[outputs, inputs] float32`, or some of its rows."""
         return super().load(rows) * self.scales.load(rows)[:, None] * (1 / _INT8_MAX)
 
     def rounded(self, value: torch.Tensor) -> torch.Tensor:
+        """The nearest integers under scales made anew, the largest magnitude of each row over 127."""
         scales = value.abs().amax(1, keepdim=True).clamp_min(torch.finfo().tiny) / _INT8_MAX
         return (value / scales).round() * scales
 

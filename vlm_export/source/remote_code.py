@@ -33,6 +33,7 @@ def registered(folder: Path, source: str) -> Iterator[None]:
     """Import the classes that the `auto_map` of a repo's `config.json` names; within, its `model_type` means them.
 
     Args:
+        folder: the repo's `config.json` and code, downloaded.
         source: the repo and its commit, for messages.
 
     Raises:

@@ -44,20 +44,35 @@ class EmbeddedLora:
 class Reference(Protocol):
     """A family's PyTorch model, run by transformers' own forward and `generate`, on what its client is fed.
 
-    `fed` holds the tensors of one case by name: `pixel_values` first, the decoder's ids, masks where there are any.
+    `fed` holds the tensors of one case by name: `pixel_values` first, `[batch, 3, H, W] float32` or, of tiles,
+    `[batch, tiles, 3, E, E]`; then the decoder's `input_ids` `[batch, tokens] int64`, and masks where there are any.
+    What `prefill`, `step` and `generate` return are the outputs of transformers 5 (`modeling_outputs.py`,
+    `generation/utils.py`).
     """
 
     def encode(self, fed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Named stages of the encoder side, each the value of an encoder graph's output."""
+        """Named stages of the encoder side, float32, each the value of an encoder graph's output.
+
+        The last is what the decoder reads: `image_features` `[images or tiles, rows, hidden]`, or of an encoder-decoder
+        `encoder_hidden_states` `[batch, rows, width]`.
+        """
 
     def prefill(self, fed: Mapping[str, Tensor]) -> Any:
-        """The first run of the decoder: transformers' output, with `logits` and `past_key_values`."""
+        """The first run of the decoder: transformers' output.
+
+        Its `logits` are `[batch, positions, vocabulary] float32`, the last position's those of the first new token; its
+        `past_key_values` is a `Cache`.
+        """
 
     def step(self, token_ids: Tensor, past: Any, fed: Mapping[str, Tensor]) -> Any:
-        """`[batch, 1] int64` after the cache `past`: transformers' output, as of `prefill`."""
+        """A later run, of `[batch, 1] int64` after the cache `past`: transformers' output, as of `prefill`."""
 
     def generate(self, fed: Mapping[str, Tensor], **options: Any) -> Any:
-        """transformers' output of `generate`, with `sequences` and `scores`."""
+        """The output of transformers' `generate` under `options`, which ask for a dict with scores.
+
+        Its `sequences` are `[rows, tokens] int64`, prompt ids first where the family begins with ids; its `scores` are
+        `[rows, vocabulary] float32` for each new token.
+        """
 
 
 class Feeder(Protocol):
@@ -71,7 +86,10 @@ class Feeder(Protocol):
         """
 
     def feed(self, image: Path, text: str) -> dict[str, np.ndarray]:
-        """Named arrays for a batch of one."""
+        """What the client is fed for one image and a text, by name, as arrays for a batch of one.
+
+        `pixel_values` are `[1, 3, H, W] float32` or `[1, tiles, 3, E, E]`, `input_ids` `[1, tokens] int64`.
+        """
 
 
 @dataclass(frozen=True)

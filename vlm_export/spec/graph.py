@@ -51,6 +51,7 @@ class Component:
 
     @property
     def trace_signature(self) -> tuple[TensorSpec, ...]:
+        """The inputs that the tracer sees, in the order of the module's arguments."""
         return self.traced_inputs or self.inputs
 
     @property

@@ -21,7 +21,7 @@ def no_model(folder: Path) -> str:
 
 
 def no_adapter(folder: Path) -> str:
-    """The same of one without `adapter_config.json`."""
+    """What a folder without `adapter_config.json` is, as a sentence; nothing where that cannot be told."""
     if (folder / "config.json").is_file():
         return (
             f"{folder}: holds a model (config.json) and no adapter_config.json: name it as `model` if it is merged "
@@ -39,7 +39,7 @@ def _trained_on(folder: Path) -> str:
 
 
 def _training_state(folder: Path) -> str:
-    """Of the folders that trainers leave."""
+    """What a folder that a trainer left is, as a sentence; nothing where it is none."""
     if not folder.is_dir():
         return ""
     names = sorted(path.name for path in folder.iterdir())

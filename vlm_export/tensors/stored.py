@@ -37,14 +37,18 @@ class Weight(Protocol):
     """
 
     @property
-    def dtype(self) -> str: ...
+    def dtype(self) -> str:
+        """The dtype that `load` gives, by safetensors' name for it, such as F32."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """The shape that `load` gives."""
 
-    def load(self) -> torch.Tensor: ...
+    def load(self) -> torch.Tensor:
+        """The tensor, read or computed at every call."""
 
-    def rounded(self, value: torch.Tensor) -> torch.Tensor: ...
+    def rounded(self, value: torch.Tensor) -> torch.Tensor:
+        """What would be left of `value`, of the same shape, were it stored as this one is."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class TensorRef:
     shape: tuple[int, ...]
 
     def load(self, rows: slice | None = None) -> torch.Tensor:
-        """The tensor, or some of its rows."""
+        """The tensor, or some of its rows, on the CPU."""
         if is_pickle(self.file):
             tensor = _unpickled(self.file)[self.key]
             return tensor if rows is None else tensor[rows]
@@ -65,6 +69,7 @@ class TensorRef:
             return handle.get_tensor(self.key) if rows is None else handle.get_slice(self.key)[rows]
 
     def rounded(self, value: torch.Tensor) -> torch.Tensor:
+        """`value` cast to the tensor's dtype."""
         return value.to(DTYPES[self.dtype])
 
     def __str__(self) -> str:
@@ -116,6 +121,7 @@ def weight_files(path: Path, whole: str = WEIGHTS) -> list[Path]:
 
 
 def is_pickle(file: Path) -> bool:
+    """Whether a file of weights is a pickle, by its suffix."""
     return file.suffix in (".bin", ".pt", ".pth")
 
 

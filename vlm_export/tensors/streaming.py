@@ -92,7 +92,7 @@ class Streamed(TorchFunctionMode):
         return value.to(self._dtype) if is_narrow else value
 
     def _linear(self, inputs: Any, weight: Any, bias: Any = None) -> torch.Tensor:
-        """In parts of the output: a head in half precision never exists as a whole in float32."""
+        """A linear layer, in parts of its output: a head in half precision never exists as a whole in float32."""
         inputs, bias, weight = self._value(inputs), self._value(bias), self._sources[id(weight)]()
         if weight.numel() <= PART_ELEMENTS:
             return F.linear(inputs, weight.to(self._dtype), bias)

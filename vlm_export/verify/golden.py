@@ -106,6 +106,7 @@ class GoldenFolder:
     tensors: Mapping[str, np.ndarray]
 
     def image_paths(self) -> list[Path]:
+        """The image files, in the order of the golden's images."""
         return [self.path / "images" / image.file for image in self.facts.images]
 
     def largest_logit(self) -> float:
@@ -218,7 +219,7 @@ def _record(
 
 
 def _combination(recipe: Recipe) -> dict[str, Any] | None:
-    """As JSON has it."""
+    """The recipe's combination of adapters, as JSON has it; None without one."""
     combination = recipe.combination
     return asdict(combination) | {"weights": list(combination.weights)} if combination else None
 

@@ -31,6 +31,7 @@ def has_prompt(repo: Repo) -> bool:
 
 
 def check_ends(run: Verification, dtype: str, runtime: str, found: int | Sequence[int] | None) -> None:
+    """Check that the ids which end a text are PyTorch's; `found` is what the client has, one id or several."""
     ids = [found] if isinstance(found, int) else list(found or ())
     expected = run.golden.facts.eos_token_ids
     detail = "" if set(ids) == set(expected) else f"stops at {ids}, PyTorch at {expected}"
@@ -40,6 +41,7 @@ def check_ends(run: Verification, dtype: str, runtime: str, found: int | Sequenc
 def check_prompts(
     run: Verification, dtype: str, runtime: str, found: Sequence[Sequence[int]], feeds: Sequence[Arrays]
 ) -> None:
+    """Check that the client makes PyTorch's ids of each prompt: `found` and `feeds` are in the images' order."""
     pairs = zip(run.golden.facts.images, found, feeds, strict=True)
     differences = {
         image.file: difference
@@ -58,7 +60,10 @@ def check_pixels(
     found: Sequence[np.ndarray | None],
     feeds: Sequence[Arrays],
 ) -> None:
-    """The picture that is farthest off; those that a client cannot read, or reads otherwise by its kind, are named."""
+    """Check the picture whose pixels are farthest off.
+
+    Those that a client cannot read, or reads otherwise by their kind, are named and not judged.
+    """
     pairs = [(pixels, fed["pixel_values"]) for pixels, fed in zip(found, feeds, strict=True)]
     if metric == limits.PIXELS_FROM_FILE:
         values = [pixel_difference(coarse(pixels), coarse(expected)) for pixels, expected in pairs]

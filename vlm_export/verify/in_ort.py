@@ -29,7 +29,10 @@ from vlm_export.verify.verification import Verification
 
 
 def verify_in_ort(run: Verification, dtype: str, feeds: Sequence[Arrays]) -> bool:
-    """Returns whether the graphs run; then captions are compared, whatever else was found."""
+    """Compare the graphs of a dtype with the golden outputs.
+
+    Returns whether the graphs run: then captions can be compared elsewhere, whatever else was found.
+    """
     sessions = _sessions(run, dtype)
     run.progress(f"{dtype}: graphs")
     if not _check_signatures(run, dtype, sessions):
@@ -47,7 +50,10 @@ def verify_in_ort(run: Verification, dtype: str, feeds: Sequence[Arrays]) -> boo
 
 
 def _check_signatures(run: Verification, dtype: str, sessions: Sessions) -> bool:
-    """Every graph loads, has the inputs and outputs that the family declares, and no product that may saturate."""
+    """Check that every graph loads and has the inputs and outputs that the family declares; then its integer products.
+
+    Returns whether all of them load and are as declared.
+    """
     good = True
     for component in run.components:
         try:
@@ -68,7 +74,10 @@ def _check_signatures(run: Verification, dtype: str, sessions: Sessions) -> bool
 
 
 def _check_saturation(run: Verification, component: str, dtype: str, graph: ir.Graph) -> None:
-    """Computed from the weights, because many processors would show nothing."""
+    """Check that no integer product of a graph can saturate.
+
+    It is computed from the weights, because many processors would show nothing.
+    """
     largest = max((product.largest_pair for product in saturation.integer_products(graph)), default=0.0)
     worst = saturation.worst(graph)
     verdict: Literal["pass", "fail"] = "fail" if worst else "pass"
@@ -185,7 +194,7 @@ def _check_tokens(run: Verification, dtype: str, driver: Driver, feeds: Sequence
 
 
 def _plan(facts: Golden, inputs: Arrays) -> Plan:
-    """Greedily, by the golden's rules."""
+    """The plan for one image: greedy, under the golden's rules."""
     ids = {"eos_token_id": facts.eos_token_ids, "pad_token_id": facts.eos_token_ids[0]}
     return plan(Options(), {**facts.generation, **ids}, inputs["input_ids"].shape[1])
 

@@ -23,7 +23,7 @@ class Limit:
     reason: str = ""
 
     def holds(self, value: float) -> bool:
-        """NaN holds no limit."""
+        """Whether a value is within the limit; NaN never is."""
         return value <= self.limit if self.at_most else value >= self.limit
 
 

@@ -49,6 +49,7 @@ class Report:
 
     @property
     def failures(self) -> list[Check]:
+        """The checks that failed, in their order."""
         return [check for check in self.checks if check.verdict == "fail"]
 
     @property

@@ -33,7 +33,10 @@ def add_tokens(run: Verification, dtype: str, runtime: str, metric: str, generat
 def add_rate(
     run: Verification, dtype: str, runtime: str, metric: str, count: int, near: Sequence[str], different: Sequence[str]
 ) -> None:
-    """Of so many images, those whose tokens are as they should be: the rate, where near-ties count, and who differs."""
+    """Add the rate of `count` images whose tokens are as they should be: all but the `different` ones.
+
+    The check is a near-tie where it passes and some are `near`.
+    """
     detail = f"{count - len(near) - len(different)} of {count} images"
     if near:
         detail += f"; near-ties: {', '.join(near)}"

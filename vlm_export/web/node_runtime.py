@@ -116,8 +116,8 @@ def caption(
 
     `dtype` is one of transformers.js' names, or "auto" for the one that the repo's config asks for. `generation` holds
     options of its `generate()`, such as `max_new_tokens`. `threads` are ONNX Runtime's, by default its own choice.
-    For `warm_up_seconds` items are captioned before those that count; these, again until `repeat_seconds` have passed,
-    and as many captions come back. Node is stopped when it says nothing for
+    Before the captions that count, items are captioned for `warm_up_seconds`. All items are captioned again until
+    `repeat_seconds` have passed, and as many captions come back. Node is stopped when it says nothing for
     `silence_seconds`.
 
     Raises InputError when Node is missing or cannot be set up, CheckFailed when the model does not load or run.
@@ -164,7 +164,7 @@ def caption(
 def node_home(scripts: Path = SCRIPTS) -> Path:
     """A folder that holds `scripts` and, in `node_modules`, the packages of the lock there; it is filled when needed.
 
-    It lies in the cache folder (`artifacts.cache_folder`).
+    It lies in the cache folder (`files.cache_folder`).
 
     Raises InputError when Node or npm is missing or too old, and when npm fails.
     """
@@ -286,7 +286,7 @@ def _converse(
 
 
 def _pass_on(stream: Iterable[str], lines: SimpleQueue[str]) -> None:
-    """Makes of a stream that blocks a queue that can be waited on; an empty line is its end."""
+    """Put every line of a stream into a queue, and an empty one at its end: a queue can be read with a timeout."""
     for line in stream:
         lines.put(line)
     lines.put("")

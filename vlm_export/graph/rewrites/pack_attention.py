@@ -105,7 +105,7 @@ def _projection(value: ir.Value | None, weights: set[ir.Value]) -> _Projection |
 
 
 def _alike(found: list[_Projection]) -> bool:
-    """Of one tensor, with weights that lie alike, and all with a bias or none."""
+    """Whether projections are of one tensor, their weights lie alike, and all have a bias or none has."""
     return (
         len({projection.x for projection in found}) == 1
         and len({WeightRef.parse(str(projection.weight.name)).transposed for projection in found}) == 1
