@@ -39,7 +39,7 @@ _TRANSFORMERS = "transformers/transformers.min.js"
 _BARE_IMPORT = "'@huggingface/transformers'"
 _REPO_FILES = ("*.json", "LICENSE*", "NOTICE*", "onnx/*.onnx", "onnx/*.onnx_data*")
 _RUNTIME = "ort-wasm-simd-threaded.asyncify"
-_WRITTEN = "files.json"
+_FILE_LIST = "files.json"
 _SPACE_HEADERS = "\n".join(f"  {name.lower()}: {value}" for name, value in ISOLATION.items())
 _README = """---
 title: {name}
@@ -117,8 +117,8 @@ def export(site: Site, target: Path) -> list[str]:
     readme = _README.format(name=json.loads(_bytes(site[FACTS]))["name"], headers=_SPACE_HEADERS)
     # GitHub Pages would otherwise look for what Jekyll has to do.
     whole = {**site, "README.md": readme.encode(), ".nojekyll": b""}
-    addresses = sorted([*whole, _WRITTEN])
-    whole[_WRITTEN] = _json({"generator": f"vlm-export {__version__}", "files": addresses})
+    addresses = sorted([*whole, _FILE_LIST])
+    whole[_FILE_LIST] = _json({"generator": f"vlm-export {__version__}", "files": addresses})
     with replaced_folder(target) as folder:
         for address, content in whole.items():
             path = folder / address
@@ -140,7 +140,7 @@ def _check_replaceable(target: Path) -> None:
     }
     written: set[str] = set()
     with suppress(OSError, ValueError, KeyError, TypeError):
-        written = set(json.loads((target / _WRITTEN).read_bytes())["files"])
+        written = set(json.loads((target / _FILE_LIST).read_bytes())["files"])
     if others := sorted(found - written):
         raise InputError(
             f"{target}: holds {others[0]}, which `vlm-export demo --export` did not write: choose a new or empty folder"

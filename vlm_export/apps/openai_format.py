@@ -29,7 +29,7 @@ MAX_CHARACTERS = 100_000  # of all texts of a request together
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 _DATA_URL = re.compile(r"data:image/(?:png|jpe?g|webp|gif);base64,", re.IGNORECASE)
 # Parameters of OpenAI's that are not done here, each with the value that asks for nothing.
-_IDLE: dict[str, Any] = {
+_NEUTRAL_VALUES: dict[str, Any] = {
     "frequency_penalty": 0,
     "presence_penalty": 0,
     "logprobs": False,
@@ -44,7 +44,7 @@ _IDLE: dict[str, Any] = {
     "store": False,
 }
 # What the runtime calls some of them.
-_OWN_NAMES = {"num_return_sequences": "n", "max_new_tokens": "max_tokens"}
+_OPENAI_NAMES = {"num_return_sequences": "n", "max_new_tokens": "max_tokens"}
 _WHO_ASKS = ("user", "safety_identifier", "prompt_cache_key", "metadata")
 
 
@@ -142,7 +142,9 @@ class ChatRequest(_Strict):
     def _without_idle(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        kept = {key: value for key, value in values.items() if key not in _IDLE or value != _IDLE[key]}
+        kept = {
+            key: value for key, value in values.items() if key not in _NEUTRAL_VALUES or value != _NEUTRAL_VALUES[key]
+        }
         kept = {key: value for key, value in kept.items() if key not in _WHO_ASKS}
         return kept | ({"stop": [kept["stop"]]} if isinstance(kept.get("stop"), str) else {})
 
@@ -211,7 +213,7 @@ def refused(error: InputError) -> ApiError:
     message = str(error)
     if isinstance(error, ModelFailed):
         return ApiError(500, "the model failed on this request; the server's log says how")
-    for own, name in _OWN_NAMES.items():
+    for own, name in _OPENAI_NAMES.items():
         message = message.replace(own, name)
     param = message.partition(": ")[0]
     return ApiError(

@@ -36,7 +36,7 @@ from vlm_export.source.generation_rules import published
 from vlm_export.verify.golden import eos_token_ids
 
 # What transformers' `generate` is told of a plan; it warns of what it does not use.
-_ALWAYS = (
+_COMMON_OPTIONS = (
     "max_new_tokens",
     "min_new_tokens",
     "num_beams",
@@ -46,8 +46,8 @@ _ALWAYS = (
     "do_sample",
 )
 _RULES = ("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id")
-_OF_BEAMS = ("length_penalty", "early_stopping")
-_OF_SAMPLING = ("temperature", "top_k", "top_p")
+_BEAM_OPTIONS = ("length_penalty", "early_stopping")
+_SAMPLING_OPTIONS = ("temperature", "top_k", "top_p")
 
 
 def beside(folder: Path, *, because: str) -> TorchEngine:
@@ -155,7 +155,11 @@ class TorchEngine:
     def _run(self, fed: Mapping[str, np.ndarray], plan: Plan, criteria: _Watched) -> list[Generated]:
         if plan.seed is not None:
             torch.manual_seed(plan.seed)
-        names = [*_ALWAYS, *(_OF_BEAMS if plan.num_beams > 1 else ()), *(_OF_SAMPLING if plan.do_sample else ())]
+        names = [
+            *_COMMON_OPTIONS,
+            *(_BEAM_OPTIONS if plan.num_beams > 1 else ()),
+            *(_SAMPLING_OPTIONS if plan.do_sample else ()),
+        ]
         rules = {name: getattr(plan, name) for name in _RULES} | {"forced_eos_token_id": plan.forced_eos_token_ids}
         output = self.reference.generate(
             {name: torch.from_numpy(array) for name, array in fed.items()},

@@ -13,7 +13,7 @@ from vlm_export.runtime import Answer, Model, Options
 from vlm_export.runtime.images import open_image
 from vlm_export.runtime.model import Item
 
-_AT_ONCE = 8  # images in a batch: more of them decode together, and the first caption comes later
+_BATCH_SIZE = 8  # images in a batch: more of them decode together, and the first caption comes later
 _EARLY_STOPPING = {"true": True, "false": False, "never": "never"}
 _OF_SAMPLING = ("temperature", "top_k", "top_p", "seed")
 
@@ -45,7 +45,7 @@ def caption(
     """
     if stream is None:
         waiting = iter(groups)
-        while chunk := list(islice(waiting, _AT_ONCE)):
+        while chunk := list(islice(waiting, _BATCH_SIZE)):
             yield from zip(chunk, model.generate_batch([_item(group, prompt) for group in chunk], options), strict=True)
         return
     for group in groups:

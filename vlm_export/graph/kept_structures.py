@@ -56,8 +56,8 @@ _DISTRIBUTIONS = (
     *("torch", "transformers", "accelerate", "optimum", "timm", "numpy"),
     *("onnx", "onnx-ir", "onnxscript", "onnxsim", "onnxruntime"),
 )
-_SAYS_NOTHING = ("_name_or_path", "transformers_version")  # in a config: where it came from
-_PLAIN = (bool, int, float, complex, str, type(None), torch.dtype, torch.device, torch.Size)
+_ORIGIN_KEYS = ("_name_or_path", "transformers_version")  # in a config: where it came from
+_PLAIN_TYPES = (bool, int, float, complex, str, type(None), torch.dtype, torch.device, torch.Size)
 
 Structure = tuple[ir.Model, SimplifyReport]
 
@@ -217,7 +217,7 @@ def _value(value: Any) -> Any:
     """An attribute as JSON can hold it, the same in every process; one that is not plain as its type alone."""
     if isinstance(value, torch.Tensor):
         return _name(type(value)), list(value.shape), str(value.dtype), "meta" if value.is_meta else _bytes(value)
-    if isinstance(value, _PLAIN):
+    if isinstance(value, _PLAIN_TYPES):
         return repr(value)
     if isinstance(value, (list, tuple)):
         return [_value(one) for one in value]
@@ -245,7 +245,7 @@ def _config(config: PretrainedConfig) -> Any:
 def _plain_config(values: Any) -> Any:
     """A config without what says where it came from."""
     if isinstance(values, Mapping):
-        return {key: _plain_config(value) for key, value in values.items() if key not in _SAYS_NOTHING}
+        return {key: _plain_config(value) for key, value in values.items() if key not in _ORIGIN_KEYS}
     return [_plain_config(value) for value in values] if isinstance(values, (list, tuple)) else values
 
 

@@ -20,7 +20,7 @@ from vlm_export.spec.graph import Component, TensorSpec
 
 TRACED = 2  # periods of a stack that are traced: the first, and the one that is repeated
 _CACHE = re.compile(r"(?:past_key_values|present)\.(\d+)\.")
-_PLAIN = (bool, int, float, complex, str, type(None), torch.dtype, torch.Size, type)
+_PLAIN_TYPES = (bool, int, float, complex, str, type(None), torch.dtype, torch.Size, type)
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
@@ -179,7 +179,7 @@ def _same(expected: Any, value: Any, model: int, index: int) -> bool:
         return True
     if isinstance(expected, (list, tuple)) and isinstance(value, (list, tuple)) and len(expected) == len(value):
         return all(_same(one, other, model, index) for one, other in zip(expected, value, strict=True))
-    if isinstance(expected, _PLAIN) or isinstance(value, _PLAIN):
+    if isinstance(expected, _PLAIN_TYPES) or isinstance(value, _PLAIN_TYPES):
         return type(expected) is type(value) and expected == value
     return type(expected) is type(value)
 

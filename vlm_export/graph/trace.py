@@ -46,7 +46,7 @@ _TRACED_SIZES = {
     "height": 128,
     "width": 192,
 }
-_DTYPES = {"float32": torch.float32, "int64": torch.int64, "bool": torch.bool}
+_TORCH_DTYPES = {"float32": torch.float32, "int64": torch.int64, "bool": torch.bool}
 
 
 def trace(component: Component, model: nn.Module) -> ir.Model:
@@ -151,7 +151,7 @@ def _sample(spec: TensorSpec) -> torch.Tensor:
     if spec.dtype == "int64":
         count = math.prod(sizes)
         return torch.ones(sizes, dtype=torch.int64) if count > sizes[-1] else torch.arange(count)
-    return torch.zeros(sizes, dtype=_DTYPES[spec.dtype])
+    return torch.zeros(sizes, dtype=_TORCH_DTYPES[spec.dtype])
 
 
 def _dynamic_axes(spec: TensorSpec) -> dict[int, Any]:

@@ -22,7 +22,7 @@ from vlm_export.tensors.stored import TensorRef
 TOKEN_TABLE = "vlm_export.token_table"  # model metadata: the weight that token ids look up
 _PACKED, _TRANSPOSED = "+", "|transposed"
 BLOCK_BYTES = 8 << 20  # a weight above this is written in blocks of this size in float32
-_DTYPES = {ir.DataType.FLOAT: torch.float32, ir.DataType.FLOAT16: torch.float16}
+_TORCH_DTYPES = {ir.DataType.FLOAT: torch.float32, ir.DataType.FLOAT16: torch.float16}
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def _cast(values: torch.Tensor, dtype: ir.DataType) -> np.ndarray:
         largest = torch.finfo(torch.float16).max
         values = values.float()
         values = torch.where(values.isfinite(), values.clamp(-largest, largest), values)
-    return values.to(_DTYPES[dtype]).contiguous().numpy()
+    return values.to(_TORCH_DTYPES[dtype]).contiguous().numpy()
 
 
 def attach_weights(

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 COLUMNS = ("runtime", "dtype", "graphs", "load", "first token", "decode", "peak memory")
-_WHAT = {
+_RUNTIME_NAMES = {
     "ort": "vlm-export run",
     "node": "stock transformers.js in Node",
     "wasm": "the same on the WASM build of onnxruntime-web, in Node too",
@@ -64,7 +64,7 @@ def legend(benchmark: Mapping[str, Any]) -> list[str]:
     """Each runtime: what it is, its versions and threads."""
     threads = {row["runtime"]: row["threads"] for row in benchmark["rows"]}
     return [
-        f"{runtime}: {_WHAT[runtime]}; {', '.join(f'{name} {number}' for name, number in versions.items())}; "
+        f"{runtime}: {_RUNTIME_NAMES[runtime]}; {', '.join(f'{name} {number}' for name, number in versions.items())}; "
         f"{threads[runtime]} {'thread' if threads[runtime] == 1 else 'threads'}"
         for runtime, versions in benchmark["versions"].items()
     ]

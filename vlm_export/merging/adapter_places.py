@@ -16,7 +16,7 @@ from vlm_export.tensors.peft_keys import module_of
 from vlm_export.tensors.stored import Weight
 
 NameOf = Callable[[str], str | None]
-_AGAIN = "attach the adapter to the whole model with PEFT, and save it again"
+_ADVICE = "attach the adapter to the whole model with PEFT, and save it again"
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def find_place(stored: Mapping[str, Weight], roots: Sequence[str], model: nn.Mod
     fitting = [part for part in found.values() if _fits(part, stored, model)] or list(found.values())
     if len(fitting) > 1:
         fits = " and ".join(part.root.rstrip(".") or part.written_root.rstrip(".") for part in reversed(fitting))
-        raise InputError(f"{next(iter(stored.values()))}: fits several parts of the model ({fits}); {_AGAIN}")
+        raise InputError(f"{next(iter(stored.values()))}: fits several parts of the model ({fits}); {_ADVICE}")
     if not fitting:
         raise InputError(all_of([f"{ref}: no such module in the base model" for ref in unknown(best)]))
     return fitting[0]

@@ -35,8 +35,8 @@ UNSUPPORTED = {
     "use_qalora": "QALoRA",
 }
 INITS_THAT_CHANGE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-_NOTHING: tuple[Any, ...] = (None, False, [], {}, "")
-_IDLE = {"unsloth_fixed", "peft_version", "auto_mapping", "lora_module_name"}  # of trainers, and of no effect on layers
+_UNSET_VALUES: tuple[Any, ...] = (None, False, [], {}, "")
+_TRAINERS_KEYS = {"unsloth_fixed", "peft_version", "auto_mapping", "lora_module_name"}  # of no effect on layers
 _PATTERNS = ("rank_pattern", "alpha_pattern")
 _SUGGESTIONS = 3
 _SHOWN = 60  # characters of a value that is none
@@ -132,7 +132,7 @@ def read_settings(source: Path) -> tuple[Any, tuple[str, ...]]:
     except (TypeError, ValueError) as error:
         raise InputError(f"{source}: PEFT cannot read it: {' '.join(str(error).split())}") from error
     config.init_lora_weights = False  # how training began; some ways need the weights, which are not there
-    unknown = [key for key, value in settings.items() if key not in _known(LoraConfig) and value not in _NOTHING]
+    unknown = [key for key, value in settings.items() if key not in _known(LoraConfig) and value not in _UNSET_VALUES]
     note = f"{source}: {', '.join(unknown)}: unknown to PEFT {version('peft')}, and not applied: is it newer?"
     return config, (note,) if unknown else ()
 
@@ -153,7 +153,7 @@ def _check_form(source: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _known(config_class: type) -> set[str]:
-    return {*config_class.__dataclass_fields__, *_IDLE}  # type: ignore[attr-defined]
+    return {*config_class.__dataclass_fields__, *_TRAINERS_KEYS}  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ _PROBES = 16
 _TINY = torch.finfo(torch.float32).tiny
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _AFFINE = (nn.Linear, Conv1D, *_CONVOLUTIONS)
-_KNOWN = (*_AFFINE, nn.Embedding)
+_PROBED_KINDS = (*_AFFINE, nn.Embedding)
 
 Call = tuple[tuple[Any, ...], Mapping[str, Any]]
 _Rows = tuple[torch.Tensor, int]  # numbers, and along which axis they are one row
@@ -121,7 +121,7 @@ def calls(adapted: nn.Module, before: nn.Module, names: Iterable[str]) -> Iterat
     hooks = [
         adapted.get_submodule(name).register_forward_pre_hook(keep(name), with_kwargs=True)
         for name in names
-        if not isinstance(before.get_submodule(name), _KNOWN)
+        if not isinstance(before.get_submodule(name), _PROBED_KINDS)
     ]
     try:
         yield seen

@@ -14,7 +14,7 @@ from vlm_export.merging.layer_proof import Placed
 from vlm_export.source.checkpoint import Checkpoint, build_empty
 from vlm_export.tensors.stored import Weight
 
-_HALF = ("F16", "BF16")
+_HALF_PRECISION = ("F16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Merged:
     @property
     def dtype(self) -> str:
         """F32 where the weight before is in half precision, else its dtype."""
-        return "F32" if self.before.dtype in _HALF else self.before.dtype
+        return "F32" if self.before.dtype in _HALF_PRECISION else self.before.dtype
 
     @property
     def shape(self) -> tuple[int, ...]:

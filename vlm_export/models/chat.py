@@ -16,7 +16,7 @@ from vlm_export.models.decoder import DecoderCore, Geometry, chat_decoder, embed
 from vlm_export.spec.family import Config
 from vlm_export.spec.graph import Component
 
-_LEFT_OUT = {"dtype", "torch_dtype", "auto_map"}
+_IGNORED_KEYS = {"dtype", "torch_dtype", "auto_map"}
 
 
 def load_config(values: Mapping[str, Any]) -> PretrainedConfig:
@@ -31,7 +31,7 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: _plain(value) if isinstance(value, Mapping) else value
         for key, value in values.items()
-        if key not in _LEFT_OUT
+        if key not in _IGNORED_KEYS
     }
 
 

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 from vlm_export.errors import InputError
 from vlm_export.models.library import library_names
 
-_HALF = [0.5, 0.5, 0.5]
+_IMAGENET_STANDARD = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ def _square(size: int) -> dict[str, int]:
 
 def _siglip(size: int) -> dict[str, Any]:
     """`preprocessor_config.json` of google/siglip-base-patch16-224, at this image size."""
-    return _processor("SiglipImageProcessor", size=_square(size), resample=3, image_mean=_HALF, image_std=_HALF)
+    return _processor("SiglipImageProcessor", size=_square(size), resample=3, **_IMAGENET_STANDARD)
 
 
 def _vit(size: int) -> dict[str, Any]:
     """`preprocessor_config.json` of google/vit-base-patch16-224, at this image size."""
-    return _processor("ViTImageProcessor", size=_square(size), resample=2, image_mean=_HALF, image_std=_HALF)
+    return _processor("ViTImageProcessor", size=_square(size), resample=2, **_IMAGENET_STANDARD)
 
 
 def _clip(size: int) -> dict[str, Any]:

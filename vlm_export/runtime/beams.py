@@ -17,7 +17,8 @@ from vlm_export.runtime import logits
 from vlm_export.runtime.generate import Decoder, FinishReason, Generated, Watch
 from vlm_export.runtime.options import Plan
 
-_OUT = np.float32(-1e9)  # added to what must not be chosen; transformers' number, which float32 rounds to the same
+# Added to what must not be chosen; transformers' number, which float32 rounds to the same.
+_EXCLUDED_SCORE = np.float32(-1e9)
 
 
 def search(
@@ -50,10 +51,10 @@ class _Prompt:
         self.plan = plan
         self.random = np.random.default_rng(None if plan.seed is None else [plan.seed, 0])
         self.running: list[list[int]] = [[] for _ in range(plan.num_beams)]
-        self.scores = np.full(plan.num_beams, _OUT)
+        self.scores = np.full(plan.num_beams, _EXCLUDED_SCORE)
         self.scores[0] = 0  # only one of them at first, or all would be the same
         self.finished: list[list[int]] = [[] for _ in range(plan.num_beams)]
-        self.finished_scores = np.full(plan.num_beams, _OUT)
+        self.finished_scores = np.full(plan.num_beams, _EXCLUDED_SCORE)
         self.is_finished = np.zeros(plan.num_beams, dtype=bool)
         self.improvable = True
         self.done = False
@@ -72,7 +73,7 @@ class _Prompt:
         sequences = [[*self.running[beam], int(token)] for beam, token in zip(beams, tokens, strict=True)]
         ends = self._ends(sequences, watch)
         self._finish(sequences, total[places], ends)
-        running = total[places] + ends * _OUT
+        running = total[places] + ends * _EXCLUDED_SCORE
         best = np.argsort(-running, kind="stable")[:width]
         self.running, self.scores = [sequences[place] for place in best], running[best]
         self._decide(len(sequences[0]), ends)
@@ -114,8 +115,8 @@ class _Prompt:
         just = ends & (np.arange(len(ends)) < width)
         scores = scores / np.float32(len(sequences[0]) ** plan.length_penalty)
         if (self.is_finished.all() and plan.early_stopping is True) or not self.improvable:
-            scores = scores + _OUT
-        scores = scores + ~just * _OUT
+            scores = scores + _EXCLUDED_SCORE
+        scores = scores + ~just * _EXCLUDED_SCORE
         merged = np.concatenate([self.finished_scores, scores])
         best = np.argsort(-merged, kind="stable")[:width]
         everything = [*self.finished, *sequences]
@@ -132,7 +133,7 @@ class _Prompt:
         if plan.early_stopping == "never" and plan.length_penalty > 0:
             hypothetical = plan.max_new_tokens
         possible = self.scores[0] / np.float32(hypothetical**plan.length_penalty)
-        worst = np.where(self.is_finished, self.finished_scores.min(), _OUT)
+        worst = np.where(self.is_finished, self.finished_scores.min(), _EXCLUDED_SCORE)
         self.improvable = self.improvable and bool((possible > worst).any())
         is_open = not (self.is_finished.all() and plan.early_stopping is True)
         self.done = not (self.improvable and is_open and not ends.all())

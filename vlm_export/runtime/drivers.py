@@ -22,7 +22,7 @@ COMPONENTS_TYPES = ("prefix_conditioning_vlm",)
 CAPTIONER_TYPES = ("vision-encoder-decoder",)
 CHAT_TYPES = ("llava", "llava_onevision", "llava_qwen2", "idefics3", "smolvlm")
 _DECODER = "decoder_model_merged"
-_CROSS = ".encoder."
+_CROSS_CACHE = ".encoder."
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ class EncoderDecoderDriver:
     def step(self, token_ids: np.ndarray, cache: Cache, inputs: Inputs) -> DecoderRun:
         """Run the decoder after a cache; what it gives for cross-attention is ignored, and the cache's kept."""
         done = self.run(token_ids, cache, inputs, first=False)
-        kept = {name: value for name, value in cache.items() if _CROSS in name}
+        kept = {name: value for name, value in cache.items() if _CROSS_CACHE in name}
         return DecoderRun(done.component, done.logits, {**done.cache, **kept})
 
     def seen(self, inputs: Inputs) -> list[list[int]]:

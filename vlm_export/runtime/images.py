@@ -23,9 +23,9 @@ from vlm_export.errors import InputError
 from vlm_export.runtime.sessions import Arrays
 
 _FILE = "preprocessor_config.json"
-_CLIP = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
-_HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
-_ALWAYS = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
+_OPENAI_CLIP = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
+_IMAGENET_STANDARD = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+_STEPS = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
 _CROPPED = {"size": {"shortest_edge": 224}, "do_center_crop": True, "crop_size": {"height": 224, "width": 224}}
 _SQUARE = {"size": {"height": 224, "width": 224}}
 _TILED = {
@@ -37,18 +37,18 @@ _TILED = {
 }
 # What transformers' classes take for a setting that is not in the file.
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "SiglipImageProcessor": {**_SQUARE, **_HALF, "resample": 3},
-    "ViTImageProcessor": {**_SQUARE, **_HALF, "resample": 2},
-    "DeiTImageProcessor": {**_CROPPED, **_HALF, "resample": 3, "size": {"height": 256, "width": 256}},
-    "CLIPImageProcessor": {**_CROPPED, **_CLIP, "resample": 3},
-    "BitImageProcessor": {**_CROPPED, **_CLIP, "resample": 3},
-    "Idefics3ImageProcessor": {**_TILED, **_HALF},
-    "SmolVLMImageProcessor": {**_TILED, **_HALF, "max_image_size": {"longest_edge": 364}},
+    "SiglipImageProcessor": {**_SQUARE, **_IMAGENET_STANDARD, "resample": 3},
+    "ViTImageProcessor": {**_SQUARE, **_IMAGENET_STANDARD, "resample": 2},
+    "DeiTImageProcessor": {**_CROPPED, **_IMAGENET_STANDARD, "resample": 3, "size": {"height": 256, "width": 256}},
+    "CLIPImageProcessor": {**_CROPPED, **_OPENAI_CLIP, "resample": 3},
+    "BitImageProcessor": {**_CROPPED, **_OPENAI_CLIP, "resample": 3},
+    "Idefics3ImageProcessor": {**_TILED, **_IMAGENET_STANDARD},
+    "SmolVLMImageProcessor": {**_TILED, **_IMAGENET_STANDARD, "max_image_size": {"longest_edge": 364}},
 }
 _TILING = ("Idefics3ImageProcessor", "SmolVLMImageProcessor")
 _LLAVA_ONEVISION = "LlavaOnevisionImageProcessor"
 # Settings that change nothing here: names, and what concerns other inputs than pictures or other libraries.
-_IDLE = {
+_INERT_SETTINGS = {
     "image_processor_type",
     "feature_extractor_type",
     "processor_class",
@@ -60,7 +60,7 @@ _IDLE = {
     "model_input_names",
 }
 # Settings that do something, with the values that are as good as none.
-_OFF: dict[str, tuple[Any, ...]] = {
+_INERT_VALUES: dict[str, tuple[Any, ...]] = {
     "do_pad": (None, False),
     "pad_size": (None,),
     "do_thumbnail": (None, False),
@@ -224,7 +224,7 @@ def _checked(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     known: dict[str, Any]
     if kind == _LLAVA_ONEVISION:  # one tile, as transformers.js and the exported graph have it
         settings = {key: value for key, value in settings.items() if key not in ("image_grid_pinpoints", "do_pad")}
-        known = {**_SQUARE, **_CLIP, "resample": 3, "size": {"height": 384, "width": 384}}
+        known = {**_SQUARE, **_OPENAI_CLIP, "resample": 3, "size": {"height": 384, "width": 384}}
     elif kind in _DEFAULTS:
         known = _DEFAULTS[kind]
     else:
@@ -232,13 +232,18 @@ def _checked(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
             f"{_FILE}: image_processor_type: {kind or None!r} is none that this knows: "
             f"{', '.join((*_DEFAULTS, _LLAVA_ONEVISION))}"
         )
-    merged = {**_ALWAYS, **known, **{key: value for key, value in settings.items() if value is not None}}
+    merged = {**_STEPS, **known, **{key: value for key, value in settings.items() if value is not None}}
     for key, value in merged.items():
-        if key in _ALWAYS or key in known or key in _IDLE or key in ("resample", "image_mean", "image_std", "size"):
+        if (
+            key in _STEPS
+            or key in known
+            or key in _INERT_SETTINGS
+            or key in ("resample", "image_mean", "image_std", "size")
+        ):
             continue
         if key in ("do_center_crop", "crop_size") and kind not in _TILING:
             continue
-        if value not in _OFF.get(key, ()):
+        if value not in _INERT_VALUES.get(key, ()):
             raise InputError(f"{_FILE}: {key}: {value!r} is a setting that this does not know for a {kind}")
     for name in ("size", "crop_size", "max_image_size"):
         if name in merged:

@@ -17,7 +17,7 @@ import numpy as np
 from vlm_export.runtime.options import Plan
 
 History = Sequence[Sequence[int]]
-_NEVER = np.float32(-np.inf)
+_EXCLUDED_SCORE = np.float32(-np.inf)
 
 
 def process(scores: np.ndarray, history: History, new_tokens: int, plan: Plan) -> np.ndarray:
@@ -84,7 +84,7 @@ def no_repeat_ngrams(scores: np.ndarray, history: History, size: int) -> np.ndar
         windows = np.lib.stride_tricks.sliding_window_view(np.array(ids, dtype=np.int64), size)
         start = np.array(ids[len(ids) + 1 - size :], dtype=np.int64)
         last = windows[(windows[:, :-1] == start).all(axis=1), -1]
-        row[last[last < len(row)]] = _NEVER
+        row[last[last < len(row)]] = _EXCLUDED_SCORE
     return scores
 
 
@@ -95,7 +95,7 @@ def without(scores: np.ndarray, token_ids: Sequence[int]) -> np.ndarray:
     `MinNewTokensLengthLogitsProcessor` does to end tokens.
     """
     scores = scores.copy()
-    scores[:, _scored(token_ids, scores)] = _NEVER
+    scores[:, _scored(token_ids, scores)] = _EXCLUDED_SCORE
     return scores
 
 
@@ -104,7 +104,7 @@ def only(scores: np.ndarray, token_ids: Sequence[int]) -> np.ndarray:
 
     `ForcedBOSTokenLogitsProcessor` and `ForcedEOSTokenLogitsProcessor`.
     """
-    forced = np.full_like(scores, _NEVER)
+    forced = np.full_like(scores, _EXCLUDED_SCORE)
     forced[:, _scored(token_ids, scores)] = 0
     return forced
 
@@ -125,7 +125,7 @@ def bad_words(scores: np.ndarray, history: History, plan: Plan) -> np.ndarray:
             continue
         for row, ids in zip(scores, history, strict=True):
             if last < len(row) and (not before or list(ids[-len(before) :]) == before):
-                row[last] = _NEVER
+                row[last] = _EXCLUDED_SCORE
     return scores
 
 
@@ -133,7 +133,7 @@ def top_k(scores: np.ndarray, count: int) -> np.ndarray:
     """Exclude all but the `count` best, and those equal to the last of them: `TopKLogitsWarper`."""
     count = min(count, scores.shape[1])
     least = np.partition(scores, -count, axis=1)[:, -count, None]
-    return np.where(scores < least, _NEVER, scores)
+    return np.where(scores < least, _EXCLUDED_SCORE, scores)
 
 
 def top_p(scores: np.ndarray, share: float, keep: int = 1) -> np.ndarray:
@@ -144,7 +144,7 @@ def top_p(scores: np.ndarray, share: float, keep: int = 1) -> np.ndarray:
     dropped[:, -keep:] = False
     found = np.empty_like(dropped)
     np.put_along_axis(found, order, dropped, axis=1)
-    return np.where(found, _NEVER, scores)
+    return np.where(found, _EXCLUDED_SCORE, scores)
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:

@@ -74,7 +74,7 @@ _LEAST, _MOST = 1e-20, 1e20
 _SEEDS = 2**63  # torch takes no larger ones
 
 # What else in a generation_config.json changes tokens, and the value with which it does not.
-_UNKNOWN: dict[str, Any] = {
+_UNSUPPORTED_SETTINGS: dict[str, Any] = {
     "sequence_bias": None,
     "exponential_decay_length_penalty": None,
     "encoder_no_repeat_ngram_size": 0,
@@ -92,7 +92,7 @@ _UNKNOWN: dict[str, Any] = {
 
 def unknown_settings(config: Mapping[str, Any]) -> list[str]:
     """Keys of a `generation_config.json` that would change the tokens in transformers, and do not here."""
-    return [key for key, idle in _UNKNOWN.items() if config.get(key) not in (None, idle, [])]
+    return [key for key, idle in _UNSUPPORTED_SETTINGS.items() if config.get(key) not in (None, idle, [])]
 
 
 def plan(options: Options, config: Mapping[str, Any], prompt_tokens: int, *, room: int | None = None) -> Plan:

@@ -20,7 +20,7 @@ from vlm_export.dtypes import ACTIVATIONS, BY_ROW
 Arrays = dict[str, np.ndarray]
 Inputs = Mapping[str, np.ndarray]
 Cache = dict[str, onnxruntime.OrtValue]
-_NUMPY = {
+_NUMPY_TYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
     "tensor(int64)": np.int64,
@@ -129,7 +129,7 @@ class Sessions:
         for value in self.session(component).get_inputs():
             if value.name.startswith(f"{_PAST}."):
                 sizes = [s if isinstance(s, int) else batch if s == "batch_size" else 0 for s in value.shape]
-                cache[value.name] = _value(np.zeros(sizes, dtype=_NUMPY[value.type]))
+                cache[value.name] = _value(np.zeros(sizes, dtype=_NUMPY_TYPES[value.type]))
         return cache
 
 

@@ -30,8 +30,8 @@ Message = Mapping[str, Any]  # {"role", "content": str | [{"type": "image"}, {"t
 _TOKENIZER, _SETTINGS = "tokenizer.json", "tokenizer_config.json"
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token", "image_token")
 _FAKE_TOKEN, _GLOBAL_TAG = "<fake_token_around_image>", "<global-img>"
-_BROKEN = "\ufffd"  # what stands for bytes that are no whole character yet
-_CLEANED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
+_PARTIAL_CHARACTER = "\ufffd"  # what stands for bytes that are no whole character yet
+_SPACED_MARKS = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 
 
 class Text:
@@ -86,7 +86,7 @@ class Text:
         """The text of generated ids: without special tokens, and without space at either end."""
         text = self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
         if self.cleans_up:
-            for spaced in _CLEANED:
+            for spaced in _SPACED_MARKS:
                 text = text.replace(spaced, "'" if spaced == " ' " else spaced[1:])
         return text.strip()
 
@@ -189,7 +189,7 @@ class Stream:
 
         Its last `held_back` characters may yet turn out to belong to a stop text.
         """
-        sure = self.text.decode(token_ids).rstrip(_BROKEN)
+        sure = self.text.decode(token_ids).rstrip(_PARTIAL_CHARACTER)
         sure = sure[: len(sure) - held_back].rstrip()
         if self.text.cleans_up:  # it would take away the space before what comes next
             sure = sure.rpartition(" ")[0]

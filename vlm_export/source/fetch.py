@@ -20,7 +20,7 @@ from vlm_export.tensors.stored import folder_of
 
 Given = ParamSpec("Given")
 Made = TypeVar("Made")
-_BESIDE = {
+_COMPANIONS_BY_KEY = {
     "tokenizer": (companions.TOKENIZER, companions.TEMPLATE),
     "processor": (companions.PROCESSOR,),
 }  # a recipe's keys and what they are about
@@ -58,7 +58,7 @@ def sources(recipe: RecipeFile) -> Sources:
         for index, adapter in enumerate(recipe.recipe.adapters)
     )
     folders: dict[str, Path] = {}
-    for key, kinds in _BESIDE.items():
+    for key, kinds in _COMPANIONS_BY_KEY.items():
         named = getattr(recipe.recipe, key)
         if named is not None:
             place = model if named == OF_MODEL else find(named, None, key, COMPANIONS)

@@ -20,11 +20,11 @@ from vlm_export.errors import InputError
 from vlm_export.tensors.stored import TensorRef
 
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
-_WORD = 32
+_WORD_BITS = 32
 _BITS = {"gptq": (2, 4, 8), "awq": (4,)}
 _FORMATS = {"gptq": ("gptq", "gptq_v2"), "awq": ("gemm",)}
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where the first, second, … of eight outputs lies in its word
-_DTYPES = ("F16", "BF16", "F32")
+_SCALES_DTYPES = ("F16", "BF16", "F32")
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Packed(TensorRef):
         if self.settings.method == "awq":
             return _reordered(_columns(words, bits)), _reordered(_columns(zeros, bits))
         if self.settings.layout == "gptq":
-            zeros = zeros + sum(1 << shift for shift in range(0, _WORD, bits))
+            zeros = zeros + sum(1 << shift for shift in range(0, _WORD_BITS, bits))
         return _columns(words.T, bits).T, _columns(zeros, bits)
 
     def rounded(self, value: torch.Tensor) -> torch.Tensor:
@@ -113,7 +113,7 @@ class Packed(TensorRef):
 
 def _columns(words: torch.Tensor, bits: int) -> torch.Tensor:
     """`[rows, words] int32` → `[rows, words · 32/bits] int16`, the lowest bits of a word first."""
-    shifts = torch.arange(0, _WORD, bits, dtype=torch.int32)
+    shifts = torch.arange(0, _WORD_BITS, bits, dtype=torch.int32)
     integers = (words[:, :, None] >> shifts) & ((1 << bits) - 1)
     return integers.to(torch.int16).reshape(len(words), -1)
 
@@ -146,13 +146,13 @@ def _weight(module: str, tensors: Mapping[str, TensorRef], settings: Settings, t
     if missing:
         raise InputError(f"{parts['qweight']}: {module}.{missing[0]} is not beside it; the checkpoint is incomplete")
     words, zeros, scales = (parts[part] for part in PARTS[:3])
-    outputs, per_word = scales.shape[1], _WORD // settings.bits
+    outputs, per_word = scales.shape[1], _WORD_BITS // settings.bits
     inputs = parts["g_idx"].shape[0] if "g_idx" in parts else words.shape[0] * per_word
     shapes = (-(-inputs // per_word), outputs), (scales.shape[0], -(-outputs // per_word))
     if settings.method == "awq":
         inputs = words.shape[0]
         shapes = (inputs, shapes[1][1]), shapes[1]
-    if (words.shape, zeros.shape) != shapes or words.dtype != "I32" or scales.dtype not in _DTYPES:
+    if (words.shape, zeros.shape) != shapes or words.dtype != "I32" or scales.dtype not in _SCALES_DTYPES:
         raise InputError(f"{words}: not integers of {settings.bits} bits in 32-bit words, as {source} says")
     shape = (inputs, outputs) if transposed else (outputs, inputs)
     return Packed(words.file, words.key, scales.dtype, shape, parts, settings, transposed)

@@ -26,7 +26,7 @@ from vlm_export.tensors.stored import TensorRef
 _SETTINGS = "quantization_config"
 _STATE = ".quant_state.bitsandbytes__"
 _OF_FOUR_BIT = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
-_NAMES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
+_DTYPE_NAMES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 _INT8_MAX = 127
 
 
@@ -148,6 +148,6 @@ def _read_back(name: str, ref: TensorRef, tensors: Mapping[str, TensorRef]) -> T
     if states:
         state = json.loads(bytes(states[0].load().tolist()))
         parts = {end: tensors[f"{name}{end}"] for end in _OF_FOUR_BIT if f"{name}{end}" in tensors}
-        return FourBit(ref.file, ref.key, _NAMES[state["dtype"]], tuple(state["shape"]), parts, state)
+        return FourBit(ref.file, ref.key, _DTYPE_NAMES[state["dtype"]], tuple(state["shape"]), parts, state)
     scales = tensors.get(f"{name.removesuffix('weight')}SCB")
     return ref if scales is None else EightBit(ref.file, ref.key, "F32", ref.shape, scales)
