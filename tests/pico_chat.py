@@ -15,6 +15,7 @@ from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     CLIPImageProcessor,
+    GotOcr2ImageProcessor,
     Idefics3ImageProcessor,
     Idefics3Processor,
     LlavaOnevisionImageProcessor,
@@ -142,6 +143,26 @@ def write_fast_vlm(folder: Path) -> Path:
     LlavaProcessor(image_processor, tokenizer([IMAGE_TOKEN]), patch_size=64, chat_template=TEMPLATE).save_pretrained(
         folder
     )
+    return folder
+
+
+def write_internvl(folder: Path, tied: bool = True) -> Path:
+    """An InternVL checkpoint: one tile of 16 pixels, 16 patches that become 4 rows; no ends in its template."""
+    tower = {key: value for key, value in tower_config("siglip_vision_model").items() if key != "model_type"}
+    config = AutoConfig.for_model(
+        "internvl",
+        vision_config={**tower, "patch_size": 4, "attention_bias": True, "layer_scale_init_value": 1.0},
+        text_config=text_config("qwen2") | {"tie_word_embeddings": tied},
+        tie_word_embeddings=tied,
+        image_token_id=257,
+        image_seq_length=4,
+    )
+    save_model(folder, config)
+    tokenizer([IMAGE_TOKEN, "<img>", "</img>", "<video>"]).save_pretrained(folder)
+    GotOcr2ImageProcessor(size={"height": 16, "width": 16}, crop_to_patches=True).save_pretrained(folder)
+    processor = {"processor_class": "InternVLProcessor", "image_seq_length": 4, "image_token": IMAGE_TOKEN}
+    (folder / "processor_config.json").write_text(json.dumps(processor))
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
     return folder
 
 

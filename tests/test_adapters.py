@@ -22,7 +22,12 @@ import pico_chat
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, LlavaForConditionalGeneration, VisionEncoderDecoderModel
+from transformers import (
+    AutoConfig,
+    InternVLForConditionalGeneration,
+    LlavaForConditionalGeneration,
+    VisionEncoderDecoderModel,
+)
 
 from vlm_export.errors import InputError
 from vlm_export.merging.merge import MergeReport, attach, merge
@@ -120,6 +125,16 @@ BASES = {
         with_bias="linear_2",
         embedding="embed_tokens",
         patches="patch_embedding",
+        tower=r"vision_tower.*\.fc1",
+        bridge="multi_modal_projector.linear_1",
+    ),
+    "internvl": Base(
+        write=pico_chat.write_internvl,
+        load=load_by(InternVLForConditionalGeneration),
+        attention=("q_proj", "v_proj"),
+        with_bias="linear_2",
+        embedding="embed_tokens",
+        patches="patch_embeddings.projection",
         tower=r"vision_tower.*\.fc1",
         bridge="multi_modal_projector.linear_1",
     ),

@@ -19,7 +19,7 @@ import torch
 from exported import Exported, failed_graphs, record, write_images
 from PIL import Image
 from test_browser import Inputs, visit
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, GotOcr2ImageProcessor, PreTrainedTokenizerFast
 from transformers.utils import import_utils
 
 from vlm_export.apps.load import load
@@ -35,6 +35,7 @@ from vlm_export.quantize.full_precision import _before
 from vlm_export.quantize.variants import Source
 from vlm_export.runtime.images import open_image
 from vlm_export.source.checkpoint import build_empty, open_checkpoint
+from vlm_export.spec.client import RepoFacts
 from vlm_export.verify import limits
 from vlm_export.verify.golden import load_golden
 from vlm_export.verify.metrics import max_relative_error
@@ -48,6 +49,7 @@ KINDS: dict[str, Callable[[Path], Path]] = {
     ),
     "llava_onevision, siglip_vision_model, qwen2": pico_chat.write_onevision,
     "fast_vlm, timm_wrapper, qwen2": pico_chat.write_fast_vlm,
+    "internvl, internvl_vision, qwen2": pico_chat.write_internvl,
     "idefics3, idefics3_vision, llama": pico_chat.write_tiled,
     "smolvlm, smolvlm_vision, llama": lambda folder: pico_chat.write_tiled(folder, "smolvlm"),
 }
@@ -121,7 +123,10 @@ def simplified(made: Exported, component: str) -> dict[str, Any]:
 
 
 @pytest.mark.verifies(
-    "llava llava_onevision fast_vlm idefics3 smolvlm", "chat", ort="fp32 fp16 int8 q8", node="fp32 fp16 int8 q8"
+    "llava llava_onevision fast_vlm internvl idefics3 smolvlm",
+    "chat",
+    ort="fp32 fp16 int8 q8",
+    node="fp32 fp16 int8 q8",
 )
 def test_verifies_in_both_runtimes(exported: Exported) -> None:
     report = exported.verify("ort", "node")
@@ -197,11 +202,12 @@ def test_attention_is_fused(exported: Exported) -> None:
 def test_a_wrong_position_is_caught(exported: Exported, tmp_path: Path) -> None:
     made = exported.copy(tmp_path / "copy")
     model = ir.load(made.graph("vision_encoder"))
-    tables = ("position_embedding.weight", "pos_emb.reparam_conv.weight")
+    tables = ("position_embedding.weight", "embeddings.position_embeddings", "pos_emb.reparam_conv.weight")
     table = next(v for n, v in model.graph.initializers.items() if n.endswith(tables))
-    rows = table.const_value.numpy().copy()
+    stored = table.const_value.numpy().copy()
+    rows = stored[0] if len(stored) == 1 else stored
     rows[[-1, -2]] = rows[[-2, -1]]
-    table.const_value = ir.Tensor(rows, name=table.name)
+    table.const_value = ir.Tensor(stored, name=table.name)
     ir.save(model, made.graph("vision_encoder"))
     report = made.verify("ort")
     assert failed_graphs(report) == {"vision_encoder"}
@@ -326,6 +332,82 @@ def test_a_fast_vlm_is_published_as_transformers_js_knows_it(make: Callable[[str
         "patch_size": 64,
         "num_additional_image_tokens": 0,
     }
+
+
+INTERNVL = "internvl, internvl_vision, qwen2"
+
+
+def test_an_internvl_is_fed_one_tile_between_its_ends(make: Callable[[str], Exported]) -> None:
+    """Pixels are its own image processor's; ids are those that its own processor, which needs torchvision, writes."""
+    made = make(INTERNVL)
+    golden, merged = load_golden(made.recipe.golden_dir, made.recipe.name), open_checkpoint(made.work.merged)
+    feeder = merged.family.feeder(merged.path, merged.config, golden.facts.image_processor)
+    own = GotOcr2ImageProcessor.from_pretrained(merged.path)
+    expected = PreTrainedTokenizerFast.from_pretrained(merged.path)(
+        f"user: <img>{'<image>' * 4}</img>what is it?assistant:"
+    )
+    tiles = []
+    for path in golden.image_paths():
+        fed, image = feeder.feed(path, golden.facts.text), open_image(path)
+        assert fed["input_ids"].tolist() == [expected["input_ids"]]
+        assert np.array_equal(
+            fed["pixel_values"], own(image, crop_to_patches=False, return_tensors="np")["pixel_values"]
+        )
+        tiles.append(len(own(image, return_tensors="np")["pixel_values"]))
+    assert max(tiles) > 1, "by its own settings, a wide image has more than one"
+
+
+def test_an_internvl_is_published_as_a_llava(make: Callable[[str], Exported], tmp_path: Path) -> None:
+    made = make(INTERNVL).copy(tmp_path / "copy")
+    config, processor, image_processor, tokenizer = (
+        json.loads((made.work.repo / f"{name}.json").read_text())
+        for name in ("config", "processor_config", "preprocessor_config", "tokenizer_config")
+    )
+    assert (config["model_type"], config["architectures"]) == ("llava", ["LlavaForConditionalGeneration"])
+    assert (processor["image_token"], processor["num_additional_image_tokens"]) == ("<image>", 4)
+    assert image_processor["image_processor_type"] == "SiglipImageProcessor"
+    assert not [name for name in image_processor if "patches" in name]
+    whole = "<img><image></img>"
+    assert whole in tokenizer["chat_template"]
+    bare = tokenizer | {"chat_template": tokenizer["chat_template"].replace(whole, "<image>")}
+    (made.work.repo / "tokenizer_config.json").write_text(json.dumps(bare))
+    assert limits.PROMPT_IDS in {check.metric for check in made.verify("ort").failures}
+
+
+def test_an_internvl_of_other_tokens_and_templates() -> None:
+    client = find_family("internvl", "test").layouts["chat"].client
+    facts = RepoFacts({}, {}, {}, {}, {}, {}, None, [256], 256, 300)
+    assert client.template(facts) is None
+    for given, expected in {
+        "{{ '<IMG_CONTEXT>\n' }}": "{{ '<img><IMG_CONTEXT></img>\n' }}",
+        "{{ '<img><IMG_CONTEXT></img>' }}": "{{ '<img><IMG_CONTEXT></img>' }}",
+    }.items():
+        assert client.template(replace(facts, chat_template=given)) == expected
+        several = [{"name": "default", "template": given}]
+        assert client.template(replace(facts, chat_template=several)) == [{"name": "default", "template": expected}]
+
+
+def test_any_number_of_images_is_shuffled_as_the_class_does(make: Callable[[str], Exported]) -> None:
+    made = make(INTERNVL)
+    pixels = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    (features,) = onnxruntime.InferenceSession(made.graph("vision_encoder")).run(None, {"pixel_values": pixels.numpy()})
+    with torch.inference_mode():
+        expected = merged_model(made).get_image_features(pixels, return_dict=True).pooler_output
+    assert features.shape == (5, 4, 64)
+    assert max_relative_error(features, expected.numpy()) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vision_feature_layer": 2}, r"vision_feature_layer: 2: only -1 is supported"),
+        ({"vision_feature_select_strategy": "full"}, r"select_strategy: 'full': only 'default' is supported"),
+        ({"vision_config": {"model_type": "internvl_vision", "image_size": [16, 32]}}, r"image_size: .* is no square"),
+    ],
+)
+def test_features_that_no_internvl_has(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        find_family("internvl", "test").layouts["chat"].components({"model_type": "internvl", **changes})
 
 
 @pytest.mark.parametrize(

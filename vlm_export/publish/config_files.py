@@ -28,10 +28,11 @@ from vlm_export.recipe import RecipeFile
 from vlm_export.source.checkpoint import Checkpoint
 from vlm_export.source.companions import check_tokenizer
 from vlm_export.source.generation_rules import published
-from vlm_export.spec.client import Client, RepoFacts
+from vlm_export.spec.client import ChatTemplate, Client, RepoFacts
 from vlm_export.verify.golden import eos_token_ids
 
 CARD = "README.md"
+_PREPROCESSOR = "preprocessor_config.json"
 _CLIENT_CONFIG = "transformers.js_config"
 
 
@@ -44,19 +45,15 @@ def write_config_files(folder: Path, recipe: RecipeFile, merged: Checkpoint, man
     client = merged.family.layouts[manifest.layout].client
     copy_tokenizer(merged.path, folder)
     facts = _facts(recipe, merged, client)
-    files = client.config(facts)
+    files = {_PREPROCESSOR: dict(facts.image_processor), **client.config(facts)}
     files["config.json"][_CLIENT_CONFIG] = _client_config(manifest)
-    processor = image_processor_settings(
-        merged.path, merged.family.image_processor(merged.config), recipe.recipe.image_processor
-    )
     if "processor_config.json" in files:
-        processor["processor_class"] = files["processor_config.json"]["processor_class"]
-    files["preprocessor_config.json"] = processor
+        files[_PREPROCESSOR]["processor_class"] = files["processor_config.json"]["processor_class"]
     for name, values in files.items():
         write_json(folder / name, values)
     if client.own_token is not None:
         _add_token(folder, client.own_token, facts.free_token_id)
-    _finish_tokenizer(folder, recipe.recipe.chat_template or own_template(merged.path) or client.chat_template)
+    _finish_tokenizer(folder, client.template(facts))
     write_json(folder / MANIFEST, asdict(manifest))
     shutil.copyfile(recipe.path, folder / "recipe.yaml")
 
@@ -80,6 +77,10 @@ def _facts(recipe: RecipeFile, merged: Checkpoint, client: Client) -> RepoFacts:
         generation=published(recipe.recipe.generation, merged),
         stored_generation=stored_generation(merged.path),
         processor=processor_settings(merged.path),
+        image_processor=image_processor_settings(
+            merged.path, merged.family.image_processor(merged.config), recipe.recipe.image_processor
+        ),
+        chat_template=recipe.recipe.chat_template or own_template(merged.path),
         eos_token_ids=eos,
         pad_token_id=eos[0] if padding is None or padding >= text_config.vocab_size else padding,
         free_token_id=len(tokenizer),
@@ -126,7 +127,7 @@ def _add_token(folder: Path, token: str, token_id: int) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
 
 
-def _finish_tokenizer(folder: Path, chat_template: str | list[dict[str, str]] | None) -> None:
+def _finish_tokenizer(folder: Path, chat_template: ChatTemplate | None) -> None:
     """Put the chat template where transformers.js reads it, and say what it would otherwise guess."""
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     config = read_json(folder / "tokenizer_config.json") | {

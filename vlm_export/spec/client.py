@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+ChatTemplate = str | list[dict[str, str]]  # one, or several by name
+
 
 @dataclass(frozen=True)
 class RepoFacts:
@@ -18,6 +20,8 @@ class RepoFacts:
         generation: rules beside those of ids.
         stored_generation: the checkpoint's `generation_config.json`, or nothing.
         processor: the checkpoint's `processor_config.json` without what belongs in `preprocessor_config.json`.
+        image_processor: what belongs there, flat, under the recipe's settings.
+        chat_template: the recipe's or the checkpoint's, if there is one.
         free_token_id: the id after the tokenizer's last.
     """
 
@@ -26,6 +30,8 @@ class RepoFacts:
     generation: Mapping[str, Any]
     stored_generation: Mapping[str, Any]
     processor: Mapping[str, Any]
+    image_processor: Mapping[str, Any]
+    chat_template: ChatTemplate | None
     eos_token_ids: Sequence[int]
     pad_token_id: int
     free_token_id: int
@@ -50,11 +56,18 @@ class Client(ABC):
 
     @abstractmethod
     def config(self, facts: RepoFacts) -> dict[str, dict[str, Any]]:
-        """The JSON files that make the client load the graphs, by file name."""
+        """The JSON files that make the client load the graphs, by file name.
+
+        `preprocessor_config.json` is among them only where the client cannot act on the checkpoint's own.
+        """
 
     @abstractmethod
     def snippet(self, repo_id: str) -> str:
         """JavaScript (or Python, where no library loads it) that captions an image."""
+
+    def template(self, facts: RepoFacts) -> ChatTemplate | None:
+        """The repo's chat template: another than the checkpoint's where the client's processor writes other tokens."""
+        return facts.chat_template or self.chat_template
 
     def prompt(self, text: str) -> str:
         """A golden's text as `node/caption.mjs` takes it."""
