@@ -23,7 +23,13 @@ from vlm_export.files import text_of
 
 LayoutName = Literal["captioner", "chat", "components"]
 DtypeName = Literal["fp32", "fp16", "int8", "q8"]
-MetricName = Literal["cosine_similarity", "max_relative_error", "teacher_forced_top1_agreement", "tokens_exact_rate"]
+MetricName = Literal[
+    "cosine_similarity",
+    "max_relative_error",
+    "teacher_forced_top1_agreement",
+    "tokens_as_onnxruntime_rate",
+    "tokens_exact_rate",
+]
 BaseName = Literal["original", "dequantized"]
 CombinationType = Literal[
     "linear",

@@ -56,6 +56,7 @@ class Encoder(Parts):
         self.side = int(model.config.vision_config.image_size[0]) // int(model.config.vision_config.patch_size[0])
 
     def forward(self, pixel_values: Tensor) -> Tensor:
+        """Squares of neighbouring patches side by side, as `get_image_features` of transformers 5.23 shuffles them."""
         patches = self.get_submodule(_TOWER)(pixel_values).last_hidden_state[:, 1:]
         blocks = (self.side // self.merged, self.merged)
         grid = patches.unflatten(1, (*blocks, *blocks)).transpose(2, 3)
@@ -63,6 +64,7 @@ class Encoder(Parts):
 
 
 def sample_inputs(config: Config, generator: Generator) -> dict[str, Tensor]:
+    """`pixel_values` `[2, 3, H, W]` and `input_ids` `[2, rows + 8]`: an image a row."""
     size = tile_size(config)
     return {
         "pixel_values": torch.rand(2, 3, size, size, generator=generator) * 2 - 1,
@@ -98,6 +100,11 @@ class Feeder(ChatProcessor):
 
 
 def feeder(folder: Path, config: Config, settings: Mapping[str, Any]) -> Feeder:
+    """The processor of one tile, which counts an image's tokens as the client's does.
+
+    Raises:
+        InputError: the settings make images of another size than the tower's.
+    """
     check_image_size(settings, tile_size(config))
     token = image_token(processor_settings(folder))
     processor = llava_processor(token, image_tokens(config)) | {"vision_feature_select_strategy": "full"}
@@ -129,12 +136,14 @@ class InternVLChat(LlavaChat):
     """A llava to the client, whose template writes what its processor does not."""
 
     def config(self, facts: RepoFacts) -> dict[str, dict[str, Any]]:
+        """A llava's files, and image processor settings without tiles."""
         files = super().config(facts)
         files["config.json"] |= {"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"]}
         files["processor_config.json"]["image_token"] = image_token(facts.processor)
         return {**files, "preprocessor_config.json": one_tile(facts.image_processor)}
 
     def template(self, facts: RepoFacts) -> ChatTemplate | None:
+        """The checkpoint's, with `<img>` and `</img>` around an image's token."""
         return with_ends(super().template(facts), image_token(facts.processor))
 
 
