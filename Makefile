@@ -20,6 +20,7 @@ check: install
 	ruff format --check .
 	mypy
 	lint-imports --no-logo --no-cache
+	python scripts/check_js.py
 
 install: $(INSTALLED)
 

@@ -3,7 +3,7 @@
  *
  * @typedef {object} Request
  * @property {string} repo
- * @property {string} dtype
+ * @property {any} dtype one of transformers.js' names
  * @property {number} beams 0 is the pipeline of transformers.js
  * @property {number} tokens
  * @property {string[]} images
@@ -42,9 +42,10 @@ async function load({ repo, dtype, beams, tokens }) {
     }
     const captioner = await pipeline('image-to-text', repo, { dtype });
     return async (image, started) => {
-        const streamer = new Clock();
+        const streamer = /** @type {any} */ (new Clock());
         const { pixel_values } = await captioner.processor(image);
-        const ids = await captioner.model.generate({ inputs: pixel_values, ...length, streamer });
+        const made = await captioner.model.generate({ inputs: pixel_values, ...length, streamer });
+        const ids = /** @type {import('@huggingface/transformers').Tensor} */ (made);
         captioner.tokenizer.batch_decode(ids, { skip_special_tokens: true });
         const first_token_ms = streamer.times[1] - started;
         const token_ms = (performance.now() - started - first_token_ms) / (tokens - 1);

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -40,6 +41,8 @@ from vlm_export.web.node_runtime import node_home
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(vlm_export.__file__).parent / "js"
 TYPES = Path(__file__).parent / "types"
+WRONG = TYPES / "wrong.ts"
+PROGRAMS = (TYPES / "usage.ts", WRONG)
 SHAPES = find_recipe(bundled.DEFAULT_RECIPE)
 Options = dict[str, Any]
 
@@ -378,22 +381,63 @@ def test_a_browser_can_import_it() -> None:
     assert {name for name in imports if not name.startswith("./")} == {"@huggingface/transformers"}
 
 
-def test_types(package: Path) -> None:
-    """What may be written and what may not, as the compiler sees it."""
-    home = node_home(TYPES)
+@dataclass(frozen=True)
+class Finding:
+    """What the compiler has against a line."""
+
+    file: str
+    line: int
+    code: str
+    message: str
+
+
+@pytest.fixture(scope="module")
+def findings(package: Path) -> list[Finding]:
+    """Of programs that use the package, its own declarations included: with --skipLibCheck, an error there is `any`."""
     project = package.parents[1]
     (project / "package.json").write_text('{"type": "module"}')
-    shutil.copy(TYPES / "usage.ts", project / "usage.ts")
-    compiler = home / "node_modules" / "typescript" / "bin" / "tsc"
+    for source in PROGRAMS:
+        shutil.copy(source, project)
+    compiler = node_home(TYPES) / "node_modules" / "typescript" / "bin" / "tsc"
     options = {"--module": "nodenext", "--target": "es2022", "--lib": "es2023,dom"}
-    command = [
-        "node",
-        compiler,
-        "--noEmit",
-        "--strict",
-        "--skipLibCheck",
-        *chain.from_iterable(options.items()),
-        "usage.ts",
-    ]
+    flags = ["--noEmit", "--strict", "--pretty", "false", *chain.from_iterable(options.items())]
+    command = ["node", compiler, *flags, *(source.name for source in PROGRAMS)]
     done = subprocess.run(command, cwd=project, capture_output=True, encoding="utf-8")
-    assert done.returncode == 0, done.stdout
+    found = re.findall(r"^(\S.*?)\((\d+),\d+\): error (TS\d+): (.*(?:\n .*)*)", done.stdout, re.MULTILINE)
+    assert found, done.stdout + done.stderr
+    return [Finding(file, int(line), code, message) for file, line, code, message in found]
+
+
+def test_types_of_what_is_right(findings: list[Finding]) -> None:
+    """The declarations of transformers.js have errors of their own."""
+    foreign = [one for one in findings if "node_modules/" in one.file and "node_modules/vlm-export/" not in one.file]
+    assert [one for one in findings if one not in foreign and one.file != WRONG.name] == []
+
+
+def test_types_of_what_is_wrong(findings: list[Finding]) -> None:
+    lines = WRONG.read_text(encoding="utf-8").splitlines()
+    expected = [
+        (number, *comment.groups())
+        for number, line in enumerate(lines, 1)
+        if (comment := re.search(r"// (TS\d+): (.*)", line))
+    ]
+    found = [one for one in findings if one.file == WRONG.name]
+    assert [(one.line, one.code) for one in found] == [(line, code) for line, code, _ in expected]
+    for one, (_, _, words) in zip(found, expected, strict=True):
+        assert words in one.message, f"{WRONG.name}:{one.line}"
+
+
+@pytest.mark.parametrize(("there", "missing"), [([], "node"), (["node"], "npm")])
+def test_the_check_fails_without_its_tools(there: list[str], missing: str, tmp_path: Path) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in there:
+        (tools / name).symlink_to(shutil.which(name) or name)
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "check_js.py"],
+        env=os.environ | {"PATH": str(tools), "VLM_EXPORT_CACHE": str(tmp_path / "cache")},
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: {missing} is not on PATH: install Node 20 or newer\n"

@@ -1,17 +1,30 @@
-/** What users of vlm_export/js write, and what the compiler must refuse. */
+/** What users of vlm_export/js write. */
 
-import { RawImage, Tensor } from '@huggingface/transformers';
-import { PrefixConditioningVLM, VisionLanguageModel } from 'vlm-export';
+import { RawImage, type Tensor } from '@huggingface/transformers';
 import type { GenerateOptions, Generated, Layout, Message, PastKeyValues, TokenReport } from 'vlm-export';
+import { PrefixConditioningVLM, VisionLanguageModel } from 'vlm-export';
 
-const model: VisionLanguageModel = await VisionLanguageModel.from_pretrained('org/model', {
+const model = await VisionLanguageModel.from_pretrained('org/model', {
     dtype: { decoder_model_merged: 'q8' },
     device: 'webgpu',
     revision: 'main',
     progress_callback: (info) => info.status === 'progress_total' && console.log(info.progress),
     session_options: { graphOptimizationLevel: 'all' },
 });
-const prefix: PrefixConditioningVLM = await PrefixConditioningVLM.from_pretrained('org/model');
+const prefix = await PrefixConditioningVLM.from_pretrained('org/model');
+class Own extends VisionLanguageModel {}
+const own = await Own.from_pretrained('org/model');
+
+/** Not even `any` is the same as another type. */
+type Same<One, Other> =
+    (<Type>() => Type extends One ? 1 : 2) extends <Type>() => Type extends Other ? 1 : 2 ? true : false;
+const same: [
+    Same<typeof model, VisionLanguageModel>,
+    Same<typeof prefix, PrefixConditioningVLM>,
+    Same<typeof own, Own>,
+    Same<Awaited<ReturnType<typeof model.generate>>, Generated>,
+] = [true, true, true, true];
+
 const layout: Layout = model.layout;
 const facts: [boolean, boolean] = [model.takes_prompt, prefix.prefix_conditioning];
 model.tokenizer('a cat').input_ids;
@@ -47,15 +60,4 @@ const { logits, past_key_values } = await model.forward({ input_ids: [[1]], imag
 const past: PastKeyValues = past_key_values;
 await model.forward({ input_ids: logits, past_key_values: past });
 await model.dispose();
-console.log(layout, facts, words, numbers);
-
-// @ts-expect-error a misspelt option
-await model.generate({ image: 'photo.jpg', num_beam: 3 });
-// @ts-expect-error
-await model.generate({ image: 'photo.jpg', early_stopping: 'always' });
-// @ts-expect-error
-await VisionLanguageModel.from_pretrained('org/model', { dtyp: 'q8' });
-// @ts-expect-error
-new VisionLanguageModel();
-// @ts-expect-error there need not be one
-score.toFixed();
+console.log(same, layout, facts, words, numbers);

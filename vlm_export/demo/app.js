@@ -12,6 +12,7 @@
 import { Engine, Trouble } from './engine.js';
 import { arriving, connect } from './picture.js';
 
+/** @type {(id: string) => any} */
 const $ = (id) => document.getElementById(id);
 const BEAMS = [1, 2, 3, 4, 5];
 const LOCAL = ['127.0.0.1', 'localhost', '[::1]'].includes(location.hostname);
@@ -22,7 +23,7 @@ let facts;
 let image = null;
 /** The sample that the image is, if it is one. @type {Facts['samples'][number] | null} */
 let sample = null;
-/** @type {{ engine: Engine, ready: Promise<import('./engine.js').Loaded>, key: string } | null} */
+/** @type {{ engine: Engine, ready: ReturnType<typeof start>, key: string } | null} */
 let current = null;
 /** @type {'idle' | 'loading' | 'generating'} */
 let phase = 'idle';
@@ -30,7 +31,9 @@ let phase = 'idle';
 let work = Promise.resolve();
 let webgpu = { missing: null, half: false };
 
-const chosen = (name) => document.querySelector(`input[name=${name}]:checked`)?.value;
+/** @type {(selector: string) => HTMLInputElement | null} */
+const find_input = (selector) => document.querySelector(selector);
+const chosen = (name) => find_input(`input[name=${name}]:checked`)?.value;
 const takes_prompt = () => facts.layout !== 'captioner';
 
 /** A row of radio buttons; `reason` says why one cannot be chosen. */
@@ -54,7 +57,7 @@ function offer(name, options) {
 }
 
 function pick(name, value) {
-    document.querySelector(`input[name=${name}][value="${value}"]`).checked = true;
+    find_input(`input[name=${name}][value="${value}"]`).checked = true;
 }
 
 const megabytes = (bytes) => `${(bytes / 1e6).toFixed(bytes < 1e8 ? 1 : 0)} MB`;
@@ -120,7 +123,8 @@ function show_error(error) {
         console.error(error);
     }
     const what = error?.message ?? String(error);
-    $('error').textContent = error instanceof Trouble ? what : `Something went wrong: ${what}. Reload the page to try again.`;
+    $('error').textContent =
+        error instanceof Trouble ? what : `Something went wrong: ${what}. Reload the page to try again.`;
     $('error').hidden = false;
 }
 
@@ -131,7 +135,7 @@ function progress(share, words) {
     $('status').textContent = words;
 }
 
-/** @returns {Promise<{ engine: Engine } & import('./engine.js').Loaded>} in the chosen precision, loaded once */
+/** @returns {ReturnType<typeof start>} in the chosen precision, loaded once */
 function load() {
     const settings = { device: chosen('device'), dtype: chosen('dtype'), cache: facts.cache };
     const key = JSON.stringify(settings);
@@ -143,6 +147,7 @@ function load() {
     return current.ready;
 }
 
+/** @type {(engine: Engine, dtype: string) => Promise<{ engine: Engine } & import('./engine.js').Loaded>} */
 async function start(engine, dtype) {
     const total = facts.download_bytes[dtype] + facts.runtime_bytes;
     let bytes = 0;
@@ -262,7 +267,9 @@ async function generate(engine, max_new_tokens, image, sample) {
 
 function show_others(texts) {
     const items = texts.map((text) => Object.assign(document.createElement('li'), { textContent: text }));
-    $('others').querySelector('ol').replaceChildren(...items);
+    $('others')
+        .querySelector('ol')
+        .replaceChildren(...items);
     $('others').hidden = !texts.length;
 }
 
@@ -284,7 +291,9 @@ function show_samples(show) {
         item.append(button);
         return item;
     });
-    $('samples').querySelector('ul').append(...items);
+    $('samples')
+        .querySelector('ul')
+        .append(...items);
     $('samples').hidden = !items.length;
 }
 
@@ -292,7 +301,8 @@ function show_samples(show) {
 function on_image(chosen_image, chosen_sample) {
     [image, sample] = [chosen_image, chosen_sample];
     for (const button of document.querySelectorAll('.samples button')) {
-        button.ariaPressed = String(button.firstChild.alt === $('image').alt);
+        const { alt } = /** @type {HTMLImageElement} */ (button.firstChild);
+        button.ariaPressed = String(alt === $('image').alt);
     }
     if (takes_prompt()) {
         stop().then(clear);

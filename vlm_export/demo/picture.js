@@ -4,6 +4,7 @@
 
 import { Trouble } from './engine.js';
 
+/** @type {(id: string) => any} */
 const $ = (id) => document.getElementById(id);
 
 /** Settles when the image that was asked for last is shown, or cannot be. @type {Promise<void>} */

@@ -61,7 +61,7 @@ async function load({ device, dtype, cache }) {
     }
     env.backends.onnx.wasm.wasmPaths = { mjs: `${RUNTIME}.mjs`, wasm: `${RUNTIME}.wasm` };
     model = await VisionLanguageModel.from_pretrained('model', { device, dtype });
-    const { max_new_tokens } = model.generation_config;
+    const { max_new_tokens } = /** @type {{ max_new_tokens: number }} */ (model.generation_config);
     reply({ loaded: { threads: env.backends.onnx.wasm.numThreads, max_new_tokens } });
 }
 
@@ -82,7 +82,7 @@ async function generate({ image, prompt, num_beams }) {
 const ACTIONS = { load, generate, stop: () => stopping.abort() };
 
 /** @param {MessageEvent<Request>} event */
-onmessage = async ({ data }) => {
+self.onmessage = async ({ data }) => {
     const [[name, value]] = Object.entries(data);
     try {
         await ACTIONS[name](value);

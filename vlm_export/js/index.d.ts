@@ -118,12 +118,14 @@ export type Generated = Sequence[] & { timings: Timings };
 
 /** A repo that vlm-export made, of any layout, loaded and ready to be run. */
 export class VisionLanguageModel {
-    static from_pretrained<Model extends typeof VisionLanguageModel>(
-        this: Model,
+    /** Gives a model of the class that it is called on. */
+    static from_pretrained<Model extends VisionLanguageModel>(
+        this: { readonly prototype: Model },
         id: string,
         options?: LoadOptions,
-    ): Promise<InstanceType<Model>>;
-    private constructor();
+    ): Promise<Model>;
+    /** Use `from_pretrained`. */
+    protected constructor();
 
     readonly layout: Layout;
     /** Whether `generate()` takes a prompt. */
@@ -175,4 +177,6 @@ export class VisionLanguageModel {
 }
 
 /** A prefix-conditioning model; `from_pretrained` refuses any other. */
-export class PrefixConditioningVLM extends VisionLanguageModel {}
+export class PrefixConditioningVLM extends VisionLanguageModel {
+    readonly prefix_conditioning: true;
+}

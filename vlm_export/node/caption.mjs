@@ -6,8 +6,9 @@
  * Its ONNX Runtime is onnxruntime-node, unless `onnxruntime-web.mjs` was imported before.
  *
  * @typedef {{ path: string } | { remote_host: string, id: string, revision: string }} Model
+ * @typedef {import('@huggingface/transformers').Message} Message
  * @typedef {{ path: string, shape: number[] }} PixelValues  A file of little-endian float32.
- * @typedef {{ image?: string, pixel_values?: PixelValues, prompt: string | object[], pixels_out?: string,
+ * @typedef {{ image?: string, pixel_values?: PixelValues, prompt: string | Message[], pixels_out?: string,
  *     may_fail?: boolean }} Item  Pixel values win over the image. Those that the processor makes of the image are written
  *     to `pixels_out`. An item that may fail ends in a `Caption` that says why, and nothing else ends.
  * @typedef {Record<string, number>} Generation  Options of `generate()`.
@@ -22,8 +23,8 @@
  * @typedef {{ done: true, transformers: string, onnxruntime: string, node: string, load_milliseconds: number,
  *     peak_memory_bytes: number, eos_token_ids: number[] }} Done  The memory is that of the whole process.
  *
- * @typedef {{ dtype: string, device?: 'auto', session_options: object }} LoadOptions
- * @typedef {{ streamer: BaseStreamer, [option: string]: any }} GenerateOptions
+ * @typedef {{ dtype: any, device?: 'auto', session_options: object }} LoadOptions  The dtype is one of its names.
+ * @typedef {{ streamer: any, [option: string]: any }} GenerateOptions  Any `BaseStreamer` will do, whatever its types say.
  * @typedef {{ prompt_ids: number[], pixel_values?: Tensor }} Fed  What the model was fed, for who asks.
  * @typedef {{ model: PreTrainedModel, caption: (item: Item, options: GenerateOptions, fed: Fed) => Promise<string> }} Loaded
  */
@@ -162,7 +163,8 @@ async function loadCaptioner(id, options) {
             const [{ generated_text }] = await captioner(item.image, options);
             return generated_text;
         }
-        const ids = await model.generate({ inputs: await readTensor(item.pixel_values), ...options });
+        const inputs = await readTensor(item.pixel_values);
+        const ids = /** @type {Tensor} */ (await model.generate({ inputs, ...options }));
         return tokenizer.batch_decode(ids, { skip_special_tokens: true })[0].trim(); // as the pipeline does
     }
     return { model, caption };
@@ -172,7 +174,7 @@ async function loadCaptioner(id, options) {
 async function loadChat(id, loading) {
     const processor = await AutoProcessor.from_pretrained(id);
     const textFirst = processor instanceof Idefics3Processor;
-    /** @param {object[]} conversation */
+    /** @param {Message[]} conversation */
     const render = (conversation) => processor.apply_chat_template(conversation, { add_generation_prompt: true });
     const model = await AutoModelForImageTextToText.from_pretrained(id, loading);
 
@@ -186,7 +188,7 @@ async function loadChat(id, loading) {
         if (item.pixel_values) {
             inputs.pixel_values = await readTensor(item.pixel_values);
         }
-        const ids = await model.generate({ ...inputs, ...options });
+        const ids = /** @type {Tensor} */ (await model.generate({ ...inputs, ...options }));
         const answer = ids.slice(null, [inputs.input_ids.dims.at(-1), null]);
         return processor.batch_decode(answer, { skip_special_tokens: true })[0];
     }
@@ -258,7 +260,7 @@ async function peakMemory() {
  * @param {() => void} [written] called when the line has left this process
  */
 function send(answer, written) {
-    process.stdout.write(JSON.stringify(answer) + '\n', written);
+    process.stdout.write(`${JSON.stringify(answer)}\n`, written);
 }
 
 /** @param {unknown} error */

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 NODE_MAJOR = 20
 SCRIPTS = Path(__file__).parents[1] / "node"
-NEXT_STEP = f"install Node {NODE_MAJOR} or newer, or run with --runtime ort"
+NEXT_STEP = f"install Node {NODE_MAJOR} or newer"
+INSTEAD = ", or run with --runtime ort"
 
 Layout = Literal["captioner", "chat"]
 Engine = Literal["node", "wasm"]
@@ -161,48 +162,48 @@ def caption(
     return NodeResult(tuple(captions), versions, *measured, warnings, tuple(map(int, done["eos_token_ids"])))
 
 
-def node_home(scripts: Path = SCRIPTS) -> Path:
+def node_home(scripts: Path = SCRIPTS, *, instead: str = INSTEAD) -> Path:
     """A folder that holds `scripts` and, in `node_modules`, the packages of the lock there; it is filled when needed.
 
     It lies in the cache folder (`files.cache_folder`).
 
-    Raises InputError when Node or npm is missing or too old, and when npm fails.
+    Raises InputError when Node or npm is missing or too old, and when npm fails; it ends in what can be done `instead`.
     """
-    _node()
+    _node(instead)
     lock = hashlib.sha256((scripts / "package-lock.json").read_bytes())
     home = cache_folder() / f"node-{lock.hexdigest()[:16]}"
     if not home.is_dir():
-        _install(scripts, home)
+        _install(scripts, home, instead)
     _copy_scripts(scripts, home)
     return home
 
 
-def _node() -> str:
+def _node(instead: str = INSTEAD) -> str:
     """The path of a Node that is new enough."""
-    node = _tool("node")
+    node = _tool("node", instead)
     version = subprocess.run([node, "--version"], capture_output=True, text=True).stdout.strip()
     if int(version.removeprefix("v").partition(".")[0] or 0) < NODE_MAJOR:
-        raise InputError(f"{node} is version {version or 'unknown'}: {NEXT_STEP}")
+        raise InputError(f"{node} is version {version or 'unknown'}: {NEXT_STEP}{instead}")
     return node
 
 
-def _tool(name: str) -> str:
+def _tool(name: str, instead: str) -> str:
     path = shutil.which(name)
     if path is None:
-        raise InputError(f"{name} is not on PATH: {NEXT_STEP}")
+        raise InputError(f"{name} is not on PATH: {NEXT_STEP}{instead}")
     return path
 
 
-def _install(scripts: Path, home: Path) -> None:
+def _install(scripts: Path, home: Path, instead: str) -> None:
     """Installs the packages beside `home` and moves them into place; of two processes the slower one's are dropped."""
-    npm = _tool("npm")
+    npm = _tool("npm", instead)
     home.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{home.name}-", dir=home.parent) as beside:
         staging = Path(beside, home.name)
         staging.mkdir()
         for name in ("package.json", "package-lock.json"):
             shutil.copy(scripts / name, staging)
-        _npm_ci(npm, staging)
+        _npm_ci(npm, staging, instead)
         try:
             staging.rename(home)
         except OSError:
@@ -210,7 +211,7 @@ def _install(scripts: Path, home: Path) -> None:
                 raise
 
 
-def _npm_ci(npm: str, folder: Path) -> None:
+def _npm_ci(npm: str, folder: Path, instead: str) -> None:
     # No package needs its install script to run on the CPU; onnxruntime-node's would download the CUDA libraries.
     command = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
     environment = {**os.environ, "ONNXRUNTIME_NODE_INSTALL": "skip"}
@@ -218,7 +219,7 @@ def _npm_ci(npm: str, folder: Path) -> None:
     if npm_ci.returncode:
         raise InputError(
             f"npm ci could not install the packages ({_one_line(npm_ci.stderr)[:250]}): "
-            "check the network and npm's registry setting, or run with --runtime ort"
+            f"check the network and npm's registry setting{instead}"
         )
 
 

@@ -6,10 +6,12 @@
  *
  * @typedef {import('./generate.js').Search} Search
  * @typedef {import('./generate.js').Sequence} Sequence
+ * @typedef {import('./options.js').Plan} Plan
  * @typedef {{ token_ids: number[], score: number, row: number }} Beam `row` is that of its logits and cache.
  * @typedef {{ token_ids: number[], score: number, done: boolean }} Answer
  */
 
+import { last } from './generate.js';
 import { Best, log_softmax, process } from './logits.js';
 
 const NEVER = -1e9; // in the place of -∞: what has it stays in order, and loses to everything else
@@ -27,7 +29,8 @@ export async function beam_search({ run, plan, history, random, heard, signal })
     let answers = Array.from({ length: num_beams }, () => ({ token_ids: [], score: NEVER, done: false }));
     for (let length = 1; !signal?.aborted; ++length) {
         const continuations = await continue_beams(run, plan, history, beams, kept, random);
-        const ends = ({ token_ids }) => length >= max_new_tokens || eos_token_ids.includes(token_ids.at(-1));
+        /** @type {(beam: Beam) => boolean} */
+        const ends = ({ token_ids }) => length >= max_new_tokens || eos_token_ids.includes(last(token_ids));
         const ended = continuations.map(ends);
         const went_on = continuations.map(({ score, ...rest }, i) => ({
             score: add(score, ended[i] ? NEVER : 0),
@@ -47,7 +50,7 @@ export async function beam_search({ run, plan, history, random, heard, signal })
         }
         await heard(beams[0].token_ids);
         await run.next(
-            beams.map(({ token_ids }) => token_ids.at(-1)),
+            beams.map(({ token_ids }) => last(token_ids)),
             beams.map(({ row }) => row),
         );
         beams.forEach((beam, index) => (beam.row = index));
@@ -56,6 +59,12 @@ export async function beam_search({ run, plan, history, random, heard, signal })
 }
 
 /**
+ * @param {Search['run']} run
+ * @param {Plan} plan
+ * @param {number[]} history
+ * @param {Beam[]} beams
+ * @param {number} kept how many
+ * @param {() => number} random
  * @returns {Promise<Beam[]>} the best continuations of all beams, best first, or drawn ones
  */
 async function continue_beams(run, plan, history, beams, kept, random) {
@@ -95,13 +104,23 @@ function can_improve(score, answers, length, plan) {
     return answers.some(({ done }) => possible > (done ? worst : NEVER));
 }
 
-/** @param {Answer} answer */
+/**
+ * @param {Answer} answer
+ * @param {number[]} eos_token_ids
+ * @returns {Sequence}
+ */
 function finished({ token_ids, score }, eos_token_ids) {
-    const stopped = eos_token_ids.includes(token_ids.at(-1));
+    const stopped = eos_token_ids.includes(last(token_ids));
     return { token_ids, score, finish_reason: stopped ? 'stop' : 'length' };
 }
 
-/** What there is so far: answers, then beams by the scores that they would have as answers. */
+/**
+ * What there is so far: answers, then beams by the scores that they would have as answers.
+ * @param {Answer[]} answers
+ * @param {Beam[]} beams
+ * @param {Plan} plan
+ * @returns {Sequence[]}
+ */
 function cancelled(answers, beams, plan) {
     const running = beams.map(({ token_ids, score }) => ({
         token_ids,

@@ -9,6 +9,7 @@ import { Tensor, env } from '@huggingface/transformers';
 
 const PAST = 'past_key_values.';
 const CROSS = '.encoder.'; // of the image: the same in every row, and for every token
+/** @type {Record<string, any>} the arrays that hold them */
 const TYPES = {
     float32: Float32Array,
     float16: globalThis.Float16Array ?? Uint16Array,
@@ -35,7 +36,7 @@ export function empty_cache(decoder, batch) {
  * @returns {number} how many tokens it holds
  */
 export function past_length(cache) {
-    const name = Object.keys(cache).find((key) => !key.includes(CROSS));
+    const name = /** @type {string} */ (Object.keys(cache).find((key) => !key.includes(CROSS)));
     return cache[name].dims[2];
 }
 
@@ -46,6 +47,7 @@ export function past_length(cache) {
  * @returns {Cache}
  */
 export function next_cache(outputs, past) {
+    /** @type {Cache} */
     const cache = {};
     for (const [output, tensor] of Object.entries(outputs)) {
         if (!output.startsWith('present')) {
@@ -88,6 +90,7 @@ export async function select_rows(cache, rows) {
         return cache;
     }
     const moves = same_count ? plan_moves(rows) : null;
+    /** @type {Cache} */
     const selected = {};
     for (const [name, tensor] of Object.entries(cache)) {
         if (same_count && name.includes(CROSS)) {
@@ -108,9 +111,10 @@ export async function select_rows(cache, rows) {
  */
 export function copy_rows(tensor, rows) {
     const [batch, ...rest] = tensor.dims;
-    const length = tensor.data.length / batch;
-    const data = new tensor.data.constructor(rows.length * length);
-    rows.forEach((row, index) => data.set(tensor.data.subarray(row * length, (row + 1) * length), index * length));
+    const all = numbers_of(tensor);
+    const length = all.length / batch;
+    const data = new /** @type {any} */ (all).constructor(rows.length * length);
+    rows.forEach((row, index) => data.set(all.subarray(row * length, (row + 1) * length), index * length));
     return new Tensor(tensor.type, data, [rows.length, ...rest]);
 }
 
@@ -120,6 +124,7 @@ export function copy_rows(tensor, rows) {
  * @returns {[to: number, from: number][]} -1 is a spare place
  */
 export function plan_moves(rows) {
+    /** @type {[to: number, from: number][]} */
     const moves = [];
     const waiting = new Map(
         rows.map((from, to) => /** @type {const} */ ([to, from])).filter(([to, from]) => to !== from),
@@ -128,7 +133,7 @@ export function plan_moves(rows) {
         const needed = new Set(waiting.values());
         const free = [...waiting.keys()].find((to) => !needed.has(to));
         if (free !== undefined) {
-            moves.push([free, waiting.get(free)]);
+            moves.push([free, /** @type {number} */ (waiting.get(free))]);
             waiting.delete(free);
             continue;
         }
@@ -142,11 +147,20 @@ export function plan_moves(rows) {
 
 /**
  * @param {Tensor} tensor
+ * @returns {Float32Array} or, of float16, as many numbers of 16 bits
+ */
+function numbers_of({ data }) {
+    return /** @type {Float32Array} */ (data);
+}
+
+/**
+ * @param {Tensor} tensor
  * @param {[to: number, from: number][]} moves
  */
 function move_rows(tensor, moves) {
-    const { data } = tensor;
+    const data = numbers_of(tensor);
     const length = data.length / tensor.dims[0];
+    /** @type {any} */
     let spare = null;
     for (const [to, from] of moves) {
         const row = from === -1 ? spare : data.subarray(from * length, (from + 1) * length);
@@ -165,8 +179,9 @@ function move_rows(tensor, moves) {
  * @returns {Promise<Tensor>}
  */
 async function copy_rows_on_gpu(tensor, rows) {
+    /** @type {any} */
     const { ort_tensor } = tensor;
-    const device = await env.backends.onnx.webgpu.device;
+    const device = await /** @type {{ device: any }} */ (env.backends.onnx.webgpu).device;
     const [batch, ...rest] = tensor.dims;
     const row_bytes = (tensor.size / batch) * TYPES[tensor.type].BYTES_PER_ELEMENT;
     const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;

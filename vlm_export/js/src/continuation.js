@@ -14,7 +14,7 @@ export class Continuation {
     #image_features;
 
     /**
-     * @param {any} layout
+     * @param {import('./layouts.js').AnyLayout} layout
      * @param {import('./layouts.js').Prepared} prepared
      */
     static async begin(layout, { token_ids, image_features }) {
@@ -23,6 +23,11 @@ export class Continuation {
         return new Continuation(layout, run, image_features);
     }
 
+    /**
+     * @param {import('./layouts.js').AnyLayout} layout
+     * @param {import('./layouts.js').Run} run
+     * @param {Tensor | undefined} image_features
+     */
     constructor(layout, run, image_features) {
         this.#layout = layout;
         this.#run = run;
@@ -71,5 +76,5 @@ async function read_floats(tensor) {
     if (tensor.location === 'gpu-buffer') {
         tensor = new Tensor(tensor.type, await tensor.ort_tensor.getData(true), tensor.dims);
     }
-    return (tensor.type === 'float32' ? tensor : tensor.to('float32')).data;
+    return /** @type {Float32Array} */ ((tensor.type === 'float32' ? tensor : tensor.to('float32')).data);
 }

@@ -4,7 +4,7 @@
  * @typedef {{ token_ids: number[], score: number | null, finish_reason: 'stop' | 'length' | 'cancelled' }} Sequence
  * @typedef {object} Search
  * @property {import('./continuation.js').Continuation} run
- * @property {any} plan
+ * @property {import('./options.js').Plan} plan
  * @property {number[]} history of the prompt
  * @property {() => number} random
  * @property {(token_ids: number[]) => Promise<void>} heard is told of the first sequence after each step
@@ -36,14 +36,17 @@ export async function one_by_one({ run, plan, history, random, heard, signal }) 
             break;
         }
         await run.next(
-            live.map(({ token_ids }) => token_ids.at(-1)),
+            live.map(({ token_ids }) => last(token_ids)),
             open.map((index) => row_of[index]),
         );
     }
     return sequences;
 }
 
-/** @returns {Sequence[]} before the first token; nothing else ends without a reason of its own */
+/**
+ * @param {{ num_return_sequences: number }} plan
+ * @returns {Sequence[]} before the first token; nothing else ends without a reason of its own
+ */
 export function nothing({ num_return_sequences }) {
     return Array.from({ length: num_return_sequences }, () => ({
         token_ids: [],
@@ -52,7 +55,19 @@ export function nothing({ num_return_sequences }) {
     }));
 }
 
-/** @param {Sequence} sequence */
+/**
+ * @param {number[]} token_ids at least one
+ * @returns {number}
+ */
+export function last(token_ids) {
+    return token_ids[token_ids.length - 1];
+}
+
+/**
+ * @param {Sequence} sequence
+ * @param {number} id
+ * @param {import('./options.js').Plan} plan
+ */
 function take(sequence, id, { eos_token_ids, max_new_tokens }) {
     sequence.token_ids.push(id);
     if (eos_token_ids.includes(id)) {

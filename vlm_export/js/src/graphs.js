@@ -7,7 +7,7 @@
  * is named before anything is loaded.
  *
  * @typedef {import('@huggingface/transformers').Tensor} Tensor
- * @typedef {{ name: string, type: string, shape: (string | number)[] }} InputMetadata
+ * @typedef {{ name: string, type: Tensor['type'], shape: (string | number)[] }} InputMetadata
  * @typedef {{ name: string, dtype: string, device: string, files: string[] }} Choice
  * @typedef {string | Record<string, string> | null | undefined} PerGraph  One for all graphs, or by their names.
  */
@@ -51,7 +51,7 @@ export class Graph {
     }
 
     /**
-     * @param {Record<string, Tensor>} feeds of which the graph takes those that it declares
+     * @param {Record<string, Tensor | undefined>} feeds of which the graph takes those that it declares
      * @returns {Promise<Record<string, Tensor>>}
      */
     async run(feeds) {
@@ -74,9 +74,9 @@ export class Progress {
     /** @type {Record<string, { loaded: number, total: number }>} */
     #files = {};
 
-    /** @param {((info: object) => void) | null | undefined} callback */
+    /** @param {import('@huggingface/transformers').ProgressCallback | null | undefined} callback */
     constructor(callback) {
-        /** @type {((info: any) => void) | null} */
+        /** @type {any} a `ProgressCallback`, or null, which its type does not allow */
         this.report = callback ? (info) => this.#pass(callback, info) : null;
     }
 
@@ -145,7 +145,7 @@ export async function load_graphs(id, layout, config, { dtype, device, revision,
             generation_config = { ...model.generation_config };
         }
     });
-    const failed = (await Promise.allSettled(loading)).find(({ status }) => status === 'rejected');
+    const failed = (await Promise.allSettled(loading)).find((result) => result.status === 'rejected');
     if (failed) {
         await Promise.all(Object.values(graphs).map((graph) => graph.dispose()));
         throw failed.reason;
@@ -186,7 +186,7 @@ function check_names(options, graphs) {
  */
 function choose(name, client, dtype, device) {
     const of = (value) => (value && typeof value === 'object' ? value[name] : value) ?? undefined;
-    const in_node = 'node' in env.backends.onnx.versions;
+    const in_node = 'node' in /** @type {object} */ (env.backends.onnx.versions);
     const chosen_device = of(device) ?? of(client.device) ?? (in_node ? 'cpu' : 'wasm');
     const settings = { ...client, ...client.device_config?.[chosen_device] };
     const asked = of(dtype) === 'auto' ? undefined : of(dtype);

@@ -3,6 +3,8 @@
  *
  * @typedef {import('./graphs.js').Graph} Graph
  * @typedef {import('./cache.js').Cache} Cache
+ * @typedef {import('@huggingface/transformers').RawImage} RawImage
+ * @typedef {Captioner | Chat | Components} AnyLayout
  *
  * @typedef {object} Asked What the caller gave of image and text.
  * @property {RawImage[]} images
@@ -15,19 +17,24 @@
  * @property {number[]} history those of them that rules on repetition look back on
  * @property {Tensor} [image_features]
  *
+ * @typedef {object} RunInputs
+ * @property {Tensor} input_ids
+ * @property {Tensor} [image_features]
+ * @property {Cache} [past_key_values]
+ *
  * @typedef {object} Run
  * @property {Tensor} logits `[batch, kept, vocabulary]`, the last position's last
  * @property {Cache} past_key_values
  *
  * @typedef {object} Repo
  * @property {Record<string, Graph>} graphs
- * @property {Record<string, any>} config
+ * @property {import('@huggingface/transformers').PretrainedConfig & Record<string, any>} config
  * @property {Record<string, any>} generation_config
- * @property {any} tokenizer
+ * @property {import('@huggingface/transformers').PreTrainedTokenizer} tokenizer
  * @property {any} processor
  */
 
-import { RawImage, Tensor } from '@huggingface/transformers';
+import { Tensor } from '@huggingface/transformers';
 
 import { copy_rows, empty_cache, next_cache, past_length } from './cache.js';
 
@@ -35,9 +42,16 @@ const DECODER = 'decoder_model_merged';
 
 /** A layout: the graphs that it has, and what they are fed. */
 class Layout {
+    /** @type {import('../index.d.ts').Layout} */
+    name;
+
     /** @param {Repo} repo */
-    constructor(repo) {
-        Object.assign(this, repo);
+    constructor({ graphs, config, generation_config, tokenizer, processor }) {
+        this.graphs = graphs;
+        this.config = config;
+        this.generation_config = generation_config;
+        this.tokenizer = tokenizer;
+        this.processor = processor;
     }
 
     /**
@@ -53,7 +67,7 @@ class Layout {
      * @returns {Promise<Record<string, Tensor>>} what the vision tower takes of one image
      */
     async pixels({ images, pixel_values }) {
-        if (images.length > 1 || pixel_values?.dims[0] > 1) {
+        if (images.length > 1 || (pixel_values && pixel_values.dims[0] > 1)) {
             throw new TypeError(`layout ${this.name} takes one image, not ${pixel_values?.dims[0] ?? images.length}`);
         }
         if (!images.length && !pixel_values) {
@@ -70,8 +84,13 @@ class Layout {
         return features;
     }
 
-    /** What every further run must be fed of the image, for a batch of another size. */
-    carry(image_features) {
+    /**
+     * What every further run must be fed of the image, for a batch of another size.
+     * @param {Tensor | undefined} image_features
+     * @param {number} _batch
+     * @returns {Tensor | undefined}
+     */
+    carry(image_features, _batch) {
         return image_features;
     }
 }
@@ -80,9 +99,10 @@ class Layout {
 export class Captioner extends Layout {
     static graphs = ['encoder_model', DECODER];
     static decoders = [DECODER];
-    name = 'captioner';
+    name = /** @type {const} */ ('captioner');
     takes_prompt = false;
 
+    /** @param {Record<string, Tensor>} pixels */
     async encode({ pixel_values }) {
         return (await this.graphs.encoder_model.run({ pixel_values })).last_hidden_state;
     }
@@ -101,6 +121,10 @@ export class Captioner extends Layout {
         return { token_ids: [start], history, image_features: await this.encode(await this.pixels(asked)) };
     }
 
+    /**
+     * @param {RunInputs} inputs
+     * @returns {Promise<Run>}
+     */
     async run({ input_ids, image_features, past_key_values }) {
         const past = past_key_values ?? empty_cache(this.graphs[DECODER], input_ids.dims[0]);
         const feeds = { input_ids, encoder_hidden_states: image_features, ...past };
@@ -108,6 +132,10 @@ export class Captioner extends Layout {
         return { logits: outputs.logits, past_key_values: next_cache(outputs, past) };
     }
 
+    /**
+     * @param {Tensor} image_features
+     * @param {number} batch
+     */
     carry(image_features, batch) {
         return image_features.dims[0] === batch ? image_features : copy_rows(image_features, Array(batch).fill(0));
     }
@@ -117,16 +145,20 @@ export class Captioner extends Layout {
 export class Chat extends Layout {
     static graphs = ['vision_encoder', 'embed_tokens', DECODER];
     static decoders = [DECODER];
-    name = 'chat';
+    name = /** @type {const} */ ('chat');
     takes_prompt = true;
 
+    /** @param {Record<string, Tensor>} pixels */
     async encode(pixels) {
         return (await this.graphs.vision_encoder.run(pixels)).image_features;
     }
 
-    /** @param {Asked} asked */
+    /**
+     * @param {Asked} asked
+     * @returns {Promise<Prepared>}
+     */
     async prepare(asked) {
-        const tiled = ['idefics3', 'smolvlm'].includes(this.config.model_type);
+        const tiled = ['idefics3', 'smolvlm'].includes(/** @type {string} */ (this.config.model_type));
         const prepared = await (tiled ? this.#tiles(asked) : this.#whole_images(asked));
         const history = this.prefix_conditioning ? [] : prepared.token_ids;
         return { ...prepared, history };
@@ -155,7 +187,7 @@ export class Chat extends Layout {
         }
         const pixel_values = asked.pixel_values ?? (await this.processor.image_processor(asked.images)).pixel_values;
         const image_features = await this.encode({ pixel_values });
-        const tokens = image_features.size / image_features.dims.at(-1) / count;
+        const tokens = image_features.size / image_features.dims[image_features.dims.length - 1] / count;
         return {
             token_ids: this.#ids(text.replaceAll(this.#image_token, this.#image_token.repeat(tokens))),
             image_features,
@@ -198,6 +230,10 @@ export class Chat extends Layout {
         return this.#image_token.repeat(images) + prompt;
     }
 
+    /**
+     * @param {RunInputs} inputs
+     * @returns {Promise<Run>}
+     */
     async run({ input_ids, image_features, past_key_values }) {
         const decoder = this.graphs[DECODER];
         const [batch, length] = input_ids.dims;
@@ -243,14 +279,19 @@ export class Chat extends Layout {
 export class Components extends Layout {
     static graphs = ['vision_encoder', 'projection', 'prefix_init', 'embed_tokens', 'language_model'];
     static decoders = ['prefix_init', 'language_model'];
-    name = 'components';
+    name = /** @type {const} */ ('components');
     takes_prompt = true;
-    prefix_conditioning = true;
 
+    get prefix_conditioning() {
+        return true;
+    }
+
+    /** @param {Record<string, Tensor>} pixels */
     async encode({ pixel_values }) {
         return (await this.graphs.vision_encoder.run({ pixel_values })).last_hidden_state;
     }
 
+    /** @param {Tensor} last_hidden_state */
     async project(last_hidden_state) {
         return (await this.graphs.projection.run({ last_hidden_state })).projected_prefix;
     }
@@ -267,6 +308,10 @@ export class Components extends Layout {
         return { token_ids, history: [], image_features };
     }
 
+    /**
+     * @param {RunInputs} inputs
+     * @returns {Promise<Run>}
+     */
     async run({ input_ids, image_features, past_key_values: past }) {
         if (!past) {
             const outputs = await this.graphs.prefix_init.run({ prefix_embeddings: image_features, input_ids });
@@ -293,9 +338,9 @@ const LAYOUTS = {
     smolvlm: Chat,
 };
 
-/** @param {{ model_type: string }} config */
+/** @param {import('@huggingface/transformers').PretrainedConfig} config */
 export function layout_of({ model_type }) {
-    if (!Object.hasOwn(LAYOUTS, model_type)) {
+    if (!model_type || !Object.hasOwn(LAYOUTS, model_type)) {
         const known = Object.keys(LAYOUTS).join(', ');
         throw new Error(`config.json: model_type '${model_type}' is of no layout known here (${known})`);
     }

@@ -192,7 +192,7 @@ export class Best {
 
     /** The key below which nothing is let in. */
     get worst() {
-        return this.found.length < this.size ? -Infinity : this.found.at(-1).key;
+        return this.found.length < this.size ? -Infinity : this.found[this.found.length - 1].key;
     }
 
     /**

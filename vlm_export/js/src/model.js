@@ -1,37 +1,35 @@
 /**
  * The classes that users see.
+ *
+ * @typedef {import('../index.d.ts').VisionLanguageModel} Declared
+ * @typedef {import('../index.d.ts').LoadOptions} LoadOptions
+ * @typedef {import('../index.d.ts').GenerateOptions} GenerateOptions
  */
 
 import { AutoConfig, AutoProcessor, AutoTokenizer, RawImage, Tensor, random } from '@huggingface/transformers';
 
 import { beam_search } from './beams.js';
 import { Continuation, to_tensor } from './continuation.js';
-import { nothing, one_by_one } from './generate.js';
+import { last, nothing, one_by_one } from './generate.js';
 import { Progress, load_graphs } from './graphs.js';
 import { layout_of } from './layouts.js';
 import { check_generate_options, check_keys, follow_prompt, make_plan } from './options.js';
 import { turn } from './turn.js';
 
+/** @type {(keyof LoadOptions)[]} */
 const LOAD_OPTIONS = ['dtype', 'device', 'revision', 'progress_callback', 'session_options'];
 
 /** A repo that vlm-export made, of any layout, loaded and ready to be run. */
 export class VisionLanguageModel {
+    /** @type {import('./layouts.js').AnyLayout} */
     #layout;
 
     /**
      * Loads a repo.
      *
      * @param {string} id on the Hub, or a folder as `from_pretrained` of transformers.js takes it
-     * @param {object} [options]
-     * @param {string | Record<string, string>} [options.dtype] for all graphs, or by their names; else what the repo asks
-     *     for, else q8 on WASM and fp32 elsewhere
-     * @param {string | Record<string, string>} [options.device] cpu, wasm, webgpu, …; else what the repo asks for, else
-     *     wasm in a browser and cpu in Node
-     * @param {string} [options.revision] of a repo on the Hub
-     * @param {(info: object) => void} [options.progress_callback] gets the reports of transformers.js on each file, and
-     *     `progress_total` on all graphs together
-     * @param {object} [options.session_options] of ONNX Runtime
-     * @returns {Promise<VisionLanguageModel>}
+     * @param {LoadOptions} [options]
+     * @returns {Promise<VisionLanguageModel>} of the class that it is called on
      * @throws {TypeError} an unknown option, dtype or graph
      * @throws {Error} a file is missing, or the model is of no layout that is known here
      */
@@ -56,12 +54,15 @@ export class VisionLanguageModel {
         return new this(new Layout({ config, tokenizer, processor, ...loaded }));
     }
 
-    /** Use `from_pretrained`. */
+    /**
+     * Use `from_pretrained`.
+     * @param {import('./layouts.js').AnyLayout} layout
+     */
     constructor(layout) {
         this.#layout = layout;
     }
 
-    /** @returns {'captioner' | 'chat' | 'components'} */
+    /** @returns {Declared['layout']} */
     get layout() {
         return this.#layout.name;
     }
@@ -76,30 +77,35 @@ export class VisionLanguageModel {
         return this.#layout.prefix_conditioning;
     }
 
-    /** config.json */
+    /** config.json @returns {Declared['config']} */
     get config() {
         return this.#layout.config;
     }
 
-    /** generation_config.json: what `generate()` does unless it is told otherwise. */
+    /**
+     * generation_config.json: what `generate()` does unless it is told otherwise.
+     * @returns {Declared['generation_config']}
+     */
     get generation_config() {
         return this.#layout.generation_config;
     }
 
+    /** @returns {Declared['tokenizer']} */
     get tokenizer() {
         return this.#layout.tokenizer;
     }
 
+    /** @returns {Declared['processor']} */
     get processor() {
         return this.#layout.processor;
     }
 
-    /** That of all graphs, or by their names where they differ. */
+    /** That of all graphs, or by their names where they differ. @returns {Declared['dtype']} */
     get dtype() {
         return of_all(this.#layout.graphs, 'dtype');
     }
 
-    /** That of all graphs, or by their names where they differ. */
+    /** That of all graphs, or by their names where they differ. @returns {Declared['device']} */
     get device() {
         return of_all(this.#layout.graphs, 'device');
     }
@@ -153,7 +159,7 @@ export class VisionLanguageModel {
      * Options that are not given are what generation_config.json says, else transformers' default. An option that is not
      * known, not possible or without effect is an error.
      *
-     * @param {import('../index.d.ts').GenerateOptions} options
+     * @param {GenerateOptions} [options]
      * @returns {Promise<import('../index.d.ts').Generated>} best first
      */
     async generate(options = {}) {
@@ -164,11 +170,13 @@ export class VisionLanguageModel {
         const { on_token, signal } = options;
         const prepared = await layout.prepare(await asked_of(options));
         follow_prompt(plan, prepared.token_ids.length);
+        /** @type {import('../index.d.ts').Timings} */
         const timings = { first_token_ms: null, total_ms: 0, tokens: 0 };
+        /** @type {import('./generate.js').Search['heard']} */
         const heard = async (token_ids) => {
             timings.first_token_ms ??= performance.now() - started;
             timings.tokens = token_ids.length;
-            on_token?.({ token_id: token_ids.at(-1), text: this.#text(token_ids, true), tokens: token_ids.length });
+            on_token?.({ token_id: last(token_ids), text: this.#text(token_ids, true), tokens: token_ids.length });
             if (on_token || signal) {
                 await turn();
             }
@@ -181,6 +189,10 @@ export class VisionLanguageModel {
         return Object.assign(generated, { timings });
     }
 
+    /**
+     * @param {import('./layouts.js').Prepared} prepared
+     * @param {Omit<import('./generate.js').Search, 'run'>} search
+     */
     async #search(prepared, search) {
         if (search.signal?.aborted) {
             return nothing(search.plan);
@@ -215,6 +227,8 @@ export class VisionLanguageModel {
 export class PrefixConditioningVLM extends VisionLanguageModel {
     /**
      * As `VisionLanguageModel.from_pretrained`.
+     * @param {string} id
+     * @param {LoadOptions} [options]
      * @throws {Error} the repo holds another kind of model
      */
     static async from_pretrained(id, options = {}) {
@@ -227,18 +241,28 @@ export class PrefixConditioningVLM extends VisionLanguageModel {
     }
 }
 
-/** @returns {Promise<import('./layouts.js').Asked>} */
+/**
+ * @param {GenerateOptions} options
+ * @returns {Promise<import('./layouts.js').Asked>}
+ */
 async function asked_of({ image, images = image === undefined ? [] : [image], pixel_values, prompt, messages }) {
     return { images: await Promise.all(images.map((one) => RawImage.read(one))), pixel_values, prompt, messages };
 }
 
-/** @returns {any} a graph's property, or by the graphs' names where they differ */
+/**
+ * @param {Record<string, import('./graphs.js').Graph>} graphs
+ * @param {'dtype' | 'device'} property
+ * @returns {string | Record<string, string>} a graph's property, or by the graphs' names where they differ
+ */
 function of_all(graphs, property) {
     const values = Object.entries(graphs).map(([name, graph]) => [name, graph[property]]);
     return new Set(values.map(([, value]) => value)).size === 1 ? values[0][1] : Object.fromEntries(values);
 }
 
-/** @returns {value is Tensor} */
+/**
+ * @param {unknown} value
+ * @returns {value is Tensor}
+ */
 function is_tensor(value) {
     return value instanceof Tensor;
 }

@@ -2,8 +2,11 @@
  * What `generate()` is asked for: the caller's options, over the repo's generation_config.json, over transformers'
  * defaults. Nothing is ignored: what is not known or not possible is an error that names it.
  *
- * @typedef {object} Plan Every option that `TABLE` has, decided, and
- * @property {number[]} eos_token_ids
+ * @typedef {import('../index.d.ts').GenerateOptions} GenerateOptions
+ * @typedef {'image' | 'images' | 'pixel_values' | 'prompt' | 'messages' | 'on_token' | 'signal'} Input
+ * @typedef {Exclude<keyof GenerateOptions, Input>} Setting Has a row in `TABLE`.
+ * @typedef {{ eos_token_ids: number[], max_length?: number, seed?: number }
+ *     & Required<Omit<Pick<GenerateOptions, Setting>, 'seed'>>} Plan Every setting, decided.
  */
 
 /** @type {(least: number) => Rule} */
@@ -16,7 +19,7 @@ const is_ids = (x) => Array.isArray(x) && x.every(integer(0).holds);
 const token_ids = { holds: (x) => x === null || is_ids(x), what: 'ids of tokens' };
 const positive = { holds: (x) => Number.isFinite(x) && x > 0, what: 'a number above 0' };
 
-/** @type {Record<string, { idle: any } & Rule>} */
+/** @type {Record<Setting, { idle: any } & Rule>} */
 const TABLE = {
     max_new_tokens: { idle: 20, ...integer(1) },
     min_new_tokens: { idle: 0, ...integer(0) },
@@ -42,10 +45,12 @@ const TABLE = {
     forced_bos_token_id: { idle: null, ...token_id },
     forced_eos_token_id: { idle: null, holds: (x) => token_id.holds(x) || is_ids(x), what: 'ids of tokens' },
 };
+/** @type {{ do_sample: Setting[], num_beams: Setting[] }} */
 const ONLY_WITH = {
     do_sample: ['temperature', 'top_k', 'top_p', 'seed'],
     num_beams: ['length_penalty', 'early_stopping'],
 };
+/** @type {Input[]} */
 const INPUTS = ['image', 'images', 'pixel_values', 'prompt', 'messages', 'on_token', 'signal'];
 /** What else a generation_config.json says that changes no token. */
 const BOOKKEEPING =
@@ -66,7 +71,7 @@ export function check_keys(what, options, known) {
     }
 }
 
-/** @param {object} options of `generate()` */
+/** @param {GenerateOptions} options */
 export function check_generate_options(options) {
     check_keys('generate()', options, [...INPUTS, ...Object.keys(TABLE)]);
     if (options.on_token !== undefined && typeof options.on_token !== 'function') {
@@ -81,9 +86,9 @@ export function check_generate_options(options) {
 }
 
 /**
- * @param {Record<string, any>} options of `generate()`
+ * @param {Record<string, any>} options `GenerateOptions`, whose values nobody has looked at yet
  * @param {Record<string, any>} config generation_config.json
- * @returns {any} a `Plan`
+ * @returns {Plan}
  */
 export function make_plan(options, config) {
     const idle = (value) => [null, false, 0, 1].includes(value) || value?.length === 0;
@@ -91,7 +96,9 @@ export function make_plan(options, config) {
     if (strange) {
         throw new Error(`generation_config.json: '${strange}' would change what is generated, and is not known here`);
     }
+    /** @type {any} */
     const plan = { eos_token_ids: [config.eos_token_id ?? []].flat() };
+    /** @type {Record<string, any>} */
     const stored = { ...config, seed: undefined };
     if (!options.max_new_tokens && !stored.max_new_tokens) {
         plan.max_length = stored.max_length;
@@ -109,7 +116,7 @@ export function make_plan(options, config) {
 /**
  * Decides what depends on the prompt: lengths that count it, and whether a token is forced behind a start token alone.
  *
- * @param {any} plan that may have a `max_length`, prompt included
+ * @param {Plan} plan that may have a `max_length`, prompt included
  * @param {number} prompt_tokens
  */
 export function follow_prompt(plan, prompt_tokens) {
@@ -122,7 +129,7 @@ export function follow_prompt(plan, prompt_tokens) {
     }
 }
 
-/** @param {any} plan @param {Record<string, any>} options */
+/** @param {Plan} plan @param {GenerateOptions} options */
 function check_together(plan, options) {
     const { num_return_sequences: wanted, num_beams, do_sample } = plan;
     if (plan.min_new_tokens > plan.max_new_tokens) {

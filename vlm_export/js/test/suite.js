@@ -6,7 +6,7 @@
  * @property {string[]} images
  * @property {PixelValues} pixel_values
  * @property {string | null} prompt
- * @property {object} options
+ * @property {import('vlm-export').GenerateOptions} options
  * @property {{ token_ids: number[], score: number | null }[]} expected what PyTorch said
  */
 
@@ -20,7 +20,7 @@ if (!process.env.VLM_EXPORT_SUITE) {
 env.allowRemoteModels = false;
 env.useFSCache = false;
 
-/** @type {{ repos: Record<string, { path: string, runs: Run[] }>, warped: object[] }} */
+/** @type {{ repos: Record<string, { path: string, runs: Run[] }>, warped: any[] }} */
 export const suite = JSON.parse(await readFile(process.env.VLM_EXPORT_SUITE, 'utf-8'));
 
 /** @param {PixelValues} pixel_values */
@@ -31,7 +31,7 @@ export async function read_tensor({ path, shape }) {
 
 /**
  * @param {Run} run
- * @returns {Promise<object>} of it what `generate()` takes
+ * @returns {Promise<import('vlm-export').GenerateOptions>} of it what `generate()` takes
  */
 export async function inputs_of({ images, pixel_values, prompt }) {
     return { images, pixel_values: await read_tensor(pixel_values), ...(prompt !== null && { prompt }) };
