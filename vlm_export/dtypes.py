@@ -10,6 +10,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
+from vlm_export.contract import SUFFIXES
+
 Maker = Literal["float32", "float16", "packed_8_bits", "folded_8_bits"]
 
 
@@ -18,8 +20,12 @@ class Dtype:
     """One row: `name` as users and transformers.js write it, `suffix` of the file, and how `variants.py` makes it."""
 
     name: str
-    suffix: str
     made_by: Maker
+
+    @property
+    def suffix(self) -> str:
+        """What is appended to a graph's name."""
+        return SUFFIXES[self.name]
 
 
 # By device, what a client takes unless it is told otherwise: the fastest of those that a repo has, then the smallest.
@@ -40,13 +46,13 @@ def preferred(device: str, available: Collection[str]) -> str | None:
 # Model metadata of an 8-bit graph of ours: no row's activations are rounded by what is in other rows.
 ACTIVATIONS, BY_ROW = "vlm_export.activations", "by_row"
 
-FP32 = Dtype("fp32", "", "float32")
+FP32 = Dtype("fp32", "float32")
 DTYPES: dict[str, Dtype] = {
     dtype.name: dtype
     for dtype in (
         FP32,
-        Dtype("fp16", "_fp16", "float16"),
-        Dtype("int8", "_int8", "packed_8_bits"),
-        Dtype("q8", "_quantized", "folded_8_bits"),
+        Dtype("fp16", "float16"),
+        Dtype("int8", "packed_8_bits"),
+        Dtype("q8", "folded_8_bits"),
     )
 }

@@ -17,11 +17,11 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from vlm_export import bundled
+from vlm_export.contract import LayoutName
 from vlm_export.dtypes import DTYPES
 from vlm_export.errors import InputError
 from vlm_export.files import text_of
 
-LayoutName = Literal["captioner", "chat", "components"]
 DtypeName = Literal["fp32", "fp16", "int8", "q8"]
 MetricName = Literal[
     "cosine_similarity",

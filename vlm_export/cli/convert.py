@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from vlm_export.cli.options import common, open_recipe, recipe_argument
 from vlm_export.cli.output import Progress, notify, print_result, report_lines
+from vlm_export.contract import LayoutName
 from vlm_export.errors import InputError
 
 
@@ -48,7 +49,7 @@ def merge(recipe: str | None, base: str | None, work: Path | None, as_json: bool
 @click.command()
 @recipe_argument
 @click.option("--quantize", multiple=True, type=click.Choice(["fp32", "fp16", "int8", "q8"]), help="A dtype; repeats.")
-@click.option("--layout", type=click.Choice(["captioner", "chat", "components"]), help="In place of the recipe's.")
+@click.option("--layout", type=click.Choice(get_args(LayoutName)), help="In place of the recipe's.")
 @click.option("--retrace", is_flag=True, help="Trace every component anew, whatever earlier exports kept.")
 @common
 def onnx(

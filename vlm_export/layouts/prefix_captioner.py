@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from vlm_export.contract import PREFIX
 from vlm_export.layouts.prefix_chat import CHAT_TEMPLATE, IMAGE_TOKEN
 from vlm_export.layouts.text_models import known_text_config
-from vlm_export.runtime.drivers import PREFIX
 from vlm_export.spec.client import Client, RepoFacts, generation_config
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from vlm_export.contract import PREFIX
 from vlm_export.layouts.chat import Chat, llava_processor
 from vlm_export.layouts.text_models import known_text_config
-from vlm_export.runtime.drivers import PREFIX
 from vlm_export.spec.client import RepoFacts, generation_config
 
 IMAGE_TOKEN = "<image>"

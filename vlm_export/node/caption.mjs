@@ -36,13 +36,14 @@ import {
     AutoModelForImageTextToText,
     AutoProcessor,
     BaseStreamer,
-    Idefics3Processor,
     PreTrainedModel,
     RawImage,
     Tensor,
     env,
     pipeline,
 } from '@huggingface/transformers';
+
+import { MODEL_TYPES } from './contract.mjs';
 
 /** Collects the ids of one `generate()` call. Its first `put` is the prompt, or the decoder start token. */
 class TokenRecorder extends BaseStreamer {
@@ -173,10 +174,10 @@ async function loadCaptioner(id, options) {
 /** @type {(id: string, options: LoadOptions) => Promise<Loaded>} */
 async function loadChat(id, loading) {
     const processor = await AutoProcessor.from_pretrained(id);
-    const textFirst = processor instanceof Idefics3Processor;
     /** @param {Message[]} conversation */
     const render = (conversation) => processor.apply_chat_template(conversation, { add_generation_prompt: true });
     const model = await AutoModelForImageTextToText.from_pretrained(id, loading);
+    const { tiles: textFirst } = MODEL_TYPES[model.config.model_type];
 
     /** @type {Loaded['caption']} */
     async function caption(item, options, fed) {

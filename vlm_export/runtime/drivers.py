@@ -14,13 +14,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from vlm_export.contract import MODEL_TYPES, PREFIX
 from vlm_export.errors import InputError
 from vlm_export.runtime.sessions import Arrays, Cache, DecoderRun, Inputs, Sessions, cache_length
 
-PREFIX = "prefix_conditioning"  # a key of config.json: the image's features stand before the text, and have no ids
-COMPONENTS_TYPES = ("prefix_conditioning_vlm",)
-CAPTIONER_TYPES = ("vision-encoder-decoder",)
-CHAT_TYPES = ("llava", "llava_onevision", "llava_qwen2", "idefics3", "smolvlm")
 _DECODER = "decoder_model_merged"
 _CROSS_CACHE = ".encoder."
 
@@ -260,16 +257,18 @@ def driver_for(sessions: Sessions, files: Mapping[str, dict[str, Any]]) -> Drive
     """
     config = files["config.json"]
     model_type = config.get("model_type")
-    if model_type in COMPONENTS_TYPES:
-        return ComponentsDriver(sessions)
-    if model_type in CAPTIONER_TYPES:
-        if config.get(PREFIX):
+    if model_type not in MODEL_TYPES:
+        raise InputError(f"config.json: model_type {model_type!r} is none that this runs: {', '.join(MODEL_TYPES)}")
+    match MODEL_TYPES[model_type].layout, bool(config.get(PREFIX)):
+        case "captioner", True:
             return PrefixCaptionerDriver(sessions, files["generation_config.json"]["decoder_start_token_id"])
-        return EncoderDecoderDriver(sessions)
-    if model_type in CHAT_TYPES:
-        return (PrefixChatDriver if config.get(PREFIX) else ChatDriver)(sessions, image_token_id(config))
-    known = ", ".join((*COMPONENTS_TYPES, *CAPTIONER_TYPES, *CHAT_TYPES))
-    raise InputError(f"config.json: model_type {model_type!r} is none that this runs: {known}")
+        case "captioner", False:
+            return EncoderDecoderDriver(sessions)
+        case "chat", True:
+            return PrefixChatDriver(sessions, image_token_id(config))
+        case "chat", False:
+            return ChatDriver(sessions, image_token_id(config))
+    return ComponentsDriver(sessions)
 
 
 def image_token_id(config: Mapping[str, Any]) -> int:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from vlm_export.dtypes import DTYPES, preferred
+from vlm_export.contract import MODEL_TYPES, PREFIX, SUFFIXES, LayoutName
+from vlm_export.dtypes import preferred
 from vlm_export.errors import InputError
 from vlm_export.files import read_json
-from vlm_export.runtime.drivers import CAPTIONER_TYPES, CHAT_TYPES, PREFIX
 
-LayoutName = Literal["captioner", "chat", "components"]
 ONNX = "onnx"
 CONFIG, GENERATION, PREPROCESSOR, MANIFEST = (
     "config.json",
@@ -21,13 +20,6 @@ CONFIG, GENERATION, PREPROCESSOR, MANIFEST = (
     "export.json",
 )
 _TOKEN_IDS = ("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
-# File suffixes by dtype: those that are made here, and the others of transformers.js.
-SUFFIXES = {dtype.name: dtype.suffix for dtype in DTYPES.values()} | {
-    "uint8": "_uint8",
-    "q4": "_q4",
-    "q4f16": "_q4f16",
-    "bnb4": "_bnb4",
-}
 # Other exporters' quantize activations by the range of a whole batch, so that a row's tokens depend on the others'.
 ROW_BY_ROW = ("q8", "int8", "uint8")
 
@@ -65,7 +57,7 @@ class Repo:
     def layout(self) -> LayoutName:
         """The layout, by `config.json`'s `model_type`: what is neither a captioner's nor a chat's is components."""
         model_type = self.config.get("model_type")
-        return "captioner" if model_type in CAPTIONER_TYPES else "chat" if model_type in CHAT_TYPES else "components"
+        return MODEL_TYPES[model_type].layout if model_type in MODEL_TYPES else "components"
 
     @property
     def has_prefix(self) -> bool:

@@ -14,21 +14,8 @@
 
 import { LlamaForCausalLM, ModelRegistry, PreTrainedModel, PretrainedConfig, env } from '@huggingface/transformers';
 
-/** What transformers.js appends to a graph's name. */
-const SUFFIXES = Object.freeze({
-    fp32: '',
-    fp16: '_fp16',
-    int8: '_int8',
-    uint8: '_uint8',
-    q8: '_quantized',
-    q4: '_q4',
-    q2: '_q2',
-    q1: '_q1',
-    q4f16: '_q4f16',
-    q2f16: '_q2f16',
-    q1f16: '_q1f16',
-    bnb4: '_bnb4',
-});
+import { SUFFIXES } from './contract.js';
+
 const CLIENT = 'transformers.js_config';
 
 export class Graph {

@@ -37,6 +37,7 @@
 import { Tensor } from '@huggingface/transformers';
 
 import { copy_rows, empty_cache, next_cache, past_length } from './cache.js';
+import { MODEL_TYPES, PREFIX } from './contract.js';
 
 const DECODER = 'decoder_model_merged';
 
@@ -59,7 +60,7 @@ class Layout {
      * vision-encoder-decoder, or like a llava, but for this key of config.json.
      */
     get prefix_conditioning() {
-        return this.config.prefix_conditioning === true;
+        return this.config[PREFIX] === true;
     }
 
     /**
@@ -158,8 +159,8 @@ export class Chat extends Layout {
      * @returns {Promise<Prepared>}
      */
     async prepare(asked) {
-        const tiled = ['idefics3', 'smolvlm'].includes(/** @type {string} */ (this.config.model_type));
-        const prepared = await (tiled ? this.#tiles(asked) : this.#whole_images(asked));
+        const { tiles } = MODEL_TYPES[/** @type {keyof typeof MODEL_TYPES} */ (this.config.model_type)];
+        const prepared = await (tiles ? this.#tiles(asked) : this.#whole_images(asked));
         const history = this.prefix_conditioning ? [] : prepared.token_ids;
         return { ...prepared, history };
     }
@@ -327,24 +328,15 @@ export class Components extends Layout {
     }
 }
 
-/** By the `model_type` in config.json. */
-const LAYOUTS = {
-    'vision-encoder-decoder': Captioner,
-    prefix_conditioning_vlm: Components,
-    llava: Chat,
-    llava_onevision: Chat,
-    llava_qwen2: Chat,
-    idefics3: Chat,
-    smolvlm: Chat,
-};
+const LAYOUTS = { captioner: Captioner, chat: Chat, components: Components };
 
 /** @param {import('@huggingface/transformers').PretrainedConfig} config */
 export function layout_of({ model_type }) {
-    if (!model_type || !Object.hasOwn(LAYOUTS, model_type)) {
-        const known = Object.keys(LAYOUTS).join(', ');
+    if (!model_type || !Object.hasOwn(MODEL_TYPES, model_type)) {
+        const known = Object.keys(MODEL_TYPES).join(', ');
         throw new Error(`config.json: model_type '${model_type}' is of no layout known here (${known})`);
     }
-    return LAYOUTS[model_type];
+    return LAYOUTS[MODEL_TYPES[model_type].layout];
 }
 
 /** @param {Tensor} ids `[1, tokens] int64` */

@@ -1,0 +1,43 @@
+"""Write what transformers.js loads, as `vlm_export/contract.py` has it, where our JavaScript reads it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from vlm_export import contract
+
+PACKAGE = Path(contract.__file__).parent
+FILES = (PACKAGE / "js" / "src" / "contract.js", PACKAGE / "node" / "contract.mjs")
+HEAD = (
+    "/** What transformers.js 4.3.1 loads, and how. Written by scripts/contract.py: change vlm_export/contract.py. */\n"
+)
+
+
+def text() -> str:
+    """The module, formatted as all of our JavaScript is."""
+    model_types = {name: asdict(loaded) for name, loaded in contract.MODEL_TYPES.items()}
+    constants = {"MODEL_TYPES": model_types, "PREFIX": contract.PREFIX, "SUFFIXES": contract.SUFFIXES}
+    return "\n".join([HEAD, *(f"export const {name} = {literal(value)};" for name, value in constants.items()), ""])
+
+
+def literal(value: Any, indent: str = "") -> str:
+    """A value in JavaScript: objects of objects and of strings a line an entry, others in one line."""
+    if isinstance(value, str):
+        return f"'{value}'"
+    if isinstance(value, bool):
+        return str(value).lower()
+    entries = [f"{_key(name)}: {literal(part, indent + '    ')}" for name, part in value.items()]
+    if indent:
+        return f"{{ {', '.join(entries)} }}"
+    return "Object.freeze({\n" + "".join(f"    {entry},\n" for entry in entries) + "})"
+
+
+def _key(name: str) -> str:
+    return name if name.isidentifier() else f"'{name}'"
+
+
+if __name__ == "__main__":
+    for path in FILES:
+        path.write_text(text(), encoding="utf-8")

@@ -1,0 +1,61 @@
+"""vlm_export.contract: Python, our JavaScript and the Node driver go by one table, which is transformers.js' own."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from vlm_export import contract
+from vlm_export.runtime.drivers import driver_for
+from vlm_export.web.node_runtime import node_home
+
+ROOT = Path(__file__).parents[1]
+CLASSES = "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES", "MODEL_FOR_VISION_2_SEQ_MAPPING_NAMES"
+
+
+def in_javascript(path: Path) -> dict[str, object]:
+    code = f"import * as all from {json.dumps(path.as_uri())}; console.log(JSON.stringify(all))"
+    command = ["node", "--input-type=module", "--eval", code]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.parametrize("name", ["js/src/contract.js", "node/contract.mjs"])
+def test_javascript_has_the_same(name: str, tmp_path: Path) -> None:
+    path = ROOT / "vlm_export" / name
+    module = tmp_path / "contract.mjs"
+    module.write_text(path.read_text(encoding="utf-8"))
+    assert in_javascript(module) == {
+        "MODEL_TYPES": {
+            name: {"layout": loaded.layout, "tiles": loaded.tiles} for name, loaded in contract.MODEL_TYPES.items()
+        },
+        "PREFIX": contract.PREFIX,
+        "SUFFIXES": contract.SUFFIXES,
+    }, "run `python scripts/contract.py`"
+
+
+def test_the_table_is_that_of_transformers_js() -> None:
+    """Suffixes and classes as they stand in the pinned package's own bundle."""
+    bundle = node_home() / "node_modules" / "@huggingface" / "transformers" / "dist" / "transformers.node.mjs"
+    source = bundle.read_text(encoding="utf-8")
+    found = re.search(r"DEFAULT_DTYPE_SUFFIX_MAPPING = [^{]*\{(.*?)\}", source, re.DOTALL)
+    assert found
+    names = dict(re.findall(r"\[DATA_TYPES\.(\w+)\]: \"(\w*)\"", found[1]))
+    assert names == contract.SUFFIXES
+    for model_type, loaded in contract.MODEL_TYPES.items():
+        assert (f'["{model_type}", ' in source) == (loaded.layout != "components"), model_type
+
+
+def test_every_model_type_has_a_driver() -> None:
+    class Sessions:
+        """What a driver is given, of which making one reads nothing."""
+
+    for model_type, loaded in contract.MODEL_TYPES.items():
+        for prefix in (False, True):
+            config = {"model_type": model_type, "image_token_id": 1, contract.PREFIX: prefix}
+            files = {"config.json": config, "generation_config.json": {"decoder_start_token_id": 0}}
+            driver = driver_for(Sessions(), files)  # type: ignore[arg-type]
+            assert ("vision_encoder" in driver.components) == (loaded.layout != "captioner")

@@ -1,0 +1,26 @@
+/** What transformers.js 4.3.1 loads, and how. Written by scripts/contract.py: change vlm_export/contract.py. */
+
+export const MODEL_TYPES = Object.freeze({
+    'vision-encoder-decoder': { layout: 'captioner', tiles: false },
+    llava: { layout: 'chat', tiles: false },
+    llava_onevision: { layout: 'chat', tiles: false },
+    llava_qwen2: { layout: 'chat', tiles: false },
+    idefics3: { layout: 'chat', tiles: true },
+    smolvlm: { layout: 'chat', tiles: true },
+    prefix_conditioning_vlm: { layout: 'components', tiles: false },
+});
+export const PREFIX = 'prefix_conditioning';
+export const SUFFIXES = Object.freeze({
+    fp32: '',
+    fp16: '_fp16',
+    int8: '_int8',
+    uint8: '_uint8',
+    q8: '_quantized',
+    q4: '_q4',
+    q2: '_q2',
+    q1: '_q1',
+    q4f16: '_q4f16',
+    q2f16: '_q2f16',
+    q1f16: '_q1f16',
+    bnb4: '_bnb4',
+});
