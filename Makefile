@@ -4,7 +4,7 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo real test check install chromium golden clean
+.PHONY: demo real test quick check install chromium golden clean
 
 demo: install
 	python scripts/demo.py
@@ -14,6 +14,9 @@ real: install
 
 test: install check chromium
 	pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+quick: install
+	pytest -n 2 --dist loadfile -m 'not slow'
 
 check: install
 	ruff check .

@@ -19,11 +19,24 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 LONG = ("test_trained", "test_wheel")
+# By marker, the files whose every test has it. Slow are those that take more than ten seconds alone.
+MARKED = {
+    "browser": "browser demo_page",
+    "node": "bench browser chat_families cli contract demo_page encoder_decoder js matrix node_runtime wheel",
+    "slow": "adapter_names adapters attention bench browser chat_families cli companions demo_page documents "
+    "encoder_decoder export generation_rules js kept_structures matrix merge own_files proof remote_code repeat_layers "
+    "rewrites runtime_chat runtime_generate serve shapes_captioner telemetry trained trial_run verify wheel",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take long begin first, so that none is left to one worker while the other has nothing to do."""
     items.sort(key=lambda item: item.path.stem not in LONG)
+    for marker, files in MARKED.items():
+        stems = {f"test_{name}" for name in files.split()}
+        for item in items:
+            if item.path.stem in stems:
+                item.add_marker(marker)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -97,8 +97,8 @@ CONFIGS: dict[str, tuple[Callable[[Path], None], str]] = {
     "null": (lambda folder: config_of(folder, "null"), "config.json: holds a JSON NoneType, not an object"),
     "no model_type": (lambda folder: config_of(folder, "{}"), "config.json: no `model_type`; is this a model folder?"),
     "another model_type": (
-        lambda folder: values_of(folder, model_type="internvl"),
-        "config.json: model_type 'internvl' is not supported; supported: ",
+        lambda folder: values_of(folder, model_type="mllama"),
+        "config.json: model_type 'mllama' is not supported; supported: ",
     ),
     "FastVLM with its own code": (
         lambda folder: values_of(folder, model_type="llava_qwen2"),

@@ -44,8 +44,8 @@ print([name for name in sys.argv[1].split() if name in sys.modules])
 _TRACE = """
 import sys
 from pathlib import Path
-from vlm_export.checkpoint import open_checkpoint
-from vlm_export.kept_structures import Structures
+from vlm_export.source.checkpoint import open_checkpoint
+from vlm_export.graph.kept_structures import Structures
 structures = Structures(open_checkpoint(Path(sys.argv[1])), "components")
 structures.trace(structures.components[1])
 """
@@ -242,7 +242,7 @@ def test_the_packages_files_are_in_the_key(merged: Checkpoint, tmp_path: Path, m
     monkeypatch.setattr(kept_structures, "PACKAGE", package)
     keys = [key(merged)]
     assert keys[0] == key(merged)
-    rewrite = package / "rewrites" / "gelu.py"
+    rewrite = package / "graph" / "rewrites" / "gelu.py"
     rewrite.write_text(rewrite.read_text() + "\n")
     keys.append(key(merged))
     rewrite.rename(rewrite.with_name("gelus.py"))

@@ -247,7 +247,14 @@ def test_installs_once_for_two_that_ask_at_once(fake_tools: Path) -> None:
         one, other = pool.map(lambda _: node_home(), range(2))
     assert one == other
     assert names(one.parent) == [one.name]
-    assert names(one) == ["caption.mjs", "node_modules", "onnxruntime-web.mjs", "package-lock.json", "package.json"]
+    assert names(one) == [
+        "caption.mjs",
+        "contract.mjs",
+        "node_modules",
+        "onnxruntime-web.mjs",
+        "package-lock.json",
+        "package.json",
+    ]
     (fake_tools / "npm").unlink()
     assert node_home() == one
 

@@ -217,7 +217,7 @@ def test_pytorch_can_be_forced(default_repo: Path, images: list[str], captions: 
         (["REPO", "IMAGE", "--num-beams", "2", "--length-penalty", "1e308"], "length_penalty: 1e+308, but 30 to the"),
         (["REPO", "IMAGE", "--sample", "--seed", "-1"], "seed: -1, but it must be at least 0"),
         (["REPO", "IMAGE", "--max-new-tokens", f"{10**23}"], "but after the prompt the model has positions for 221"),
-        (["REPO", "IMAGE", "--dtype", "q9"], "dtype 'q9' is none of fp32, fp16, int8, q8"),
+        (["REPO", "IMAGE", "--dtype", "q9"], "dtype 'q9' is none of fp32, fp16, int8, uint8, q8"),
         (["REPO", "README"], "not a readable image"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

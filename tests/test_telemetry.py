@@ -22,18 +22,18 @@ COLLECTOR = b"mobile.events.data.microsoft.com:443"
 LONGEST_SECONDS = 60  # a process was seen to call after 9
 LATER_SECONDS = 2
 ALONE = "import onnxruntime"
-OURS = "from vlm_export.runtime import load"
+OURS = "from vlm_export import load"
 WAITING = "; import sys; sys.stdin.read()"
 EXPORT = """
 from pathlib import Path
-import vlm_export.variants, vlm_export.verify
-from vlm_export.onnxsim_process import Onnxsim
+import vlm_export.quantize.variants, vlm_export.verify.verify
+from vlm_export.graph.onnxsim_process import Onnxsim
 Onnxsim().run(Path("a"), Path("b"), 60)
 """
 BENCH = """
 import sys
 from pathlib import Path
-from vlm_export import bench
+from vlm_export.measure import bench
 if __name__ == "__main__":
     bench.WARM_UP_SECONDS = bench.MEASURED_SECONDS = 0.0
     done = bench.bench(Path(sys.argv[1]), [Path(sys.argv[2])], new_tokens=2, rounds=1, threads=1)
