@@ -12,10 +12,12 @@ import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
+from vlm_export.graph import trace as tracing
 from vlm_export.graph.rewrites.embedding_scale import scale_lookups, scale_of
 from vlm_export.graph.rewrites.flat_products import unflatten_products
 from vlm_export.graph.rewrites.gelu import fuse_gelu
 from vlm_export.graph.rewrites.same_shape import join_reshapes
+from vlm_export.spec.graph import TensorSpec
 
 GELUS = {
     "gelu_new": """
@@ -182,3 +184,11 @@ def test_lookups_of_the_front_end_alone_are_scaled() -> None:
 def test_an_embedding_that_does_something_else_is_refused() -> None:
     with pytest.raises(ValueError, match="Shifted does more than look up rows"):
         scale_of(Shifted(4, 3))
+
+
+def test_no_two_axes_are_traced_with_one_size() -> None:
+    """Whatever a family calls them: what is computed from one must not be taken for the other."""
+    axes = ("batch_size", "num_images", "num_tiles", "sequence_length", "height", "width", "num_logits", "of_its_own")
+    sizes = tracing._sizes([TensorSpec("one", "float32", axes[:5]), TensorSpec("other", "int64", axes[3:])])
+    assert sizes.keys() >= set(axes)
+    assert len(set(sizes.values())) == len(sizes) and min(sizes.values()) > 1

@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -34,7 +34,8 @@ UNFUSED = "vlm_export.unfused_attention"  # model metadata: why attention is pla
 UNFUSED_ROTARY = "vlm_export.unfused_rotary"  # the same of rotary embedding
 REWRITES = "vlm_export.rewrites"  # how often each rewrite applied, as JSON
 
-# Sizes that the tracer sees. All differ and none is 0 or 1, which torch.export would take for constants.
+# Sizes that the tracer sees; other axes have those from `_FIRST_OTHER_SIZE` on. All differ, and none is 0 or 1, which
+# torch.export would take for constants.
 _TRACED_SIZES = {
     "batch_size": 2,
     "sequence_length": 3,
@@ -42,10 +43,11 @@ _TRACED_SIZES = {
     "total_sequence_length": 8,
     "past_encoder_sequence_length": 6,
     "new_encoder_sequence_length": 7,
-    "num_logits": 2,
+    "num_logits": 4,
     "height": 128,
     "width": 192,
 }
+_FIRST_OTHER_SIZE = 9
 _TORCH_DTYPES = {"float32": torch.float32, "int64": torch.int64, "bool": torch.bool}
 
 
@@ -120,8 +122,9 @@ class _stand_in_weights:
 def _export(module: nn.Module, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> ir.Model:
     arguments: list[Any] = []
     shapes: list[Any] = []
+    sizes = _sizes(inputs)
     for is_cache, specs in itertools.groupby(inputs, lambda spec: spec.name.startswith("past_key_values.")):
-        samples, axes = zip(*((_sample(spec), _dynamic_axes(spec)) for spec in specs), strict=True)
+        samples, axes = zip(*((_sample(spec, sizes), _dynamic_axes(spec)) for spec in specs), strict=True)
         arguments += [list(samples)] if is_cache else samples
         shapes += [list(axes)] if is_cache else axes
     with (
@@ -146,8 +149,15 @@ def _export(module: nn.Module, inputs: tuple[TensorSpec, ...], outputs: tuple[Te
     return program.model
 
 
-def _sample(spec: TensorSpec) -> torch.Tensor:
-    sizes = [size if isinstance(size, int) else _TRACED_SIZES.get(size, 4) for size in spec.shape]
+def _sizes(inputs: Sequence[TensorSpec]) -> dict[str, int]:
+    """A size for each symbol of the inputs' shapes."""
+    symbols = dict.fromkeys(size for spec in inputs for size in spec.shape if isinstance(size, str))
+    others = [symbol for symbol in symbols if symbol not in _TRACED_SIZES]
+    return _TRACED_SIZES | {symbol: size for size, symbol in enumerate(others, _FIRST_OTHER_SIZE)}
+
+
+def _sample(spec: TensorSpec, of_symbols: Mapping[str, int]) -> torch.Tensor:
+    sizes = [size if isinstance(size, int) else of_symbols[size] for size in spec.shape]
     if spec.dtype == "int64":
         count = math.prod(sizes)
         return torch.ones(sizes, dtype=torch.int64) if count > sizes[-1] else torch.arange(count)
