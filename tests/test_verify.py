@@ -393,6 +393,17 @@ def test_another_client_in_eight_bits_does_not_hide_behind_the_margin_of_eight_b
     assert found == {("fp32", "node", limits.TOKENS_EXACT), ("int8", "node", limits.TOKENS_AS_ORT)}
 
 
+def test_two_builds_may_part_where_scores_are_near(broken: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How near is measured on the graph, behind the tokens that both said: here everything that was said is near."""
+    path = broken.work.repo / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"repetition_penalty": 5.0}))
+    for tie, verdict in ((0.0, "fail"), (np.inf, "near-tie")):
+        monkeypatch.setitem(limits.NEAR_TIES_OF_BUILDS, "int8", tie)
+        [check] = [c for c in broken.verify("node").checks if c.metric == limits.TOKENS_AS_ORT]
+        assert check.verdict == verdict
+        assert ("near-ties: " in check.detail, "differ: " in check.detail) == (tie > 0, tie == 0)
+
+
 def test_push_needs_a_passing_report_about_these_very_files(broken: Exported) -> None:
     with pytest.raises(CheckFailed, match="not verified yet: run `vlm-export verify`"):
         gate.check_verified(replace(broken.work, root=broken.work.root / "elsewhere"))

@@ -80,7 +80,7 @@ def _check_as_in_ort(run: Verification, dtype: str, tokens: Sequence[Sequence[in
         if place is None:
             continue
         is_near = place < min(len(found), len(own)) and (
-            in_ort.gap(run, dtype, fed, own[:place], found[place]) < limits.NEAR_TIE_IN_FEWER_BITS
+            in_ort.gap(run, dtype, fed, own[:place], found[place]) < limits.NEAR_TIES_OF_BUILDS[dtype]
         )
         (near if is_near else different).append(f"{image.file} from token {place + 1}")
     add_rate(run, dtype, "node", limits.TOKENS_AS_ORT, len(tokens), near, different)

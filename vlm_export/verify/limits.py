@@ -41,8 +41,10 @@ PROMPT_IDS, ENDS = "prompts_that_differ", "ends_that_differ"
 PIXELS, PIXELS_FROM_FILE = "mean_pixel_difference", "mean_pixel_difference_from_image_file"
 # A gap between two scores, as a share of the largest logit, that float32 sums in another order may turn round.
 NEAR_TIE = 1e-4
-# The same where two builds of ONNX Runtime ran one graph: activations in fewer bits turn such a gap into a larger one.
-NEAR_TIE_IN_FEWER_BITS = 1e-2
+# The same where two builds of ONNX Runtime run one graph, by dtype. With SmolLM2-135M, one build with and without some
+# of its fusions makes scores that are apart by at most 2.5e-6 in q8, 2.6e-3 in fp16 and 3.6e-2 in int8, whose kernels
+# round activations. Two scores may part.
+NEAR_TIES_OF_BUILDS = {"fp16": 5e-3, "int8": 1e-2, "q8": NEAR_TIE}
 
 _AT_MOST = {MAX_RELATIVE_ERROR, PROMPT_IDS, ENDS, PIXELS, PIXELS_FROM_FILE}
 _OF_FILES = {PROMPT_IDS: 0.0, ENDS: 0.0, PIXELS: 1e-3, PIXELS_FROM_FILE: 0.3}
