@@ -27,6 +27,7 @@ BESIDE = {
     "vlm_export/demo/vlm-export/index.d.ts": "../../js/index.js",
     "node_modules/vlm-export/index.d.ts": "../../vlm_export/js/index.js",
     "benchmarks/js/index.d.ts": "../../vlm_export/js/index.js",
+    "vlm_export/node/contract.d.mts": "../js/src/contract.js",
 }
 
 
@@ -56,7 +57,7 @@ def lay_out(folder: Path, packages: list[Path]) -> None:
         if path.suffix in {".js", ".mjs", ".ts"}:
             link(folder / path.relative_to(ROOT), path)
     for name, module in BESIDE.items():
-        (folder / name).parent.mkdir(parents=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"export * from '{module}';\n")
     for path in chain.from_iterable([*home.glob("[!.@]*"), *home.glob("@*/*")] for home in packages):
         name = f"{path.parent.name}/{path.name}" if path.parent.name.startswith("@") else path.name

@@ -9,7 +9,7 @@ from typing import Any
 from vlm_export import contract
 
 PACKAGE = Path(contract.__file__).parent
-FILES = (PACKAGE / "js" / "src" / "contract.js", PACKAGE / "node" / "contract.mjs")
+FILE = PACKAGE / "js" / "src" / "contract.js"
 HEAD = (
     "/** What transformers.js 4.3.1 loads, and how. Written by scripts/contract.py: change vlm_export/contract.py. */\n"
 )
@@ -39,5 +39,4 @@ def _key(name: str) -> str:
 
 
 if __name__ == "__main__":
-    for path in FILES:
-        path.write_text(text(), encoding="utf-8")
+    FILE.write_text(text(), encoding="utf-8")

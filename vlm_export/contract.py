@@ -1,7 +1,8 @@
 """What transformers.js loads and how it feeds it, as data that Python and JavaScript read.
 
-`scripts/contract.py` writes the same as `js/src/contract.js` and `node/contract.mjs`. Source: transformers.js 4.3.1,
-`src/models/registry.js` (classes by `model_type`), `src/models/*/processing_*.js` (calls), `src/utils/dtypes.js`.
+`scripts/contract.py` writes the same as `js/src/contract.js`, which is put beside the Node driver as `contract.mjs`.
+Source: transformers.js 4.3.1, `src/models/registry.js` (classes by `model_type`), `src/models/*/processing_*.js`
+(calls), `src/utils/dtypes.js`.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 NODE_MAJOR = 20
 SCRIPTS = Path(__file__).parents[1] / "node"
+CONTRACT = SCRIPTS.parent / "js" / "src" / "contract.js"
 NEXT_STEP = f"install Node {NODE_MAJOR} or newer"
 INSTEAD = ", or run with --runtime ort"
 
@@ -225,10 +226,11 @@ def _npm_ci(npm: str, folder: Path, instead: str) -> None:
 
 def _copy_scripts(scripts: Path, home: Path) -> None:
     """Puts this version's scripts beside `node_modules`, where their imports are found."""
-    for source in scripts.glob("*.mjs"):
+    sources = {path.name: path for path in scripts.glob("*.mjs")} | {"contract.mjs": CONTRACT}
+    for name, source in sources.items():
         with tempfile.NamedTemporaryFile(dir=home, delete=False) as copy:
             copy.write(source.read_bytes())
-        os.replace(copy.name, home / source.name)
+        os.replace(copy.name, home / name)
 
 
 def _name(model: Path | RemoteModel) -> str:
