@@ -17,7 +17,7 @@ Maker = Literal["float32", "float16", "packed_8_bits", "folded_8_bits"]
 
 @dataclass(frozen=True)
 class Dtype:
-    """One row: `name` as users and transformers.js write it, `suffix` of the file, and how `variants.py` makes it."""
+    """One row: `name` as users and transformers.js write it, and how `quantize/variants.py` makes it."""
 
     name: str
     made_by: Maker

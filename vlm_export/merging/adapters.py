@@ -1,8 +1,8 @@
 """Adapters: what is in a PEFT folder (or in a checkpoint that carries LoRA itself), and what PEFT makes of it.
 
 PEFT decides which module each tensor belongs to, how the module computes with it, and what merging it gives: it is put
-on a model without weights, and only the layers that are being merged are filled, one at a time. The only module that
-imports peft, inside the functions that need it: the import takes a second, and most commands do not.
+on a model without weights, and only the layers that are being merged are filled, one at a time. Only this module and
+`adapter_settings.py` import peft, inside the functions that need it: that takes a second, and most commands do not.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from vlm_export.files import replaced_folder, sha256, write_json
 from vlm_export.merging import adapters, vocabulary
 from vlm_export.merging.adapter_settings import SETTINGS
 from vlm_export.merging.adapters import Adapter
-from vlm_export.merging.prove import prove
+from vlm_export.merging.prove import Proof, prove
 from vlm_export.merging.states import Merged, Step, Version, origin_of
 from vlm_export.merging.values import equal, finite, parts
 from vlm_export.merging.vocabulary import Resized
@@ -117,45 +117,54 @@ def merge(
             write_json(folder / "config.json", last.checkpoint.family.merged_config(last.checkpoint.config))
             copy_processor(companions.folder, folder)
             seen = prove(base, steps, folder) if steps else None
-            worst = seen.worst if seen else None
-            report = MergeReport(
-                adapter_tensors=sum(len(step.adapter.tensors) for step in steps),
-                unused=sorted([*base.checkpoint.unused, *(key for step in steps for key in step.adapter.unused)]),
-                layers={module: change.ratio for module, change in changes.items()},
-                rounding_error={
-                    module: change.rounding_error
-                    for module, change in changes.items()
-                    if change.rounding_error is not None
-                },
-                unchanged_if_rounded={
-                    module: change.unchanged_if_rounded
-                    for module, change in changes.items()
-                    if change.unchanged_if_rounded is not None
-                },
-                tied=aliases(last.build()),
-                inputs_sha256=input_hashes(path, adapter_paths, companions),
-                parameters=sum(math.prod(weight.shape) for weight in last.weights.values()),
-                max_relative_diff_vs_adapter=seen.versus_adapter if seen else None,
-                max_relative_diff_vs_base=seen.versus_base if seen else None,
-                max_layer_error=worst.error if worst else None,
-                worst_layer=worst.name if worst else None,
-                weights_by_hand=seen.by_hand if seen else 0,
-                not_by_hand=[*seen.not_by_hand] if seen else [],
-                companions=companions.chosen,
-                warnings=[
-                    *base.checkpoint.notes,
-                    *_not_heeded(companions, base.checkpoint),
-                    *(note for step in steps for note in step.adapter.notes),
-                    *(
-                        f"{file}: a pickle, of which only the tensors were read; prefer safetensors"
-                        for file in _inputs(path, adapter_paths)
-                        if is_pickle(file)
-                    ),
-                    *(seen.warnings if seen else ()),
-                ],
-            )
+            inputs = input_hashes(path, adapter_paths, companions)
+            pickles = [file for file in _inputs(path, adapter_paths) if is_pickle(file)]
+            report = _report(base, steps, changes, seen, companions, inputs, pickles)
             write_json(folder / REPORT, asdict(report))
     return report
+
+
+def _report(
+    base: Version,
+    steps: Sequence[Step],
+    changes: Mapping[str, _Change],
+    seen: Proof | None,
+    companions: Companions,
+    inputs_sha256: dict[str, str],
+    pickles: Sequence[Path],
+) -> MergeReport:
+    last = steps[-1].after if steps else base
+    worst = seen.worst if seen else None
+    return MergeReport(
+        adapter_tensors=sum(len(step.adapter.tensors) for step in steps),
+        unused=sorted([*base.checkpoint.unused, *(key for step in steps for key in step.adapter.unused)]),
+        layers={module: change.ratio for module, change in changes.items()},
+        rounding_error={
+            module: change.rounding_error for module, change in changes.items() if change.rounding_error is not None
+        },
+        unchanged_if_rounded={
+            module: change.unchanged_if_rounded
+            for module, change in changes.items()
+            if change.unchanged_if_rounded is not None
+        },
+        tied=aliases(last.build()),
+        inputs_sha256=inputs_sha256,
+        parameters=sum(math.prod(weight.shape) for weight in last.weights.values()),
+        max_relative_diff_vs_adapter=seen.versus_adapter if seen else None,
+        max_relative_diff_vs_base=seen.versus_base if seen else None,
+        max_layer_error=worst.error if worst else None,
+        worst_layer=worst.name if worst else None,
+        weights_by_hand=seen.by_hand if seen else 0,
+        not_by_hand=[*seen.not_by_hand] if seen else [],
+        companions=companions.chosen,
+        warnings=[
+            *base.checkpoint.notes,
+            *_not_heeded(companions, base.checkpoint),
+            *(note for step in steps for note in step.adapter.notes),
+            *(f"{file}: a pickle, of which only the tensors were read; prefer safetensors" for file in pickles),
+            *(seen.warnings if seen else ()),
+        ],
+    )
 
 
 def _not_heeded(companions: Companions, checkpoint: Checkpoint) -> Iterator[str]:
