@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -197,6 +197,16 @@ RULES: dict[str, Callable[[list[list[int]]], dict[str, Any]]] = {
 }
 
 
+def assert_both_engines_say(expected: Any, exported: Any, rules: Mapping[str, Any], folder: Path) -> None:
+    """ONNX Runtime and PyTorch's engine, on a copy of the repo that has these rules."""
+    work = shutil.copytree(exported.work.root, folder / "work")
+    file = work / "repo" / "generation_config.json"
+    file.write_text(json.dumps(read_json(file) | rules))
+    for engine in (load(work / "repo", backend="onnx"), pytorch_engine.beside(work / "repo", because="")):
+        said = [engine.generate([open_image(path)], exported.prompt, Options()) for path in exported.images]
+        assert [list(answer.token_ids) for answer in said] == expected, type(engine)
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_each_rule_alone(rule: str, exported: Exported, tmp_path: Path) -> None:
     """ONNX Runtime and PyTorch's engine say what the loaded model says by the rule, which is something else."""
@@ -207,24 +217,14 @@ def test_each_rule_alone(rule: str, exported: Exported, tmp_path: Path) -> None:
     expected = exported.plain.tokens(exported.images, IDS | rules)
     without = {name: value for name, value in rules.items() if name not in HEEDED}
     assert expected != exported.plain.tokens(exported.images, IDS | without)
-    work = shutil.copytree(exported.work.root, tmp_path / "work")
-    file = work / "repo" / "generation_config.json"
-    file.write_text(json.dumps(read_json(file) | rules))
-    for engine in (load(work / "repo", backend="onnx"), pytorch_engine.beside(work / "repo", because="")):
-        said = [engine.generate([open_image(path)], exported.prompt, Options()) for path in exported.images]
-        assert [list(answer.token_ids) for answer in said] == expected, type(engine)
+    assert_both_engines_say(expected, exported, rules, tmp_path)
 
 
 def test_a_first_token_is_forced_behind_a_start_token_alone(exported: Exported, tmp_path: Path) -> None:
     rules = {"forced_bos_token_id": 70, "begin_suppress_tokens": [71]}
     expected = exported.plain.tokens(exported.images, IDS | rules)
     assert {said[0] == 70 for said in expected} == {exported.model == "vit-gpt2"}
-    work = shutil.copytree(exported.work.root, tmp_path / "work")
-    file = work / "repo" / "generation_config.json"
-    file.write_text(json.dumps(read_json(file) | rules))
-    for engine in (load(work / "repo", backend="onnx"), pytorch_engine.beside(work / "repo", because="")):
-        said = [engine.generate([open_image(path)], exported.prompt, Options()) for path in exported.images]
-        assert [list(answer.token_ids) for answer in said] == expected, type(engine)
+    assert_both_engines_say(expected, exported, rules, tmp_path)
 
 
 def test_from_the_checkpoint_to_both_clients(exported: Exported, tmp_path: Path) -> None:
