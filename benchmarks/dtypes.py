@@ -5,7 +5,7 @@ python benchmarks/dtypes.py --prefix 257      # after as many rows as its own to
 python benchmarks/dtypes.py --what export     # what an export in a dtype takes, and what that is more than fp32 alone
 
 Graphs are driven by the runtime of `vlm-export run`, each in a process of its own. A caption is a prefill and 20 tokens
-after it. An export finds the structures of an earlier one, so that the difference is the dtype's own.
+after it. An export finds the traced graphs of an earlier one, so that the difference is the dtype's own.
 """
 
 from __future__ import annotations

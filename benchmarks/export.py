@@ -50,11 +50,11 @@ class Run:
         return self.measured.seconds - phases["weights_s"] if phases else None
 
 
-def run(command: Callable[[Path], Command], work: Path, structures: Path | None = None) -> Run:
-    """Run a command in an empty folder, which goes away with what it wrote; `structures` stay."""
+def run(command: Callable[[Path], Command], work: Path, graph_cache: Path | None = None) -> Run:
+    """Run a command in an empty folder, which goes away with what it wrote; `graph_cache` stays."""
     folder = Path(tempfile.mkdtemp(prefix="run-", dir=work))
     try:
-        done = harness.measured(command(folder), folder, structures)
+        done = harness.measured(command(folder), folder, graph_cache)
         graphs = folder.rglob("*.onnx*")
         return Run(done, sum(file.stat().st_size for file in graphs) / 1e6)
     except CommandFailed as failure:

@@ -4,7 +4,7 @@ python benchmarks/export_component.py CHECKPOINT language_model FOLDER/model.onn
 
 A component of the captioner layout is looked for where the family has no other.
 
-Prints the seconds of its two phases as JSON: what depends on the structure alone, and what moves weights.
+Prints the seconds of its two phases as JSON: what depends on the skeleton alone, and what moves weights.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from vlm_export import collector
 def export(source: Path, name: str, target: Path, dtype: str) -> dict[str, float]:
     """Write `target`; returns the seconds of each phase."""
     from vlm_export.dtypes import DTYPES
+    from vlm_export.graph.graph_cache import GraphCache
     from vlm_export.graph.graph_file import save_graph
-    from vlm_export.graph.kept_structures import Structures
     from vlm_export.quantize import variants
     from vlm_export.quantize.variants import Source
     from vlm_export.source.checkpoint import open_checkpoint
 
     started = time.perf_counter()
     merged = open_checkpoint(source)
-    structures = Structures(merged, "components" if "components" in merged.family.layouts else "captioner")
-    component = next(component for component in structures.components if component.name == name)
-    structure, _ = structures.find(component) or structures.trace(component)
+    cache = GraphCache(merged, "components" if "components" in merged.family.layouts else "captioner")
+    component = next(component for component in cache.components if component.name == name)
+    skeleton, _ = cache.find(component) or cache.trace(component)
     traced = time.perf_counter()
-    variant = variants.make(Source(component, structure, merged.tensors), DTYPES[dtype])
+    variant = variants.make(Source(component, skeleton, merged.tensors), DTYPES[dtype])
     save_graph(variant, target)
     return {"structure_s": traced - started, "weights_s": time.perf_counter() - traced}
 

@@ -31,7 +31,7 @@ Command = list[str | Path]
 HERE = Path(__file__).parent
 CACHE = cache_folder()
 OURS = "vlm-export"
-AGAIN = ", again"  # behind the name of an export of ours that finds its structures kept
+AGAIN = ", again"  # behind the name of an export of ours that finds its graphs traced
 OPTIMUM = "optimum-onnx"
 GENAI = "onnxruntime-genai"
 EAGER = "PyTorch eager"
@@ -83,15 +83,15 @@ def environment(peer: str) -> Path:
     return folder / "bin"
 
 
-def measured(command: Sequence[str | Path], folder: Path, structures: Path | None = None) -> Measured:
-    """Run a command in `folder`, offline. What ours traced is looked for and kept in `structures`, else in `folder`.
+def measured(command: Sequence[str | Path], folder: Path, graph_cache: Path | None = None) -> Measured:
+    """Run a command in `folder`, offline. What ours traced is looked for and kept in `graph_cache`, else in `folder`.
 
     Raises:
         CommandFailed: its status is not 0.
     """
     log = folder / "output.log"
     helper = [sys.executable, "-c", _MEASURE, log, *command]
-    environ = {"HF_HUB_OFFLINE": "1", "VLM_EXPORT_STRUCTURES": str(structures or folder / "structures")}
+    environ = {"HF_HUB_OFFLINE": "1", "VLM_EXPORT_STRUCTURES": str(graph_cache or folder / "structures")}
     done = subprocess.run(helper, cwd=folder, env=os.environ | environ, stdout=subprocess.PIPE, check=True)
     status, seconds, peak_mib = json.loads(done.stdout)
     output = log.read_text(errors="replace")

@@ -24,7 +24,7 @@ MARKED = {
     "browser": "browser demo_page",
     "node": "bench browser chat_families cli contract demo_page encoder_decoder js matrix node_runtime wheel",
     "slow": "adapter_names adapters attention bench browser chat_families cli companions demo_page documents "
-    "encoder_decoder export generation_rules js kept_structures matrix merge own_files proof remote_code repeat_layers "
+    "encoder_decoder export generation_rules graph_cache js matrix merge own_files proof remote_code repeat_layers "
     "rewrites runtime_chat runtime_generate serve shapes_captioner telemetry trained trial_run verify wheel",
 }
 
@@ -40,29 +40,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _structures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def _shared_graph_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """What tests trace is kept apart from the user's, and traced once for all of them, side by side as they run."""
     base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "structures"
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "graph_cache"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLM_EXPORT_STRUCTURES", str(folder))
         yield folder
 
 
 @pytest.fixture
-def structures(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_graph_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder where one test alone finds and keeps what it traced."""
-    folder = tmp_path_factory.mktemp("structures") / "kept"
+    folder = tmp_path_factory.mktemp("graph_cache") / "kept"
     monkeypatch.setenv("VLM_EXPORT_STRUCTURES", str(folder))
     return folder
 
 
 @pytest.fixture(autouse=True)
-def _own_structures(request: pytest.FixtureRequest) -> None:
+def _trace_alone(request: pytest.FixtureRequest) -> None:
     """A test that changes code as it runs traces for itself: no fault that it plants is hidden, or left to others."""
     function = getattr(request, "function", None)
     if function is not None and "monkeypatch" in inspect.signature(function).parameters:
-        request.getfixturevalue("structures")
+        request.getfixturevalue("own_graph_cache")
 
 
 @pytest.fixture(autouse=True)
@@ -87,18 +87,18 @@ def _verify_on_one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _tracing_leaves_no_mark() -> Iterator[None]:
     """Whatever a test traces: a model that a trace changed would be another for the components that come after it."""
-    from vlm_export.graph.kept_structures import Structures, describe
+    from vlm_export.graph.graph_cache import GraphCache, describe
 
-    trace = Structures.trace
+    trace = GraphCache.trace
 
-    def watched(structures: Structures, component: Any, *onnxsim: Any) -> Any:
-        before = describe(structures.model)
-        traced = trace(structures, component, *onnxsim)
-        assert describe(structures.model) == before, f"tracing {component.name} left a mark on the model"
+    def watched(cache: GraphCache, component: Any, *onnxsim: Any) -> Any:
+        before = describe(cache.model)
+        traced = trace(cache, component, *onnxsim)
+        assert describe(cache.model) == before, f"tracing {component.name} left a mark on the model"
         return traced
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Structures, "trace", watched)
+        patch.setattr(GraphCache, "trace", watched)
         yield
 
 

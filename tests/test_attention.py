@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from vlm_export.dtypes import DTYPES
 from vlm_export.graph.graph_file import save_graph
 from vlm_export.graph.simplify_report import SimplifyReport
-from vlm_export.graph.structure import make_structure
+from vlm_export.graph.skeleton import make_skeleton
 from vlm_export.graph.weights import attach_weights
 from vlm_export.models import decoder
 from vlm_export.quantize import variants
@@ -109,8 +109,8 @@ def export(
     tensors = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     save_file(tensors, folder / "model.safetensors")
     made = component(decoder.Geometry.of(model.language_model.config))
-    structure, report = make_structure(made, model)
-    save_graph(attach_weights(structure, made, stored_tensors(folder)), folder / "decoder.onnx")
+    skeleton, report = make_skeleton(made, model)
+    save_graph(attach_weights(skeleton, made, stored_tensors(folder)), folder / "decoder.onnx")
     return onnxruntime.InferenceSession(str(folder / "decoder.onnx")), report
 
 
@@ -164,8 +164,8 @@ def test_float16_keeps_the_angles_of_far_positions(tmp_path: Path) -> None:
     model = holder(Kind("llama", {"max_position_embeddings": 2048}))
     session, _ = export(model, tmp_path, decoder.plain_decoder)
     made = decoder.plain_decoder(decoder.Geometry.of(model.language_model.config))
-    structure, _ = make_structure(made, model)
-    source = variants.Source(made, structure, stored_tensors(tmp_path))
+    skeleton, _ = make_skeleton(made, model)
+    source = variants.Source(made, skeleton, stored_tensors(tmp_path))
     save_graph(variants.make(source, DTYPES["fp16"]), tmp_path / "fp16.onnx")
     random = np.random.default_rng(0)
     sizes = {"batch_size": 1, "sequence_length": 1, "past_sequence_length": 1000}

@@ -28,7 +28,7 @@ from vlm_export.errors import InputError
 from vlm_export.families.registry import find_family
 from vlm_export.graph.graph_file import save_graph
 from vlm_export.graph.simplify_report import SimplifyReport
-from vlm_export.graph.structure import make_structure
+from vlm_export.graph.skeleton import make_skeleton
 from vlm_export.manifest import load_manifest
 from vlm_export.quantize import variants
 from vlm_export.quantize.full_precision import _before
@@ -105,8 +105,8 @@ def export_tower(made: Exported, target: Path, **changes: Any) -> SimplifyReport
     component = merged.family.layouts["chat"].components(changed.config)[0]
     model = build_empty(changed)
     merged.family.trim(model)
-    structure, report = make_structure(component, model)
-    save_graph(variants.make(Source(component, structure, merged.tensors), FP32), target)
+    skeleton, report = make_skeleton(component, model)
+    save_graph(variants.make(Source(component, skeleton, merged.tensors), FP32), target)
     return report
 
 

@@ -16,7 +16,7 @@ from vlm_export.dtypes import DTYPES, FP32
 from vlm_export.graph import simplify
 from vlm_export.graph.graph_file import save_graph
 from vlm_export.graph.onnxsim_process import Onnxsim
-from vlm_export.graph.structure import make_structure
+from vlm_export.graph.skeleton import make_skeleton
 from vlm_export.graph.trace import IR_VERSION, OPSET, trace
 from vlm_export.manifest import load_manifest
 from vlm_export.quantize import variants
@@ -113,9 +113,9 @@ def test_int8_quantizes_every_matmul_with_a_weight(model: Exported, layout: str)
 def test_simplifier_keeps_its_budgets(model: Exported) -> None:
     merged = open_checkpoint(model.work.merged)
     component = merged.family.layouts["components"].components(merged.config)[1]
-    structure = trace(component, build_empty(merged))
+    skeleton = trace(component, build_empty(merged))
     with Onnxsim() as onnxsim:
-        simplified, report = simplify.simplify(structure, component, onnxsim, seconds=0.001)
+        simplified, report = simplify.simplify(skeleton, component, onnxsim, seconds=0.001)
         assert report.onnxsim == "skipped: took more than 0.001 s"
         assert len(simplified.graph) == report.nodes_after
         for _ in range(2):  # the process is started again, and takes one graph after another
@@ -141,8 +141,8 @@ def test_external_data_is_named_and_declared(tmp_path: Path) -> None:
     model = prepare(tmp_path)
     merged = open_checkpoint(model.work.merged)
     component = merged.family.layouts["captioner"].components(merged.config)[0]
-    structure, _ = make_structure(component, build_empty(merged))
-    source = Source(component, structure, merged.tensors)
+    skeleton, _ = make_skeleton(component, build_empty(merged))
+    source = Source(component, skeleton, merged.tensors)
     path = tmp_path / "encoder_model.onnx"
     chunks = save_graph(variants.make(source, FP32), path, inline_bytes=0, chunk_bytes=20_000)
     files = sorted(file.name for file in tmp_path.glob("encoder_model.onnx_data*"))

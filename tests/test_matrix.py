@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from vlm_export.errors import InputError
 from vlm_export.files import read_json
 from vlm_export.graph.graph_file import save_graph
-from vlm_export.graph.structure import make_structure
+from vlm_export.graph.skeleton import make_skeleton
 from vlm_export.graph.weights import WeightRef, attach_weights
 from vlm_export.layouts.text_models import LAYERS_FIELD
 from vlm_export.manifest import load_manifest
@@ -95,12 +95,12 @@ def test_captioner(exported: Exported, pair: Pair) -> None:
 def test_padded_chat(model: Exported, pair: Pair, tmp_path: Path) -> None:
     merged = open_checkpoint(model.work.merged)
     component = merged.family.layouts["chat"].components(merged.config)[2]
-    structure, report = make_structure(component, build_empty(merged))
+    skeleton, report = make_skeleton(component, build_empty(merged))
     assert (report.unfused_attention, report.unfused_rotary) == ("", "")
     assert report.fused["GroupQueryAttention"] == 2
     assert report.fused.get("RotaryEmbedding", 0) == pair.rotations
     path = tmp_path / "decoder.onnx"
-    save_graph(attach_weights(structure, component, merged.tensors), path)
+    save_graph(attach_weights(skeleton, component, merged.tensors), path)
     reference = PrefixConditioningVLM(dict(merged.config)).eval()
     reference.load_state_dict(load_file(model.work.merged / "model.safetensors"), strict=False)
     padded.compare(onnxruntime.InferenceSession(str(path)), reference.language_model)

@@ -114,13 +114,13 @@ def repo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Repo]:
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING._extra_content.clear()
 
 
-def test_a_model_of_its_own_code(repo: Repo, structures: Path) -> None:
+def test_a_model_of_its_own_code(repo: Repo, own_graph_cache: Path) -> None:
     made = repo.recipe(trust_remote_code=True)
     pipeline.run_golden(made.recipe, silent)
     assert repo.marker.read_text() == "run"
     pipeline.run_merge(made.recipe, made.work, silent)
     made.export("chat")
-    assert not structures.exists(), "code that no key knows was traced and kept"
+    assert not own_graph_cache.exists(), "code that no key knows was traced and kept"
     config = json.loads((made.work.repo / "config.json").read_text())
     assert config["model_type"] == "llava"
     assert "auto_map" not in config

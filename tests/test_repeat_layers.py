@@ -19,8 +19,8 @@ from torch import nn
 from vlm_export.graph import stacks
 from vlm_export.graph.graph_file import save_graph
 from vlm_export.graph.rewrites.repeat_layers import NotRepeatable, repeat_layers
+from vlm_export.graph.skeleton import make_skeleton
 from vlm_export.graph.stacks import find_stacks
-from vlm_export.graph.structure import make_structure
 from vlm_export.graph.weights import WeightRef, attach_weights
 from vlm_export.manifest import load_manifest
 from vlm_export.source.checkpoint import Checkpoint, build_empty, open_checkpoint
@@ -68,10 +68,10 @@ def test_computes_what_tracing_every_layer_computes(decoder: str, names: list[st
     for component in map(components.__getitem__, names):
         results = []
         for whole in ({}, TRACED_WHOLE):
-            structure, report = make_structure(component, build_empty(merged), whole)
+            skeleton, report = make_skeleton(component, build_empty(merged), whole)
             assert bool(report.repeated) is not bool(whole)
             path = tmp_path / f"{component.name}_{len(results)}.onnx"
-            save_graph(attach_weights(structure, component, merged.tensors), path)
+            save_graph(attach_weights(skeleton, component, merged.tensors), path)
             results.append(run(path, component))
         repeated, traced = results
         assert list(repeated) == list(traced) == [spec.name for spec in component.outputs]
@@ -217,7 +217,7 @@ def test_a_graph_that_does_not_repeat_is_traced_whole(tmp_path: Path, monkeypatc
 def test_a_component_that_uses_no_layer_is_traced_whole(tmp_path: Path) -> None:
     merged = checkpoint(tmp_path, pico.config(layers=3))
     components = {c.name: c for c in merged.family.layouts["chat"].components(merged.config)}
-    _, report = make_structure(components["embed_tokens"], build_empty(merged))
+    _, report = make_skeleton(components["embed_tokens"], build_empty(merged))
     assert report.not_repeated == {DECODER["llama"]: "the graph uses no weight of layer 0"}
 
 

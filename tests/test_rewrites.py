@@ -1,4 +1,4 @@
-"""The passes over finished structures: where they apply, where they must not, and that numbers stay PyTorch's."""
+"""The passes over finished skeletons: where they apply, where they must not, and that numbers stay PyTorch's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vlm_export.graph.rewrites.kept_rows import pick_rows_early
 from vlm_export.graph.rewrites.pack_attention import pack_attention
 from vlm_export.graph.rewrites.rotary_tables import halve_tables
 from vlm_export.graph.rewrites.skip_norms import join_norms
-from vlm_export.graph.structure import make_structure
+from vlm_export.graph.skeleton import make_skeleton
 from vlm_export.graph.weights import attach_weights
 from vlm_export.models import decoder
 from vlm_export.tensors.stored import stored_tensors
@@ -34,7 +34,7 @@ CACHE = "float[batch_size, 1, past, 6] past_k, float[batch_size, 1, past, 6] pas
 DECODER = f"{TOWER}, {CACHE}"
 
 
-def structure(inputs: str, text: str) -> ir.Model:
+def skeleton(inputs: str, text: str) -> ir.Model:
     opsets = '"" : 20, "com.microsoft" : 1'
     return ir.from_onnx_text(
         f"<ir_version: 10, opset_import: [{opsets}]> graph ({inputs}) => (float[b, 4, 6] y) {{{text}}}"
@@ -74,7 +74,7 @@ GROUPED = (
     ],
 )
 def test_one_product_for_query_key_and_value(text: str, names: list[str]) -> None:
-    model = structure(DECODER, text)
+    model = skeleton(DECODER, text)
     assert pack_attention(*with_declared(model)) == 1
     assert operators(model) == ["MatMul", *["Add"][: len(names) - 1], "GroupQueryAttention"]
     attention = model.graph[-1]
@@ -87,11 +87,11 @@ def test_one_product_for_query_key_and_value(text: str, names: list[str]) -> Non
 
 def test_what_one_product_computed_is_not_split_first() -> None:
     split = "w = Concat <axis = 1> (q, k, v) p = MatMul (x, w) xq, xk, xv = Split <axis = {}, num_outputs = 3> (p)"
-    model = structure(DECODER, split.format(-1) + GROUPED.format("xq, xk, xv"))
+    model = skeleton(DECODER, split.format(-1) + GROUPED.format("xq, xk, xv"))
     assert pack_attention(*with_declared(model)) == 1
     assert operators(model) == ["Concat", "MatMul", "GroupQueryAttention"]
     for other in (split.format(1) + GROUPED.format("xq, xk, xv"), split.format(-1) + GROUPED.format("xk, xq, xv")):
-        assert pack_attention(*with_declared(structure(DECODER, other))) == 0
+        assert pack_attention(*with_declared(skeleton(DECODER, other))) == 0
 
 
 ROTATED = """
@@ -106,7 +106,7 @@ def test_one_product_is_split_for_what_is_rotated_and_normalized(projected: str,
     value = "xv" if projected is PROJECTED else "sv"
     norm = ", float[6] nw"
     text = projected + rotated.replace("bk)", "nw)") + GROUPED.format(f"rq, nk, {value}")
-    model = structure(f"{DECODER}{norm}, int64[1] i, float[4, 3] c", text)
+    model = skeleton(f"{DECODER}{norm}, int64[1] i, float[4, 3] c", text)
     assert pack_attention(*with_declared(model)) == 1
     found = [name for name in operators(model) if name != "Constant"]
     expected = ["MatMul", *["Add"][: len(names) - 1], "Split", "RotaryEmbedding", "SimplifiedLayerNormalization"]
@@ -129,21 +129,21 @@ def test_one_product_is_split_for_what_is_rotated_and_normalized(projected: str,
     ids=["rotated before", "one without bias", "of two tensors", "one for both"],
 )
 def test_other_projections_stay(text: str) -> None:
-    model = structure(DECODER, text)
+    model = skeleton(DECODER, text)
     before = operators(model)
     assert pack_attention(*with_declared(model)) == 0
     assert operators(model) == before
 
 
 def test_a_tower_adds_its_biases_in_attention() -> None:
-    model = structure(TOWER, f"{BIASED} y = com.microsoft.MultiHeadAttention <num_heads = 2> (sq, sk, sv)")
+    model = skeleton(TOWER, f"{BIASED} y = com.microsoft.MultiHeadAttention <num_heads = 2> (sq, sk, sv)")
     assert pack_attention(*with_declared(model)) == 1
     assert operators(model) == ["MatMul", "MatMul", "MatMul", "MultiHeadAttention"]
     assert [str(value.name) for value in model.graph[-1].inputs] == ["xq", "xk", "xv", "bq+bk+bv"]
 
 
 def test_a_tower_without_biases_stays() -> None:
-    model = structure(TOWER, f"{PROJECTED} y = com.microsoft.MultiHeadAttention <num_heads = 2> (xq, xk, xv)")
+    model = skeleton(TOWER, f"{PROJECTED} y = com.microsoft.MultiHeadAttention <num_heads = 2> (xq, xk, xv)")
     assert pack_attention(*with_declared(model)) == 0
 
 
@@ -151,7 +151,7 @@ NORM = "y = SimplifiedLayerNormalization <axis = -1, epsilon = 0.001> (s, bq)"
 
 
 def test_a_norm_is_joined_with_its_sum() -> None:
-    model = structure(TOWER, f"p = MatMul (x, q) s = Add (x, p) n = {NORM[4:]} y = Add (n, s)")
+    model = skeleton(TOWER, f"p = MatMul (x, q) s = Add (x, p) n = {NORM[4:]} y = Add (n, s)")
     assert join_norms(*with_declared(model)) == 1
     assert operators(model) == ["MatMul", "SkipSimplifiedLayerNormalization", "Add"]
     joined = model.graph[1]
@@ -161,14 +161,14 @@ def test_a_norm_is_joined_with_its_sum() -> None:
 
 def test_a_norm_is_joined_with_the_sum_of_what_was_normalized() -> None:
     layer = "p = MatMul (x, q) n = SimplifiedLayerNormalization <axis = -1> (p, bk) s = Add (x, n)"  # Gemma 2's
-    model = structure(TOWER, f"{layer} {NORM}")
+    model = skeleton(TOWER, f"{layer} {NORM}")
     assert join_norms(*with_declared(model)) == 1
     assert operators(model) == ["MatMul", "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"]
 
 
 def test_a_norm_whose_weight_is_computed_after_the_sum() -> None:
     one = "o = Constant <value_float = 1.0> () w = Add (bq, o)"  # Gemma's norms
-    model = structure(TOWER, f"p = MatMul (x, q) s = Add (x, p) {one} {NORM.replace('bq', 'w')}")
+    model = skeleton(TOWER, f"p = MatMul (x, q) s = Add (x, p) {one} {NORM.replace('bq', 'w')}")
     assert join_norms(*with_declared(model)) == 1
     assert operators(model)[-2:] == ["Add", "SkipSimplifiedLayerNormalization"]
 
@@ -184,7 +184,7 @@ def test_a_norm_whose_weight_is_computed_after_the_sum() -> None:
     ids=["a bias", "a table", "no projection", "a norm with a mean"],
 )
 def test_other_sums_stay(text: str) -> None:
-    model = structure(TOWER, text)
+    model = skeleton(TOWER, text)
     before = operators(model)
     assert join_norms(*with_declared(model)) == 0
     assert operators(model) == before
@@ -205,7 +205,7 @@ LOOKUP = """
 
 @pytest.mark.parametrize(("broadcast", "looked_up"), [("positions", "positions"), ("positions, q", "expanded")])
 def test_positions_are_looked_up_as_they_are_unless_another_index_shapes_them(broadcast: str, looked_up: str) -> None:
-    model = structure("float[batch_size, 4, 6] x, int64[k] p, int64[k] q", LOOKUP.format(broadcast))
+    model = skeleton("float[batch_size, 4, 6] x, int64[k] p, int64[k] q", LOOKUP.format(broadcast))
     assert gather_positions(model) == 1
     (lookup,) = [node for node in model.graph if node.op_type == "Gather"]
     assert [str(value.name) for value in lookup.inputs if value is not None] == ["x", looked_up]
@@ -226,7 +226,7 @@ PICKED = "kept_positions = Shape <start = 1, end = 2> (x) r = Gather <axis = 1> 
 
 
 def test_only_the_rows_that_are_asked_for_go_through_the_last_mlp() -> None:
-    model = structure(TOWER, LAYER + PICKED)
+    model = skeleton(TOWER, LAYER + PICKED)
     assert pick_rows_early(*with_declared(model)) == 7
     (picked,) = [node for node in model.graph if node.op_type == "Gather"]
     assert picked.inputs[0] is not None
@@ -236,7 +236,7 @@ def test_only_the_rows_that_are_asked_for_go_through_the_last_mlp() -> None:
 
 def test_the_residual_is_picked_as_attention_is() -> None:
     second = "b = com.microsoft.MultiHeadAttention <num_heads = 2> (t, xk, xv) p = MatMul (b, q) w = Add (t, p)"
-    model = structure(TOWER, LAYER + second + PICKED.replace("(t,", "(w,"))
+    model = skeleton(TOWER, LAYER + second + PICKED.replace("(t,", "(w,"))
     assert pick_rows_early(*with_declared(model)) == 2
     picked = {str(node.inputs[0].name) for node in model.graph if node.op_type == "Gather" and node.inputs[0]}
     assert picked == {"b", "t"}
@@ -254,7 +254,7 @@ def test_the_residual_is_picked_as_attention_is() -> None:
     ids=["a function of all rows", "no attention", "other positions", "another reader", "a sum with what is no row"],
 )
 def test_rows_stay_where_they_are_picked(text: str) -> None:
-    model = structure(TOWER, text)
+    model = skeleton(TOWER, text)
     before = operators(model)
     assert pick_rows_early(*with_declared(model)) == 0
     assert operators(model) == before
@@ -281,8 +281,8 @@ TABLES = """
 
 
 def test_cosines_and_sines_of_half_a_head() -> None:
-    model = structure(ANGLES, TABLES)
-    before = structure(ANGLES, TABLES)
+    model = skeleton(ANGLES, TABLES)
+    before = skeleton(ANGLES, TABLES)
     assert halve_tables(model) == 2
     RemoveUnusedNodesPass()(model)
     names = [name for name in operators(model) if name != "Constant"]
@@ -301,7 +301,7 @@ def test_cosines_and_sines_of_half_a_head() -> None:
     ids=["other halves", "a third", "from the second on", "along positions"],
 )
 def test_other_tables_stay(old: str, new: str) -> None:
-    model = structure(f"{ANGLES}, float[1, positions, 3] g", TABLES.replace(old, new))
+    model = skeleton(f"{ANGLES}, float[1, positions, 3] g", TABLES.replace(old, new))
     before = operators(model)
     assert halve_tables(model) == 0
     assert operators(model) == before
@@ -313,7 +313,7 @@ def test_decoders_compute_what_pytorch_does(model_type: str, packed: int, tmp_pa
     holder.language_model = _random(model_type)
     holder.get_input_embeddings = holder.language_model.get_input_embeddings
     component = decoder.plain_decoder(decoder.Geometry.of(holder.language_model.config))
-    made, report = make_structure(component, holder)
+    made, report = make_skeleton(component, holder)
     assert report.rewrites["pack_attention"] == packed
     assert report.rewrites["pick_rows_early"] >= 6
     assert report.rewrites["halve_tables"] == (0 if model_type == "gpt2" else 2)
@@ -339,7 +339,7 @@ def test_a_client_may_ask_for_fewer_logits() -> None:
     holder.language_model = _random("llama")
     holder.get_input_embeddings = holder.language_model.get_input_embeddings
     component = decoder.chat_decoder(decoder.Geometry.of(holder.language_model.config))
-    made, report = make_structure(component, holder)
+    made, report = make_skeleton(component, holder)
     assert report.rewrites["gather_positions"] == 1
     assert report.rewrites["pick_rows_early"] == 9
     assert report.rewrites["pack_attention"] == 3

@@ -20,8 +20,8 @@ from vlm_export.dtypes import DTYPES, FP32
 from vlm_export.errors import CheckFailed, InputError
 from vlm_export.files import Work, replaced_folder, sha256, write_json
 from vlm_export.graph import signature, trial_run
+from vlm_export.graph.graph_cache import GraphCache
 from vlm_export.graph.graph_file import save_graph
-from vlm_export.graph.kept_structures import Structures
 from vlm_export.graph.onnxsim_process import Onnxsim
 from vlm_export.manifest import ONNX, GraphFile, Manifest, load_manifest
 from vlm_export.measure.bench import Benchmark
@@ -133,8 +133,8 @@ def run_export(
         known = ", ".join(merged.family.layouts)
         raise InputError(f"{recipe.path}: layout: {merged.family.model_type} has no layout {layout!r}; it has {known}")
     names = list(dict.fromkeys([FP32.name, *(dtypes or recipe.recipe.dtypes)]))
-    structures = Structures(merged, layout, keep=not recipe.recipe.trust_remote_code, retrace=retrace, notify=notify)
-    components = structures.components
+    cache = GraphCache(merged, layout, keep=not recipe.recipe.trust_remote_code, retrace=retrace, notify=notify)
+    components = cache.components
     graphs: list[GraphFile] = []
     reports: dict[str, dict[str, Any]] = {}
     steps, done = len(components) * len(names), 0
@@ -142,11 +142,11 @@ def run_export(
         onnx = folder / ONNX
         onnx.mkdir()
         for component in components:
-            kept = structures.find(component)
-            progress(f"{component.name} as traced before" if kept else f"tracing {component.name}", done, steps)
-            structure, report = kept or structures.trace(component, onnxsim)
+            cached = cache.find(component)
+            progress(f"{component.name} as traced before" if cached else f"tracing {component.name}", done, steps)
+            skeleton, report = cached or cache.trace(component, onnxsim)
             reports[component.name] = asdict(report)
-            source = Source(component, structure, merged.tensors)
+            source = Source(component, skeleton, merged.tensors)
             for name in names:
                 progress(f"{component.name} in {name}", done, steps)
                 graphs.append(_write(source, name, onnx))

@@ -33,11 +33,11 @@ BEFORE_ONNXSIM: tuple[Sequence[Plain], Sequence[WithWeights]] = (
 AFTER_REPEAT: Sequence[WithWeights] = (pack_attention, join_norms, pick_rows_early)
 
 
-def run(passes: Sequence[Plain], structure: ir.Model) -> dict[str, int]:
+def run(passes: Sequence[Plain], skeleton: ir.Model) -> dict[str, int]:
     """Run passes in turn. Returns how often each applied, by its name."""
-    return {each.__name__: each(structure) for each in passes}
+    return {each.__name__: each(skeleton) for each in passes}
 
 
-def run_with_weights(passes: Sequence[WithWeights], structure: ir.Model, declared: Collection[str]) -> dict[str, int]:
+def run_with_weights(passes: Sequence[WithWeights], skeleton: ir.Model, declared: Collection[str]) -> dict[str, int]:
     """The same for passes that look at weights: the inputs that are not `declared`."""
-    return {each.__name__: each(structure, declared) for each in passes}
+    return {each.__name__: each(skeleton, declared) for each in passes}

@@ -1,4 +1,4 @@
-"""Simplify a graph's structure: our rewrites, then onnxsim within a budget of size and time.
+"""Simplify a skeleton: our rewrites, then onnxsim within a budget of size and time.
 
 Weights are inputs here, so onnxsim never sees one and its memory does not grow with them.
 """
@@ -31,23 +31,23 @@ _FUSED = {
     "QuickGelu",
 }
 ONNXSIM_SECONDS = 120
-ONNXSIM_BYTES = 64 << 20  # a structure this large is no structure: something folded a weight into it
+ONNXSIM_BYTES = 64 << 20  # a skeleton this large is no skeleton: something folded a weight into it
 
 
 def simplify(
-    structure: ir.Model, component: Component, onnxsim: Onnxsim, *, seconds: float = ONNXSIM_SECONDS
+    skeleton: ir.Model, component: Component, onnxsim: Onnxsim, *, seconds: float = ONNXSIM_SECONDS
 ) -> tuple[ir.Model, SimplifyReport]:
-    """Returns the simplified structure and the report; past a budget, the graph stays as our rewrites left it."""
-    before = len(structure.graph)
+    """Returns the simplified skeleton and the report; past a budget, the graph stays as our rewrites left it."""
+    before = len(skeleton.graph)
     declared = {spec.name for spec in component.inputs}
     plain, with_weights = passes.BEFORE_ONNXSIM
     rewrites = {
-        **json.loads(structure.metadata_props.pop(REWRITES, "{}")),
-        **passes.run(plain, structure),
-        **passes.run_with_weights(with_weights, structure, declared),
+        **json.loads(skeleton.metadata_props.pop(REWRITES, "{}")),
+        **passes.run(plain, skeleton),
+        **passes.run_with_weights(with_weights, skeleton, declared),
     }
-    RemoveUnusedNodesPass()(structure)
-    simplified, outcome = _onnxsim(structure, onnxsim, seconds)
+    RemoveUnusedNodesPass()(skeleton)
+    simplified, outcome = _onnxsim(skeleton, onnxsim, seconds)
     attention, rotary = (simplified.metadata_props.get(name, "") for name in (UNFUSED, UNFUSED_ROTARY))
     report = SimplifyReport(
         before, len(simplified.graph), rewrites, count_fused(simplified), attention, outcome, unfused_rotary=rotary
@@ -55,23 +55,23 @@ def simplify(
     return simplified, report
 
 
-def count_fused(structure: ir.Model) -> dict[str, int]:
+def count_fused(skeleton: ir.Model) -> dict[str, int]:
     """How many nodes are ONNX Runtime's own operators, by operator."""
-    return dict(Counter(node.op_type for node in structure.graph if node.op_type in _FUSED))
+    return dict(Counter(node.op_type for node in skeleton.graph if node.op_type in _FUSED))
 
 
-def _onnxsim(structure: ir.Model, onnxsim: Onnxsim, seconds: float) -> tuple[ir.Model, str]:
+def _onnxsim(skeleton: ir.Model, onnxsim: Onnxsim, seconds: float) -> tuple[ir.Model, str]:
     with tempfile.TemporaryDirectory(prefix="vlm-export-") as folder:
-        source, target = Path(folder, "structure.onnx"), Path(folder, "simplified.onnx")
-        ir.save(structure, source)
+        source, target = Path(folder, "skeleton.onnx"), Path(folder, "simplified.onnx")
+        ir.save(skeleton, source)
         if source.stat().st_size > ONNXSIM_BYTES:
-            return structure, f"skipped: the structure alone takes {source.stat().st_size >> 20} MiB"
+            return skeleton, f"skipped: the graph alone takes {source.stat().st_size >> 20} MiB"
         problem = onnxsim.run(source, target, seconds)
         if problem:
-            return structure, f"skipped: {problem}"
+            return skeleton, f"skipped: {problem}"
         simplified = ir.load(target)
         _load_constants(simplified)
-        simplified.metadata_props.update(structure.metadata_props)
+        simplified.metadata_props.update(skeleton.metadata_props)
         return simplified, ONNXSIM_RAN
 
 

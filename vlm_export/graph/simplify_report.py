@@ -1,6 +1,6 @@
-"""The report of how a structure was made, which is kept beside the structure.
+"""The report of how a skeleton was made, which is kept beside the skeleton.
 
-It is not in `simplify.py`, so that who finds a structure in the cache need not import what simplifies.
+It is not in `simplify.py`, so that an export that finds a skeleton in the graph cache imports nothing that simplifies.
 """
 
 from __future__ import annotations

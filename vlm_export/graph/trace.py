@@ -1,4 +1,4 @@
-"""Trace a component into an ONNX graph whose weights are inputs: structure only.
+"""Trace a component into a skeleton: an ONNX graph whose weights are inputs.
 
 Steps: give every parameter a zero-strided stand-in (the tracer needs shapes, not values), export with all declared
 symbols dynamic, turn the parameters into graph inputs named as in the merged checkpoint, put the front end before it,
@@ -52,28 +52,28 @@ _TORCH_DTYPES = {"float32": torch.float32, "int64": torch.int64, "bool": torch.b
 
 
 def trace(component: Component, model: nn.Module) -> ir.Model:
-    """The structure of one component: an ONNX model whose weights are graph inputs named as the model's parameters.
+    """The skeleton of one component: an ONNX model whose weights are graph inputs named as the model's parameters.
 
     `model` is weightless (`checkpoint.build_empty`) and stays so.
     """
     shared = aliases(model)
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     with _stand_in_weights(model):
-        structure, notes = _export_fused(component, model)
+        skeleton, notes = _export_fused(component, model)
         embedding = _token_table(model)
-    _weights_to_inputs(structure, parameters, shared)
-    rewrites = passes.run(passes.AFTER_TRACE, structure)
-    structure.metadata_props.update(notes | {REWRITES: json.dumps(rewrites)})
+    _weights_to_inputs(skeleton, parameters, shared)
+    rewrites = passes.run(passes.AFTER_TRACE, skeleton)
+    skeleton.metadata_props.update(notes | {REWRITES: json.dumps(rewrites)})
     if component.front_end is not None:
-        front_end.attach(structure, component, embedding=embedding)
+        front_end.attach(skeleton, component, embedding=embedding)
         module = model.get_input_embeddings()  # type: ignore[operator]
-        embedding_scale.scale_lookups(structure, str(embedding.name), embedding_scale.scale_of(module))
-    if any(value.name == embedding.name for value in structure.graph.inputs):
-        structure.metadata_props[TOKEN_TABLE] = str(embedding.name)
-    _declare(structure, component)
-    structure.ir_version = IR_VERSION
-    structure.producer_name = "vlm-export"
-    return structure
+        embedding_scale.scale_lookups(skeleton, str(embedding.name), embedding_scale.scale_of(module))
+    if any(value.name == embedding.name for value in skeleton.graph.inputs):
+        skeleton.metadata_props[TOKEN_TABLE] = str(embedding.name)
+    _declare(skeleton, component)
+    skeleton.ir_version = IR_VERSION
+    skeleton.producer_name = "vlm-export"
+    return skeleton
 
 
 def _export_fused(component: Component, model: nn.Module) -> tuple[ir.Model, dict[str, str]]:
@@ -81,8 +81,8 @@ def _export_fused(component: Component, model: nn.Module) -> tuple[ir.Model, dic
     signature = component.trace_signature, component.outputs
     try:
         with attention.fused(model) as notes:
-            structure = _export(component.module(model).eval(), *signature)
-        return structure, {UNFUSED_ROTARY: notes.unfused_rotary} if notes.unfused_rotary else {}
+            skeleton = _export(component.module(model).eval(), *signature)
+        return skeleton, {UNFUSED_ROTARY: notes.unfused_rotary} if notes.unfused_rotary else {}
     except Exception as error:
         reasons = [cause for cause in _causes(error) if isinstance(cause, attention.CannotFuse)]
         if not reasons:
@@ -175,24 +175,24 @@ def _token_table(model: nn.Module) -> ir.Value:
     return ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(table.shape))
 
 
-def _weights_to_inputs(structure: ir.Model, parameters: set[str], shared: dict[str, str]) -> None:
+def _weights_to_inputs(skeleton: ir.Model, parameters: set[str], shared: dict[str, str]) -> None:
     """Parameters become inputs under their checkpoint names (one for a tied pair): then folding is safe."""
-    graph = structure.graph
+    graph = skeleton.graph
     for name in [name for name in graph.initializers if name in parameters]:
         value = graph.initializers.pop(name)
         weight = ir.Value(name=shared.get(name, name), type=value.type, shape=value.shape)
         value.replace_all_uses_with(weight)
         graph.inputs.append(weight)
-    onnxscript.optimizer.optimize(structure, onnx_shape_inference=False)
+    onnxscript.optimizer.optimize(skeleton, onnx_shape_inference=False)
 
 
-def _declare(structure: ir.Model, component: Component) -> None:
+def _declare(skeleton: ir.Model, component: Component) -> None:
     """Write the component's names and axes into the graph, and drop what the tracer called its axes inside.
 
     One symbol must mean one size: a tracer's own symbols for the same length, or one symbol for two lengths, make ONNX
     Runtime re-use a buffer of the wrong size. It infers the inner shapes anew when it loads the graph.
     """
-    graph = structure.graph
+    graph = skeleton.graph
     declared = {spec.name: spec for spec in (*component.inputs, *component.outputs)}
     for value in (*graph.inputs, *graph.outputs):
         if value.name in declared:

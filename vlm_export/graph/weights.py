@@ -1,4 +1,4 @@
-"""Join a structure with the weights of a merged checkpoint, which stay on disk until the graph is written.
+"""Join a skeleton with the weights of a merged checkpoint, which stay on disk until the graph is written.
 
 A weight input's name says what it is made of: `WEIGHT`, `WEIGHT|transposed`, or several of them packed side by side,
 `q+k+v|transposed`, by the names of the merged checkpoint.
@@ -54,7 +54,7 @@ class WeightRef:
 
 
 def weight_inputs(graph: ir.Graph, declared: Collection[str]) -> set[ir.Value]:
-    """The inputs of a structure's graph that are weights: those that its component does not declare."""
+    """The inputs of a skeleton's graph that are weights: those that its component does not declare."""
     return {value for value in graph.inputs if value.name not in declared}
 
 
@@ -157,14 +157,14 @@ def _cast(values: torch.Tensor, dtype: ir.DataType) -> np.ndarray:
 
 
 def attach_weights(
-    structure: ir.Model, component: Component, tensors: Mapping[str, TensorRef], dtype: ir.DataType = ir.DataType.FLOAT
+    skeleton: ir.Model, component: Component, tensors: Mapping[str, TensorRef], dtype: ir.DataType = ir.DataType.FLOAT
 ) -> ir.Model:
-    """A copy of a structure whose weight inputs are initializers, each read when the graph is written.
+    """A copy of a skeleton whose weight inputs are initializers, each read when the graph is written.
 
     Raises:
         KeyError: the graph asks for a weight that the checkpoint does not have.
     """
-    model = structure.clone()
+    model = skeleton.clone()
     graph = model.graph
     declared = [spec.name for spec in component.inputs]
     joined = weight_inputs(graph, declared)

@@ -32,7 +32,7 @@ class Source:
     """What the variants of a component are made of: its structure, and a merged checkpoint's tensors."""
 
     component: Component
-    structure: ir.Model
+    skeleton: ir.Model
     tensors: Mapping[str, TensorRef]
 
     def path(self, dtype: Dtype, folder: Path) -> Path:
@@ -46,11 +46,11 @@ def make(source: Source, dtype: Dtype) -> ir.Model:
 
 
 def _float32(source: Source) -> ir.Model:
-    return attach_weights(source.structure, source.component, source.tensors)
+    return attach_weights(source.skeleton, source.component, source.tensors)
 
 
 def _float16(source: Source) -> ir.Model:
-    whole = ir.from_proto(ir.to_proto(source.structure))
+    whole = ir.from_proto(ir.to_proto(source.skeleton))
     kept = full_precision.cut(whole)
     declared = [spec.name for spec in (*source.component.inputs, *source.component.outputs)]
     converted = convert_float_to_float16(

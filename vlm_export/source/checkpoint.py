@@ -130,7 +130,7 @@ def _without_peft(key: str) -> str | None:
 
 
 def build_empty(checkpoint: Checkpoint) -> nn.Module:
-    """The checkpoint's model with real buffers and parameters on the meta device: structure without weights.
+    """The checkpoint's model with real buffers and parameters on the meta device: modules without weights.
 
     Raises:
         InputError: the config does not describe a model.

@@ -26,9 +26,9 @@ def scale_of(embedding: nn.Module) -> float:
     return float(scale)
 
 
-def scale_lookups(structure: ir.Model, table: str, scale: float) -> int:
+def scale_lookups(skeleton: ir.Model, table: str, scale: float) -> int:
     """Multiply what the front end gathers from the weight `table`. Returns how many lookups that were."""
-    graph = structure.graph
+    graph = skeleton.graph
     lookups = [
         node
         for node in graph

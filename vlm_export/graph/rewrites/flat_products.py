@@ -12,9 +12,9 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from vlm_export.graph.rewrites.same_shape import same_sizes
 
 
-def unflatten_products(structure: ir.Model) -> int:
+def unflatten_products(skeleton: ir.Model) -> int:
     """Rewrite `Reshape(Gemm(Reshape(x), weight, bias))` as `MatMul` and `Add`. Returns how many."""
-    graph = structure.graph
+    graph = skeleton.graph
     count = 0
     for node in [node for node in graph if node.op_type == "Gemm"]:
         x = _unflattened(node)
@@ -30,7 +30,7 @@ def unflatten_products(structure: ir.Model) -> int:
             value.replace_all_uses_with(sum_.outputs[0], replace_graph_outputs=True)
         graph.remove([*(reshape for value in shaped if (reshape := value.producer()) is not None), node], safe=True)
         count += 1
-    RemoveUnusedNodesPass()(structure)
+    RemoveUnusedNodesPass()(skeleton)
     return count
 
 

@@ -14,7 +14,7 @@ _PASTS = {"past": f"{_CACHE}0.key", "cross_past": f"{_CACHE}0.encoder.key"}  # w
 _TYPES = {"float32": "float", "int64": "int64", "bool": "bool"}
 
 
-def attach(structure: ir.Model, component: Component, *, embedding: ir.Value) -> None:
+def attach(skeleton: ir.Model, component: Component, *, embedding: ir.Value) -> None:
     """Replace the core's inputs by the values that the front end computes, and give the graph the component's inputs.
 
     In the text, `past` and `cross_past` stand for the key caches of layer 0 and `embedding` for the weight named
@@ -24,9 +24,9 @@ def attach(structure: ir.Model, component: Component, *, embedding: ir.Value) ->
         ValueError: the core has an input that is neither declared nor computed by the front end.
     """
     assert component.front_end is not None
-    graph = structure.graph
+    graph = skeleton.graph
     core = {value.name: value for value in graph.inputs}
-    front = _parse(component, structure.opset_imports[""])
+    front = _parse(component, skeleton.opset_imports[""])
     computed = {value.name: value for node in front for value in node.outputs}
     sources = {value.name: value for value in front.inputs}
 

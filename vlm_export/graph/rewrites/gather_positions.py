@@ -9,9 +9,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 
-def gather_positions(structure: ir.Model) -> int:
+def gather_positions(skeleton: ir.Model) -> int:
     """Rewrite `Transpose(GatherND(Transpose(x), Unsqueeze(positions)))` on axis 1 of `x`. Returns how many."""
-    graph = structure.graph
+    graph = skeleton.graph
     count = 0
     for last in [node for node in graph if node.op_type == "Transpose"]:
         parts = _match(last)

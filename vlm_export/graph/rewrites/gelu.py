@@ -69,6 +69,6 @@ _RULES = pattern.RewriteRuleSet(
 )
 
 
-def fuse_gelu(structure: ir.Model) -> int:
+def fuse_gelu(skeleton: ir.Model) -> int:
     """Apply the rules. Returns how often they applied."""
-    return int(_RULES.apply_to_model(structure))
+    return int(_RULES.apply_to_model(skeleton))

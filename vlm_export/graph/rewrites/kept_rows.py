@@ -23,9 +23,9 @@ _SKIP_NORM = "SkipSimplifiedLayerNormalization"
 _POSITIONS_AXIS = 1
 
 
-def pick_rows_early(structure: ir.Model, declared: Collection[str]) -> int:
+def pick_rows_early(skeleton: ir.Model, declared: Collection[str]) -> int:
     """Move the lookup of kept positions up to attention. Returns how many operators see fewer rows for it."""
-    graph = structure.graph
+    graph = skeleton.graph
     lookup = next((node for node in graph if _is_lookup(node)), None)
     if lookup is None or lookup.inputs[0] is None:
         return 0

@@ -10,6 +10,6 @@ import onnx_ir as ir
 from onnxscript.rewriter.ort_fusions.rms_normalization import fuse_rms_normalization
 
 
-def fuse_norms(structure: ir.Model) -> int:
+def fuse_norms(skeleton: ir.Model) -> int:
     """Apply the rule. Returns how often it applied."""
-    return int(fuse_rms_normalization(structure))
+    return int(fuse_rms_normalization(skeleton))

@@ -35,9 +35,9 @@ _BEFORE_ATTENTION = ("Reshape", "RotaryEmbedding", "SimplifiedLayerNormalization
 _BIAS = 3  # the input of MultiHeadAttention
 
 
-def pack_attention(structure: ir.Model, declared: Collection[str]) -> int:
+def pack_attention(skeleton: ir.Model, declared: Collection[str]) -> int:
     """Pack what can be packed. Returns how many attention operators it changed."""
-    graph = structure.graph
+    graph = skeleton.graph
     weights = weight_inputs(graph, declared)
     count = 0
     for node in [node for node in graph if node.op_type in ("GroupQueryAttention", "MultiHeadAttention")]:

@@ -58,7 +58,7 @@ class _Layer:
         return [self.hidden, *self.present.values()]
 
 
-def repeat_layers(structure: ir.Model, path: str, layers: int, *, cached: bool, period: int = 1) -> int:
+def repeat_layers(skeleton: ir.Model, path: str, layers: int, *, cached: bool, period: int = 1) -> int:
     """Repeat layer 1 of the stack whose weights are named `{path}.{layer}.…`, until there are `layers`.
 
     With `cached`, `past_key_values.{layer}.…` and `present.{layer}.…` are the layers' own. New inputs and outputs
@@ -66,9 +66,9 @@ def repeat_layers(structure: ir.Model, path: str, layers: int, *, cached: bool, 
     the first of them. Returns how many layers were added.
 
     Raises:
-        NotRepeatable: the two traced layers are not alike; `structure` is unchanged.
+        NotRepeatable: the two traced layers are not alike; `skeleton` is unchanged.
     """
-    graph = structure.graph
+    graph = skeleton.graph
     start = layers % period
     first, second, nodes = _find_layers(graph, path, cached, start, period)
     users = [(use.node, use.idx) for use in second.hidden.uses() if use.node.op_type not in _SHAPE_ONLY]

@@ -10,9 +10,9 @@ import numpy as np
 import onnx_ir as ir
 
 
-def halve_tables(structure: ir.Model) -> int:
+def halve_tables(skeleton: ir.Model) -> int:
     """Rewrite `Reshape(f(Concat(x, x)))[:, : size / 2]` as `f(Reshape(x))`. Returns how often."""
-    graph = structure.graph
+    graph = skeleton.graph
     reshaped: dict[ir.Value, ir.Value] = {}
     count = 0
     for node in [node for node in graph if node.op_type == "Slice"]:

@@ -12,10 +12,10 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 
-def join_reshapes(structure: ir.Model) -> int:
+def join_reshapes(skeleton: ir.Model) -> int:
     """Replace what a `Reshape` makes by the value of the same shape that it comes from. Returns how often."""
     count = 0
-    for node in structure.graph:
+    for node in skeleton.graph:
         made = node.outputs[0]
         if node.op_type != "Reshape" or made.is_graph_output():
             continue
@@ -23,7 +23,7 @@ def join_reshapes(structure: ir.Model) -> int:
         if source is not None:
             made.replace_all_uses_with(source)
             count += 1
-    RemoveUnusedNodesPass()(structure)
+    RemoveUnusedNodesPass()(skeleton)
     return count
 
 

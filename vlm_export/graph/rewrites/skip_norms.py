@@ -16,9 +16,9 @@ import onnx_ir as ir
 from vlm_export.graph.weights import weight_inputs
 
 
-def join_norms(structure: ir.Model, declared: Collection[str]) -> int:
+def join_norms(skeleton: ir.Model, declared: Collection[str]) -> int:
     """Join every norm on the last axis with the sum that it normalizes. Returns how many."""
-    graph = structure.graph
+    graph = skeleton.graph
     weights = weight_inputs(graph, declared) | set(graph.initializers.values())
     norms = [node for node in graph if node.op_type == "SimplifiedLayerNormalization"]
     norms = [node for node in norms if node.attributes.get_int("axis", -1) == -1]

@@ -15,9 +15,9 @@ import onnx_ir as ir
 from vlm_export.graph.weights import WeightRef, weight_inputs
 
 
-def gemm_to_matmul(structure: ir.Model, declared: Collection[str]) -> int:
+def gemm_to_matmul(skeleton: ir.Model, declared: Collection[str]) -> int:
     """Rewrite `Gemm(x, weight, bias)` with unit alpha and beta. Returns how many."""
-    graph = structure.graph
+    graph = skeleton.graph
     weights = weight_inputs(graph, declared)
     count = 0
     for node in list(graph):
@@ -39,12 +39,12 @@ def gemm_to_matmul(structure: ir.Model, declared: Collection[str]) -> int:
     return count
 
 
-def fold_transposes(structure: ir.Model, declared: Collection[str]) -> int:
+def fold_transposes(skeleton: ir.Model, declared: Collection[str]) -> int:
     """Give each transposed 2-D weight an input of its own, in the layout of its use. Returns how many.
 
     A weight that is also gathered by rows is gathered by columns instead, so that one copy serves both.
     """
-    graph = structure.graph
+    graph = skeleton.graph
     count = 0
     weights = weight_inputs(graph, declared)
     for value in [value for value in graph.inputs if value in weights]:

@@ -1,4 +1,4 @@
-"""Kept structures: found when nothing changed that a trace depends on, and never when something did."""
+"""The graph cache: a graph is found when nothing changed that its trace depends on, and never when something did."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from torch import nn
 from vlm_export import pipeline
 from vlm_export.cli import main
 from vlm_export.files import sha256
-from vlm_export.graph import kept_structures, structure
-from vlm_export.graph.kept_structures import UNUSED_DAYS, Structures, describe, files_digest, structures_folder
+from vlm_export.graph import graph_cache, skeleton
+from vlm_export.graph.graph_cache import UNUSED_DAYS, GraphCache, describe, files_digest, graph_cache_folder
 from vlm_export.graph.simplify import simplify
 from vlm_export.source.checkpoint import Checkpoint, build_empty, open_checkpoint
 from vlm_export.spec.graph import Component, TensorSpec
 
-pytestmark = pytest.mark.usefixtures("structures")
+pytestmark = pytest.mark.usefixtures("own_graph_cache")
 ONLY_TRACING = ("onnxscript", "torch.onnx._internal.exporter._core", "vlm_export.graph.trace")
 _EXPORT = """
 import sys
@@ -45,9 +45,9 @@ _TRACE = """
 import sys
 from pathlib import Path
 from vlm_export.source.checkpoint import open_checkpoint
-from vlm_export.graph.kept_structures import Structures
-structures = Structures(open_checkpoint(Path(sys.argv[1])), "components")
-structures.trace(structures.components[1])
+from vlm_export.graph.graph_cache import GraphCache
+cache = GraphCache(open_checkpoint(Path(sys.argv[1])), "components")
+cache.trace(cache.components[1])
 """
 
 
@@ -60,14 +60,14 @@ def checkpoint(folder: Path, settings: dict[str, Any], **options: Any) -> Checkp
     return open_checkpoint(pico.write_checkpoint(folder, settings, lora=False, **options))
 
 
-def projection(structures: Structures) -> Component:
+def projection(cache: GraphCache) -> Component:
     """The component that is traced fastest."""
-    return next(component for component in structures.components if component.name == "projection")
+    return next(component for component in cache.components if component.name == "projection")
 
 
 def key(merged: Checkpoint, layout: str = "components", component: int = -1) -> str:
-    structures = Structures(merged, layout)
-    return structures.path(structures.components[component]).name
+    cache = GraphCache(merged, layout)
+    return cache.path(cache.components[component]).name
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -102,10 +102,10 @@ def test_the_next_export_traces_nothing_and_writes_the_same_files(
         return contents(made.work.repo)
 
     first = export()
-    names = [component.name for component in Structures(open_checkpoint(made.work.merged), layout).components]
+    names = [component.name for component in GraphCache(open_checkpoint(made.work.merged), layout).components]
     assert [line for line in said if "trac" in line] == [f"tracing {name}" for name in names]
     with monkeypatch.context() as patch:
-        patch.setattr(structure, "make_structure", never)
+        patch.setattr(skeleton, "make_skeleton", never)
         assert export() == first
         assert [line for line in said if "trac" in line] == [f"{name} as traced before" for name in names]
         with pytest.raises(AssertionError, match="traced"):
@@ -117,16 +117,16 @@ def test_the_next_export_traces_nothing_and_writes_the_same_files(
 
 def test_tracing_that_left_a_mark_would_be_seen(merged: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     """`conftest.py` watches every trace that any test makes."""
-    make = structure.make_structure
+    make = skeleton.make_skeleton
 
     def marking(component: Component, model: Any, **options: Any) -> Any:
         change_attribute(model)
         return make(component, model, **options)
 
-    monkeypatch.setattr(structure, "make_structure", marking)
-    structures = Structures(merged, "components")
+    monkeypatch.setattr(skeleton, "make_skeleton", marking)
+    cache = GraphCache(merged, "components")
     with pytest.raises(AssertionError, match="tracing projection left a mark on the model"):
-        structures.trace(projection(structures))
+        cache.trace(projection(cache))
 
 
 def test_what_only_tracing_needs_is_not_imported(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_what_only_tracing_needs_is_not_imported(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_structures_hold_no_weights(merged: Checkpoint, tmp_path: Path) -> None:
+def test_skeletons_hold_no_weights(merged: Checkpoint, tmp_path: Path) -> None:
     """Another checkpoint of the architecture finds them, wherever it says that it came from."""
     other = checkpoint(tmp_path, pico.config() | {"_name_or_path": "org/other", "transformers_version": "4.0"}, seed=1)
     assert key(other) == key(merged)
@@ -168,8 +168,8 @@ def test_every_component_of_every_layout_has_its_key(merged: Checkpoint) -> None
 
 
 def test_what_a_component_declares_is_in_its_key(merged: Checkpoint) -> None:
-    structures = Structures(merged, "captioner")
-    decoder = structures.components[1]
+    cache = GraphCache(merged, "captioner")
+    decoder = cache.components[1]
     assert decoder.front_end is not None
     more = TensorSpec("more", "float32", ("batch_size",))
     others = [
@@ -177,7 +177,7 @@ def test_what_a_component_declares_is_in_its_key(merged: Checkpoint) -> None:
         replace(decoder, front_end=replace(decoder.front_end, text=decoder.front_end.text + " ")),
         *(replace(decoder, **{name: (more,)}) for name in ("inputs", "outputs", "traced_inputs")),
     ]
-    assert len({structures.path(one) for one in others}) == len(others)
+    assert len({cache.path(one) for one in others}) == len(others)
 
 
 def untie(model: Any) -> None:
@@ -238,8 +238,8 @@ def test_the_model_as_it_is_traced_is_in_the_key(merged: Checkpoint) -> None:
 
 def test_the_packages_files_are_in_the_key(merged: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "vlm_export"
-    shutil.copytree(kept_structures.PACKAGE, package, ignore=shutil.ignore_patterns("js", "node", "__pycache__"))
-    monkeypatch.setattr(kept_structures, "PACKAGE", package)
+    shutil.copytree(graph_cache.PACKAGE, package, ignore=shutil.ignore_patterns("js", "node", "__pycache__"))
+    monkeypatch.setattr(graph_cache, "PACKAGE", package)
     keys = [key(merged)]
     assert keys[0] == key(merged)
     rewrite = package / "graph" / "rewrites" / "gelu.py"
@@ -263,17 +263,17 @@ def test_the_models_own_code_is_in_the_key(tmp_path: Path, monkeypatch: pytest.M
         (tmp_path / "odd_package" / name).write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     model = nn.Sequential(importlib.import_module("odd_package.layers").Layer())
-    sources = kept_structures._sources(model)
+    sources = graph_cache._sources(model)
     assert set(sources) == {f"odd_package/{name}" for name in files}
     digests = [files_digest(sources)]
     for path in sources.values():
         path.write_text(path.read_text() + "# edited\n")
-        digests.append(files_digest(kept_structures._sources(model)))
+        digests.append(files_digest(graph_cache._sources(model)))
     assert len(set(digests)) == len(digests)
 
 
 def test_transformers_files_are_among_the_models_code(merged: Checkpoint) -> None:
-    sources = kept_structures._sources(build_empty(merged))
+    sources = graph_cache._sources(build_empty(merged))
     for name in ("models/llama/modeling_llama", "models/siglip/modeling_siglip", "masking_utils", "cache_utils"):
         assert f"transformers/{name}.py" in sources
     assert not [name for name in sources if name.startswith(("torch/", "vlm_export/"))]
@@ -281,9 +281,9 @@ def test_transformers_files_are_among_the_models_code(merged: Checkpoint) -> Non
 
 @pytest.mark.parametrize("distribution", ["torch", "onnxsim", "timm"])
 def test_versions_are_in_the_key(distribution: str, merged: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, version = key(merged), kept_structures._version
+    before, version = key(merged), graph_cache._version
     newer = {distribution: "99"}
-    monkeypatch.setattr(kept_structures, "_version", lambda name: newer.get(name, version(name)))
+    monkeypatch.setattr(graph_cache, "_version", lambda name: newer.get(name, version(name)))
     assert key(merged) != before
 
 
@@ -298,17 +298,17 @@ SPOILT: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("how", SPOILT)
 def test_a_spoilt_file_is_traced_anew_and_replaced(how: str, merged: Checkpoint) -> None:
-    structures = Structures(merged, "components")
-    component = projection(structures)
-    _, report = structures.trace(component)
-    path = structures.path(component)
+    cache = GraphCache(merged, "components")
+    component = projection(cache)
+    _, report = cache.trace(component)
+    path = cache.path(component)
     whole = path.read_bytes()
     path.write_bytes(SPOILT[how](whole))
     assert path.read_bytes() != whole
-    assert structures.find(component) is None
-    structures.trace(component)
+    assert cache.find(component) is None
+    cache.trace(component)
     assert path.read_bytes() == whole
-    found = structures.find(component)
+    found = cache.find(component)
     assert found is not None and found[1] == report
 
 
@@ -326,83 +326,83 @@ def test_nothing_else_is_swallowed(merged: Checkpoint, monkeypatch: pytest.Monke
     def broken(*_: Any, **options: Any) -> Any:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(structure, "make_structure", broken)
-    structures = Structures(merged, "components")
+    monkeypatch.setattr(skeleton, "make_skeleton", broken)
+    cache = GraphCache(merged, "components")
     with pytest.raises(ZeroDivisionError):
-        structures.trace(projection(structures))
-    assert not structures_folder().exists()
+        cache.trace(projection(cache))
+    assert not graph_cache_folder().exists()
 
 
 def test_what_onnxsim_did_not_see_is_not_kept(merged: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may have been short of time, or killed: the next export has another chance."""
-    structures = Structures(merged, "components")
-    component = projection(structures)
+    cache = GraphCache(merged, "components")
+    component = projection(cache)
     with monkeypatch.context() as patch:
-        patch.setattr(structure, "simplify", partial(simplify, seconds=0))
-        _, report = structures.trace(component)
+        patch.setattr(skeleton, "simplify", partial(simplify, seconds=0))
+        _, report = cache.trace(component)
     assert report.onnxsim == "skipped: took more than 0 s"
-    assert structures.find(component) is None
-    assert structures.trace(component)[1].onnxsim == "applied"
-    assert structures.find(component) is not None
+    assert cache.find(component) is None
+    assert cache.trace(component)[1].onnxsim == "applied"
+    assert cache.find(component) is not None
 
 
 def test_retrace_replaces_what_is_kept(merged: Checkpoint) -> None:
-    structures = Structures(merged, "components")
-    component = projection(structures)
-    structures.trace(component)
-    path = structures.path(component)
+    cache = GraphCache(merged, "components")
+    component = projection(cache)
+    cache.trace(component)
+    path = cache.path(component)
     os.utime(path, (0, 0))
-    again = Structures(merged, "components", retrace=True)
+    again = GraphCache(merged, "components", retrace=True)
     assert again.find(component) is None
     again.trace(component)
     assert path.stat().st_mtime > 0
 
 
 def test_a_model_with_code_of_its_own_is_neither_kept_nor_found(merged: Checkpoint) -> None:
-    trusted, plain = Structures(merged, "components", keep=False), Structures(merged, "components")
+    trusted, plain = GraphCache(merged, "components", keep=False), GraphCache(merged, "components")
     trusted.trace(projection(trusted))
-    assert not structures_folder().exists()
+    assert not graph_cache_folder().exists()
     plain.trace(projection(plain))
     assert trusted.find(projection(trusted)) is None
 
 
 def test_what_was_not_used_for_long_is_deleted(merged: Checkpoint) -> None:
-    structures = Structures(merged, "components")
-    _, component, *others = structures.components
-    structures.trace(component)
-    path = structures.path(component)
+    cache = GraphCache(merged, "components")
+    _, component, *others = cache.components
+    cache.trace(component)
+    path = cache.path(component)
     used = path.with_name("used.structure")
     unused, foreign = path.with_name(".unfinished.structure"), path.with_name("notes.txt")
     now = time.time()
     for file, days in ((path, UNUSED_DAYS + 1), (used, UNUSED_DAYS - 1), (unused, UNUSED_DAYS + 1), (foreign, 999)):
         file.touch()
         os.utime(file, (now - days * 86400,) * 2)
-    assert structures.find(component) is not None
+    assert cache.find(component) is not None
     assert path.stat().st_mtime > now - 60, "a hit is a use"
     embed_tokens = next(one for one in others if one.name == "embed_tokens")
-    structures.trace(embed_tokens)
-    assert set(path.parent.iterdir()) == {path, used, foreign, structures.path(embed_tokens)}
+    cache.trace(embed_tokens)
+    assert set(path.parent.iterdir()) == {path, used, foreign, cache.path(embed_tokens)}
 
 
 def test_two_processes_at_once(merged: Checkpoint) -> None:
     command = [sys.executable, "-c", _TRACE, str(merged.path)]
     processes = [subprocess.Popen(command) for _ in range(2)]
     assert [process.wait(120) for process in processes] == [0, 0]
-    structures = Structures(merged, "components")
-    assert structures.find(projection(structures)) is not None
-    assert list(structures_folder().iterdir()) == [structures.path(projection(structures))]
+    cache = GraphCache(merged, "components")
+    assert cache.find(projection(cache)) is not None
+    assert list(graph_cache_folder().iterdir()) == [cache.path(projection(cache))]
 
 
 def test_a_reader_never_sees_half_a_file(merged: Checkpoint) -> None:
-    structures = Structures(merged, "components")
-    component = projection(structures)
-    structures.trace(component)
-    path = structures.path(component)
+    cache = GraphCache(merged, "components")
+    component = projection(cache)
+    cache.trace(component)
+    path = cache.path(component)
     content = path.read_bytes()
     with ThreadPoolExecutor(3) as pool:
-        writers = [pool.submit(kept_structures._write, path, content) for _ in range(200)]
+        writers = [pool.submit(graph_cache._write, path, content) for _ in range(200)]
         while not all(writer.done() for writer in writers):
-            found = structures.find(component)
+            found = cache.find(component)
             assert found is not None and isinstance(found[0], ir.Model)
     for writer in writers:
         writer.result()
@@ -411,7 +411,7 @@ def test_a_reader_never_sees_half_a_file(merged: Checkpoint) -> None:
 def test_retrace_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = captioner(tmp_path)
     made.export()
-    monkeypatch.setattr(structure, "make_structure", never)
+    monkeypatch.setattr(skeleton, "make_skeleton", never)
     arguments = ["onnx", str(made.recipe.path), "--work", str(made.work.root)]
     assert CliRunner().invoke(main, arguments).exit_code == 0
     assert str(CliRunner().invoke(main, [*arguments, "--retrace"]).exception) == "traced"

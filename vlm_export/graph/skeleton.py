@@ -1,4 +1,4 @@
-"""A component's structure: its finished graph, in which weights are inputs.
+"""A component's skeleton: its finished graph, in which weights are inputs.
 
 Steps: trace (two layers of each stack of equal ones), simplify, repeat the second layer, join what leads from one layer
 into the next, and let the last one compute only the rows that are asked for.
@@ -23,13 +23,13 @@ from vlm_export.graph.trace import trace
 from vlm_export.spec.graph import Component
 
 
-def make_structure(
+def make_skeleton(
     component: Component,
     model: nn.Module,
     whole: Mapping[str, str] | None = None,
     onnxsim: Onnxsim | None = None,
 ) -> tuple[ir.Model, SimplifyReport]:
-    """The simplified structure of a component, at the cost of two layers wherever more of them are alike.
+    """The simplified skeleton of a component, at the cost of two layers wherever more of them are alike.
 
     `onnxsim` is used where it was started for several components. `whole` says by path why a stack must be traced
     whole; one whose graph turns out not to repeat joins them.
@@ -39,22 +39,22 @@ def make_structure(
         process.start()
         with two_layers(model, stacks):
             traced = trace(two_layer_component(component, stacks), model)
-        structure, report = simplify(traced, component, process)
+        skeleton, report = simplify(traced, component, process)
     repeated: dict[str, int] = {}
     for stack in stacks:
         try:
             repeated[stack.path] = repeat_layers(
-                structure, stack.path, stack.layers, cached=stack.cached, period=stack.period
+                skeleton, stack.path, stack.layers, cached=stack.cached, period=stack.period
             )
         except NotRepeatable as error:
-            return make_structure(component, model, {**(whole or {}), stack.path: str(error)}, onnxsim)
+            return make_skeleton(component, model, {**(whole or {}), stack.path: str(error)}, onnxsim)
     declared = {spec.name for spec in component.inputs}
-    rewrites = passes.run_with_weights(passes.AFTER_REPEAT, structure, declared)
-    return structure, replace(
+    rewrites = passes.run_with_weights(passes.AFTER_REPEAT, skeleton, declared)
+    return skeleton, replace(
         report,
         rewrites={**report.rewrites, **rewrites},
-        nodes_after=len(structure.graph),
-        fused=count_fused(structure),
+        nodes_after=len(skeleton.graph),
+        fused=count_fused(skeleton),
         repeated=repeated,
         not_repeated=refused,
     )

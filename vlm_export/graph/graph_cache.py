@@ -1,9 +1,9 @@
-"""The structures of a model's components: each is traced once for an architecture, and kept in the cache folder.
+"""The graph cache: each component of an architecture is traced once, and its skeleton is kept in the cache folder.
 
-A structure holds no weights, so every checkpoint of an architecture has the same, and who finds it there needs none of
-what traces (`structure.py`, onnxscript, the exporter), which is therefore imported only when something is to be traced.
+A skeleton holds no weights, so every checkpoint of an architecture has the same. An export that finds it needs nothing
+that traces (`skeleton.py`, onnxscript, the exporter), so these are imported only when something is to be traced.
 
-A kept structure is found by a key, which is a hash of all that a trace depends on:
+A kept skeleton is found by a key, which is a hash of all that a trace depends on:
 - the model as it would be traced, trimmed: every module's path, class, config and plain attributes; shapes, types and
   ties of parameters; shapes, types and values of buffers and other tensors, which become constants of the graph;
 - the checkpoint's config, from which family and layout make the component, and what the component declares;
@@ -49,7 +49,7 @@ from vlm_export.spec.graph import Component
 
 FORMAT = 1  # of the files
 SUFFIX = ".structure"
-UNUSED_DAYS = 90  # after which a structure is deleted
+UNUSED_DAYS = 90  # after which a skeleton is deleted
 PACKAGE = Path(__file__).parents[1]
 _TRACERS = ("onnx_ir", "onnxscript", "onnxsim")
 _DISTRIBUTIONS = (
@@ -59,17 +59,17 @@ _DISTRIBUTIONS = (
 _ORIGIN_KEYS = ("_name_or_path", "transformers_version")  # in a config: where it came from
 _PLAIN_TYPES = (bool, int, float, complex, str, type(None), torch.dtype, torch.device, torch.Size)
 
-Structure = tuple[ir.Model, SimplifyReport]
+Entry = tuple[ir.Model, SimplifyReport]  # a skeleton, and how it was made
 
 
-def structures_folder() -> Path:
+def graph_cache_folder() -> Path:
     """`$VLM_EXPORT_STRUCTURES`, else `structures` in the cache folder."""
     own = os.environ.get("VLM_EXPORT_STRUCTURES")
     return Path(own).absolute() if own else cache_folder() / "structures"
 
 
-class Structures:
-    """The structures of the components of a layout of a merged checkpoint: looked for, or traced and kept.
+class GraphCache:
+    """The skeletons of the components of a layout of a merged checkpoint: looked for, or traced and kept.
 
     With `retrace` none is looked for, without `keep` none is kept either. `notify` is told, once, when they cannot be.
     """
@@ -89,8 +89,8 @@ class Structures:
         self.keep, self.retrace, self.notify = keep, retrace, notify
         self._model_key = model_key(merged, layout, self.model) if keep else ""
 
-    def find(self, component: Component) -> Structure | None:
-        """A component's structure, if it is there and whole."""
+    def find(self, component: Component) -> Entry | None:
+        """A component's skeleton, if it is there and whole."""
         if self.retrace or not self.keep:
             return None
         path = self.path(component)
@@ -101,16 +101,16 @@ class Structures:
             os.utime(path)  # it was used
         return _parse(content)
 
-    def trace(self, component: Component, onnxsim: Onnxsim | None = None) -> Structure:
-        """Trace a component, and keep its structure for the next time.
+    def trace(self, component: Component, onnxsim: Onnxsim | None = None) -> Entry:
+        """Trace a component, and keep its skeleton for the next time.
 
         What is returned went through the file's form, so that graphs made of it are byte for byte those of the next.
         One that onnxsim did not simplify is not kept: a lack of time or memory is no property of an architecture.
         """
-        from vlm_export.graph.structure import make_structure
+        from vlm_export.graph.skeleton import make_skeleton
 
-        structure, report = make_structure(component, self.model, onnxsim=onnxsim)
-        content = _serialize(structure, report)
+        skeleton, report = make_skeleton(component, self.model, onnxsim=onnxsim)
+        content = _serialize(skeleton, report)
         if self.keep and report.onnxsim == ONNXSIM_RAN:
             path = self.path(component)
             try:
@@ -122,12 +122,12 @@ class Structures:
         return _parse(content)
 
     def path(self, component: Component) -> Path:
-        """The file of a component's structure."""
-        return structures_folder() / f"{component_key(self._model_key, component)}{SUFFIX}"
+        """The file of a component's skeleton."""
+        return graph_cache_folder() / f"{component_key(self._model_key, component)}{SUFFIX}"
 
 
 def component_key(model: str, component: Component) -> str:
-    """The key of a component's structure in a model with the key `model`."""
+    """The key of a component's skeleton in a model with the key `model`."""
     tensors = component.inputs, component.outputs, component.traced_inputs
     return _sha256(repr((FORMAT, model, component.name, tensors, component.front_end)).encode())
 
@@ -260,19 +260,19 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _serialize(structure: ir.Model, report: SimplifyReport) -> bytes:
+def _serialize(skeleton: ir.Model, report: SimplifyReport) -> bytes:
     """Two lines and a message: the hash of what follows, the report as JSON, the ONNX model."""
-    content = json.dumps(asdict(report)).encode() + b"\n" + ir.to_proto(structure).SerializeToString()
+    content = json.dumps(asdict(report)).encode() + b"\n" + ir.to_proto(skeleton).SerializeToString()
     return _sha256(content).encode() + b"\n" + content
 
 
-def _parse(content: bytes) -> Structure:
+def _parse(content: bytes) -> Entry:
     _, report, model = content.split(b"\n", 2)
     return ir.from_proto(onnx.load_from_string(model)), SimplifyReport(**json.loads(report))
 
 
 def _read(path: Path) -> bytes | None:
-    """A file of a structure; None if it is not there, cannot be read, or is not as it was written."""
+    """A file of a skeleton; None if it is not there, cannot be read, or is not as it was written."""
     try:
         content = path.read_bytes()
     except OSError:
