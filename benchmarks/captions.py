@@ -47,13 +47,13 @@ def in_pytorch(paths: Sequence[Path]) -> Captions:
     """Greedy tokens of each picture, the end included."""
     checkpoint, model = merge.attach(assemble.checkpoint(), [])
     settings = image_processor_settings(checkpoint.path, checkpoint.family.image_processor(checkpoint.config), {})
-    feeder = checkpoint.family.feeder(checkpoint.path, checkpoint.config, settings)
+    preprocessor = checkpoint.family.preprocessor(checkpoint.path, checkpoint.config, settings)
     reference = checkpoint.family.reference(model)
     end = eos_token_ids(checkpoint, load_tokenizer(checkpoint.path))
     found: Captions = []
     for start in range(0, len(paths), BATCH):
-        fed = [feeder.feed(path, "") for path in paths[start : start + BATCH]]
-        together = {name: torch.from_numpy(np.concatenate([one[name] for one in fed])) for name in fed[0]}
+        inputs = [preprocessor.model_inputs(path, "") for path in paths[start : start + BATCH]]
+        together = {name: torch.from_numpy(np.concatenate([one[name] for one in inputs])) for name in inputs[0]}
         with torch.inference_mode():
             made = reference.generate(
                 together,

@@ -256,8 +256,8 @@ def write_adapter(
 @torch.inference_mode()
 def logits(model: torch.nn.Module, path: Path) -> torch.Tensor:
     checkpoint = open_checkpoint(path)
-    fed = checkpoint.family.sample_inputs(checkpoint.config, torch.Generator().manual_seed(3))
-    return checkpoint.family.reference(model).prefill(fed).logits
+    inputs = checkpoint.family.sample_inputs(checkpoint.config, torch.Generator().manual_seed(3))
+    return checkpoint.family.reference(model).prefill(inputs).logits
 
 
 def relative(one: torch.Tensor, other: torch.Tensor) -> float:

@@ -347,17 +347,17 @@ def test_an_internvl_is_fed_one_tile_between_its_ends(make: Callable[[str], Expo
     """Pixels are its own image processor's; ids are those that its own processor, which needs torchvision, writes."""
     made = make(INTERNVL)
     golden, merged = load_golden(made.recipe.golden_dir, made.recipe.name), open_checkpoint(made.work.merged)
-    feeder = merged.family.feeder(merged.path, merged.config, golden.facts.image_processor)
+    preprocessor = merged.family.preprocessor(merged.path, merged.config, golden.facts.image_processor)
     own = GotOcr2ImageProcessor.from_pretrained(merged.path)
     expected = PreTrainedTokenizerFast.from_pretrained(merged.path)(
         f"user: <img>{'<image>' * 4}</img>what is it?assistant:"
     )
     tiles = []
     for path in golden.image_paths():
-        fed, image = feeder.feed(path, golden.facts.text), open_image(path)
-        assert fed["input_ids"].tolist() == [expected["input_ids"]]
+        inputs, image = preprocessor.model_inputs(path, golden.facts.text), open_image(path)
+        assert inputs["input_ids"].tolist() == [expected["input_ids"]]
         assert np.array_equal(
-            fed["pixel_values"], own(image, crop_to_patches=False, return_tensors="np")["pixel_values"]
+            inputs["pixel_values"], own(image, crop_to_patches=False, return_tensors="np")["pixel_values"]
         )
         tiles.append(len(own(image, return_tensors="np")["pixel_values"]))
     assert max(tiles) > 1, "by its own settings, a wide image has more than one"

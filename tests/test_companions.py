@@ -135,9 +135,9 @@ def plain_transformers(folder: Path, files: Path) -> tuple[list[int], list[list[
     text = processor.apply_chat_template(MESSAGES, add_generation_prompt=True)
     tokens, prompt = [], []
     for path in sorted((folder / "images").iterdir()):
-        fed = processor(images=[Image.open(path)], text=[text], return_tensors="pt")
-        prompt = fed["input_ids"][0].tolist()
-        made = model.generate(**fed, max_new_tokens=8, do_sample=False)
+        inputs = processor(images=[Image.open(path)], text=[text], return_tensors="pt")
+        prompt = inputs["input_ids"][0].tolist()
+        made = model.generate(**inputs, max_new_tokens=8, do_sample=False)
         tokens.append(made[0, len(prompt) :].tolist())
     return prompt, tokens
 

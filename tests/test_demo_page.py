@@ -128,7 +128,7 @@ def use(url: str, *steps: Step, flags: Sequence[str] = ()) -> list[Any]:
 def beams(pytorch: PyTorch, path: Path, prompt: str = "", num_beams: int = 3) -> list[str]:
     """What PyTorch's `generate` says, the best beam first."""
     options = {"num_beams": num_beams, "num_return_sequences": num_beams, "max_new_tokens": 30}
-    made = pytorch.generate(pytorch.feeder.feed(path, prompt), options)
+    made = pytorch.generate(pytorch.preprocessor.model_inputs(path, prompt), options)
     tokenizer = load_tokenizer(pytorch.checkpoint.path)
     return [str(tokenizer.decode(one["token_ids"], skip_special_tokens=True)).strip() for one in made]
 

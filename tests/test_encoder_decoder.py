@@ -130,7 +130,7 @@ class _Graphs:
         pixels = np.random.default_rng(0).normal(size=(2, 3, 16, 16)).astype(np.float32)
         ids = np.full((2, 1), START, dtype=np.int64)
         self.inputs = {"pixel_values": pixels, "input_ids": ids}
-        self.inputs |= {seen.quantity: seen.value for seen in self.driver.encode(self.inputs)}
+        self.inputs |= {observed.golden_name: observed.value for observed in self.driver.encode(self.inputs)}
         self.cache = {name: value.numpy() for name, value in self.driver.prefill(self.inputs).cache.items()}
 
     def step(self, cache: dict[str, np.ndarray], states: np.ndarray) -> dict[str, np.ndarray]:

@@ -122,12 +122,12 @@ class PlainTransformers:
         self.model.generation_config = GenerationConfig(**rules)
         found = []
         for path in paths:
-            fed = self.images(images=[Image.open(path)], return_tensors="pt")
+            inputs = self.images(images=[Image.open(path)], return_tensors="pt")
             if self.chat:
                 text = self.chat.apply_chat_template(pico_chat.CONVERSATION, add_generation_prompt=True)
-                fed = self.chat(images=[Image.open(path)], text=[text], return_tensors="pt")
-            made = self.model.generate(**fed, max_new_tokens=8, do_sample=False, num_beams=1)
-            found.append(made[0, fed["input_ids"].shape[1] if self.chat else 1 :].tolist())
+                inputs = self.chat(images=[Image.open(path)], text=[text], return_tensors="pt")
+            made = self.model.generate(**inputs, max_new_tokens=8, do_sample=False, num_beams=1)
+            found.append(made[0, inputs["input_ids"].shape[1] if self.chat else 1 :].tolist())
         return found
 
 

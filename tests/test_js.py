@@ -80,27 +80,31 @@ class PyTorch:
             self.checkpoint.path, family.image_processor(self.checkpoint.config), recipe.recipe.image_processor
         )
         self.reference = family.reference(model)
-        self.feeder = family.feeder(self.checkpoint.path, self.checkpoint.config, settings)
+        self.preprocessor = family.preprocessor(self.checkpoint.path, self.checkpoint.config, settings)
         self.eos = eos_token_ids(self.checkpoint, load_tokenizer(self.checkpoint.path))
 
-    def feed(self, images: Sequence[Path], text: str) -> dict[str, np.ndarray]:
+    def model_inputs(self, images: Sequence[Path], text: str) -> dict[str, np.ndarray]:
         if len(images) == 1:
-            return self.feeder.feed(images[0], text)
-        made = self.feeder.processor(images=[[open_image(path) for path in images]], text=[text], return_tensors="np")
-        return {name: np.asarray(made[name]).astype(dtype) for name, dtype in self.feeder.fed.items()}
+            return self.preprocessor.model_inputs(images[0], text)
+        made = self.preprocessor.processor(
+            images=[[open_image(path) for path in images]], text=[text], return_tensors="np"
+        )
+        return {name: np.asarray(made[name]).astype(dtype) for name, dtype in self.preprocessor.input_dtypes.items()}
 
     @torch.inference_mode()
-    def generate(self, fed: dict[str, np.ndarray], options: Options) -> list[dict[str, Any]]:
+    def generate(self, inputs: dict[str, np.ndarray], options: Options) -> list[dict[str, Any]]:
         """Ids up to the one that ends the text, and of beams the score."""
         made = self.reference.generate(
-            {name: torch.from_numpy(array) for name, array in fed.items()},
+            {name: torch.from_numpy(array) for name, array in inputs.items()},
             eos_token_id=self.eos,
             pad_token_id=self.eos[0],
             return_dict_in_generate=True,
             output_scores=True,
             **options,
         )
-        prompt = 0 if self.checkpoint.config["model_type"] == "prefix_conditioning_vlm" else fed["input_ids"].shape[1]
+        prompt = (
+            0 if self.checkpoint.config["model_type"] == "prefix_conditioning_vlm" else inputs["input_ids"].shape[1]
+        )
         scores = made.sequences_scores.tolist() if options.get("num_beams", 1) > 1 else [None]
         texts = [self._ended(ids) for ids in made.sequences[:, prompt:].tolist()]
         return [{"token_ids": ids, "score": score} for ids, score in zip(texts, scores, strict=True)]
@@ -131,18 +135,18 @@ class Suite:
         runs = []
         text = prompt or ""
         for index, images in enumerate((one,) if isinstance(one, Path) else one for one in pictures):
-            fed = pytorch.feed(images, text)
+            inputs = pytorch.model_inputs(images, text)
             file = self.folder / f"{name}-{index}.f32"
-            fed["pixel_values"].astype("<f4").tofile(file)
+            inputs["pixel_values"].astype("<f4").tofile(file)
             for options in settings:
                 asked = defaults | options
                 runs.append(
                     {
                         "images": [str(image.absolute()) for image in images],
-                        "pixel_values": {"path": str(file), "shape": fed["pixel_values"].shape},
+                        "pixel_values": {"path": str(file), "shape": inputs["pixel_values"].shape},
                         "prompt": prompt,
                         "options": asked,
-                        "expected": pytorch.generate(fed, {"do_sample": False, **asked}),
+                        "expected": pytorch.generate(inputs, {"do_sample": False, **asked}),
                     }
                 )
         self.content["repos"][name] = {"path": str(repo), "runs": runs}
@@ -247,9 +251,9 @@ def add_pico(suite: Suite, name: str, pytorch: PyTorch, repo: Path, prompt: str 
 
 def bans(pytorch: PyTorch, prompt: str | None) -> Iterator[Options]:
     """Of what comes without them: each changes it, greedily and in beams."""
-    fed = pytorch.feed(pytorch.images[:1], prompt or "")
+    inputs = pytorch.model_inputs(pytorch.images[:1], prompt or "")
     free = {"do_sample": False, "max_new_tokens": 10}
-    [said] = pytorch.generate(fed, free)
+    [said] = pytorch.generate(inputs, free)
     first, second, third, *_ = said["token_ids"]
     found: list[Options] = [
         {"suppress_tokens": [first]},
@@ -260,7 +264,7 @@ def bans(pytorch: PyTorch, prompt: str | None) -> Iterator[Options]:
     if prompt is None:  # a start token alone
         found += [{"forced_bos_token_id": 70 if first != 70 else 71, "begin_suppress_tokens": [second]}]
     for options in found:
-        assert pytorch.generate(fed, free | options) != [said], options
+        assert pytorch.generate(inputs, free | options) != [said], options
         yield options
         yield options | {"num_beams": 2, "num_return_sequences": 2}
 

@@ -108,10 +108,10 @@ def test_prompts_are_split_as_the_models_own_processor_splits_them(case: str, tm
         (folder / name).write_text(json.dumps(values))
     checkpoint = open_checkpoint(folder)
     settings = image_processor_settings(folder, checkpoint.family.image_processor(checkpoint.config), {})
-    feeder = checkpoint.family.feeder(folder, checkpoint.config, settings)
+    preprocessor = checkpoint.family.preprocessor(folder, checkpoint.config, settings)
     path = tmp_path / "image.png"
     Image.new("RGB", (16, 16)).save(path)
     own = AutoProcessor.from_pretrained(folder)
     for text in ("<image>\nwhat is it", "a <image> b", "it is <image>nice"):
         expected = own(images=[Image.open(path)], text=[text], return_tensors="np")["input_ids"]
-        np.testing.assert_array_equal(feeder.feed(path, text)["input_ids"], expected)
+        np.testing.assert_array_equal(preprocessor.model_inputs(path, text)["input_ids"], expected)

@@ -55,9 +55,9 @@ def merged_logits(folder: Path) -> torch.Tensor:
     checkpoint = open_checkpoint(folder)
     model = PrefixConditioningVLM(dict(checkpoint.config))
     model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
-    fed = checkpoint.family.sample_inputs(checkpoint.config, torch.Generator().manual_seed(0))
+    inputs = checkpoint.family.sample_inputs(checkpoint.config, torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        return checkpoint.family.reference(model.eval()).prefill(fed).logits
+        return checkpoint.family.reference(model.eval()).prefill(inputs).logits
 
 
 def test_right_merge_of_a_deep_model_with_large_logits(deep: Path, tmp_path: Path) -> None:
@@ -174,8 +174,8 @@ def test_trained_tokens_that_the_sample_does_not_hold(tmp_path: Path, monkeypatc
     settings = pico.config(tied=False)
     base = pico.write_checkpoint(tmp_path / "base", settings, lora=False)
     checkpoint = open_checkpoint(base)
-    fed = checkpoint.family.sample_inputs(checkpoint.config, torch.Generator().manual_seed(0))
-    unseen = [token for token in range(pico.VOCABULARY) if token not in fed["input_ids"][:1]][-2:]
+    inputs = checkpoint.family.sample_inputs(checkpoint.config, torch.Generator().manual_seed(0))
+    unseen = [token for token in range(pico.VOCABULARY) if token not in inputs["input_ids"][:1]][-2:]
     options = {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": unseen}}
     adapter = write_adapter(tmp_path / "tokens", settings, std=0.2, **options)
     merge(base, [adapter], tmp_path / "merged")

@@ -128,8 +128,8 @@ def test_tiles_are_written_into_the_prompt_as_transformers_writes_them(make: Cal
     for images in ([PICTURES[0]], [PICTURES[1]], PICTURES):
         encoded = pair.engine.encode(images)
         ids = pair.engine.prompt_ids(pair.engine.messages(images, "so?"), encoded)
-        assert ids == pair.reference._fed(images, "so?")["input_ids"][0].tolist()
-        assert ids.count(257) == len(encoded.quantities["image_features"]) * 4
+        assert ids == pair.reference._model_inputs(images, "so?")["input_ids"][0].tolist()
+        assert ids.count(257) == len(encoded.values["image_features"]) * 4
     assert {tiles.rows for tiles in encoded.tiles} != {0}
 
 

@@ -65,7 +65,7 @@ class Pair:
     model: Model
     reference: Any
     images: list[Image.Image]
-    fed: dict[str, torch.Tensor]
+    inputs: dict[str, torch.Tensor]
 
     @property
     def engine(self) -> OnnxEngine:
@@ -76,7 +76,7 @@ class Pair:
         """New ids and scores of every sequence."""
         with torch.inference_mode():
             output = self.reference.generate(
-                self.fed,
+                self.inputs,
                 eos_token_id=[EOS],
                 pad_token_id=EOS,
                 return_dict_in_generate=True,
@@ -106,8 +106,8 @@ def pair(default_repo: Path) -> Pair:
     loaded, pictures = load(default_repo, dtype="fp32", threads=1), images()
     assert isinstance(loaded.engine, OnnxEngine)
     pixels = np.concatenate([loaded.engine.images([image]).arrays["pixel_values"] for image in pictures])
-    fed = {"pixel_values": torch.from_numpy(pixels), "input_ids": torch.zeros((len(pixels), 0), dtype=torch.int64)}
-    return Pair(loaded, checkpoint.family.reference(model), pictures, fed)
+    inputs = {"pixel_values": torch.from_numpy(pixels), "input_ids": torch.zeros((len(pixels), 0), dtype=torch.int64)}
+    return Pair(loaded, checkpoint.family.reference(model), pictures, inputs)
 
 
 def flat(answers: list[Answer]) -> list[Answer]:
@@ -137,7 +137,7 @@ def test_beams_and_their_scores_are_transformers(pair: Pair, options: dict[str, 
 
 def test_the_rules_of_stopping_and_of_length_make_a_difference(pair: Pair) -> None:
     """What the tests above compare is not the same result thirteen times."""
-    unsure = replace(pair, fed={name: value[40:] for name, value in pair.fed.items()})
+    unsure = replace(pair, inputs={name: value[40:] for name, value in pair.inputs.items()})
     results = {
         str(unsure.theirs(num_beams=4, num_return_sequences=4, length_penalty=penalty, early_stopping=early)[0])
         for penalty, early in ((0.0, False), (2.0, False), (2.0, True), (2.0, "never"))
@@ -193,10 +193,10 @@ def test_sampling_draws_with_those_frequencies(pair: Pair) -> None:
         options=Options(do_sample=True, num_return_sequences=4000, max_new_tokens=1, seed=1, **options),
     )
     counts = np.bincount([one.token_ids[0] for one in flat([drawn])], minlength=341) / 4000
-    fed = {name: value[image : image + 1] for name, value in pair.fed.items()}
+    inputs = {name: value[image : image + 1] for name, value in pair.inputs.items()}
     with torch.inference_mode():
         output = pair.reference.generate(
-            fed, do_sample=True, max_new_tokens=1, return_dict_in_generate=True, output_scores=True, **options
+            inputs, do_sample=True, max_new_tokens=1, return_dict_in_generate=True, output_scores=True, **options
         )
     expected = output.scores[0].softmax(-1)[0].numpy()
     assert (expected > 0).sum() > 3

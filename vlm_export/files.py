@@ -46,7 +46,7 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def replaced_folder(target: Path) -> Iterator[Path]:
+def atomic_folder(target: Path) -> Iterator[Path]:
     """A new folder beside `target` that takes its place when the block ends well and vanishes when it does not."""
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))

@@ -18,7 +18,7 @@ from vlm_export import bundled
 from vlm_export.documents import load_document
 from vlm_export.dtypes import DTYPES, FP32
 from vlm_export.errors import CheckFailed, InputError
-from vlm_export.files import Work, replaced_folder, sha256, write_json
+from vlm_export.files import Work, atomic_folder, sha256, write_json
 from vlm_export.graph import signature, trial_run
 from vlm_export.graph.graph_cache import GraphCache
 from vlm_export.graph.graph_file import save_graph
@@ -138,7 +138,7 @@ def run_export(
     graphs: list[GraphFile] = []
     reports: dict[str, dict[str, Any]] = {}
     steps, done = len(components) * len(names), 0
-    with replaced_folder(work.repo) as folder, Onnxsim() as onnxsim:
+    with atomic_folder(work.repo) as folder, Onnxsim() as onnxsim:
         onnx = folder / ONNX
         onnx.mkdir()
         for component in components:

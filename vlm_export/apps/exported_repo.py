@@ -48,7 +48,7 @@ def open_model(
     backend: Backend | Literal["auto"] = "auto",
     threads: int = 0,
     notify: Callable[[str], None] = warnings.warn,
-    spare: bool = True,
+    fall_back_later: bool = True,
 ) -> Model:
     """Load the model that a user named, a recipe's with PyTorch where it is not exported and `backend` allows it.
 
@@ -60,7 +60,9 @@ def open_model(
     recipe = recipe_of(reference)
     if recipe is None:
         folder = find_repo(reference, work, dtype=dtype)
-        return load(folder, dtype=dtype, backend=backend, threads=threads, notify=notify, spare=spare)
+        return load(
+            folder, dtype=dtype, backend=backend, threads=threads, notify=notify, fall_back_later=fall_back_later
+        )
 
     def fallback() -> Engine:
         from vlm_export.apps.pytorch_engine import from_recipe
@@ -77,7 +79,15 @@ def open_model(
         notify(f"{recipe.name} is not exported yet: captioning with PyTorch; to export it, {_export_commands(recipe)}")
         return model
     folder = find_repo(reference, work)
-    return load(folder, dtype=dtype, backend=backend, threads=threads, notify=notify, fallback=fallback, spare=spare)
+    return load(
+        folder,
+        dtype=dtype,
+        backend=backend,
+        threads=threads,
+        notify=notify,
+        fallback=fallback,
+        fall_back_later=fall_back_later,
+    )
 
 
 def recipe_of(reference: str | None) -> RecipeFile | None:

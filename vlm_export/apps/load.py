@@ -22,7 +22,7 @@ def load(
     threads: int = 0,
     notify: Callable[[str], None] = warnings.warn,
     fallback: Callable[[], Engine] | None = None,
-    spare: bool = True,
+    fall_back_later: bool = True,
 ) -> Model:
     """Load an exported repo.
 
@@ -33,8 +33,8 @@ def load(
         threads: for each graph; 0 leaves it to ONNX Runtime.
         notify: given a line when it falls back, and for what generation_config.json asks for that is not applied.
         fallback: makes the PyTorch engine; by default of the merged checkpoint in the repo's work folder.
-        spare: whether PyTorch takes over, for good, from graphs that load and fail later. A server has no use for
-            that: one request would change it for all others.
+        fall_back_later: whether PyTorch takes over, for good, from graphs that load and fail later. A server has no use
+            for that: one request would change it for all others.
 
     Raises:
         InputError: what the user can mend: a missing file, a setting that is not understood, no model to fall back to.
@@ -61,4 +61,4 @@ def load(
         return Model(torch_engine(str(error)))
     for name in unknown_settings(engine.repo.generation):
         notify(f"{folder / GENERATION}: {name}: is not applied")
-    return Model(engine, torch_engine if backend == "auto" and spare else None)
+    return Model(engine, torch_engine if backend == "auto" and fall_back_later else None)

@@ -110,7 +110,7 @@ class TorchEngine:
     ):
         self.name, self.layout = name, layout
         self.reference = checkpoint.family.reference(model)
-        self.feeder = checkpoint.family.feeder(checkpoint.path, checkpoint.config, settings)
+        self.preprocessor = checkpoint.family.preprocessor(checkpoint.path, checkpoint.config, settings)
         tokenizer = load_tokenizer(checkpoint.path)
         text_config = checkpoint.family.text_config(checkpoint.config)
         self.positions: int | None = getattr(text_config, "max_position_embeddings", None)
@@ -135,15 +135,15 @@ class TorchEngine:
             InputError: as of `Model.generate`.
         """
         started = time.perf_counter()
-        fed = self._fed(images, prompt)
-        check_rows(fed["input_ids"].flatten(), self.rows, self.text.token, f"{self.name}: the prompt")
-        before = fed["input_ids"].shape[1]
+        inputs = self._model_inputs(images, prompt)
+        check_rows(inputs["input_ids"].flatten(), self.rows, self.text.token, f"{self.name}: the prompt")
+        before = inputs["input_ids"].shape[1]
         decided = plan(options, self.generation, before, room=self.positions and self.positions - before + 1)
         watcher = Watcher(self.text, decided.stop, on_text if decided.num_beams == 1 else None)
         criteria = _Watched(watcher, cancelled)
-        made = self._run(fed, decided, criteria)
+        made = self._run(inputs, decided, criteria)
         first = criteria.first_token or time.perf_counter()
-        answer = answers(made, self.text, decided.stop, fed["input_ids"].shape[1], started, first)
+        answer = answers(made, self.text, decided.stop, inputs["input_ids"].shape[1], started, first)
         finish(answer, watcher, on_text)
         return answer
 
@@ -152,7 +152,7 @@ class TorchEngine:
         return [self.generate(images, prompt, options) for images, prompt in items]
 
     @torch.inference_mode()
-    def _run(self, fed: Mapping[str, np.ndarray], plan: Plan, criteria: _Watched) -> list[Generated]:
+    def _run(self, inputs: Mapping[str, np.ndarray], plan: Plan, criteria: _Watched) -> list[Generated]:
         if plan.seed is not None:
             torch.manual_seed(plan.seed)
         names = [
@@ -162,7 +162,7 @@ class TorchEngine:
         ]
         rules = {name: getattr(plan, name) for name in _RULES} | {"forced_eos_token_id": plan.forced_eos_token_ids}
         output = self.reference.generate(
-            {name: torch.from_numpy(array) for name, array in fed.items()},
+            {name: torch.from_numpy(array) for name, array in inputs.items()},
             **{name: getattr(plan, name) for name in names},
             **{name: _as_lists(value) for name, value in rules.items() if value not in (None, ())},
             eos_token_id=list(plan.eos_token_ids),
@@ -184,19 +184,19 @@ class TorchEngine:
             return "stop"
         return "length" if len(ids) == plan.max_new_tokens else "cancelled"
 
-    def _fed(self, images: Sequence[Image.Image], prompt: Prompt) -> dict[str, np.ndarray]:
+    def _model_inputs(self, images: Sequence[Image.Image], prompt: Prompt) -> dict[str, np.ndarray]:
         """What the model is fed, by the very processors that goldens are recorded with."""
-        if isinstance(self.feeder, ChatProcessor):
-            return self._conversation(self.feeder, images, prompt)
+        if isinstance(self.preprocessor, ChatProcessor):
+            return self._conversation(self.preprocessor, images, prompt)
         if len(images) != 1:
             raise InputError(f"{self.name}: captions one image at a time, not {len(images)} together")
         with tempfile.TemporaryDirectory(prefix="vlm-export-") as scratch:
             path = Path(scratch, "image.png")
             images[0].save(path)
-            return self.feeder.feed(path, _texts(prompt))
+            return self.preprocessor.model_inputs(path, _texts(prompt))
 
     def _conversation(
-        self, feeder: ChatProcessor, images: Sequence[Image.Image], prompt: Prompt
+        self, preprocessor: ChatProcessor, images: Sequence[Image.Image], prompt: Prompt
     ) -> dict[str, np.ndarray]:
         if prompt is None:
             raise InputError(f"{self.name}: answers a question about an image: give it a prompt")
@@ -205,11 +205,17 @@ class TorchEngine:
             content = [*({"type": "image"} for _ in images), {"type": "text", "text": prompt}]
             messages = [{"role": "user", "content": content}]
         try:
-            text = feeder.processor.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-            made = feeder.processor(images=list(images) or None, text=[text], return_tensors="np")
+            text = preprocessor.processor.apply_chat_template(
+                list(messages), add_generation_prompt=True, tokenize=False
+            )
+            made = preprocessor.processor(images=list(images) or None, text=[text], return_tensors="np")
         except (ValueError, TypeError, KeyError, TemplateError) as error:
             raise InputError(f"{self.name}: the prompt: {' '.join(str(error).split())}") from error
-        return {name: np.asarray(made[name]).astype(dtype) for name, dtype in feeder.fed.items() if name in made}
+        return {
+            name: np.asarray(made[name]).astype(dtype)
+            for name, dtype in preprocessor.input_dtypes.items()
+            if name in made
+        }
 
 
 class _Watched(StoppingCriteria):

@@ -128,7 +128,7 @@ def serve(
     from vlm_export.apps.listening import LOOPBACK, check_host
 
     check_host(host)
-    model = exported_repo.open_model(repo, work, dtype=dtype, threads=threads, notify=notify, spare=False)
+    model = exported_repo.open_model(repo, work, dtype=dtype, threads=threads, notify=notify, fall_back_later=False)
     limits = server.Limits(max_body_mb * 1_000_000, concurrency, queue)
     if host not in LOOPBACK:
         notify(f"warning: listening at {host}: whoever can reach it can use the model, without a key")

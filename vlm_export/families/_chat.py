@@ -51,27 +51,27 @@ class ChatReference:
     model: Any
     image_tokens: int
 
-    def encode(self, fed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def encode(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`image_features` `[images or tiles, image_tokens, hidden] float32`, by the class's `get_image_features`."""
-        images = {name: value for name, value in self.arguments(fed).items() if name not in _TEXT}
+        images = {name: value for name, value in self.arguments(inputs).items() if name not in _TEXT}
         rows = torch.cat([*self.model.get_image_features(**images, return_dict=True).pooler_output])
         return {"image_features": rows.reshape(-1, self.image_tokens, rows.shape[-1])}
 
-    def prefill(self, fed: Mapping[str, Tensor]) -> Any:
+    def prefill(self, inputs: Mapping[str, Tensor]) -> Any:
         """The class's output for prompt and images: `logits` `[batch, tokens, vocabulary] float32`, and the cache."""
-        return self.model(**self.arguments(fed), use_cache=True)
+        return self.model(**self.arguments(inputs), use_cache=True)
 
-    def step(self, token_ids: Tensor, past: Any, fed: Mapping[str, Tensor]) -> Any:
+    def step(self, token_ids: Tensor, past: Any, inputs: Mapping[str, Tensor]) -> Any:
         """The class's output for `[batch, 1] int64` after the cache `past`; the images are in the cache."""
         return self.model(input_ids=token_ids, past_key_values=past, use_cache=True)
 
-    def generate(self, fed: Mapping[str, Tensor], **options: Any) -> Any:
-        """The class's own `generate` on `fed`."""
-        return self.model.generate(**self.arguments(fed), **options)
+    def generate(self, inputs: Mapping[str, Tensor], **options: Any) -> Any:
+        """The class's own `generate` on `inputs`."""
+        return self.model.generate(**self.arguments(inputs), **options)
 
-    def arguments(self, fed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`fed` as the keyword arguments that the class is called with."""
-        return dict(fed)
+    def arguments(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`inputs` as the keyword arguments that the class is called with."""
+        return dict(inputs)
 
 
 def chat_family(
@@ -80,7 +80,7 @@ def chat_family(
     *,
     sample_inputs: Callable[[Config, Generator], dict[str, Tensor]],
     reference: Callable[[Any], ChatReference],
-    feeder: Callable[[Path, Config, Mapping[str, Any]], ChatProcessor],
+    preprocessor: Callable[[Path, Config, Mapping[str, Any]], ChatProcessor],
     layout: Layout,
     build: Callable[[Config], PreTrainedModel] = build,
     trim: Callable[[Any], None] = lambda model: None,
@@ -103,7 +103,7 @@ def chat_family(
         text_config=text_config,
         sample_inputs=sample_inputs,
         reference=reference,
-        feeder=feeder,
+        preprocessor=preprocessor,
         layouts={"chat": layout},
         trim=trim,
         remote_code=True,

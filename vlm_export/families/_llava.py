@@ -20,7 +20,11 @@ from vlm_export.preprocessing import ChatProcessor, check_image_size
 from vlm_export.spec.family import About, Config, Family, Layout
 from vlm_export.spec.graph import Component, TensorSpec
 
-_FED: dict[str, type[np.generic]] = {"pixel_values": np.float32, "input_ids": np.int64, "attention_mask": np.int64}
+_INPUT_DTYPES: dict[str, type[np.generic]] = {
+    "pixel_values": np.float32,
+    "input_ids": np.int64,
+    "attention_mask": np.int64,
+}
 
 
 def family(
@@ -50,10 +54,10 @@ def family(
             "input_ids": sample_ids(config, image_tokens(config), generator),
         }
 
-    def feeder(folder: Path, config: Config, settings: Mapping[str, Any]) -> ChatProcessor:
+    def preprocessor(folder: Path, config: Config, settings: Mapping[str, Any]) -> ChatProcessor:
         check_image_size(image_processor(settings), load_config(config).vision_config.image_size)
         processor = llava_processor("<image>", image_tokens(config)) | {"vision_feature_select_strategy": "full"}
-        return ChatProcessor(folder, image_processor(settings), _FED, **processor)
+        return ChatProcessor(folder, image_processor(settings), _INPUT_DTYPES, **processor)
 
     def chat(config: Config) -> tuple[Component, ...]:
         loaded = load_config(config)
@@ -71,7 +75,7 @@ def family(
         about,
         sample_inputs=sample_inputs,
         reference=lambda model: reference(model, rows(model.config)),
-        feeder=feeder,
+        preprocessor=preprocessor,
         layout=Layout(chat, LlavaChat(image_tokens)),
         trim=trim_tower,
     )

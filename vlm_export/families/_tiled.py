@@ -17,7 +17,7 @@ from vlm_export.models.tiled import chat, loaded_tile_tokens, tile_tokens
 from vlm_export.preprocessing import ChatProcessor
 from vlm_export.spec.family import About, Config, Family, Layout
 
-_FED: dict[str, type[np.generic]] = {
+_INPUT_DTYPES: dict[str, type[np.generic]] = {
     "pixel_values": np.float32,
     "pixel_attention_mask": np.bool_,
     "input_ids": np.int64,
@@ -26,7 +26,7 @@ _FED: dict[str, type[np.generic]] = {
 
 
 def sample_inputs(config: Config, generator: Generator) -> dict[str, Tensor]:
-    """`fed` for two rows of two tiles each: `pixel_values` `[2, 2, 3, E, E]` in -1…1, an all-true mask, and ids."""
+    """`inputs` for two rows of two tiles each: `pixel_values` `[2, 2, 3, E, E]` in -1…1, an all-true mask, and ids."""
     edge = load_config(config).vision_config.image_size
     return {
         "pixel_values": torch.rand(2, 2, 3, edge, edge, generator=generator) * 2 - 1,
@@ -35,12 +35,12 @@ def sample_inputs(config: Config, generator: Generator) -> dict[str, Tensor]:
     }
 
 
-def feeder(folder: Path, config: Config, settings: Mapping[str, Any]) -> ChatProcessor:
+def preprocessor(folder: Path, config: Config, settings: Mapping[str, Any]) -> ChatProcessor:
     """Idefics3's processor for both: SmolVLM's does the same to images, and wants a video processor beside it."""
     return ChatProcessor(
         folder,
         settings,
-        _FED,
+        _INPUT_DTYPES,
         processor_class="Idefics3Processor",
         image_seq_len=tile_tokens(config),
     )
@@ -53,6 +53,6 @@ def family(model_type: str, processor_class: str, about: About) -> Family:
         about,
         sample_inputs=sample_inputs,
         reference=lambda model: ChatReference(model, loaded_tile_tokens(model.config)),
-        feeder=feeder,
+        preprocessor=preprocessor,
         layout=Layout(chat, TiledChat(processor_class, tile_tokens)),
     )

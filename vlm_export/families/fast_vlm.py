@@ -33,7 +33,11 @@ _TOWER = "model.vision_tower"
 _PROJECTOR = "model.multi_modal_projector"
 _STATISTICS = ("running_mean", "running_var")
 _SAMPLE_SIZE = 128  # pixels
-_FED: dict[str, type[np.generic]] = {"pixel_values": np.float32, "input_ids": np.int64, "attention_mask": np.int64}
+_INPUT_DTYPES: dict[str, type[np.generic]] = {
+    "pixel_values": np.float32,
+    "input_ids": np.int64,
+    "attention_mask": np.int64,
+}
 
 
 def build(config: Config) -> PreTrainedModel:
@@ -74,9 +78,9 @@ class Encoder(Parts):
 class Reference(ChatReference):
     """The class's own forward and `generate`; what it pools for a classifier is not computed."""
 
-    def encode(self, fed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def encode(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`image_features` `[images, rows, hidden] float32`; `rows` follows from the images' size."""
-        return {"image_features": self.model.get_image_features(fed["pixel_values"], return_dict=True).pooler_output}
+        return {"image_features": self.model.get_image_features(inputs["pixel_values"], return_dict=True).pooler_output}
 
 
 @lru_cache
@@ -97,9 +101,9 @@ def sample_inputs(config: Config, generator: Generator) -> dict[str, Tensor]:
     }
 
 
-def feeder(folder: Path, config: Config, settings: Mapping[str, Any]) -> ChatProcessor:
+def preprocessor(folder: Path, config: Config, settings: Mapping[str, Any]) -> ChatProcessor:
     """The `LlavaProcessor` of transformers, which counts image tokens by the checkpoint's `processor_config.json`."""
-    return ChatProcessor(folder, settings, _FED, processor_class="LlavaProcessor")
+    return ChatProcessor(folder, settings, _INPUT_DTYPES, processor_class="LlavaProcessor")
 
 
 def components(config: Config) -> tuple[Component, ...]:
@@ -165,7 +169,7 @@ FAMILY = _chat.chat_family(
     ),
     sample_inputs=sample_inputs,
     reference=lambda model: Reference(model, image_tokens=0),
-    feeder=feeder,
+    preprocessor=preprocessor,
     layout=Layout(components, LlavaQwen2()),
     build=build,
 )

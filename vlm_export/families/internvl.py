@@ -28,7 +28,11 @@ from vlm_export.spec.graph import Component, TensorSpec
 _TOWER = "model.vision_tower"
 _PROJECTOR = "model.multi_modal_projector"
 _TILING = ("crop_to_patches", "min_patches", "max_patches")
-_FED: dict[str, type[np.generic]] = {"pixel_values": np.float32, "input_ids": np.int64, "attention_mask": np.int64}
+_INPUT_DTYPES: dict[str, type[np.generic]] = {
+    "pixel_values": np.float32,
+    "input_ids": np.int64,
+    "attention_mask": np.int64,
+}
 
 
 def merged_patches(config: Any) -> int:
@@ -91,7 +95,7 @@ def with_ends(template: ChatTemplate | None, token: str) -> ChatTemplate | None:
     return template if template is None or whole in template else template.replace(token, whole)
 
 
-class Feeder(ChatProcessor):
+class OneTileProcessor(ChatProcessor):
     """One tile, and conversations by the template that the repo gets."""
 
     def __init__(self, *arguments: Any, **keywords: Any):
@@ -99,7 +103,7 @@ class Feeder(ChatProcessor):
         self.processor.chat_template = with_ends(self.processor.chat_template, self.processor.image_token)
 
 
-def feeder(folder: Path, config: Config, settings: Mapping[str, Any]) -> Feeder:
+def preprocessor(folder: Path, config: Config, settings: Mapping[str, Any]) -> OneTileProcessor:
     """The processor of one tile, which counts an image's tokens as the client's does.
 
     Raises:
@@ -108,7 +112,7 @@ def feeder(folder: Path, config: Config, settings: Mapping[str, Any]) -> Feeder:
     check_image_size(settings, tile_size(config))
     token = image_token(processor_settings(folder))
     processor = llava_processor(token, image_tokens(config)) | {"vision_feature_select_strategy": "full"}
-    return Feeder(folder, one_tile(settings), _FED, **processor)
+    return OneTileProcessor(folder, one_tile(settings), _INPUT_DTYPES, **processor)
 
 
 def components(config: Config) -> tuple[Component, ...]:
@@ -167,6 +171,6 @@ FAMILY = chat_family(
     ),
     sample_inputs=sample_inputs,
     reference=lambda model: ChatReference(model, image_tokens(model.config.to_dict())),
-    feeder=feeder,
+    preprocessor=preprocessor,
     layout=Layout(components, InternVLChat(image_tokens)),
 )

@@ -24,17 +24,17 @@ _TILING = ("image_grid_pinpoints", "do_pad", "image_processor_type")
 class OneTile(ChatReference):
     """A reference whose class is told that its images do not come alone, so that each is one tile."""
 
-    def arguments(self, fed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`fed` with the sizes of its images, all the tower's own, and a count of images that is one too many.
+    def arguments(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`inputs` with the sizes of its images, all the tower's own, and a count of images that is one too many.
 
         The class takes one tile of each image where the count is not 1 (transformers 5.23,
         `models/llava_onevision/modeling_llava_onevision.py`).
         """
-        if "pixel_values" not in fed:
-            return dict(fed)
-        images, size = len(fed["pixel_values"]), self.model.config.vision_config.image_size
+        if "pixel_values" not in inputs:
+            return dict(inputs)
+        images, size = len(inputs["pixel_values"]), self.model.config.vision_config.image_size
         sizes = torch.full((images, 2), size)
-        return {**fed, "image_sizes": sizes, "batch_num_images": torch.tensor([images + 1])}
+        return {**inputs, "image_sizes": sizes, "batch_num_images": torch.tensor([images + 1])}
 
 
 class EncoderWithNewline(FeatureEncoder):

@@ -90,38 +90,38 @@ class Reference:
         self.model = model
         self.language_model: Any = model.language_model
 
-    def encode(self, fed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def encode(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`vision_features` `[batch, rows, vision hidden]` and `image_features` `[batch, rows, text hidden]`, float32.
 
         They are the outputs of the tower and of the projection.
         """
-        vision_features = self.model.vision_encoder(fed["pixel_values"]).last_hidden_state
+        vision_features = self.model.vision_encoder(inputs["pixel_values"]).last_hidden_state
         return {"vision_features": vision_features, "image_features": self.model.projection(vision_features)}
 
-    def prefill(self, fed: Mapping[str, Tensor]) -> Any:
+    def prefill(self, inputs: Mapping[str, Tensor]) -> Any:
         """The decoder's output for the prefix and the prompt behind it.
 
         Its `logits` are `[batch, rows + tokens, vocabulary] float32`; no position of its cache is ever dropped.
         """
         cache = DynamicCache()  # the model's own would forget what is outside a layer's window
-        return self.language_model(inputs_embeds=self._embeds(fed), past_key_values=cache, use_cache=True)
+        return self.language_model(inputs_embeds=self._embeds(inputs), past_key_values=cache, use_cache=True)
 
-    def step(self, token_ids: Tensor, past: Any, fed: Mapping[str, Tensor]) -> Any:
+    def step(self, token_ids: Tensor, past: Any, inputs: Mapping[str, Tensor]) -> Any:
         """The decoder's output for `[batch, 1] int64` after the cache `past`."""
         return self.language_model(input_ids=token_ids, past_key_values=past, use_cache=True)
 
-    def generate(self, fed: Mapping[str, Tensor], **options: Any) -> Any:
+    def generate(self, inputs: Mapping[str, Tensor], **options: Any) -> Any:
         """The decoder's `generate` from embeddings: its `sequences` hold the new tokens alone."""
-        embeds = self._embeds(fed)
+        embeds = self._embeds(inputs)
         mask = torch.ones(embeds.shape[:2], dtype=torch.int64)
         return self.language_model.generate(inputs_embeds=embeds, attention_mask=mask, **options)
 
-    def _embeds(self, fed: Mapping[str, Tensor]) -> Tensor:
-        prompt = self.language_model.get_input_embeddings()(fed["input_ids"])
-        return torch.cat([self.encode(fed)["image_features"], prompt], dim=1)
+    def _embeds(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        prompt = self.language_model.get_input_embeddings()(inputs["input_ids"])
+        return torch.cat([self.encode(inputs)["image_features"], prompt], dim=1)
 
 
-def feeder(folder: Path, config: Config, settings: Mapping[str, Any]) -> PixelsAndPrompt:
+def preprocessor(folder: Path, config: Config, settings: Mapping[str, Any]) -> PixelsAndPrompt:
     """Feeds the tower's square images, and the prompt's ids without special tokens."""
     check_image_size(settings, config["vision_config"]["image_size"])
     return PixelsAndPrompt(folder, settings)
@@ -241,7 +241,7 @@ FAMILY = Family(
     text_config=text_config,
     sample_inputs=sample_inputs,
     reference=Reference,
-    feeder=feeder,
+    preprocessor=preprocessor,
     layouts={
         "captioner": Layout(captioner, PrefixCaptioner()),
         "chat": Layout(chat, PrefixChat(image_tokens)),

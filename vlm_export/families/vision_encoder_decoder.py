@@ -99,7 +99,7 @@ class Reference:
         self.model = model
         model.generation_config = GenerationConfig()  # older configs hold rules of generation, which the recipe gives
 
-    def encode(self, fed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def encode(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`encoder_hidden_states` `[batch, rows, width] float32`: what transformers' forward hands to the decoder."""
         stages: dict[str, Tensor] = {}
 
@@ -107,25 +107,29 @@ class Reference:
             stages["encoder_hidden_states"] = keywords["encoder_hidden_states"]
 
         with self.model.decoder.register_forward_pre_hook(keep, with_kwargs=True):
-            self.prefill(fed)
+            self.prefill(inputs)
         return stages
 
-    def prefill(self, fed: Mapping[str, Tensor]) -> Any:
+    def prefill(self, inputs: Mapping[str, Tensor]) -> Any:
         """The model's output for `input_ids`: `logits` `[batch, tokens, vocabulary] float32`, and the cache."""
-        return self._run(fed["input_ids"], None, fed)
+        return self._run(inputs["input_ids"], None, inputs)
 
-    def step(self, token_ids: Tensor, past: Any, fed: Mapping[str, Tensor]) -> Any:
+    def step(self, token_ids: Tensor, past: Any, inputs: Mapping[str, Tensor]) -> Any:
         """The model's output for `[batch, 1] int64` after the cache `past`; the tower runs again."""
-        return self._run(token_ids, past, fed)
+        return self._run(token_ids, past, inputs)
 
-    def generate(self, fed: Mapping[str, Tensor], **options: Any) -> Any:
+    def generate(self, inputs: Mapping[str, Tensor], **options: Any) -> Any:
         """The model's `generate`, told that `input_ids` are decoder ids and that their first one starts a text."""
-        ids = fed["input_ids"]
+        ids = inputs["input_ids"]
         start = int(ids[0, 0])
-        return self.model.generate(fed["pixel_values"], decoder_input_ids=ids, decoder_start_token_id=start, **options)
+        return self.model.generate(
+            inputs["pixel_values"], decoder_input_ids=ids, decoder_start_token_id=start, **options
+        )
 
-    def _run(self, ids: Tensor, past: Any, fed: Mapping[str, Tensor]) -> Any:
-        return self.model(pixel_values=fed["pixel_values"], decoder_input_ids=ids, past_key_values=past, use_cache=True)
+    def _run(self, ids: Tensor, past: Any, inputs: Mapping[str, Tensor]) -> Any:
+        return self.model(
+            pixel_values=inputs["pixel_values"], decoder_input_ids=ids, past_key_values=past, use_cache=True
+        )
 
 
 class PixelsAndStart(PixelsAndPrompt):
@@ -135,11 +139,11 @@ class PixelsAndStart(PixelsAndPrompt):
         super().__init__(folder, settings)
         self.start = start_token_id(config, stored_generation(folder))
 
-    def feed(self, image: Path, text: str) -> dict[str, np.ndarray]:
+    def model_inputs(self, image: Path, text: str) -> dict[str, np.ndarray]:
         """`pixel_values` `[1, 3, H, W] float32`, and `input_ids` `[1, 1 + tokens] int64`, the start token first."""
-        fed = super().feed(image, text)
+        inputs = super().model_inputs(image, text)
         start = np.array([[self.start]], dtype=np.int64)
-        return fed | {"input_ids": np.concatenate([start, fed["input_ids"]], axis=1)}
+        return inputs | {"input_ids": np.concatenate([start, inputs["input_ids"]], axis=1)}
 
 
 class Encoder(nn.Module):
@@ -212,6 +216,6 @@ FAMILY = Family(
     text_config=text_config,
     sample_inputs=sample_inputs,
     reference=Reference,
-    feeder=PixelsAndStart,
+    preprocessor=PixelsAndStart,
     layouts={"captioner": Layout(captioner, EncoderDecoder(_geometry, start_token_id))},
 )

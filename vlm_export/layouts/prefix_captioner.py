@@ -26,7 +26,7 @@ class PrefixCaptioner(Client):
 
     def config(self, facts: RepoFacts) -> dict[str, dict[str, Any]]:
         """`config.json` of a `vision-encoder-decoder` made up around the model, and `generation_config.json`."""
-        start = facts.free_token_id
+        start = facts.first_unused_token_id
         config = {
             "model_type": "vision-encoder-decoder",
             "architectures": ["VisionEncoderDecoderModel"],

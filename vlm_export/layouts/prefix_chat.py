@@ -37,8 +37,8 @@ class PrefixChat(Chat):
         config = {
             "model_type": "llava",
             "architectures": ["LlavaForConditionalGeneration"],
-            "image_token_index": facts.free_token_id,  # what 3.x reads
-            "image_token_id": facts.free_token_id,
+            "image_token_index": facts.first_unused_token_id,  # what 3.x reads
+            "image_token_id": facts.first_unused_token_id,
             "text_config": known_text_config(facts.text_config),
             "vision_config": dict(facts.config["vision_config"]),
             PREFIX: True,

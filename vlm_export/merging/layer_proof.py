@@ -52,14 +52,14 @@ class Placed:
     values: Mapping[nn.Parameter, Weight]
 
     def logits(
-        self, family: Family, fed: Mapping[str, torch.Tensor], dtype: torch.dtype = torch.float32
+        self, family: Family, inputs: Mapping[str, torch.Tensor], dtype: torch.dtype = torch.float32
     ) -> torch.Tensor:
         """Logits of the reference's first run, `[batch, positions, vocabulary]`.
 
         Its weights are read from disk operation by operation, and computed with in `dtype`.
         """
         with torch.no_grad(), self._streamed(dtype):
-            return family.reference(self.model).prefill(fed).logits
+            return family.reference(self.model).prefill(inputs).logits
 
     def layer(self, name: str, call: Call) -> Any:
         """What one module computes, in float64."""
@@ -171,7 +171,7 @@ def _is_numbers(value: Any) -> bool:
 
 def logits_error(
     family: Family,
-    fed: Mapping[str, torch.Tensor],
+    inputs: Mapping[str, torch.Tensor],
     adapted: torch.Tensor,
     merged: torch.Tensor,
     models: tuple[Placed, Placed],
@@ -185,7 +185,7 @@ def logits_error(
     error = relative(merged, adapted)
     if error <= MAX_LOGITS_ERROR:
         return error, MAX_LOGITS_ERROR
-    wide_adapted, wide_merged = (placed.logits(family, fed, torch.float64) for placed in models)
+    wide_adapted, wide_merged = (placed.logits(family, inputs, torch.float64) for placed in models)
     return relative(wide_merged, wide_adapted), max(MAX_WIDE_LOGITS_ERROR, relative(merged, wide_merged))
 
 

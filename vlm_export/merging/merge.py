@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from vlm_export.errors import InputError, all_of
-from vlm_export.files import replaced_folder, sha256, write_json
+from vlm_export.files import atomic_folder, sha256, write_json
 from vlm_export.merging import adapters, vocabulary
 from vlm_export.merging.adapter_settings import SETTINGS
 from vlm_export.merging.adapters import Adapter
@@ -112,7 +112,7 @@ def merge(
         base, steps = _open(path, adapter_paths, combination, dequantized)
         last = steps[-1].after if steps else base
         check_tokenizer(companions.folder, last.checkpoint)
-        with replaced_folder(out) as folder:
+        with atomic_folder(out) as folder:
             changes = _stream(last, folder / WEIGHTS, on_tensor)
             write_json(folder / "config.json", last.checkpoint.family.merged_config(last.checkpoint.config))
             copy_processor(companions.folder, folder)

@@ -38,11 +38,11 @@ def prove(base: Version, steps: Sequence[Step], folder: Path) -> Proof:
     """
     family = base.checkpoint.family
     samples = family.sample_inputs(base.checkpoint.config, torch.Generator().manual_seed(0))
-    fed = {name: value[:1] for name, value in samples.items()}  # logits and caches of more would only take memory
+    inputs = {name: value[:1] for name, value in samples.items()}  # logits and caches of more would only take memory
     checkpoint = open_checkpoint(folder)
     written = Version(checkpoint, checkpoint.tensors)
     _check_copies(steps[-1].after, written)
-    first = base.placed().logits(family, fed)
+    first = base.placed().logits(family, inputs)
     worst: list[LayerProof] = []
     versus_adapter, by_hand = 0.0, 0
     not_by_hand: list[str] = []
@@ -51,7 +51,7 @@ def prove(base: Version, steps: Sequence[Step], folder: Path) -> Proof:
         before, adapted = step.before.placed(), Placed(step.attached.model, step.values)
         merged = (written if step is steps[-1] else step.after).placed()
         with layer_proof.calls(adapted.model, before.model, step.attached.layers) as seen:
-            expected = adapted.logits(family, fed)
+            expected = adapted.logits(family, inputs)
         found = {name: layer_proof.prove_layer(name, before, adapted, merged, seen) for name in step.attached.layers}
         layers = [layer for layer in found.values() if layer is not None]
         _check_layers(step, layers)
@@ -64,8 +64,8 @@ def prove(base: Version, steps: Sequence[Step], folder: Path) -> Proof:
         products, left_out = step.adapter.products(step.before.build())
         by_hand += _check_products(step, products, written if step is steps[-1] else step.after)
         not_by_hand += left_out
-        logits = merged.logits(family, fed)
-        error, limit = layer_proof.logits_error(family, fed, expected, logits, (adapted, merged))
+        logits = merged.logits(family, inputs)
+        error, limit = layer_proof.logits_error(family, inputs, expected, logits, (adapted, merged))
         if not error <= limit:
             raise CheckFailed(
                 f"{step.adapter.source}: merged logits differ from base + adapter by {error:.1e} of their size "

@@ -25,8 +25,8 @@
  *
  * @typedef {{ dtype: any, device?: 'auto', session_options: object }} LoadOptions  The dtype is one of its names.
  * @typedef {{ streamer: any, [option: string]: any }} GenerateOptions  Any `BaseStreamer` will do, whatever its types say.
- * @typedef {{ prompt_ids: number[], pixel_values?: Tensor }} Fed  What the model was fed, for who asks.
- * @typedef {{ model: PreTrainedModel, caption: (item: Item, options: GenerateOptions, fed: Fed) => Promise<string> }} Loaded
+ * @typedef {{ prompt_ids: number[], pixel_values?: Tensor }} ModelInputs  What the processor made, for a caller that asks.
+ * @typedef {{ model: PreTrainedModel, caption: (item: Item, options: GenerateOptions, modelInputs: ModelInputs) => Promise<string> }} Loaded
  */
 
 import { readFile, writeFile } from 'node:fs/promises';
@@ -156,9 +156,9 @@ async function loadCaptioner(id, options) {
     const { model, tokenizer } = captioner;
 
     /** @type {Loaded['caption']} */
-    async function caption(item, options, fed) {
+    async function caption(item, options, modelInputs) {
         if (item.pixels_out) {
-            fed.pixel_values = (await captioner.processor(await RawImage.read(item.image))).pixel_values;
+            modelInputs.pixel_values = (await captioner.processor(await RawImage.read(item.image))).pixel_values;
         }
         if (!item.pixel_values) {
             const [{ generated_text }] = await captioner(item.image, options);
@@ -180,12 +180,12 @@ async function loadChat(id, loading) {
     const { tiles: textFirst } = MODEL_TYPES[model.config.model_type];
 
     /** @type {Loaded['caption']} */
-    async function caption(item, options, fed) {
+    async function caption(item, options, modelInputs) {
         const image = item.image ? await RawImage.read(item.image) : blankImage(item.pixel_values);
         const text = typeof item.prompt === 'string' ? item.prompt : render(item.prompt);
         const inputs = await (textFirst ? processor(text, image) : processor(image, text));
-        fed.prompt_ids = [...inputs.input_ids.data].map(Number);
-        fed.pixel_values = inputs.pixel_values;
+        modelInputs.prompt_ids = [...inputs.input_ids.data].map(Number);
+        modelInputs.pixel_values = inputs.pixel_values;
         if (item.pixel_values) {
             inputs.pixel_values = await readTensor(item.pixel_values);
         }
@@ -219,16 +219,16 @@ function checkDtype(model, dtype) {
  */
 async function captionItem(loaded, request, index) {
     const streamer = new TokenRecorder();
-    /** @type {Fed} */
-    const fed = { prompt_ids: [] };
+    /** @type {ModelInputs} */
+    const modelInputs = { prompt_ids: [] };
     const item = request.items[index];
     const start = performance.now();
     try {
-        const text = await loaded.caption(item, { ...request.generation, streamer }, fed);
+        const text = await loaded.caption(item, { ...request.generation, streamer }, modelInputs);
         const milliseconds = performance.now() - start;
         const first_token_milliseconds = streamer.firstToken - start;
-        const { prompt_ids } = fed;
-        const pixel_shape = item.pixels_out ? await writeTensor(fed.pixel_values, item.pixels_out) : undefined;
+        const { prompt_ids } = modelInputs;
+        const pixel_shape = item.pixels_out ? await writeTensor(modelInputs.pixel_values, item.pixels_out) : undefined;
         const token_ids = streamer.generated;
         return { index, token_ids, text, prompt_ids, pixel_shape, first_token_milliseconds, milliseconds };
     } catch (error) {

@@ -52,7 +52,7 @@ def write_config_files(folder: Path, recipe: RecipeFile, merged: Checkpoint, man
     for name, values in files.items():
         write_json(folder / name, values)
     if client.own_token is not None:
-        _add_token(folder, client.own_token, facts.free_token_id)
+        _add_token(folder, client.own_token, facts.first_unused_token_id)
     _finish_tokenizer(folder, client.template(facts))
     write_json(folder / MANIFEST, asdict(manifest))
     shutil.copyfile(recipe.path, folder / "recipe.yaml")
@@ -83,7 +83,7 @@ def _facts(recipe: RecipeFile, merged: Checkpoint, client: Client) -> RepoFacts:
         chat_template=recipe.recipe.chat_template or own_template(merged.path),
         eos_token_ids=eos,
         pad_token_id=eos[0] if padding is None or padding >= text_config.vocab_size else padding,
-        free_token_id=len(tokenizer),
+        first_unused_token_id=len(tokenizer),
     )
 
 

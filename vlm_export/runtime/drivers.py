@@ -24,31 +24,31 @@ _CROSS_CACHE = ".encoder."
 
 @dataclass(frozen=True)
 class Observed:
-    """An output of the encoder side, and the quantity of the PyTorch model that it is."""
+    """An output of the encoder side, and the name of the golden array that it is compared with."""
 
     component: str
     output: str
-    quantity: str
+    golden_name: str
     value: np.ndarray
 
 
 class Driver(Protocol):
     """A repo's graphs, driven as the client drives them.
 
-    `inputs` are what the client is fed, and for the decoder also what the encoder gave, by quantity: `pixel_values`
+    `inputs` are what the client is fed, and for the decoder also what the encoder gave, by golden name: `pixel_values`
     `[batch, …] float32`, `input_ids` `[batch, tokens] int64`, an `attention_mask` of the same shape where rows are
     padded, and `image_features` `[…, rows, hidden]` or `encoder_hidden_states` `[batch, rows, width]`, float32.
 
     Attributes:
         components: the graphs that it runs, by name.
-        carried: those of `inputs` that every step needs, `[batch, …]` each.
+        per_step_inputs: those of `inputs` that every step needs, `[batch, …]` each.
     """
 
     components: tuple[str, ...]
-    carried: tuple[str, ...]
+    per_step_inputs: tuple[str, ...]
 
     def encode(self, inputs: Inputs) -> list[Observed]:
-        """Run the encoder side: each of its outputs, float32, with the quantity that it is."""
+        """Run the encoder side: each of its outputs, float32, with its golden name."""
 
     def prefill(self, inputs: Inputs) -> DecoderRun:
         """Run the decoder on prompt and image.
@@ -64,7 +64,7 @@ class Driver(Protocol):
         cache has their positions appended.
         """
 
-    def seen(self, inputs: Inputs) -> list[list[int]]:
+    def token_history(self, inputs: Inputs) -> list[list[int]]:
         """For each row, the ids that rules on repetition look back on at the first token."""
 
 
@@ -75,7 +75,7 @@ class ChatDriver:
     """
 
     components: tuple[str, ...] = ("vision_encoder", "embed_tokens", _DECODER)
-    carried: tuple[str, ...] = ("attention_mask",)
+    per_step_inputs: tuple[str, ...] = ("attention_mask",)
 
     def __init__(self, sessions: Sessions, image_token_id: int):
         self.sessions = sessions
@@ -103,7 +103,7 @@ class ChatDriver:
         """The ids of the prompt `[batch, tokens] int64`, with as many image tokens as there are features."""
         return inputs["input_ids"]
 
-    def seen(self, inputs: Inputs) -> list[list[int]]:
+    def token_history(self, inputs: Inputs) -> list[list[int]]:
         """The ids of the prompt, without what pads the rows on their left."""
         ids = self.ids(inputs)
         mask = inputs.get("attention_mask", np.ones_like(ids))
@@ -146,7 +146,7 @@ class PrefixChatDriver(ChatDriver):
         batch, rows = inputs["image_features"].shape[:2]
         return np.concatenate([np.full((batch, rows), self.image_token_id, dtype=np.int64), ids], axis=1)
 
-    def seen(self, inputs: Inputs) -> list[list[int]]:
+    def token_history(self, inputs: Inputs) -> list[list[int]]:
         """Nothing, for each row."""
         return [[] for _ in inputs["input_ids"]]
 
@@ -158,16 +158,16 @@ class EncoderDecoderDriver:
     """
 
     components: tuple[str, ...] = ("encoder_model", _DECODER)
-    carried: tuple[str, ...] = ("encoder_hidden_states",)
-    quantity = "encoder_hidden_states"
+    per_step_inputs: tuple[str, ...] = ("encoder_hidden_states",)
+    golden_name = "encoder_hidden_states"
 
     def __init__(self, sessions: Sessions):
         self.sessions = sessions
 
     def encode(self, inputs: Inputs) -> list[Observed]:
-        """The encoder's `last_hidden_state` `[batch, rows, width] float32`, as what the driver calls `quantity`."""
+        """The encoder's `last_hidden_state` `[batch, rows, width] float32`, under the driver's `golden_name`."""
         states = self.sessions.run("encoder_model", inputs)["last_hidden_state"]
-        return [Observed("encoder_model", "last_hidden_state", self.quantity, states)]
+        return [Observed("encoder_model", "last_hidden_state", self.golden_name, states)]
 
     def prefill(self, inputs: Inputs) -> DecoderRun:
         """Run the decoder on the start token and the ids after it, with an empty cache of both kinds."""
@@ -180,7 +180,7 @@ class EncoderDecoderDriver:
         kept = {name: value for name, value in cache.items() if _CROSS_CACHE in name}
         return DecoderRun(done.component, done.logits, {**done.cache, **kept})
 
-    def seen(self, inputs: Inputs) -> list[list[int]]:
+    def token_history(self, inputs: Inputs) -> list[list[int]]:
         """All ids, the start token included."""
         return inputs["input_ids"].tolist()
 
@@ -188,7 +188,7 @@ class EncoderDecoderDriver:
         """One run of the decoder, `token_ids` `[batch, tokens] int64`; `first` says that nothing is cached."""
         feeds = {
             "input_ids": token_ids,
-            "encoder_hidden_states": inputs[self.quantity],
+            "encoder_hidden_states": inputs[self.golden_name],
             **_use_cache(not first),
         }
         return self.sessions.decode(_DECODER, feeds, cache)
@@ -197,8 +197,8 @@ class EncoderDecoderDriver:
 class PrefixCaptionerDriver(EncoderDecoderDriver):
     """A `vision-encoder-decoder` made up around a captioner: the graph puts the prefix in the start token's place."""
 
-    carried: tuple[str, ...] = ("image_features",)
-    quantity = "image_features"
+    per_step_inputs: tuple[str, ...] = ("image_features",)
+    golden_name = "image_features"
 
     def __init__(self, sessions: Sessions, start_token_id: int):
         super().__init__(sessions)
@@ -211,7 +211,7 @@ class PrefixCaptionerDriver(EncoderDecoderDriver):
         ids = np.concatenate([start, prompt], axis=1)
         return self.run(ids, self.sessions.empty_cache(_DECODER, len(ids)), inputs, first=True)
 
-    def seen(self, inputs: Inputs) -> list[list[int]]:
+    def token_history(self, inputs: Inputs) -> list[list[int]]:
         """Nothing, for each row: the PyTorch model generates from embeddings."""
         return [[] for _ in inputs["input_ids"]]
 
@@ -220,7 +220,7 @@ class ComponentsDriver:
     """`vision_encoder` → `projection` → `prefix_init`, then `embed_tokens` and `language_model` for each token."""
 
     components: tuple[str, ...] = ("vision_encoder", "projection", "prefix_init", "embed_tokens", "language_model")
-    carried: tuple[str, ...] = ()
+    per_step_inputs: tuple[str, ...] = ()
 
     def __init__(self, sessions: Sessions):
         self.sessions = sessions
@@ -244,7 +244,7 @@ class ComponentsDriver:
         embeds = self.sessions.run("embed_tokens", {"input_ids": token_ids})
         return self.sessions.decode("language_model", embeds, cache)
 
-    def seen(self, inputs: Inputs) -> list[list[int]]:
+    def token_history(self, inputs: Inputs) -> list[list[int]]:
         """Nothing, for each row: the PyTorch model generates from embeddings."""
         return [[] for _ in inputs["input_ids"]]
 
@@ -285,7 +285,7 @@ def image_token_id(config: Mapping[str, Any]) -> int:
 
 def with_encoded(driver: Driver, inputs: Inputs) -> Arrays:
     """`inputs` and what the encoder gives for them."""
-    return dict(inputs) | {seen.quantity: seen.value for seen in driver.encode(inputs)}
+    return dict(inputs) | {observed.golden_name: observed.value for observed in driver.encode(inputs)}
 
 
 def _use_cache(used: bool) -> Arrays:

@@ -47,8 +47,8 @@ class Decoder:
         history: list[list[int]] | None = None,
     ):
         self.driver = driver
-        self.carried = {name: inputs[name] for name in driver.carried if name in inputs}
-        self.history = driver.seen(inputs) if history is None else history
+        self.per_step_inputs = {name: inputs[name] for name in driver.per_step_inputs if name in inputs}
+        self.history = driver.token_history(inputs) if history is None else history
         done = driver.prefill(inputs) if begun is None else begun
         self.cache: Cache = done.cache
         self.scores = done.logits[:, -1].astype(np.float32)
@@ -58,7 +58,7 @@ class Decoder:
         """Append a token to each row."""
         self.history = [[*row, token] for row, token in zip(self.history, token_ids, strict=True)]
         column = np.array(token_ids, dtype=np.int64)[:, None]
-        done = self.driver.step(column, self.cache, self.carried)
+        done = self.driver.step(column, self.cache, self.per_step_inputs)
         self.cache, self.scores = done.cache, done.logits[:, -1].astype(np.float32)
 
     def take(self, rows: np.ndarray) -> None:
@@ -66,7 +66,7 @@ class Decoder:
         if np.array_equal(rows, np.arange(len(self.history))):
             return
         self.cache = take_rows(self.cache, rows)
-        self.carried = {name: value[rows] for name, value in self.carried.items()}
+        self.per_step_inputs = {name: value[rows] for name, value in self.per_step_inputs.items()}
         self.history = [self.history[row] for row in rows]
         self.scores = self.scores[rows]
 

@@ -84,12 +84,12 @@ class Engine(Protocol):
 class Model:
     """A loaded model: an engine, and what makes the one that takes over when it fails.
 
-    `spare` is given the reason, which it passes on to the user.
+    `fallback` is given the reason, which it passes on to the user.
     """
 
-    def __init__(self, engine: Engine, spare: Callable[[str], Engine] | None = None):
+    def __init__(self, engine: Engine, fallback: Callable[[str], Engine] | None = None):
         self.engine = engine
-        self._spare = spare
+        self._fallback = fallback
 
     @property
     def name(self) -> str:
@@ -154,10 +154,10 @@ class Model:
         try:
             return call(self.engine)
         except EngineFailed as error:
-            if self._spare is None:
+            if self._fallback is None:
                 raise ModelFailed(str(error)) from error
             try:
-                self.engine, self._spare = self._spare(str(error)), None
+                self.engine, self._fallback = self._fallback(str(error)), None
             except InputError as missing:
                 raise ModelFailed(str(missing)) from error
             return call(self.engine)

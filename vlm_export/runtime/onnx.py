@@ -35,9 +35,9 @@ from vlm_export.runtime.text import Message, Text, check_rows, left_padded, with
 
 @dataclass(frozen=True)
 class Encoded:
-    """Images as the encoder side gives them: quantities by name, rows of features for each image, and its tiles."""
+    """Images as the encoder side gives them: arrays by golden name, rows of features for each image, and its tiles."""
 
-    quantities: Arrays
+    values: Arrays
     rows: tuple[int, ...]
     tiles: tuple[Tiles, ...]
 
@@ -204,15 +204,15 @@ class OnnxEngine:
             encoded = _joined(memory.encoded, self.encode(images))
             ids = self.prompt_ids(messages, encoded)
             decided = self._plan(options, ids, encoded)
-            decoder, fed = self._resumed(memory, ids, encoded)
+            decoder, tokens_fed = self._resumed(memory, ids, encoded)
             prompt_cache = decoder.cache
             watcher = Watcher(self.text, decided.stop, on_text if decided.num_beams == 1 else None)
             made = self.run(decoder, decided, watcher, cancelled)
         answer = answers(made, self.text, decided.stop, len(ids), started, decoder.first_token)
         finish(answer, watcher, on_text)
         if len(made) > 1 or decided.num_beams > 1:
-            return answer, Memory(encoded, ids, prompt_cache, fed)
-        return answer, Memory(encoded, [*ids, *answer.token_ids[:-1]], decoder.cache, fed)
+            return answer, Memory(encoded, ids, prompt_cache, tokens_fed)
+        return answer, Memory(encoded, [*ids, *answer.token_ids[:-1]], decoder.cache, tokens_fed)
 
     def _resumed(self, memory: Memory, ids: list[int], encoded: Encoded) -> tuple[Decoder, int]:
         """A decoder that has run `ids`, and how many of them it had to."""
@@ -221,14 +221,14 @@ class OnnxEngine:
         known = list(zip(ids[:-1], memory.ids, strict=False))  # the last must be run, or there were no logits
         common = next((place for place, (new, old) in enumerate(known) if new != old), len(known))
         inputs: Arrays = {"input_ids": np.array([ids[common:]], dtype=np.int64)}
-        if "image_features" in encoded.quantities:
-            features = encoded.quantities["image_features"]
+        if "image_features" in encoded.values:
+            features = encoded.values["image_features"]
             rows = features.reshape(-1, features.shape[-1])
             inputs["image_features"] = rows[ids[:common].count(driver.image_token_id) :]
         if not common:
             return Decoder(driver, inputs), len(ids)
         cache = memory.cache if common == len(memory.ids) else keep_positions(memory.cache, common)
-        history = driver.seen({"input_ids": np.array([ids], dtype=np.int64)})
+        history = driver.token_history({"input_ids": np.array([ids], dtype=np.int64)})
         return Decoder(driver, inputs, driver.extend(cache, inputs), history), len(ids) - common
 
     def encode(self, images: Sequence[Image.Image]) -> Encoded:
@@ -236,12 +236,12 @@ class OnnxEngine:
         if not images:
             return Encoded({}, (), ())
         processed = self.images(images)
-        quantities = {seen.quantity: seen.value for seen in self.driver.encode(processed.arrays)}
-        features = quantities.get("image_features")
+        values = {observed.golden_name: observed.value for observed in self.driver.encode(processed.arrays)}
+        features = values.get("image_features")
         per_image = [features.shape[-2]] * len(images) if features is not None and features.ndim == 3 else []
         if features is not None and features.ndim == 2:
             per_image = [len(features) // max(1, sum(map(_count, processed.tiles)))] * len(images)
-        return Encoded(quantities, tuple(per_image), processed.tiles)
+        return Encoded(values, tuple(per_image), processed.tiles)
 
     def messages(self, images: Sequence[Image.Image], prompt: Prompt) -> list[Message]:
         """A prompt as a conversation: a text comes after the images.
@@ -270,8 +270,8 @@ class OnnxEngine:
 
         An `attention_mask` of the same shape is among it where prompts are padded on their left.
         """
-        quantities = [one.encoded.quantities for one in prepared]
-        inputs = {name: np.concatenate([each[name] for each in quantities if name in each]) for name in quantities[0]}
+        values = [one.encoded.values for one in prepared]
+        inputs = {name: np.concatenate([each[name] for each in values if name in each]) for name in values[0]}
         inputs["input_ids"], mask = left_padded([one.ids for one in prepared], prepared[0].plan.pad_token_id)
         if not mask.all():
             inputs["attention_mask"] = mask
@@ -297,7 +297,7 @@ def components_of(repo: Repo) -> tuple[str, ...]:
 
 def _joined(first: Encoded, second: Encoded) -> Encoded:
     """The images of two parts of a conversation, as those of one prompt."""
-    both = [one.quantities for one in (first, second) if one.quantities]
+    both = [one.values for one in (first, second) if one.values]
     joined = {name: np.concatenate([each[name] for each in both]) for name in (both[0] if both else ())}
     return Encoded(joined, first.rows + second.rows, first.tiles + second.tiles)
 

@@ -22,7 +22,7 @@ class RepoFacts:
         processor: the checkpoint's `processor_config.json` without what belongs in `preprocessor_config.json`.
         image_processor: what belongs there, flat, under the recipe's settings.
         chat_template: the recipe's or the checkpoint's, if there is one.
-        free_token_id: the id after the tokenizer's last.
+        first_unused_token_id: the id after the tokenizer's last.
     """
 
     config: Mapping[str, Any]
@@ -34,7 +34,7 @@ class RepoFacts:
     chat_template: ChatTemplate | None
     eos_token_ids: Sequence[int]
     pad_token_id: int
-    free_token_id: int
+    first_unused_token_id: int
 
 
 class Client(ABC):
@@ -44,7 +44,7 @@ class Client(ABC):
         name: how the model card calls it.
         task: the model card's `pipeline_tag`.
         node: the way in which `node/caption.mjs` runs it, or None where transformers.js cannot.
-        own_token: a token that the tokenizer lacks and the repo's gets, with the id `RepoFacts.free_token_id`.
+        own_token: a token that the tokenizer lacks and the repo's gets, with the id `RepoFacts.first_unused_token_id`.
         chat_template: the template of a tokenizer that has none.
     """
 

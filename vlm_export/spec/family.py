@@ -44,30 +44,30 @@ class EmbeddedLora:
 class Reference(Protocol):
     """A family's PyTorch model, run by transformers' own forward and `generate`, on what its client is fed.
 
-    `fed` holds the tensors of one case by name: `pixel_values` first, `[batch, 3, H, W] float32` or, of tiles,
+    `inputs` holds the tensors of one case by name: `pixel_values` first, `[batch, 3, H, W] float32` or, of tiles,
     `[batch, tiles, 3, E, E]`; then the decoder's `input_ids` `[batch, tokens] int64`, and masks where there are any.
     What `prefill`, `step` and `generate` return are the outputs of transformers 5 (`modeling_outputs.py`,
     `generation/utils.py`).
     """
 
-    def encode(self, fed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def encode(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Named stages of the encoder side, float32, each the value of an encoder graph's output.
 
         The last is what the decoder reads: `image_features` `[images or tiles, rows, hidden]`, or of an encoder-decoder
         `encoder_hidden_states` `[batch, rows, width]`.
         """
 
-    def prefill(self, fed: Mapping[str, Tensor]) -> Any:
+    def prefill(self, inputs: Mapping[str, Tensor]) -> Any:
         """The first run of the decoder: transformers' output.
 
         Its `logits` are `[batch, positions, vocabulary] float32`, the last position's those of the first new token; its
         `past_key_values` is a `Cache`.
         """
 
-    def step(self, token_ids: Tensor, past: Any, fed: Mapping[str, Tensor]) -> Any:
+    def step(self, token_ids: Tensor, past: Any, inputs: Mapping[str, Tensor]) -> Any:
         """A later run, of `[batch, 1] int64` after the cache `past`: transformers' output, as of `prefill`."""
 
-    def generate(self, fed: Mapping[str, Tensor], **options: Any) -> Any:
+    def generate(self, inputs: Mapping[str, Tensor], **options: Any) -> Any:
         """The output of transformers' `generate` under `options`, which ask for a dict with scores.
 
         Its `sequences` are `[rows, tokens] int64`, prompt ids first where the family begins with ids; its `scores` are
@@ -75,8 +75,8 @@ class Reference(Protocol):
         """
 
 
-class Feeder(Protocol):
-    """Makes what the client is fed out of image files and a prompt, as transformers does."""
+class Preprocessor(Protocol):
+    """Makes the model's inputs of image files and a prompt, as transformers does."""
 
     def texts(self, prompts: Sequence[Prompt]) -> tuple[str, ...]:
         """A recipe's prompts as texts, conversations rendered; the first is the one that every image is run with.
@@ -85,8 +85,8 @@ class Feeder(Protocol):
             InputError: a prompt that this family has no use for, or no prompt where there must be one.
         """
 
-    def feed(self, image: Path, text: str) -> dict[str, np.ndarray]:
-        """What the client is fed for one image and a text, by name, as arrays for a batch of one.
+    def model_inputs(self, image: Path, text: str) -> dict[str, np.ndarray]:
+        """What the client feeds the model for one image and a text, by name, as arrays for a batch of one.
 
         `pixel_values` are `[1, 3, H, W] float32` or `[1, tiles, 3, E, E]`, `input_ids` `[1, tokens] int64`.
         """
@@ -123,9 +123,9 @@ class Family:
         adapter_roots: prefixes below which a PEFT adapter is likely to have been attached; other parts are found.
         merged_config: `config.json` of the merged checkpoint.
         text_config: the config of the language model inside the model.
-        sample_inputs: seeded random `fed` of a reference, for comparing two versions of the model's weights.
+        sample_inputs: seeded random inputs of a reference, for comparing two versions of the model's weights.
         reference: the model as transformers runs it.
-        feeder: from a checkpoint's folder, its config and image processor settings.
+        preprocessor: made of a checkpoint's folder, its config and image processor settings.
         layouts: by name.
         trim: drops from an empty model the layers that no graph runs.
         image_processor: `preprocessor_config.json` where the checkpoint has none, or nothing if it must have one.
@@ -143,7 +143,7 @@ class Family:
     text_config: Callable[[Config], PretrainedConfig]
     sample_inputs: Callable[[Config, Generator], dict[str, Tensor]]
     reference: Callable[[Any], Reference]
-    feeder: Callable[[Path, Config, Mapping[str, Any]], Feeder]
+    preprocessor: Callable[[Path, Config, Mapping[str, Any]], Preprocessor]
     layouts: Mapping[str, Layout]
     trim: Callable[[Any], None] = field(default=lambda model: None)
     image_processor: Callable[[Config], dict[str, Any]] = field(default=lambda config: {})

@@ -34,13 +34,13 @@ class OwnFiles:
         """`pixel_values` of a picture."""
         return self.images([open_image(path)]).arrays["pixel_values"]
 
-    def prompt_ids(self, golden: Golden, fed: Arrays, path: Path) -> list[int]:
+    def prompt_ids(self, golden: Golden, inputs: Arrays, path: Path) -> list[int]:
         """Ids of the golden's conversation, or of its text, with a place for each row of the picture's features."""
         text = self.text.render(golden.conversation) if golden.conversation else golden.text
         image = image_token_id(self.repo.config)
         tiles = self.images([open_image(path)]).tiles if self.images.is_tiling else None
         count = sum(each.rows * each.columns + 1 if each.rows else 1 for each in tiles or ()) or 1
-        rows = int((fed["input_ids"] == image).sum()) // count
+        rows = int((inputs["input_ids"] == image).sum()) // count
         return self.text.conversation_ids(with_image_tokens(text, self.text.token(image), tiles, [rows]))
 
 

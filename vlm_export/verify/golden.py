@@ -25,7 +25,7 @@ from transformers import EncoderDecoderCache
 
 from vlm_export.documents import load_document
 from vlm_export.errors import InputError
-from vlm_export.files import replaced_folder, sha256, write_json
+from vlm_export.files import atomic_folder, sha256, write_json
 from vlm_export.merging import merge
 from vlm_export.own_files import own_file, unchanged_file
 from vlm_export.preprocessing import image_processor_settings, load_tokenizer
@@ -34,7 +34,7 @@ from vlm_export.runtime.text import check_rows
 from vlm_export.source.checkpoint import Checkpoint
 from vlm_export.source.companions import Choice, Companions, check_tokenizer, gathered
 from vlm_export.source.generation_rules import loaded_rules, published
-from vlm_export.spec.family import Feeder
+from vlm_export.spec.family import Preprocessor
 
 DECODE_STEPS = 3
 MIN_IMAGES = 2
@@ -180,14 +180,14 @@ def _record(
     settings = image_processor_settings(
         checkpoint.path, checkpoint.family.image_processor(checkpoint.config), recipe.recipe.image_processor
     )
-    feeder = checkpoint.family.feeder(checkpoint.path, checkpoint.config, settings)
+    preprocessor = checkpoint.family.preprocessor(checkpoint.path, checkpoint.config, settings)
     prompts = recipe.recipe.golden.prompts
     try:
-        text, *texts = feeder.texts(prompts)
+        text, *texts = preprocessor.texts(prompts)
     except InputError as error:
         raise InputError(f"{recipe.path}: {error}") from error
     generation = published(recipe.recipe.generation, checkpoint)
-    recorder = _Recorder(checkpoint, model, feeder, generation)
+    recorder = _Recorder(checkpoint, model, preprocessor, generation)
     recorded = []
     for index, path in enumerate(images):
         recorded.append(recorder.image(path, text))
@@ -209,7 +209,7 @@ def _record(
         combination=_combination(recipe.recipe),
         companions={kind: folder.name for kind, folder in companions.origins.items()},
     )
-    with replaced_folder(recipe.golden_target) as folder:
+    with atomic_folder(recipe.golden_target) as folder:
         (folder / "images").mkdir()
         for path in images:
             shutil.copyfile(path, folder / "images" / path.name)
@@ -232,32 +232,34 @@ def array_sha256(array: np.ndarray) -> str:
 class _Recorder:
     """The adapted PyTorch model, what it is fed by, and what it generates with."""
 
-    def __init__(self, checkpoint: Checkpoint, model: nn.Module, feeder: Feeder, generation: dict[str, Any]):
+    def __init__(
+        self, checkpoint: Checkpoint, model: nn.Module, preprocessor: Preprocessor, generation: dict[str, Any]
+    ):
         self.reference = checkpoint.family.reference(model)
-        self.feeder = feeder
+        self.preprocessor = preprocessor
         self.generation = generation
         self.tokenizer = load_tokenizer(checkpoint.path)
         self.eos = eos_token_ids(checkpoint, self.tokenizer)
         self.rows = checkpoint.family.text_config(checkpoint.config).vocab_size
 
-    def feed(self, path: Path, text: str) -> dict[str, np.ndarray]:
+    def model_inputs(self, path: Path, text: str) -> dict[str, np.ndarray]:
         """What the model is fed.
 
         Raises:
             InputError: a token that the model has no row for.
         """
-        fed = self.feeder.feed(path, text)
-        ids = (int(each) for each in fed["input_ids"].flatten())
+        inputs = self.preprocessor.model_inputs(path, text)
+        ids = (int(each) for each in inputs["input_ids"].flatten())
         check_rows(
             ids, self.rows, lambda token: str(self.tokenizer.convert_ids_to_tokens(token)), f"golden.prompts: {text!r}"
         )
-        return fed
+        return inputs
 
     @torch.inference_mode()
     def image(self, path: Path, text: str) -> GoldenImage:
-        fed = self.feed(path, text)
+        inputs = self.model_inputs(path, text)
         output = self.reference.generate(
-            _tensors(fed),
+            _tensors(inputs),
             do_sample=False,
             num_beams=1,
             eos_token_id=self.eos,
@@ -271,8 +273,8 @@ class _Recorder:
         return GoldenImage(
             file=path.name,
             sha256=sha256(path),
-            pixel_values_sha256=array_sha256(fed["pixel_values"]),
-            prompt_ids_sha256=array_sha256(fed["input_ids"]),
+            pixel_values_sha256=array_sha256(inputs["pixel_values"]),
+            prompt_ids_sha256=array_sha256(inputs["input_ids"]),
             token_ids=token_ids,
             caption=str(self.tokenizer.decode(token_ids, skip_special_tokens=True)),
             margins=[float(f"{first - second:.4g}") for first, second in best],
@@ -284,29 +286,32 @@ class _Recorder:
         tensors: dict[str, np.ndarray] = {}
         for index, text in enumerate(texts):
             name, batch = f"case{index}", 2 if index else 1
-            steps, values = self._case(self._batch(images, text) if index else self.feed(images[0], text))
+            steps, values = self._case(self._batch(images, text) if index else self.model_inputs(images[0], text))
             cases.append(GoldenCase(name, batch, text, steps))
             tensors |= {f"{name}/{key}": value.contiguous().numpy() for key, value in values.items()}
         return cases, tensors
 
     def _batch(self, images: Sequence[Path], text: str) -> dict[str, np.ndarray]:
         """The first image and the next that is fed in the same shapes, or itself: a batch without padding."""
-        first = self.feed(images[0], text)
-        others = (self.feed(path, text) for path in images[1:])
-        second = next((fed for fed in others if all(fed[name].shape == first[name].shape for name in first)), first)
+        first = self.model_inputs(images[0], text)
+        others = (self.model_inputs(path, text) for path in images[1:])
+        second = next(
+            (inputs for inputs in others if all(inputs[name].shape == first[name].shape for name in first)),
+            first,
+        )
         return {name: np.concatenate([first[name], second[name]]) for name in first}
 
     @torch.inference_mode()
     def _case(self, arrays: dict[str, np.ndarray]) -> tuple[list[list[int]], dict[str, torch.Tensor]]:
-        fed = _tensors(arrays)
-        values = fed | self.reference.encode(fed)
-        output = self.reference.prefill(fed)
+        inputs = _tensors(arrays)
+        values = inputs | self.reference.encode(inputs)
+        output = self.reference.prefill(inputs)
         values["prefill.logits"] = output.logits[:, -1:]
         steps = []
         for step in range(DECODE_STEPS):
             tokens = output.logits[:, -1:].argmax(-1)
             steps.append(tokens[:, 0].tolist())
-            output = self.reference.step(tokens, output.past_key_values, fed)
+            output = self.reference.step(tokens, output.past_key_values, inputs)
             values[f"step{step}.logits"] = output.logits
         return steps, values | _cache_tensors(output.past_key_values)
 

@@ -14,15 +14,16 @@ from vlm_export.verify.client_inputs import OwnFiles, coarse, ids_difference, pe
 from vlm_export.verify.verification import Verification
 
 
-def check_own_files(run: Verification, feeds: Sequence[Arrays]) -> None:
+def check_own_files(run: Verification, golden_inputs: Sequence[Arrays]) -> None:
     """Prompt ids, pixels and ends that this package's runtime makes of the repo's files."""
     repo = open_repo(run.repo)
     own, facts, paths = OwnFiles(repo), run.golden.facts, run.golden.image_paths()
     check_ends(run, FP32.name, "ort", repo.generation.get("eos_token_id"))
     if has_prompt(repo):
-        pairs = zip(paths, feeds, strict=True)
-        check_prompts(run, FP32.name, "ort", [own.prompt_ids(facts, fed, path) for path, fed in pairs], feeds)
-    check_pixels(run, FP32.name, "ort", limits.PIXELS, [own.pixels(path) for path in paths], feeds)
+        pairs = zip(paths, golden_inputs, strict=True)
+        ids = [own.prompt_ids(facts, inputs, path) for path, inputs in pairs]
+        check_prompts(run, FP32.name, "ort", ids, golden_inputs)
+    check_pixels(run, FP32.name, "ort", limits.PIXELS, [own.pixels(path) for path in paths], golden_inputs)
 
 
 def has_prompt(repo: Repo) -> bool:
@@ -39,14 +40,14 @@ def check_ends(run: Verification, dtype: str, runtime: str, found: int | Sequenc
 
 
 def check_prompts(
-    run: Verification, dtype: str, runtime: str, found: Sequence[Sequence[int]], feeds: Sequence[Arrays]
+    run: Verification, dtype: str, runtime: str, found: Sequence[Sequence[int]], golden_inputs: Sequence[Arrays]
 ) -> None:
-    """Check that the client makes PyTorch's ids of each prompt: `found` and `feeds` are in the images' order."""
-    pairs = zip(run.golden.facts.images, found, feeds, strict=True)
+    """Check that the client makes PyTorch's ids of each prompt: `found` and `golden_inputs` in the order of images."""
+    pairs = zip(run.golden.facts.images, found, golden_inputs, strict=True)
     differences = {
         image.file: difference
-        for image, ids, fed in pairs
-        if (difference := ids_difference(ids, fed["input_ids"][0].tolist()))
+        for image, ids, inputs in pairs
+        if (difference := ids_difference(ids, inputs["input_ids"][0].tolist()))
     }
     detail = "; ".join(f"{file} {difference}" for file, difference in list(differences.items())[:2])
     run.add("files", dtype, runtime, limits.PROMPT_IDS, float(len(differences)), detail)
@@ -58,13 +59,13 @@ def check_pixels(
     runtime: str,
     metric: str,
     found: Sequence[np.ndarray | None],
-    feeds: Sequence[Arrays],
+    golden_inputs: Sequence[Arrays],
 ) -> None:
     """Check the picture whose pixels are farthest off.
 
     Those that a client cannot read, or reads otherwise by their kind, are named and not judged.
     """
-    pairs = [(pixels, fed["pixel_values"]) for pixels, fed in zip(found, feeds, strict=True)]
+    pairs = [(pixels, inputs["pixel_values"]) for pixels, inputs in zip(found, golden_inputs, strict=True)]
     if metric == limits.PIXELS_FROM_FILE:
         values = [pixel_difference(coarse(pixels), coarse(expected)) for pixels, expected in pairs]
     else:

@@ -30,7 +30,7 @@ def _readable(path: Path, scratch: Path) -> Path:
     return copy
 
 
-def verify_in_node(run: Verification, dtype: str, feeds: Sequence[Arrays]) -> None:
+def verify_in_node(run: Verification, dtype: str, golden_inputs: Sequence[Arrays]) -> None:
     """Stock transformers.js: tokens from the same pixels, which must be equal, and from the image files, reported."""
     run.progress(f"{dtype}: tokens in transformers.js")
     client, paths = run.layout.client, run.golden.image_paths()
@@ -41,8 +41,8 @@ def verify_in_node(run: Verification, dtype: str, feeds: Sequence[Arrays]) -> No
     try:
         with tempfile.TemporaryDirectory(prefix="vlm-export-") as scratch:
             readable = [_readable(path, Path(scratch)) for path in paths]
-            pairs = zip(readable, feeds, strict=True)
-            same = [node_runtime.Item(path, fed["pixel_values"], prompt) for path, fed in pairs]
+            pairs = zip(readable, golden_inputs, strict=True)
+            same = [node_runtime.Item(path, inputs["pixel_values"], prompt) for path, inputs in pairs]
             items = [*same, *from_files]
             result = node_runtime.caption(run.repo, layout=client.node, dtype=dtype, items=items, generation={})
     except CheckFailed as error:
@@ -53,12 +53,14 @@ def verify_in_node(run: Verification, dtype: str, feeds: Sequence[Arrays]) -> No
     from_file = result.captions[len(same) :]
     check_ends(run, dtype, "node", result.eos_token_ids)
     if has_prompt(open_repo(run.repo)):
-        check_prompts(run, dtype, "node", [caption.prompt_ids for caption in result.captions[: len(same)]], feeds)
+        check_prompts(
+            run, dtype, "node", [caption.prompt_ids for caption in result.captions[: len(same)]], golden_inputs
+        )
     pixels = [caption.pixel_values for caption in from_file]
-    check_pixels(run, dtype, "node", limits.PIXELS_FROM_FILE, pixels, feeds)
+    check_pixels(run, dtype, "node", limits.PIXELS_FROM_FILE, pixels, golden_inputs)
     add_tokens(run, dtype, "node", limits.TOKENS_EXACT, tokens[: len(same)])
     if dtype != FP32.name:  # where the golden tokens leave room for what fewer bits cost, another client could hide
-        _check_as_in_ort(run, dtype, tokens[: len(same)], feeds)
+        _check_as_in_ort(run, dtype, tokens[: len(same)], golden_inputs)
     add_tokens(run, dtype, "node", limits.FROM_FILE_EXACT, tokens[len(same) :])
     failures = {image.file: caption.failure for image, caption in zip(facts.images, from_file, strict=True)}
     for file, failure in failures.items():
@@ -66,21 +68,23 @@ def verify_in_node(run: Verification, dtype: str, feeds: Sequence[Arrays]) -> No
             run.fail("all", dtype, "node", RUNS, f"{file}: {failure}")
 
 
-def _check_as_in_ort(run: Verification, dtype: str, tokens: Sequence[Sequence[int]], feeds: Sequence[Arrays]) -> None:
+def _check_as_in_ort(
+    run: Verification, dtype: str, tokens: Sequence[Sequence[int]], golden_inputs: Sequence[Arrays]
+) -> None:
     """The tokens are those that ONNX Runtime makes of the same graphs and pixels, but for two scores that are near."""
     try:
-        expected = in_ort.generated(run, dtype, feeds)
+        expected = in_ort.generated(run, dtype, golden_inputs)
     except (*GRAPH_ERRORS, FloatingPointError) as error:
         run.fail("all", dtype, "node", limits.TOKENS_AS_ORT, f"ONNX Runtime: {' '.join(str(error).split())}")
         return
     near: list[str] = []
     different: list[str] = []
-    for image, found, own, fed in zip(run.golden.facts.images, tokens, expected, feeds, strict=True):
+    for image, found, own, inputs in zip(run.golden.facts.images, tokens, expected, golden_inputs, strict=True):
         place = first_difference(found, own)
         if place is None:
             continue
         is_near = place < min(len(found), len(own)) and (
-            in_ort.gap(run, dtype, fed, own[:place], found[place]) < limits.NEAR_TIES_OF_BUILDS[dtype]
+            in_ort.gap(run, dtype, inputs, own[:place], found[place]) < limits.NEAR_TIES_OF_BUILDS[dtype]
         )
         (near if is_near else different).append(f"{image.file} from token {place + 1}")
     add_rate(run, dtype, "node", limits.TOKENS_AS_ORT, len(tokens), near, different)

@@ -28,7 +28,7 @@ from vlm_export.verify.tokens import add_tokens
 from vlm_export.verify.verification import Verification
 
 
-def verify_in_ort(run: Verification, dtype: str, feeds: Sequence[Arrays]) -> bool:
+def verify_in_ort(run: Verification, dtype: str, golden_inputs: Sequence[Arrays]) -> bool:
     """Compare the graphs of a dtype with the golden outputs.
 
     Returns whether the graphs run: then captions can be compared elsewhere, whatever else was found.
@@ -42,7 +42,7 @@ def verify_in_ort(run: Verification, dtype: str, feeds: Sequence[Arrays]) -> boo
         for case in run.golden.facts.cases:
             _check_case(run, dtype, driver, case)
         run.progress(f"{dtype}: tokens in ONNX Runtime")
-        _check_tokens(run, dtype, driver, feeds)
+        _check_tokens(run, dtype, driver, golden_inputs)
     except GRAPH_ERRORS as error:
         run.fail("all", dtype, "ort", RUNS, f"ONNX Runtime: {' '.join(str(error).split())}")
         return False
@@ -86,28 +86,28 @@ def _check_saturation(run: Verification, component: str, dtype: str, graph: ir.G
 
 
 def _check_case(run: Verification, dtype: str, driver: Driver, case: GoldenCase) -> None:
-    """Encoder outputs, prefill, and the decode steps of one case, each against its golden quantity."""
-    quantities = {
+    """Encoder outputs, prefill, and the decode steps of one case, each against its golden array."""
+    goldens = {
         name.removeprefix(f"{case.name}/"): value
         for name, value in run.golden.tensors.items()
         if name.startswith(f"{case.name}/")
     }
     where = f"{case.name}, batch {case.batch}"
-    for seen in driver.encode(quantities):
-        _compare(run, dtype, seen.component, seen.output, seen.value, quantities[seen.quantity], where, quantities)
-    done = driver.prefill(quantities)
+    for made in driver.encode(goldens):
+        _compare(run, dtype, made.component, made.output, made.value, goldens[made.golden_name], where, goldens)
+    done = driver.prefill(goldens)
     to_come = len(case.step_token_ids)
-    _compare_run(run, dtype, done, quantities["prefill.logits"], quantities, to_come, f"{where}, prefill")
+    _compare_run(run, dtype, done, goldens["prefill.logits"], goldens, to_come, f"{where}, prefill")
     after_prefill = done.cache
     for step, tokens in enumerate(case.step_token_ids):
         ids = np.array(tokens, dtype=np.int64).reshape(case.batch, 1)
-        done = driver.step(ids, done.cache, quantities)
-        logits = quantities[f"step{step}.logits"]
-        _compare_run(run, dtype, done, logits, quantities, to_come - step - 1, f"{where}, decode step {step + 1}")
+        done = driver.step(ids, done.cache, goldens)
+        logits = goldens[f"step{step}.logits"]
+        _compare_run(run, dtype, done, logits, goldens, to_come - step - 1, f"{where}, decode step {step + 1}")
     if case.batch == 1:  # GroupQueryAttention takes several tokens after a past at this batch only (ORT 1.31)
         together = np.array(case.step_token_ids, dtype=np.int64).T
-        done = driver.step(together, after_prefill, quantities)
-        _compare_run(run, dtype, done, logits, quantities, 0, f"{where}, {together.shape[1]} tokens in one step")
+        done = driver.step(together, after_prefill, goldens)
+        _compare_run(run, dtype, done, logits, goldens, 0, f"{where}, {together.shape[1]} tokens in one step")
 
 
 def _compare_run(
@@ -115,18 +115,18 @@ def _compare_run(
     dtype: str,
     done: DecoderRun,
     logits: np.ndarray,
-    quantities: Mapping[str, np.ndarray],
+    goldens: Mapping[str, np.ndarray],
     to_come: int,
     where: str,
 ) -> None:
     """Logits and cache of one run; the golden cache holds the tokens of `to_come` more, but for cross-attention's."""
-    _compare(run, dtype, done.component, "logits", done.logits, logits, where, quantities)
+    _compare(run, dtype, done.component, "logits", done.logits, logits, where, goldens)
     for name, held in done.cache.items():
         value = held.numpy()
-        whole = quantities[name.replace("past_key_values", "cache")]
+        whole = goldens[name.replace("past_key_values", "cache")]
         reference = whole if ".encoder." in name else whole[:, :, : whole.shape[2] - to_come]
         output = name.replace("past_key_values", "present")
-        _compare(run, dtype, done.component, output, value, reference, where, quantities)
+        _compare(run, dtype, done.component, output, value, reference, where, goldens)
 
 
 def _compare(
@@ -137,7 +137,7 @@ def _compare(
     value: np.ndarray,
     reference: np.ndarray,
     where: str,
-    quantities: Mapping[str, np.ndarray],
+    goldens: Mapping[str, np.ndarray],
 ) -> None:
     """One output. In float32 the error decides; in fewer bits the direction of each row does."""
     if not value.size:
@@ -157,13 +157,13 @@ def _compare(
         cosine = cosine_similarity(value, reference)
         good = run.add(component, dtype, "ort", limits.COSINE_SIMILARITY, cosine, f"{output} ({where})")
     if not good:
-        _explain(run, value, quantities)
+        _explain(run, value, goldens)
 
 
-def _explain(run: Verification, value: np.ndarray, quantities: Mapping[str, np.ndarray]) -> None:
-    """Say which other golden quantity a wrong output equals: two outputs that were swapped."""
+def _explain(run: Verification, value: np.ndarray, goldens: Mapping[str, np.ndarray]) -> None:
+    """Say which other golden array a wrong output equals: two outputs that were swapped."""
     last = run.checks[-1]
-    for name, other in quantities.items():
+    for name, other in goldens.items():
         if name.startswith("cache.") and value.ndim == 4:
             other = other[:, :, : value.shape[2]]
         if other.shape == value.shape and max_relative_error(value, other) < 1e-3:
@@ -173,11 +173,11 @@ def _explain(run: Verification, value: np.ndarray, quantities: Mapping[str, np.n
             return
 
 
-def _check_tokens(run: Verification, dtype: str, driver: Driver, feeds: Sequence[Arrays]) -> None:
+def _check_tokens(run: Verification, dtype: str, driver: Driver, golden_inputs: Sequence[Arrays]) -> None:
     """Greedy tokens of every image, and top-1 agreement when the golden tokens are forced."""
     generated, agreed = [], []
-    for image, fed in zip(run.golden.facts.images, feeds, strict=True):
-        inputs = with_encoded(driver, fed)
+    for image, model_inputs in zip(run.golden.facts.images, golden_inputs, strict=True):
+        inputs = with_encoded(driver, model_inputs)
         decided = _plan(run.golden.facts, inputs)
         try:
             [own] = generate(Decoder(driver, inputs), decided)
@@ -199,7 +199,7 @@ def _plan(facts: Golden, inputs: Arrays) -> Plan:
     return plan(Options(), {**facts.generation, **ids}, inputs["input_ids"].shape[1])
 
 
-def generated(run: Verification, dtype: str, feeds: Sequence[Arrays]) -> list[list[int]]:
+def generated(run: Verification, dtype: str, golden_inputs: Sequence[Arrays]) -> list[list[int]]:
     """Greedy tokens of every image, as they were, or are now, made in ONNX Runtime.
 
     Raises:
@@ -207,7 +207,7 @@ def generated(run: Verification, dtype: str, feeds: Sequence[Arrays]) -> list[li
     """
     if dtype not in run.generated_in_ort:
         driver = _driver(run, _sessions(run, dtype))
-        inputs = [with_encoded(driver, fed) for fed in feeds]
+        inputs = [with_encoded(driver, model_inputs) for model_inputs in golden_inputs]
         plans = [_plan(run.golden.facts, each) for each in inputs]
         run.generated_in_ort[dtype] = [
             generate(Decoder(driver, each), decided)[0].token_ids for each, decided in zip(inputs, plans, strict=True)
@@ -215,10 +215,10 @@ def generated(run: Verification, dtype: str, feeds: Sequence[Arrays]) -> list[li
     return run.generated_in_ort[dtype]
 
 
-def gap(run: Verification, dtype: str, fed: Arrays, begun: Sequence[int], other: int) -> float:
+def gap(run: Verification, dtype: str, model_inputs: Arrays, begun: Sequence[int], other: int) -> float:
     """How far below the best token's score another one's is, behind these tokens: a share of the largest score."""
     driver = _driver(run, _sessions(run, dtype))
-    inputs = with_encoded(driver, fed)
+    inputs = with_encoded(driver, model_inputs)
     decoder, decided = Decoder(driver, inputs), _plan(run.golden.facts, inputs)
     for token in begun:
         decoder.step([token])

@@ -18,7 +18,7 @@ from vlm_export.manifest import ONNX, Manifest, load_manifest
 from vlm_export.recipe import Tolerance
 from vlm_export.runtime.sessions import Arrays
 from vlm_export.source.checkpoint import Checkpoint
-from vlm_export.spec.family import Feeder
+from vlm_export.spec.family import Preprocessor
 from vlm_export.verify.golden import GoldenFolder, array_sha256
 from vlm_export.verify.in_files import check_own_files
 from vlm_export.verify.in_node import verify_in_node
@@ -51,17 +51,19 @@ def verify(
     layout = merged.family.layouts[manifest.layout]
     components = layout.components(merged.config)
     run = Verification(repo, manifest, layout, components, golden, tolerances, progress)
-    fed = _golden_feeds(golden, merged.family.feeder(merged.path, merged.config, golden.facts.image_processor))
+    model_inputs = _golden_inputs(
+        golden, merged.family.preprocessor(merged.path, merged.config, golden.facts.image_processor)
+    )
     wanted = [runtime for runtime in runtimes if runtime != "node" or layout.client.node]
     if "node" in wanted:
         node_runtime.node_home()  # a missing Node is better told before the work than after it
     if "ort" in wanted:
-        check_own_files(run, fed)
+        check_own_files(run, model_inputs)
     for name in manifest.dtypes:
-        if "ort" in wanted and not verify_in_ort(run, name, fed):
+        if "ort" in wanted and not verify_in_ort(run, name, model_inputs):
             continue
         if "node" in wanted:
-            verify_in_node(run, name, fed)
+            verify_in_node(run, name, model_inputs)
     passed = bool(run.checks) and not any(check.verdict == "fail" for check in run.checks)
     return Report(
         recipe=manifest.recipe,
@@ -91,20 +93,20 @@ def _check_comparable(repo: Path, manifest: Manifest, golden: GoldenFolder) -> N
         )
 
 
-def _golden_feeds(golden: GoldenFolder, feeder: Feeder) -> list[Arrays]:
+def _golden_inputs(golden: GoldenFolder, preprocessor: Preprocessor) -> list[Arrays]:
     """What the golden images are fed as, made anew: it must be the very pixels that the golden was recorded on."""
-    feeds = [feeder.feed(path, golden.facts.text) for path in golden.image_paths()]
-    for image, fed in zip(golden.facts.images, feeds, strict=True):
-        if array_sha256(fed["pixel_values"]) != image.pixel_values_sha256:
+    golden_inputs = [preprocessor.model_inputs(path, golden.facts.text) for path in golden.image_paths()]
+    for image, model_inputs in zip(golden.facts.images, golden_inputs, strict=True):
+        if array_sha256(model_inputs["pixel_values"]) != image.pixel_values_sha256:
             raise InputError(
                 f"{golden.path / 'images' / image.file}: preprocessing gives other pixels than when the golden was "
                 f"recorded (with Pillow {golden.facts.versions.get('pillow')}): install that version, or record anew "
                 f"with `vlm-export golden {golden.facts.recipe}`"
             )
-        if array_sha256(fed["input_ids"]) != image.prompt_ids_sha256:
+        if array_sha256(model_inputs["input_ids"]) != image.prompt_ids_sha256:
             raise InputError(
                 f"{golden.path / 'images' / image.file}: the prompt has other ids than when the golden was recorded "
                 f"(with transformers {golden.facts.versions.get('transformers')}): install that version, or record "
                 f"anew with `vlm-export golden {golden.facts.recipe}`"
             )
-    return feeds
+    return golden_inputs
