@@ -16,8 +16,9 @@ from PIL import Image
 from vlm_export import pipeline
 from vlm_export.files import Work
 from vlm_export.recipe import RecipeFile, load_recipe
+from vlm_export.targets import VerifyTarget
 from vlm_export.verify import limits
-from vlm_export.verify.report import Report, Runtime
+from vlm_export.verify.report import Report
 
 # The tokens of random weights in 8 bits decide nothing: the two best are often a rounding error apart.
 TOLERANCES = [
@@ -37,7 +38,7 @@ class Exported:
     def export(self, layout: str = "captioner", dtypes: Sequence[str] = ()) -> None:
         pipeline.run_export(self.recipe, self.work, silent, dtypes=dtypes, layout=layout)
 
-    def verify(self, *runtimes: Runtime) -> Report:
+    def verify(self, *runtimes: VerifyTarget) -> Report:
         return pipeline.run_verify(self.recipe, self.work, silent, runtimes=runtimes or ("ort",))
 
     def graph(self, component: str) -> Path:

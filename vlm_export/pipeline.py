@@ -37,8 +37,9 @@ from vlm_export.recipe import RecipeFile
 from vlm_export.source.checkpoint import open_checkpoint
 from vlm_export.source.fetch import sources, with_trusted_code
 from vlm_export.source.generation_rules import published
+from vlm_export.targets import VerifyTarget
 from vlm_export.verify import golden, verify
-from vlm_export.verify.report import Report, Runtime, with_files
+from vlm_export.verify.report import Report, with_files
 
 Progress = Callable[[str, int, int], None]  # what, done, of how many
 _VERSIONS = ("vlm-export", "torch", "transformers", "peft", "onnx", "onnxruntime", "onnxscript", "onnxsim")
@@ -186,7 +187,7 @@ def _write(source: Source, dtype: str, folder: Path) -> GraphFile:
 
 
 @with_trusted_code
-def run_verify(recipe: RecipeFile, work: Work, progress: Progress, *, runtimes: Sequence[Runtime]) -> Report:
+def run_verify(recipe: RecipeFile, work: Work, progress: Progress, *, runtimes: Sequence[VerifyTarget]) -> Report:
     """Compare `repo/` with the goldens; write `report/report.json`, and what was verified into the model card."""
     recorded = golden.load_golden(recipe.golden_dir, recipe.name)
     manifest = load_manifest(work.repo)

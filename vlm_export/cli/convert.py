@@ -97,11 +97,11 @@ def verify(recipe: str | None, runtimes: tuple[str, ...], work: Path | None, as_
     found, folder = open_recipe(recipe, work)
     from vlm_export import pipeline
     from vlm_export.publish.gate import REPORT
+    from vlm_export.targets import VERIFY_TARGETS
     from vlm_export.verify.causes import explain
-    from vlm_export.verify.report import RUNTIMES
 
     with Progress(as_json) as progress:
-        report = pipeline.run_verify(found, folder, progress, runtimes=runtimes or RUNTIMES)  # type: ignore[arg-type]
+        report = pipeline.run_verify(found, folder, progress, runtimes=runtimes or VERIFY_TARGETS)  # type: ignore[arg-type]
     lines = report_lines(report, folder.report / REPORT)
     advice = explain(report, recipe or found.name)
     print_result(as_json, asdict(report) | {"advice": advice}, [*lines, *advice])

@@ -25,7 +25,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import psutil
 
@@ -37,10 +37,9 @@ from vlm_export.own_files import check_files
 from vlm_export.recipe import RecipeFile
 from vlm_export.runtime.onnx import components_of
 from vlm_export.runtime.repo import ONNX, SUFFIXES, Repo, complete_dtypes, open_repo
+from vlm_export.targets import TARGETS, Target
 from vlm_export.web import node_runtime
 
-Runtime = Literal["ort", "node", "wasm"]
-RUNTIMES: tuple[Runtime, ...] = ("ort", "node", "wasm")
 Progress = Callable[[str, int, int], None]
 Result = TypeVar("Result")
 IMAGES = 4
@@ -56,7 +55,7 @@ class Job:
 
     repo: Path
     layout: str
-    runtime: Runtime
+    runtime: Target
     dtype: str
     images: tuple[Path, ...]
     conversation: list[dict[str, Any]] | None
@@ -82,7 +81,7 @@ class Row:
     `tokens_per_second_range` is the slowest and the fastest round.
     """
 
-    runtime: Runtime
+    runtime: Target
     dtype: str
     threads: int
     graph_bytes: int
@@ -135,7 +134,7 @@ def bench(
     folder: Path,
     images: Sequence[Path],
     *,
-    runtimes: Sequence[Runtime] = (),
+    runtimes: Sequence[Target] = (),
     dtypes: Sequence[str] = (),
     prompt: str | None = None,
     new_tokens: int = 32,
@@ -201,13 +200,13 @@ def _dtypes(repo: Repo, components: Sequence[str], wanted: Sequence[str]) -> lis
     return list(dict.fromkeys(wanted)) or have
 
 
-def loadable(repo: Repo, wanted: Sequence[Runtime]) -> list[Runtime]:
+def loadable(repo: Repo, wanted: Sequence[Target]) -> list[Target]:
     """Those that are wanted, or all that load this layout.
 
     Raises:
         InputError: one does not load it, or Node cannot be had.
     """
-    able: tuple[Runtime, ...] = ("ort",) if repo.layout == "components" else RUNTIMES
+    able: tuple[Target, ...] = ("ort",) if repo.layout == "components" else TARGETS
     for runtime in wanted:
         if runtime not in able:
             raise InputError(f"{repo.name}: transformers.js does not load the layout {repo.layout}: use --runtime ort")
@@ -222,7 +221,7 @@ def _conversation(prompt: str | None) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [{"type": "image"}, *text]}]
 
 
-def _own_threads(runtime: Runtime) -> int:
+def _own_threads(runtime: Target) -> int:
     """What the runtime takes by itself: one for each core; onnxruntime-web half of the CPUs, up to four."""
     cpus = os.cpu_count() or 1
     if runtime == "wasm":
@@ -330,7 +329,7 @@ def _in_node(job: Job) -> Sample:
         dtype=job.dtype,
         items=[node_runtime.Item(path, prompt=job.conversation or "") for path in job.images],
         generation={"max_new_tokens": job.new_tokens, "min_new_tokens": job.new_tokens, "num_beams": 1},
-        engine=job.runtime,
+        target=job.runtime,
         threads=job.threads,
         warm_up_seconds=WARM_UP_SECONDS,
         repeat_seconds=MEASURED_SECONDS,

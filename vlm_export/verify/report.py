@@ -8,8 +8,6 @@ from typing import Any, Literal
 
 from vlm_export.files import file_hashes
 
-Runtime = Literal["ort", "node"]
-RUNTIMES: tuple[Runtime, ...] = ("ort", "node")
 # Metrics of checks that need no tolerance: a graph is as it should be, or it is not.
 LOADS, RUNS, SHAPE, SIGNATURE, SATURATION = "loads", "runs", "shape", "signature", "largest_pair_of_integer_weights"
 

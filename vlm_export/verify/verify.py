@@ -19,15 +19,12 @@ from vlm_export.recipe import Tolerance
 from vlm_export.runtime.sessions import Arrays
 from vlm_export.source.checkpoint import Checkpoint
 from vlm_export.spec.family import Preprocessor
+from vlm_export.targets import VERIFY_TARGETS, VerifyTarget
 from vlm_export.verify.golden import GoldenFolder, array_sha256
 from vlm_export.verify.in_files import check_own_files
 from vlm_export.verify.in_node import verify_in_node
 from vlm_export.verify.in_ort import verify_in_ort
-from vlm_export.verify.report import (
-    RUNTIMES,
-    Report,
-    Runtime,
-)
+from vlm_export.verify.report import Report
 from vlm_export.verify.verification import Verification
 from vlm_export.web import node_runtime
 
@@ -38,7 +35,7 @@ def verify(
     golden: GoldenFolder,
     *,
     tolerances: tuple[Tolerance, ...] = (),
-    runtimes: Sequence[Runtime] = RUNTIMES,
+    runtimes: Sequence[VerifyTarget] = VERIFY_TARGETS,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """Check the repo and return the report, passing or not.

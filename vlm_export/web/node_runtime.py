@@ -2,7 +2,7 @@
 
 `node_home` installs the one release that `node/package-lock.json` pins, once for each user; `caption` starts
 `node/caption.mjs` on it, hands it a request and reads its answers, which are described in that script. Its ONNX Runtime
-is the native one for Node, or, as `Engine` "wasm", the WASM build that browsers get.
+is the native one for Node, or, for the target "wasm", the WASM build that browsers get.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vlm_export.errors import CheckFailed, InputError
 from vlm_export.files import cache_folder
+from vlm_export.targets import NodeTarget
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +34,6 @@ NEXT_STEP = f"install Node {NODE_MAJOR} or newer"
 INSTEAD = ", or run with --runtime ort"
 
 Layout = Literal["captioner", "chat"]
-Engine = Literal["node", "wasm"]
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def caption(
     dtype: str,
     items: Sequence[Item],
     generation: Mapping[str, float],
-    engine: Engine = "node",
+    target: NodeTarget = "node",
     threads: int | None = None,
     warm_up_seconds: float = 0,
     repeat_seconds: float = 0,
@@ -139,7 +139,7 @@ def caption(
             on_item(captions[-1])
 
     home = node_home()
-    before = ["--import", (home / "onnxruntime-web.mjs").as_uri()] if engine == "wasm" else []
+    before = ["--import", (home / "onnxruntime-web.mjs").as_uri()] if target == "wasm" else []
     with tempfile.TemporaryDirectory(prefix="vlm-export-") as folder:
         scratch = Path(folder)
         request = {
