@@ -1,6 +1,6 @@
 """Serves a site on the loopback interface: a fixed set of files under their addresses, and 404 for everything else.
 
-What is asked for is looked up in that set and never made into a path, so that no address leads out of it.
+The address of a request is looked up in that set. It never becomes a path, so it cannot lead out of the site.
 """
 
 from __future__ import annotations

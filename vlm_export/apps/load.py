@@ -1,4 +1,4 @@
-"""An exported repo, loaded: by ONNX Runtime, or by PyTorch where the graphs are missing or fail."""
+"""Load an exported repo: by ONNX Runtime, or by PyTorch where the graphs are missing or fail."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """OpenAI's chat completions as data: what a request may hold, what is asked of a model, and the shapes of answers.
 
-What a request holds that is not known here, or not done, is refused by name; nothing is ignored but who is asking.
+A parameter that is unknown or not supported is refused by name. Only those that say who is asking are ignored.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _as_parts(content: Any) -> Any:
 
 
 class _Strict(BaseModel):
-    """Unknown keys and values of another type are errors; a null is as good as nothing."""
+    """Refuses unknown keys and values of another type. A null is read as an absent key."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 

@@ -1,7 +1,8 @@
 """An OpenAI-style server for one exported repo: `/v1/chat/completions`, `/v1/models` and `/health`.
 
-A request finds a place (so many at work, so many waiting, else 429), its body is read up to a limit and understood
-(`openai_format.py`), and the model answers in a worker thread. A client that goes away cancels its answer.
+Each request takes a place: some are answered, some wait, and one that finds no place gets a 429. Its body is read up
+to a limit and parsed (`openai_format.py`), and the model answers in a worker thread. A client that disconnects cancels
+its answer.
 """
 
 from __future__ import annotations

@@ -166,7 +166,7 @@ def _alike(expected: torch.Tensor | None, tensor: torch.Tensor | None) -> bool:
 
 
 def attributes(module: nn.Module) -> dict[str, Any]:
-    """What a module's own class has put on it."""
+    """The attributes that a module's own class has set on it, by name."""
     return {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
 
 

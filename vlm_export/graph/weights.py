@@ -27,7 +27,7 @@ _TORCH_DTYPES = {ir.DataType.FLOAT: torch.float32, ir.DataType.FLOAT16: torch.fl
 
 @dataclass(frozen=True)
 class WeightRef:
-    """What a weight input is made of, which its name says.
+    """The tensors that a weight input is made of, as the input's name spells them.
 
     Attributes:
         parts: names of the merged checkpoint; several are packed side by side, along the last axis.
@@ -39,12 +39,12 @@ class WeightRef:
 
     @classmethod
     def parse(cls, name: str) -> WeightRef:
-        """The reference that a weight input's name is."""
+        """Read the name of a weight input."""
         return cls(tuple(name.removesuffix(_TRANSPOSED).split(_PACKED)), name.endswith(_TRANSPOSED))
 
     @property
     def initializer(self) -> str:
-        """The name that the weight has where it has joined."""
+        """The name of the initializer that takes the input's place."""
         return _PACKED.join(self.parts)
 
     @property

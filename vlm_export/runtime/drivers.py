@@ -1,4 +1,4 @@
-"""How each set of graphs is fed, as its client feeds it: what generates from a repo and what verifies it both run this.
+"""Drivers: each runs a layout's graphs in its client's order. Generation and `verify` both use them.
 
 The clients are transformers.js 4.3.1's: `src/models/modeling_utils.js` says how ids and features become embeddings
 (`default_merge_input_ids_with_image_features`), which positions and cache a decoder is fed (`decoder_forward`), and
@@ -272,7 +272,7 @@ def driver_for(sessions: Sessions, files: Mapping[str, dict[str, Any]]) -> Drive
 
 
 def image_token_id(config: Mapping[str, Any]) -> int:
-    """The id that an image's features take the place of.
+    """The id of the token that stands for a row of an image's features in a prompt.
 
     Raises:
         InputError: config.json names none.
@@ -284,7 +284,7 @@ def image_token_id(config: Mapping[str, Any]) -> int:
 
 
 def with_encoded(driver: Driver, inputs: Inputs) -> Arrays:
-    """`inputs` and what the encoder gives for them."""
+    """`inputs`, and the outputs of the encoder side for them by golden name."""
     return dict(inputs) | {observed.golden_name: observed.value for observed in driver.encode(inputs)}
 
 

@@ -1,4 +1,4 @@
-"""Pictures → what a graph is fed, by `preprocessor_config.json`, with the numbers of transformers' PIL processors.
+"""Make a graph's inputs of pictures, as `preprocessor_config.json` says; the numbers are those of transformers on PIL.
 
 A setting is one that is known here, with what transformers takes where the file is silent, or an error that names it:
 one that was passed over would change pixels, and captions with them.
@@ -91,7 +91,7 @@ class Tiles:
 
 @dataclass(frozen=True)
 class Processed:
-    """What a graph is fed for the pictures of one prompt, `[1, …]` or `[pictures, …]`, and how each was cut."""
+    """The graph's inputs for the pictures of one prompt, `[1, …]` or `[pictures, …]`, and how each picture was cut."""
 
     arrays: Arrays
     tiles: tuple[Tiles, ...]

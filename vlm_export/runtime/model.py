@@ -47,11 +47,11 @@ class Answer:
 
 
 class EngineFailed(Exception):
-    """What computes the model cannot, for a reason that is not the user's; another engine may."""
+    """The engine cannot compute the model, for a reason that is not the user's; another engine may."""
 
 
 class ModelFailed(InputError):
-    """The engine failed and no other can take its place: no fault of what the model was asked."""
+    """The engine failed, and none can take its place. The request is not at fault."""
 
 
 class Engine(Protocol):

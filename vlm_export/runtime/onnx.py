@@ -1,4 +1,4 @@
-"""A repo on ONNX Runtime: from images and a prompt to what the drivers are fed, and from tokens to an answer."""
+"""An exported repo in ONNX Runtime: turns images and a prompt into the drivers' inputs, and tokens into an answer."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from vlm_export.runtime.text import Message, Text, check_rows, left_padded, with
 
 @dataclass(frozen=True)
 class Encoded:
-    """Images as the encoder side gives them: arrays by golden name, rows of features for each image, and its tiles."""
+    """What the encoder graphs make of images: arrays by golden name, rows of features for each image, and its tiles."""
 
     values: Arrays
     rows: tuple[int, ...]
@@ -266,7 +266,7 @@ class OnnxEngine:
         return ids
 
     def inputs(self, prepared: Sequence[Prepared]) -> Arrays:
-        """What the decoder is fed for these prompts together: `input_ids` `[prompts, longest] int64`, and the features.
+        """The decoder's inputs for these prompts together: `input_ids` `[prompts, longest] int64`, and the features.
 
         An `attention_mask` of the same shape is among it where prompts are padded on their left.
         """
@@ -279,7 +279,7 @@ class OnnxEngine:
 
     @contextmanager
     def failures(self) -> Iterator[None]:
-        """Within, what is wrong with the graphs is raised as EngineFailed."""
+        """Raise EngineFailed for what ONNX Runtime raises in the block."""
         try:
             yield
         except GRAPH_ERRORS as error:

@@ -1,4 +1,4 @@
-"""Products of `[batch, positions, size]` as they are, where a model lays their rows in one matrix for it and back.
+"""Multiply `[batch, positions, size]` by a weight directly, where a model reshapes it to a matrix first and back after.
 
 transformers' `Conv1D` (GPT-2) does, with `addmm`: a `Gemm` between two reshapes that move nothing, four times a layer.
 Needs the tracer's shapes, before they are dropped.

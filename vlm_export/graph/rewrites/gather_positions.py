@@ -1,4 +1,4 @@
-"""`hidden[:, positions, :]` as one `Gather`.
+"""Make one `Gather` of `hidden[:, positions, :]`.
 
 The exporter translates it to Transpose → GatherND → Transpose, which moves the whole sequence to keep one row of it.
 Behind a LayerNormalization and before a float16 MatMul it also crashes ONNX Runtime 1.31.1 (NchwcTransformer) on load.

@@ -1,4 +1,4 @@
-"""GELU in the forms that transformers writes out, as one operator each.
+"""Make one operator of each form of GELU that transformers writes out in many.
 
 `gelu` and `gelu_pytorch_tanh` come out of the tracer as `Gelu` already. Here `gelu_new` (GPT-2) and `gelu_fast`, the
 same function in other words, become `Gelu(approximate="tanh")`, `gelu_python` becomes `Gelu`, and `quick_gelu` (CLIP)

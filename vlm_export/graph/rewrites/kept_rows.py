@@ -1,4 +1,4 @@
-"""Only the rows whose logits are asked for go through what comes after the last attention.
+"""Compute what comes after the last attention only for the positions whose logits are asked for.
 
 A client wants the logits of one position, and the model picks its row behind the final norm: until there, the last
 layer has computed the output projection and the MLP of every position, 2.5% of SmolLM-135M's first run. Each of these

@@ -1,4 +1,4 @@
-"""RMSNorm as ONNX Runtime's own SimplifiedLayerNormalization, by onnxscript's fusion rule.
+"""Make ONNX Runtime's SimplifiedLayerNormalization of an RMSNorm, by onnxscript's fusion rule.
 
 The rule needs the tracer's shapes, so it runs before those are dropped. The residual sum in front of a norm joins it
 later (`skip_norms.py`).

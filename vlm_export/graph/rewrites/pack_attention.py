@@ -1,4 +1,4 @@
-"""Fewer operators before attention, where query, key and value come from projections of one tensor.
+"""Compute query, key and value in fewer operators, where all three are projections of one tensor.
 
 1. GroupQueryAttention takes the three side by side in one tensor ("packed QKV": `key` and `value` are absent), which
    one MatMul computes: of their three weights packed, or the model's own (GPT-2), whose result is no longer split. It

@@ -1,4 +1,4 @@
-"""Layer 1 of a stack, traced with layer 0 before it, repeated to the stack's full depth.
+"""Repeat layer 1 of a stack, of which layers 0 and 1 were traced, up to the stack's full depth.
 
 Weights are graph inputs with the checkpoint's names, so they say which layer a node belongs to. Steps:
 

@@ -1,4 +1,4 @@
-"""Cosines and sines of half a head, where the other half repeats them.
+"""Compute cosines and sines for half a head, where a model computes them twice, once for each half.
 
 transformers' rotary embedding joins its angles with themselves before it takes the cosine and the sine of each, and
 ONNX Runtime's operators take the first half (`rotary.py`). A decoder computes them in every step, over all positions.

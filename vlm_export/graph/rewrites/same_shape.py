@@ -1,4 +1,4 @@
-"""Take a tensor as it was before reshapes that end in the shape it began with.
+"""Remove reshapes that together give a tensor the shape that it had before them.
 
 An attention layer splits a projection into heads and our operators take the heads side by side again: two reshapes that
 move nothing, three times a layer, and a pair after attention. Needs the tracer's shapes, before they are dropped.
@@ -13,7 +13,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 
 def join_reshapes(skeleton: ir.Model) -> int:
-    """Replace what a `Reshape` makes by the value of the same shape that it comes from. Returns how often."""
+    """Replace the result of a `Reshape` by the earlier value of the same shape. Returns how often."""
     count = 0
     for node in skeleton.graph:
         made = node.outputs[0]

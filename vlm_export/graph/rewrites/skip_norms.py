@@ -1,4 +1,4 @@
-"""A residual sum and the RMS norm after it as one operator, SkipSimplifiedLayerNormalization.
+"""Make one operator, SkipSimplifiedLayerNormalization, of a residual sum and the RMS norm after it.
 
 Runs when layers have been repeated: a layer's last sum is normalized in the next one, so that joined, two values would
 lead from each layer into the next. Contract: onnxruntime's `docs/ContribOperators.md`; output 3 is the sum.
