@@ -22,8 +22,7 @@ def export(source: Path, name: str, target: Path, dtype: str) -> dict[str, float
     from vlm_export.dtypes import DTYPES
     from vlm_export.graph.graph_cache import GraphCache
     from vlm_export.graph.graph_file import save_graph
-    from vlm_export.quantize import variants
-    from vlm_export.quantize.variants import Source
+    from vlm_export.quantize.variants import Source, Variant
     from vlm_export.source.checkpoint import open_checkpoint
 
     started = time.perf_counter()
@@ -32,7 +31,7 @@ def export(source: Path, name: str, target: Path, dtype: str) -> dict[str, float
     component = next(component for component in cache.components if component.name == name)
     skeleton, _ = cache.find(component) or cache.trace(component)
     traced = time.perf_counter()
-    variant = variants.make(Source(component, skeleton, merged.tensors), DTYPES[dtype])
+    variant = Variant(Source(component, skeleton, merged.tensors), DTYPES[dtype]).make()
     save_graph(variant, target)
     return {"structure_s": traced - started, "weights_s": time.perf_counter() - traced}
 

@@ -22,7 +22,7 @@ from vlm_export.graph.simplify_report import SimplifyReport
 from vlm_export.graph.skeleton import make_skeleton
 from vlm_export.graph.weights import attach_weights
 from vlm_export.models import decoder
-from vlm_export.quantize import variants
+from vlm_export.quantize.variants import Source, Variant
 from vlm_export.spec.graph import Component
 from vlm_export.tensors.stored import stored_tensors
 from vlm_export.verify.metrics import max_relative_error
@@ -165,8 +165,8 @@ def test_float16_keeps_the_angles_of_far_positions(tmp_path: Path) -> None:
     session, _ = export(model, tmp_path, decoder.plain_decoder)
     made = decoder.plain_decoder(decoder.Geometry.of(model.language_model.config))
     skeleton, _ = make_skeleton(made, model)
-    source = variants.Source(made, skeleton, stored_tensors(tmp_path))
-    save_graph(variants.make(source, DTYPES["fp16"]), tmp_path / "fp16.onnx")
+    source = Source(made, skeleton, stored_tensors(tmp_path))
+    save_graph(Variant(source, DTYPES["fp16"]).make(), tmp_path / "fp16.onnx")
     random = np.random.default_rng(0)
     sizes = {"batch_size": 1, "sequence_length": 1, "past_sequence_length": 1000}
     feeds = {}

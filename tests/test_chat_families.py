@@ -30,9 +30,8 @@ from vlm_export.graph.graph_file import save_graph
 from vlm_export.graph.simplify_report import SimplifyReport
 from vlm_export.graph.skeleton import make_skeleton
 from vlm_export.manifest import load_manifest
-from vlm_export.quantize import variants
 from vlm_export.quantize.full_precision import _before
-from vlm_export.quantize.variants import Source
+from vlm_export.quantize.variants import Source, Variant
 from vlm_export.runtime.images import open_image
 from vlm_export.source.checkpoint import build_empty, open_checkpoint
 from vlm_export.spec.client import RepoFacts
@@ -106,7 +105,7 @@ def export_tower(made: Exported, target: Path, **changes: Any) -> SimplifyReport
     model = build_empty(changed)
     merged.family.trim(model)
     skeleton, report = make_skeleton(component, model)
-    save_graph(variants.make(Source(component, skeleton, merged.tensors), FP32), target)
+    save_graph(Variant(Source(component, skeleton, merged.tensors), FP32).make(), target)
     return report
 
 

@@ -14,13 +14,12 @@ from exported import Exported, prepare
 from vlm_export.apps.load import load
 from vlm_export.dtypes import DTYPES, FP32
 from vlm_export.graph import simplify
-from vlm_export.graph.graph_file import save_graph
+from vlm_export.graph.graph_file import copy_graph, save_graph
 from vlm_export.graph.onnxsim_process import Onnxsim
 from vlm_export.graph.skeleton import make_skeleton
 from vlm_export.graph.trace import IR_VERSION, OPSET, trace
 from vlm_export.manifest import load_manifest
-from vlm_export.quantize import variants
-from vlm_export.quantize.variants import Source
+from vlm_export.quantize.variants import Source, Variant
 from vlm_export.runtime.images import open_image
 from vlm_export.source.checkpoint import build_empty, open_checkpoint
 from vlm_export.verify.golden import load_golden
@@ -144,15 +143,20 @@ def test_external_data_is_named_and_declared(tmp_path: Path) -> None:
     skeleton, _ = make_skeleton(component, build_empty(merged))
     source = Source(component, skeleton, merged.tensors)
     path = tmp_path / "encoder_model.onnx"
-    chunks = save_graph(variants.make(source, FP32), path, inline_bytes=0, chunk_bytes=20_000)
+    chunks = save_graph(Variant(source, FP32).make(), path, inline_bytes=0, chunk_bytes=20_000)
     files = sorted(file.name for file in tmp_path.glob("encoder_model.onnx_data*"))
     assert chunks == len(files) > 2
     assert files == ["encoder_model.onnx_data", *(f"encoder_model.onnx_data_{i}" for i in range(1, chunks))]
     assert all((tmp_path / name).stat().st_size <= 20_000 for name in files)
+    copy = tmp_path / "encoder_model_again.onnx"
+    assert copy_graph(path, copy) == chunks
     pixels = {"pixel_values": np.linspace(-1, 1, 3 * 16 * 16, dtype=np.float32).reshape(1, 3, 16, 16)}
     expected = onnxruntime.InferenceSession(str(path)).run(None, pixels)[0]
+    for data in files:
+        (tmp_path / data).unlink()
+    np.testing.assert_array_equal(onnxruntime.InferenceSession(str(copy)).run(None, pixels)[0], expected)
     for name in ("fp16", "int8"):
-        variant = source.path(DTYPES[name], tmp_path)
-        assert save_graph(variants.make(source, DTYPES[name]), variant) == 0, "small enough to be one file"
-        made = onnxruntime.InferenceSession(str(variant)).run(None, pixels)[0]
+        variant = Variant(source, DTYPES[name])
+        assert save_graph(variant.make(), tmp_path / variant.file) == 0, "small enough to be one file"
+        made = onnxruntime.InferenceSession(str(tmp_path / variant.file)).run(None, pixels)[0]
         assert cosine_similarity(made, expected) > 0.99

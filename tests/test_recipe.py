@@ -144,7 +144,9 @@ TOLERANCE = "metric: cosine_similarity, dtype: int8, limit: 0.9, reason: because
 WRONG = {
     "layout: caption": "layout: input should be 'captioner', 'chat' or 'components'",
     "dtypes: fp32": "dtypes: input should be a valid tuple",
-    "dtypes: [fp32, q4]": "dtypes.1: input should be 'fp32', 'fp16', 'int8' or 'q8'",
+    "dtypes: [fp32, q5]": "dtypes: no dtype 'q5': there is fp32, fp16",
+    "dtypes: [q1]": "dtypes: q1: neither a processor nor WASM has a kernel for 1-bit weights",
+    "dtypes: ['decoder=q4,decoder=q8']": "dtypes: decoder: named twice; keep one of q4 and q8",
     "description: 3": "description: input should be a valid string",
     "revision: 12345": "revision: input should be a valid string",
     "adapters: org/adapter": "adapters: input should be a valid tuple",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,11 @@ class GraphFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """`export.json`: what was exported, from which inputs, by which versions, and which dtypes `verify` failed."""
+    """`export.json`: what was exported, from which inputs, by which versions, and which dtypes `verify` failed.
+
+    `dtypes` are those that every component has. `mixed` says by component which dtype a client is to take, where a user
+    chose it; the component may be the only one that has it.
+    """
 
     recipe: str
     layout: str
@@ -36,11 +41,20 @@ class Manifest:
     inputs_sha256: dict[str, str]
     versions: dict[str, str]
     failed: list[str] = field(default_factory=list)
+    mixed: dict[str, str] = field(default_factory=dict)
     schema: int = 1
 
     def usable(self) -> list[str]:
         """The dtypes that did not fail."""
         return [dtype for dtype in self.dtypes if dtype not in self.failed]
+
+
+def complete_dtypes(graphs: Sequence[GraphFile], components: Sequence[str]) -> list[str]:
+    """The dtypes that every component has, in the order in which they were written."""
+    found: dict[str, set[str]] = {}
+    for graph in graphs:
+        found.setdefault(graph.dtype, set()).add(graph.component)
+    return [dtype for dtype, having in found.items() if having >= set(components)]
 
 
 def load_manifest(repo: Path) -> Manifest:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from itertools import takewhile
 from pathlib import Path
@@ -16,14 +16,14 @@ from typing import Any
 
 from vlm_export import bundled
 from vlm_export.documents import load_document
-from vlm_export.dtypes import DTYPES, FP32
+from vlm_export.dtypes import DTYPES
 from vlm_export.errors import CheckFailed, InputError
 from vlm_export.files import Work, atomic_folder, sha256, write_json
 from vlm_export.graph import signature, trial_run
 from vlm_export.graph.graph_cache import GraphCache
-from vlm_export.graph.graph_file import save_graph
+from vlm_export.graph.graph_file import copy_graph, save_graph
 from vlm_export.graph.onnxsim_process import Onnxsim
-from vlm_export.manifest import ONNX, GraphFile, Manifest, load_manifest
+from vlm_export.manifest import ONNX, GraphFile, Manifest, complete_dtypes, load_manifest
 from vlm_export.measure.bench import Benchmark
 from vlm_export.merging import merge
 from vlm_export.merging.merge import REPORT as MERGE_REPORT
@@ -31,15 +31,17 @@ from vlm_export.merging.merge import MergeReport
 from vlm_export.own_files import own_file
 from vlm_export.publish import config_files
 from vlm_export.publish.gate import REPORT
-from vlm_export.quantize import saturation, variants
-from vlm_export.quantize.variants import Source
+from vlm_export.quantize import calibration, saturation
+from vlm_export.quantize.calibration import Samples
+from vlm_export.quantize.variants import Source, Variant
 from vlm_export.recipe import RecipeFile
-from vlm_export.source.checkpoint import open_checkpoint
+from vlm_export.source.checkpoint import Checkpoint, open_checkpoint
 from vlm_export.source.fetch import sources, with_trusted_code
 from vlm_export.source.generation_rules import published
 from vlm_export.targets import VerifyTarget
 from vlm_export.verify import golden, verify
 from vlm_export.verify.report import Report, with_files
+from vlm_export.wanted import Wanted, parse
 
 Progress = Callable[[str, int, int], None]  # what, done, of how many
 _VERSIONS = ("vlm-export", "torch", "transformers", "peft", "onnx", "onnxruntime", "onnxscript", "onnxsim")
@@ -64,14 +66,7 @@ def run_merge(recipe: RecipeFile, work: Work, progress: Progress, *, base: str |
 @with_trusted_code
 def run_golden(recipe: RecipeFile, progress: Progress) -> golden.Golden:
     """Record the PyTorch model's outputs in the recipe's golden folder."""
-    patterns = recipe.recipe.golden.images
-    base = recipe.path.parent
-    if not patterns:
-        base, patterns = bundled.GOLDEN / bundled.DEFAULT_RECIPE / "images", ("*.png",)
-    try:
-        images = golden_images(base, patterns)
-    except InputError as error:
-        raise InputError(f"{recipe.path}: golden.images: {error}") from error
+    images = _images(recipe)
     if len({path.name for path in images}) < len(images):
         raise InputError(f"{recipe.path}: golden.images: two files of one name; rename one")
     found = sources(recipe)
@@ -83,6 +78,18 @@ def run_golden(recipe: RecipeFile, progress: Progress) -> golden.Golden:
         found.beside,
         lambda done, total: progress("captioning", done, total),
     )
+
+
+def _images(recipe: RecipeFile) -> list[Path]:
+    """The recipe's golden images, or those that come with the package."""
+    patterns = recipe.recipe.golden.images
+    base = recipe.path.parent
+    if not patterns:
+        base, patterns = bundled.GOLDEN / bundled.DEFAULT_RECIPE / "images", ("*.png",)
+    try:
+        return golden_images(base, patterns)
+    except InputError as error:
+        raise InputError(f"{recipe.path}: golden.images: {error}") from error
 
 
 def golden_images(base: Path, patterns: Sequence[str]) -> list[Path]:
@@ -112,7 +119,7 @@ def run_export(
     work: Work,
     progress: Progress,
     *,
-    dtypes: Sequence[str] = (),
+    wanted: Wanted | None = None,
     layout: str | None = None,
     retrace: bool = False,
     notify: Callable[[str], None] = lambda line: None,
@@ -120,10 +127,12 @@ def run_export(
     """Merged checkpoint → graphs in every dtype, and everything beside them, in `repo/`.
 
     float32 is always among the dtypes: the others are made from it, and it is what is compared with PyTorch. What an
-    earlier export traced of the same architecture is not traced again, unless `retrace` says so.
+    earlier export traced of the same architecture is not traced again, unless `retrace` says so. Dtypes of fewer than 8
+    bits are made last, since the float32 graphs are run on the recipe's images to calibrate them.
 
     Raises:
-        InputError: nothing was merged yet, or the layout is not one of the family's.
+        InputError: nothing was merged yet, or the layout is not one of the family's, or a component that is named not
+            one of the layout's.
     """
     if not (work.merged / MERGE_REPORT).is_file():
         raise InputError(f"{work.merged}: nothing merged yet: run `vlm-export merge {recipe.name}`")
@@ -133,57 +142,80 @@ def run_export(
     if layout not in merged.family.layouts:
         known = ", ".join(merged.family.layouts)
         raise InputError(f"{recipe.path}: layout: {merged.family.model_type} has no layout {layout!r}; it has {known}")
-    names = list(dict.fromkeys([FP32.name, *(dtypes or recipe.recipe.dtypes)]))
+    wanted = wanted or parse(recipe.recipe.dtypes, f"{recipe.path}: dtypes")
     cache = GraphCache(merged, layout, keep=not recipe.recipe.trust_remote_code, retrace=retrace, notify=notify)
-    components = cache.components
-    graphs: list[GraphFile] = []
-    reports: dict[str, dict[str, Any]] = {}
-    steps, done = len(components) * len(names), 0
+    names = [component.name for component in cache.components]
+    mixed = wanted.mixed(names)
     with atomic_folder(work.repo) as folder, Onnxsim() as onnxsim:
-        onnx = folder / ONNX
-        onnx.mkdir()
-        for component in components:
-            cached = cache.find(component)
-            progress(f"{component.name} as traced before" if cached else f"tracing {component.name}", done, steps)
-            skeleton, report = cached or cache.trace(component, onnxsim)
-            reports[component.name] = asdict(report)
-            source = Source(component, skeleton, merged.tensors)
-            for name in names:
-                progress(f"{component.name} in {name}", done, steps)
-                graphs.append(_write(source, name, onnx))
-                done += 1
+        (folder / ONNX).mkdir()
+        sources, reports = _traced(cache, merged, onnxsim, progress)
+        variants = [Variant(source, DTYPES[name]) for source in sources for name in wanted.of(source.name, mixed)]
+        graphs = _write(folder, [variant for variant in variants if not variant.is_calibrated], progress)
         manifest = Manifest(
             recipe=recipe.name,
             layout=layout,
-            dtypes=names,
+            dtypes=complete_dtypes(graphs, names),
             graphs=graphs,
             simplified=reports,
             inputs_sha256=merge_report.inputs_sha256,
             versions={name: version(name) for name in _VERSIONS},
         )
         config_files.write_config_files(folder, recipe, merged, manifest)
+        if calibrated := [variant for variant in variants if variant.is_calibrated]:
+            samples = calibration.record(folder, _images(recipe), recipe.first_prompt, progress)
+            graphs += _write(folder, calibrated, progress, samples)
+        manifest = replace(manifest, graphs=graphs, dtypes=complete_dtypes(graphs, names), mixed=mixed)
+        config_files.write_config_files(folder, recipe, merged, manifest)
         config_files.write_card(folder, recipe, merged.family.layouts[layout].client, manifest, None)
-        progress("done", steps, steps)
     return manifest
 
 
-def _write(source: Source, dtype: str, folder: Path) -> GraphFile:
-    """Write a variant; returns what the manifest says of it.
+def _traced(
+    cache: GraphCache, merged: Checkpoint, onnxsim: Onnxsim, progress: Progress
+) -> tuple[list[Source], dict[str, dict[str, Any]]]:
+    """What each component's variants are made of, and by component how its graph was simplified."""
+    sources, reports = [], {}
+    for done, component in enumerate(cache.components):
+        cached = cache.find(component)
+        what = f"{component.name} as traced before" if cached else f"tracing {component.name}"
+        progress(what, done, len(cache.components))
+        skeleton, report = cached or cache.trace(component, onnxsim)
+        reports[component.name] = asdict(report)
+        sources.append(Source(component, skeleton, merged.tensors))
+    return sources, reports
+
+
+def _write(
+    folder: Path, variants: Sequence[Variant], progress: Progress, samples: Samples | None = None
+) -> list[GraphFile]:
+    """Write the variants' graphs; returns what the manifest says of each.
 
     Raises:
-        CheckFailed: it is not as the family declares it, or does not run.
+        CheckFailed: one is not as the family declares it, or does not run.
     """
-    component, graph = source.component, variants.make(source, DTYPES[dtype])
-    path = source.path(DTYPES[dtype], folder)
-    found = signature.differences(component, graph.graph)
-    if found:
-        raise CheckFailed(f"{path.name}: not the graph that {component.name} is declared to be: {'; '.join(found)}")
-    if saturating := saturation.worst(graph.graph):
-        raise CheckFailed(f"{path.name}: {saturating}")
-    trial_run.run_once(graph, component, path.name)
-    chunks = save_graph(graph, path)
-    size = sum(file.stat().st_size for file in folder.glob(f"{path.name}*"))
-    return GraphFile(component.name, dtype, path.name, size, chunks)
+    written: dict[Any, Path] = {}
+    found = []
+    for done, variant in enumerate(variants):
+        progress(variant.title, done, len(variants))
+        path, component = folder / ONNX / variant.file, variant.source.component
+        if variant.contents in written:  # the same in two dtypes
+            chunks = copy_graph(written[variant.contents], path)
+        else:
+            with calibration.solutions(variant, samples, progress) as solutions:
+                graph = variant.make(solutions)
+                if differences := signature.differences(component, graph.graph):
+                    wrong = "; ".join(differences)
+                    raise CheckFailed(
+                        f"{path.name}: not the graph that {variant.source.name} is declared to be: {wrong}"
+                    )
+                if saturating := saturation.worst(graph.graph):
+                    raise CheckFailed(f"{path.name}: {saturating}")
+                trial_run.run_once(graph, component, path.name)
+                chunks = save_graph(graph, path)
+            written[variant.contents] = path
+        size = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
+        found.append(GraphFile(component.name, variant.dtype.name, path.name, size, chunks))
+    return found
 
 
 @with_trusted_code

@@ -21,8 +21,9 @@ from vlm_export.contract import LayoutName
 from vlm_export.dtypes import DTYPES
 from vlm_export.errors import InputError
 from vlm_export.files import text_of
+from vlm_export.wanted import parse
 
-DtypeName = Literal["fp32", "fp16", "int8", "q8"]
+DtypeName = Literal["fp32", "fp16", "int8", "uint8", "q8", "q4", "q4f16", "bnb4", "q2", "q2f16"]
 MetricName = Literal[
     "cosine_similarity",
     "max_relative_error",
@@ -149,7 +150,7 @@ class Recipe:
     adapters: tuple[AdapterSource, ...] = ()
     combination: Combination | None = None
     layout: LayoutName = "captioner"
-    dtypes: tuple[DtypeName, ...] = ("fp32",)
+    dtypes: tuple[str, ...] = ("fp32",)
     generation: Generation = Field(default_factory=Generation)
     tokenizer: str | None = None
     processor: str | None = None
@@ -184,6 +185,11 @@ class RecipeFile:
         recorded = self.golden_target
         shipped = bundled.GOLDEN / self.name
         return shipped if self.is_bundled and shipped.exists() and not recorded.exists() else recorded
+
+    @property
+    def first_prompt(self) -> str | list[dict[str, Any]] | None:
+        """The prompt that tokens of a chat model are recorded with, if the recipe has one."""
+        return next(iter(self.recipe.golden.prompts), None)
 
     @property
     def trusted_code(self) -> str:
@@ -239,6 +245,7 @@ def load_recipe(path: Path) -> RecipeFile:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", recipe.name):
         raise InputError(f"{path}: name: {recipe.name!r} names a folder: use letters, digits, '.', '_' and '-'")
     _check_combination(recipe, path)
+    parse(recipe.dtypes, f"{path}: dtypes")
     if recipe.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", recipe.revision or ""):
         raise InputError(
             f"{path}: trust_remote_code: runs code of {recipe.model}; pin it: `revision` must be a commit's 40 digits"

@@ -12,6 +12,7 @@ from vlm_export.cli.options import common, open_recipe, recipe_argument
 from vlm_export.cli.output import Progress, notify, print_result, report_lines
 from vlm_export.contract import LayoutName
 from vlm_export.errors import InputError
+from vlm_export.wanted import parse
 
 
 @click.command()
@@ -48,7 +49,7 @@ def merge(recipe: str | None, base: str | None, work: Path | None, as_json: bool
 
 @click.command()
 @recipe_argument
-@click.option("--quantize", multiple=True, type=click.Choice(["fp32", "fp16", "int8", "q8"]), help="A dtype; repeats.")
+@click.option("--quantize", multiple=True, metavar="DTYPE", help="A dtype, `all`, or COMPONENT=DTYPE; repeats.")
 @click.option("--layout", type=click.Choice(get_args(LayoutName)), help="In place of the recipe's.")
 @click.option("--retrace", is_flag=True, help="Trace every component anew, whatever earlier exports kept.")
 @common
@@ -62,17 +63,21 @@ def onnx(
 ) -> None:
     """Trace each component, simplify, quantize, and lay out repo/.
 
-    float32 graphs are always written. int8 is fast on processors, q8 in browsers. What is traced is kept in the user's
-    cache folder, for every later export of the same architecture.
+    float32 graphs are always written. int8 is fast on processors, q8 in browsers, q4 small; q4 and q2 are calibrated on
+    the recipe's images. A client takes COMPONENT=DTYPE by itself. What is traced is kept in the user's cache folder,
+    for every later export of the same architecture.
 
-    Example: vlm-export onnx --quantize int8 --quantize q8
+    Dtypes: fp16, int8, uint8, q8, q4, q4f16, bnb4, q2, q2f16.
+
+    Example: vlm-export onnx --quantize q8 --quantize decoder=q4,vision=q8
     """
+    wanted = parse(quantize, "--quantize") if quantize else None
     found, folder = open_recipe(recipe, work)
     from vlm_export import pipeline
 
     with Progress(as_json) as progress:
         manifest = pipeline.run_export(
-            found, folder, progress, dtypes=quantize, layout=layout, retrace=retrace, notify=notify
+            found, folder, progress, wanted=wanted, layout=layout, retrace=retrace, notify=notify
         )
     lines = [f"{graph.file:40} {graph.size_bytes / 1e6:9.2f} MB" for graph in manifest.graphs]
     if "int8" in manifest.dtypes and "q8" not in manifest.dtypes:

@@ -9,6 +9,7 @@ needs them.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -39,6 +40,26 @@ def save_graph(model: ir.Model, path: Path, *, inline_bytes: int = INLINE_BYTES,
         for name, tensor in zip(names, external, strict=True):
             graph.initializers[name].const_value = tensor
     ir.save(model, path)
+    return len(chunks)
+
+
+def copy_graph(source: Path, target: Path) -> int:
+    """Write a graph file again under another name, for clients know a dtype by it. Returns the number of data chunks.
+
+    What lies beside it is copied too, and named in the new file.
+    """
+    chunks = sorted(source.parent.glob(f"{source.name}_data*"))
+    if not chunks:
+        shutil.copyfile(source, target)
+        return 0
+    model = onnx.load(source, load_external_data=False)
+    for initializer in model.graph.initializer:
+        for entry in initializer.external_data:
+            if entry.key == "location":
+                entry.value = entry.value.replace(source.name, target.name, 1)
+    for chunk in chunks:
+        shutil.copyfile(chunk, target.with_name(chunk.name.replace(source.name, target.name, 1)))
+    target.write_bytes(model.SerializeToString())
     return len(chunks)
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import DTypeLike
 
 from vlm_export.graph.weights import TOKEN_TABLE, CheckpointTensor
-from vlm_export.quantize.eight_bits import ZERO_POINT, ByOutput, EightBits, Scales
 
 
 def products(graph: ir.Graph) -> Iterator[tuple[ir.Node, CheckpointTensor]]:
@@ -42,7 +42,7 @@ def initializer(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
     return graph.initializers[tensor.name]
 
 
-def constant(graph: ir.Graph, name: str, value: object, dtype: type[np.generic]) -> ir.Value:
+def constant(graph: ir.Graph, name: str, value: object, dtype: DTypeLike) -> ir.Value:
     """A small constant, shared by all that ask for one of that name."""
     return initializer(graph, ir.Tensor(np.array(value, dtype=dtype), name=f"quantize.{name}"))
 
@@ -65,34 +65,39 @@ def drop_unused(graph: ir.Graph) -> None:
             graph.initializers.pop(name)
 
 
-def look_up_rows(graph: ir.Graph, lookup: ir.Node, quantized: EightBits) -> None:
-    """Gather rows of numbers and of scales, and multiply the few that were gathered: `[B, S] → [B, S, hidden]`.
+def stored_as(graph: ir.Graph, tensor: ir.LazyTensor, dtype: ir.DataType) -> tuple[list[ir.Node], ir.Value]:
+    """A tensor in the type that is computed in: as it is, or by a Cast, which a session does once, when it is made."""
+    value = initializer(graph, tensor)
+    if tensor.dtype == dtype:
+        return [], value
+    cast = ir.node("Cast", [value], {"to": dtype})
+    return [cast], cast.outputs[0]
 
-    Gather, Cast and Mul, because the browser's default WASM build has no kernel for GatherBlockQuantized.
+
+def float_type(node: ir.Node) -> ir.DataType:
+    """What a node that multiplies or looks up computes in: float32 or float16."""
+    weight = next(value for value in node.inputs if value is not None and value.is_initializer())
+    assert weight.dtype is not None
+    return weight.dtype
+
+
+def heads(model: ir.Model) -> set[str]:
+    """Names of the weights that are a token table, or the head: what the `logits` come of last."""
+    graph = model.graph
+    found = {str(model.metadata_props[TOKEN_TABLE])} if TOKEN_TABLE in model.metadata_props else set()
+    if any(value.name == "logits" for value in graph.outputs):
+        *_, (_, last) = products(graph)
+        found.add(str(last.name))
+    return found
+
+
+def take_lookup(graph: ir.Graph, lookup: ir.Node) -> ir.Node:
+    """The node to replace where rows take the place of a lookup: of columns, also what turns them back into rows.
+
+    A lookup of columns gives `[hidden, B, S]`; the Transpose behind it takes its input.
     """
-    ids = lookup.inputs[1]
-    numbers = ir.node("Gather", [initializer(graph, ByOutput(quantized)), ids], {"axis": 0})
-    # Cast as a whole, when the session is made: not every graphics adapter has float16.
-    wide = ir.node("Cast", [initializer(graph, Scales(quantized))], {"to": ir.DataType.FLOAT})
-    scales = ir.node("Gather", [wide.outputs[0], ids], {"axis": 0})
-    floats = ir.node("Cast", [numbers.outputs[0]], {"to": ir.DataType.FLOAT})
-    centred = ir.node("Sub", [floats.outputs[0], constant(graph, "zero_point", ZERO_POINT, np.float32)])
-    last = constant(graph, "last_axis", [-1], np.int64)
-    # Scales are `[B, S, blocks]`, or `[B, S]` where a row has one; numbers are `[B, S, blocks, share]`.
-    axes = last if quantized.block else constant(graph, "last_axes", [-2, -1], np.int64)
-    factors = ir.node("Unsqueeze", [scales.outputs[0], axes])
-    values = ir.node("Mul", [centred.outputs[0], factors.outputs[0]])
-    length = quantized.blocks * quantized.share
-    flat = ir.node("Reshape", [values.outputs[0], constant(graph, f"rows_of_{length}", [0, 0, length], np.int64)])
-    new = [numbers, wide, scales, floats, centred, factors, values, flat]
-    if length > quantized.inputs:
-        start, end = (constant(graph, f"at_{place}", [place], np.int64) for place in (0, quantized.inputs))
-        new.append(ir.node("Slice", [flat.outputs[0], start, end, last]))
-    replace(graph, _transposed_back(graph, lookup) if is_by_columns(lookup) else lookup, new)
-
-
-def _transposed_back(graph: ir.Graph, lookup: ir.Node) -> ir.Node:
-    """The node that makes rows of `[hidden, B, S]`, moved to the lookup's input: both are replaced as one."""
+    if not is_by_columns(lookup):
+        return lookup
     [(transpose, _)] = [(use.node, use.idx) for use in lookup.outputs[0].uses()]
     assert transpose.op_type == "Transpose" and list(transpose.attributes.get_ints("perm")) == [1, 2, 0]
     transpose.replace_input_with(0, lookup.inputs[1])

@@ -1,84 +1,152 @@
-"""Make a graph in each dtype: join the weights with its structure, or quantize.
+"""A component in a dtype: its skeleton and the merged weights, each in the form that `dtypes.py` says.
 
-- fp32: the weights of the checkpoint.
-- float16 (`onnxruntime.transformers.float16`): weights and arithmetic in half precision, inputs and outputs float32,
-  because transformers.js never casts between graphs. The structure is converted, and the weights are cast as they are
-  written, from what the checkpoint holds.
-- 8-bit weights, in two forms, because no form is fast everywhere. Weights of MatMuls and the token table, which stays
-  one tensor with a tied head, are quantized as they are written; convolutions and norms stay float32.
-  - packed (`quantize/matmul_nbits.py`), for decoders on processors: kernels read the packed weights at every token.
-    Graphs without a cache run many rows at a time, where that pays nothing; theirs are folded.
-  - folded (`quantize/folded.py`), for WASM: what any runtime unpacks when it loads the graph.
+Weights are read, cast and quantized as they are written. In float16 (`quantize/half.py`) inputs and outputs stay
+float32, because transformers.js never casts between graphs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import onnx_ir as ir
-from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from vlm_export.dtypes import Dtype
-from vlm_export.graph.weights import attach_weights
-from vlm_export.quantize import folded, full_precision, matmul_nbits
+from vlm_export.dtypes import ACTIVATIONS, BY_ROW, FP32, PLAIN, Dtype, Form
+from vlm_export.graph.weights import CheckpointTensor, attach_weights
+from vlm_export.quantize import folded, graph_edits, half, nf4, packed
+from vlm_export.quantize.numbers import Quantized, Solution
 from vlm_export.spec.graph import Component
 from vlm_export.tensors.stored import TensorRef
+
+Solutions = Mapping[str, Solution]
+
+_SMALLEST_BLOCK = 16  # that MatMulNBits takes
+_MULTIPLY = {"packed": packed.multiply, "folded": folded.multiply, "nf4": nf4.multiply}
+_LOOK_UP = {"packed": packed.look_up, "folded": folded.look_up}
 
 
 @dataclass(frozen=True)
 class Source:
-    """What the variants of a component are made of: its structure, and a merged checkpoint's tensors."""
+    """What the variants of a component are made of: its skeleton, and a merged checkpoint's tensors."""
 
     component: Component
     skeleton: ir.Model
     tensors: Mapping[str, TensorRef]
 
-    def path(self, dtype: Dtype, folder: Path) -> Path:
-        """Where the variant lies, as clients name it."""
-        return folder / f"{self.component.name}{dtype.suffix}.onnx"
+    @property
+    def name(self) -> str:
+        """The component's."""
+        return self.component.name
+
+    @cached_property
+    def model(self) -> ir.Model:
+        """The graph in float32, its weights still on disk. It is not to be changed."""
+        return attach_weights(self.skeleton, self.component, self.tensors)
 
 
-def make(source: Source, dtype: Dtype) -> ir.Model:
-    """The variant, to be saved: its weights are read, cast and quantized when it is written."""
-    return _VARIANTS[dtype.made_by](source)
+@dataclass(frozen=True)
+class Variant:
+    """A component in a dtype.
+
+    Attributes:
+        chosen: forms of single weights that are not the dtype's, by the weight's name in the graph.
+    """
+
+    source: Source
+    dtype: Dtype
+    chosen: Mapping[str, Form] = field(default_factory=dict)
+
+    @property
+    def file(self) -> str:
+        """Its name, as clients ask for it."""
+        return f"{self.source.name}{self.dtype.suffix}.onnx"
+
+    @property
+    def title(self) -> str:
+        """For the progress of an export."""
+        return f"{self.source.name} in {self.dtype.name}"
+
+    @property
+    def contents(self) -> Hashable:
+        """What decides the bytes of its file: two dtypes may be the same for a component."""
+        return self.source.name, self.dtype.arithmetic, tuple(sorted(self.forms.items(), key=lambda item: item[0]))
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether making it needs sample inputs."""
+        return any(form.is_calibrated for form in self.forms.values())
+
+    @cached_property
+    def forms(self) -> dict[str, Form]:
+        """The form of each matrix that the graph multiplies by or looks tokens up in, by its name."""
+        model, dtype = self.source.model, self.dtype
+        heads = graph_edits.heads(model)
+        plain = dtype.decoder if self.source.component.has_cache else dtype.others
+        weights = [weight for _, weight in (*graph_edits.lookups(model), *graph_edits.products(model.graph))]
+        names = dict.fromkeys(str(weight.name) for weight in weights)
+        return {name: self.chosen.get(name, dtype.table if name in heads else plain) for name in names}
+
+    def to_solve(self) -> Iterator[tuple[str, Quantized]]:
+        """The weights whose numbers are solved for, each with the name of the value that it multiplies."""
+        for node, weight in graph_edits.products(self.source.model.graph):
+            form = self.forms[str(weight.name)]
+            if form.is_calibrated:
+                value = node.inputs[0]
+                assert value is not None
+                yield str(value.name), fitted(Quantized(weight, True, form))
+
+    def make(self, solutions: Solutions | None = None) -> ir.Model:
+        """The graph, to be saved: its weights are read, cast and quantized when it is written.
+
+        Those that are not among the `solutions` are rounded to the nearest.
+        """
+        skeleton, dtype = self.source.skeleton, ir.DataType.FLOAT
+        if self.dtype.arithmetic == "float16":
+            skeleton, dtype = half.converted(skeleton, self.source.component), ir.DataType.FLOAT16
+        model = attach_weights(skeleton, self.source.component, self.source.tensors, dtype)
+        if any(form != PLAIN for form in self.forms.values()):
+            quantize(model, self.forms, solutions or {})
+        return model
 
 
-def _float32(source: Source) -> ir.Model:
-    return attach_weights(source.skeleton, source.component, source.tensors)
+def float32(source: Source) -> Variant:
+    """The component with the checkpoint's own weights."""
+    return Variant(source, FP32)
 
 
-def _float16(source: Source) -> ir.Model:
-    whole = ir.from_proto(ir.to_proto(source.skeleton))
-    kept = full_precision.cut(whole)
-    declared = [spec.name for spec in (*source.component.inputs, *source.component.outputs)]
-    converted = convert_float_to_float16(
-        ir.to_proto(whole), keep_io_types=[*declared, *kept.names], disable_shape_infer=True
-    )
-    structure = ir.from_proto(converted)
-    full_precision.join(structure, kept)
-    structure.graph.sort()  # the converter puts casts of inputs after their first use
-    return attach_weights(structure, source.component, source.tensors, ir.DataType.FLOAT16)
+def quantize(model: ir.Model, forms: Mapping[str, Form], solutions: Solutions) -> int:
+    """Give each weight of a MatMul, and the token table, its form. Returns how many products and lookups changed.
+
+    The table stays one tensor with a tied head, which has its form.
+    """
+    graph = model.graph
+
+    def in_form(weight: CheckpointTensor, *, outputs_last: bool) -> Quantized:
+        name = str(weight.name)
+        return fitted(Quantized(weight, outputs_last, forms[name], solutions.get(name)))
+
+    changed = 0
+    for lookup, table in list(graph_edits.lookups(model)):
+        if forms[str(table.name)] != PLAIN:
+            quantized = in_form(table, outputs_last=graph_edits.is_by_columns(lookup))
+            _LOOK_UP[quantized.form.kernel](graph, lookup, quantized)
+            changed += 1
+    for node, weight in list(graph_edits.products(graph)):
+        if forms[str(weight.name)] != PLAIN:
+            quantized = in_form(weight, outputs_last=True)
+            _MULTIPLY[quantized.form.kernel](graph, node, quantized)
+            changed += 1
+    graph_edits.drop_unused(graph)
+    model.metadata_props[ACTIVATIONS] = BY_ROW
+    return changed
 
 
-def _packed_8_bits(source: Source) -> ir.Model:
-    if not source.component.has_cache:
-        return _folded_8_bits(source)
-    model = _float32(source)
-    matmul_nbits.quantize(model)
-    return model
-
-
-def _folded_8_bits(source: Source) -> ir.Model:
-    model = _float32(source)
-    folded.quantize(model)
-    return model
-
-
-_VARIANTS: dict[str, Callable[[Source], ir.Model]] = {
-    "float32": _float32,
-    "float16": _float16,
-    "packed_8_bits": _packed_8_bits,
-    "folded_8_bits": _folded_8_bits,
-}
+def fitted(quantized: Quantized) -> Quantized:
+    """The same in smaller blocks, where fewer zeros fill those up."""
+    form = quantized.form
+    if form.kernel != "packed" or form.block is None:
+        return quantized
+    halved = (form.block >> times for times in range(form.block.bit_length()))
+    sizes = [size for size in halved if size >= _SMALLEST_BLOCK]
+    return replace(quantized, form=replace(form, block=min(sizes, key=lambda size: -quantized.inputs % size)))

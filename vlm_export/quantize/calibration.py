@@ -1,0 +1,209 @@
+"""Sample inputs of a decoder, from an exported repo's own images and prompts, and numbers solved for on them.
+
+The float32 graphs are run as a client runs them. From each image and prompt several texts are drawn, with the
+probabilities that the model gives them, so that what is seen is what the model may say and not only what it says first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from vlm_export.dtypes import FP32
+from vlm_export.manifest import ONNX
+from vlm_export.quantize.numbers import Quantized, Solution
+from vlm_export.quantize.probe import Probe
+from vlm_export.quantize.solve import solve
+from vlm_export.quantize.variants import Solutions, Variant
+from vlm_export.runtime.drivers import driver_for
+from vlm_export.runtime.generate import Decoder, generate
+from vlm_export.runtime.images import open_image
+from vlm_export.runtime.model import Prompt
+from vlm_export.runtime.onnx import OnnxEngine
+from vlm_export.runtime.options import Options
+from vlm_export.runtime.repo import open_repo
+from vlm_export.runtime.sessions import Arrays, Cache, DecoderRun, Inputs, Sessions
+
+IMAGES, TEXTS, TOKENS = 8, 16, 32  # at most so many images, texts of each, and tokens of each text
+_SEED = 0
+_ROWS = 512  # of a value that are held at a time
+SQUARES_BYTES = 1 << 30  # of the inputs' products that are collected in one pass
+
+Progress = Callable[[str, int, int], None]  # what, done, of how many
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a decoder: all that its graph is fed, the cache too; and whether it is a prompt or a text after it."""
+
+    feeds: Arrays
+    is_text: bool
+
+
+Samples = dict[str, list[Run]]  # by component
+
+
+class _Recorder(Sessions):
+    """Sessions that keep what decoders are fed, while they are told to."""
+
+    def __init__(self, folder: Path):
+        super().__init__(folder, FP32.suffix)
+        self.kept: Samples = {}
+        self.keeps: bool | None = None  # as texts, as prompts, or not
+
+    def decode(self, component: str, feeds: Inputs, cache: Cache) -> DecoderRun:
+        if self.keeps is not None:
+            arrays = {**feeds, **{name: value.numpy() for name, value in cache.items()}}
+            self.kept.setdefault(component, []).append(Run(arrays, self.keeps))
+        return super().decode(component, feeds, cache)
+
+
+def record(
+    repo: Path, images: Sequence[Path], prompt: Prompt, progress: Progress = lambda what, done, total: None
+) -> Samples:
+    """What each decoder of an exported repo is fed for some of the images, by component.
+
+    Args:
+        repo: has all graphs in float32, and the files beside them.
+        images: those that are used are spread evenly among them.
+        prompt: of a chat model; a captioner has none.
+        progress: is told how many images are done.
+    """
+    opened = open_repo(repo)
+    engine = OnnxEngine(opened, FP32.name)
+    recorder = _Recorder(repo / ONNX)
+    engine.sessions, engine.driver = recorder, driver_for(recorder, opened.files)
+    chosen = [images[place] for place in sorted({round(p) for p in np.linspace(0, len(images) - 1, IMAGES)})]
+    for done, path in enumerate(chosen):
+        progress("reading sample images", done, len(chosen))
+        _record_one(engine, recorder, path, prompt)
+    return recorder.kept
+
+
+def _record_one(engine: OnnxEngine, recorder: _Recorder, path: Path, prompt: Prompt) -> None:
+    # Ends of a text do not end it: a caption is short, and what comes after it is text as well.
+    options = Options(
+        max_new_tokens=TOKENS,
+        min_new_tokens=TOKENS,
+        num_beams=1,
+        num_return_sequences=TEXTS,
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        seed=_SEED,
+    )
+    prepared = engine.prepare([open_image(path)], prompt, options)
+    inputs = engine.inputs([prepared])
+    recorder.keeps = False
+    decoder = Decoder(engine.driver, inputs)
+    recorder.keeps = None
+    prompt_cache = decoder.cache
+    texts = [made.token_ids for made in generate(decoder, prepared.plan)]
+    recorder.keeps = True
+    row = np.zeros(1, dtype=np.int64)
+    carried = {name: inputs[name][row] for name in engine.driver.per_step_inputs if name in inputs}
+    for text in texts:  # one by one: GroupQueryAttention takes several tokens after a cache in one row alone
+        engine.driver.step(np.array([text], dtype=np.int64), prompt_cache, carried)
+    recorder.keeps = None
+
+
+@contextmanager
+def solutions(variant: Variant, samples: Samples | None, progress: Progress) -> Iterator[Solutions]:
+    """Numbers for those weights of a variant that are calibrated; nothing without samples of its component.
+
+    They are in files of a temporary folder, since together they are as large as the variant's.
+    """
+    with TemporaryDirectory(prefix="vlm-export-") as folder:
+        found = _Kept(Path(folder))
+        runs = (samples or {}).get(variant.source.name, [])
+        for name, solution in _solved(variant, runs, progress) if runs else ():
+            found.add(name, solution)
+        yield found
+
+
+def _solved(variant: Variant, runs: Sequence[Run], progress: Progress) -> Iterator[tuple[str, Solution]]:
+    """Each calibrated weight, by name, with the numbers that are solved for on the runs.
+
+    The products of inputs are collected for as many weights at a time as `SQUARES_BYTES` holds; each time the whole
+    graph is run.
+    """
+    waiting = list(variant.to_solve())
+    total, done = len(waiting), 0
+    if not waiting:
+        return
+    probe = Probe(variant.source.model, [value for value, _ in waiting])
+    while waiting:
+        together = _that_fit(waiting)
+        progress(f"{variant.title}: reading sample inputs", done, total)
+        squares = collect_squares(probe, [value for value, _ in together], runs)
+        for value, quantized in together:
+            progress(f"{variant.title}: calibrating", done, total)
+            yield str(quantized.weight.name), solve(quantized, squares[value])
+            done += 1
+        waiting = waiting[len(together) :]
+
+
+def collect_squares(probe: Probe, values: Sequence[str], runs: Sequence[Run]) -> dict[str, np.ndarray]:
+    """XᵀX, `[width, width] float32`, of each value's rows X in all runs."""
+    names = list(dict.fromkeys(values))
+    found: dict[str, np.ndarray] = {}
+    rows: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    held = 0
+    for place, run in enumerate(runs, start=1):
+        for name, value in zip(names, probe.run(run.feeds, names), strict=True):
+            rows[name].append(value.reshape(-1, value.shape[-1]))
+        held += len(rows[names[0]][-1])
+        if held >= _ROWS or place == len(runs):  # few large products are faster than many small ones
+            for name, parts in rows.items():
+                together = np.concatenate(parts)
+                found[name] = found.get(name, np.float32(0)) + together.T @ together
+                parts.clear()
+            held = 0
+    return found
+
+
+def _that_fit(waiting: Sequence[tuple[str, Quantized]]) -> list[tuple[str, Quantized]]:
+    """The first of them whose inputs' products fit together; at least one."""
+    held: dict[str, int] = {}
+    for place, (value, quantized) in enumerate(waiting):
+        held[value] = 4 * quantized.inputs**2
+        if place and sum(held.values()) > SQUARES_BYTES:
+            return list(islice(waiting, place))
+    return list(waiting)
+
+
+class _Kept(Mapping[str, Solution]):
+    """Solutions in a folder, in files that are mapped when they are asked for."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._places: dict[str, int] = {}
+
+    def add(self, name: str, solution: Solution) -> None:
+        """Keep one."""
+        place = self._places.setdefault(name, len(self._places))
+        for part, value in vars(solution).items():
+            np.save(self.folder / f"{place}.{part}.npy", value)
+
+    def __getitem__(self, name: str) -> Solution:
+        place = self._places[name]
+        parts = {part: np.load(self.folder / f"{place}.{part}.npy", mmap_mode="r") for part in _PARTS}
+        return Solution(**parts)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+_PARTS = tuple(Solution.__dataclass_fields__)
