@@ -25,6 +25,7 @@ import vlm_export
 from vlm_export import bundled, pipeline
 from vlm_export.files import Work
 from vlm_export.recipe import find_recipe
+from vlm_export.wanted import parse
 from vlm_export.web.node_runtime import node_home
 
 STOCK = "transformers.js, greedy"
@@ -40,7 +41,7 @@ def export(folder: Path, dtype: str) -> Path:
     work = Work(folder / "beams" / dtype)
     if not work.repo.is_dir():
         pipeline.run_merge(RECIPE, work, lambda *_: None)
-        pipeline.run_export(RECIPE, work, lambda *_: None, dtypes=[dtype], layout="captioner")
+        pipeline.run_export(RECIPE, work, lambda *_: None, wanted=parse([dtype], "--dtype"), layout="captioner")
     return work.repo
 
 

@@ -108,11 +108,12 @@ def default_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from vlm_export import pipeline
     from vlm_export.files import Work
     from vlm_export.recipe import find_recipe
+    from vlm_export.wanted import parse
 
     recipe = find_recipe("shapes-captioner")
     work = Work(tmp_path_factory.mktemp("default") / "build" / recipe.name)
     pipeline.run_merge(recipe, work, lambda what, done, total: None)
-    pipeline.run_export(recipe, work, lambda what, done, total: None, dtypes=["q8"])
+    pipeline.run_export(recipe, work, lambda what, done, total: None, wanted=parse(["q8"], "dtypes"))
     return work.repo
 
 

@@ -19,6 +19,7 @@ from vlm_export.recipe import RecipeFile, load_recipe
 from vlm_export.targets import VerifyTarget
 from vlm_export.verify import limits
 from vlm_export.verify.report import Report
+from vlm_export.wanted import parse
 
 # The tokens of random weights in 8 bits decide nothing: the two best are often a rounding error apart.
 TOLERANCES = [
@@ -36,7 +37,8 @@ class Exported:
     work: Work
 
     def export(self, layout: str = "captioner", dtypes: Sequence[str] = ()) -> None:
-        pipeline.run_export(self.recipe, self.work, silent, dtypes=dtypes, layout=layout)
+        wanted = parse(dtypes, "dtypes") if dtypes else None
+        pipeline.run_export(self.recipe, self.work, silent, wanted=wanted, layout=layout)
 
     def verify(self, *runtimes: VerifyTarget) -> Report:
         return pipeline.run_verify(self.recipe, self.work, silent, runtimes=runtimes or ("ort",))

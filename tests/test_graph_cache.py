@@ -32,6 +32,7 @@ from vlm_export.graph.graph_cache import UNUSED_DAYS, GraphCache, describe, file
 from vlm_export.graph.simplify import simplify
 from vlm_export.source.checkpoint import Checkpoint, build_empty, open_checkpoint
 from vlm_export.spec.graph import Component, TensorSpec
+from vlm_export.wanted import parse
 
 pytestmark = pytest.mark.usefixtures("own_graph_cache")
 ONLY_TRACING = ("onnxscript", "torch.onnx._internal.exporter._core", "vlm_export.graph.trace")
@@ -97,7 +98,7 @@ def test_the_next_export_traces_nothing_and_writes_the_same_files(
 
     def export(**options: Any) -> dict[str, str]:
         said.clear()
-        options |= {"dtypes": ["fp16", "q8"], "layout": layout}
+        options |= {"wanted": parse(["fp16", "q8"], "dtypes"), "layout": layout}
         pipeline.run_export(made.recipe, made.work, lambda what, done, total: said.append(what), **options)
         return contents(made.work.repo)
 

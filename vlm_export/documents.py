@@ -25,7 +25,17 @@ def load_document(path: Path, kind: type[Document], again: str) -> Document:
     Raises:
         InputError: it is missing, is no JSON object, has another schema, or lacks something that `kind` holds.
     """
-    values = read_json(path)
+    return check_document(read_json(path), kind, str(path), again)
+
+
+def check_document(values: Any, kind: type[Document], path: str, again: str) -> Document:
+    """A document of values that were read from a file, `path`.
+
+    Raises:
+        InputError: as of `load_document`.
+    """
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: holds a {type(values).__name__}, not a mapping: {again}")
     declared: Any = kind
     expected: Any = next(field.default for field in fields(declared) if field.name == "schema")
     found = values.get("schema")

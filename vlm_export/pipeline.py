@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from importlib.metadata import version
 from itertools import takewhile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from vlm_export import bundled
@@ -32,7 +33,9 @@ from vlm_export.own_files import own_file
 from vlm_export.publish import config_files
 from vlm_export.publish.gate import REPORT
 from vlm_export.quantize import calibration, saturation
-from vlm_export.quantize.calibration import Samples
+from vlm_export.quantize import plan as plans
+from vlm_export.quantize.calibration import Solver
+from vlm_export.quantize.plan import Plan
 from vlm_export.quantize.variants import Source, Variant
 from vlm_export.recipe import RecipeFile
 from vlm_export.source.checkpoint import Checkpoint, open_checkpoint
@@ -41,7 +44,7 @@ from vlm_export.source.generation_rules import published
 from vlm_export.targets import VerifyTarget
 from vlm_export.verify import golden, verify
 from vlm_export.verify.report import Report, with_files
-from vlm_export.wanted import Wanted, parse
+from vlm_export.wanted import PLANNED, Goal, Wanted, parse
 
 Progress = Callable[[str, int, int], None]  # what, done, of how many
 _VERSIONS = ("vlm-export", "torch", "transformers", "peft", "onnx", "onnxruntime", "onnxscript", "onnxsim")
@@ -121,6 +124,7 @@ def run_export(
     *,
     wanted: Wanted | None = None,
     layout: str | None = None,
+    plan: Plan | None = None,
     retrace: bool = False,
     notify: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
@@ -128,7 +132,8 @@ def run_export(
 
     float32 is always among the dtypes: the others are made from it, and it is what is compared with PyTorch. What an
     earlier export traced of the same architecture is not traced again, unless `retrace` says so. Dtypes of fewer than 8
-    bits are made last, since the float32 graphs are run on the recipe's images to calibrate them.
+    bits are made last, since the float32 graphs are run on the recipe's images to calibrate them. A `plan`, or one that
+    is made for the goal of `wanted`, says which weights of a q4 decoder get 8 bits.
 
     Raises:
         InputError: nothing was merged yet, or the layout is not one of the family's, or a component that is named not
@@ -161,9 +166,14 @@ def run_export(
             versions={name: version(name) for name in _VERSIONS},
         )
         config_files.write_config_files(folder, recipe, merged, manifest)
-        if calibrated := [variant for variant in variants if variant.is_calibrated]:
+        if any(variant.is_calibrated for variant in variants):
             samples = calibration.record(folder, _images(recipe), recipe.first_prompt, progress)
-            graphs += _write(folder, calibrated, progress, samples)
+            with TemporaryDirectory(prefix="vlm-export-") as scratch:
+                solver = Solver(samples, Path(scratch), progress)
+                calibrated = [
+                    _planned(each, plan or wanted.goal, solver, folder) for each in variants if each.is_calibrated
+                ]
+                graphs += _write(folder, calibrated, progress, solver)
         manifest = replace(manifest, graphs=graphs, dtypes=complete_dtypes(graphs, names), mixed=mixed)
         config_files.write_config_files(folder, recipe, merged, manifest)
         config_files.write_card(folder, recipe, merged.family.layouts[layout].client, manifest, None)
@@ -185,8 +195,17 @@ def _traced(
     return sources, reports
 
 
+def _planned(variant: Variant, plan: Plan | Goal | None, solver: Solver, folder: Path) -> Variant:
+    """The variant, or what a plan makes of it, which is then in the repo too."""
+    if plan is None or variant.dtype.name != PLANNED or not variant.is_calibrated:
+        return variant
+    chosen = plans.choose(variant.source, solver, plan, solver.progress) if isinstance(plan, Goal) else plan
+    plans.save(chosen, folder / plans.FILE)
+    return chosen.variant(variant.source)
+
+
 def _write(
-    folder: Path, variants: Sequence[Variant], progress: Progress, samples: Samples | None = None
+    folder: Path, variants: Sequence[Variant], progress: Progress, solver: Solver | None = None
 ) -> list[GraphFile]:
     """Write the variants' graphs; returns what the manifest says of each.
 
@@ -201,17 +220,14 @@ def _write(
         if variant.contents in written:  # the same in two dtypes
             chunks = copy_graph(written[variant.contents], path)
         else:
-            with calibration.solutions(variant, samples, progress) as solutions:
-                graph = variant.make(solutions)
-                if differences := signature.differences(component, graph.graph):
-                    wrong = "; ".join(differences)
-                    raise CheckFailed(
-                        f"{path.name}: not the graph that {variant.source.name} is declared to be: {wrong}"
-                    )
-                if saturating := saturation.worst(graph.graph):
-                    raise CheckFailed(f"{path.name}: {saturating}")
-                trial_run.run_once(graph, component, path.name)
-                chunks = save_graph(graph, path)
+            graph = variant.make(solver.solutions(variant) if solver else {})
+            if differences := signature.differences(component, graph.graph):
+                wrong = "; ".join(differences)
+                raise CheckFailed(f"{path.name}: not the graph that {component.name} is declared to be: {wrong}")
+            if saturating := saturation.worst(graph.graph):
+                raise CheckFailed(f"{path.name}: {saturating}")
+            trial_run.run_once(graph, component, path.name)
+            chunks = save_graph(graph, path)
             written[variant.contents] = path
         size = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
         found.append(GraphFile(component.name, variant.dtype.name, path.name, size, chunks))

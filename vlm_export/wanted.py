@@ -8,13 +8,16 @@ decoder=q4,vision=fp16          one file of a component; a client takes these by
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vlm_export.dtypes import DTYPES, FP32, REFUSED
 from vlm_export.errors import InputError
 
-ALL = "all"
+ALL, AUTO = "all", "auto"
+PLANNED = "q4"  # the dtype whose file a decoder of `auto` is
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 MIXED = "mixed"  # how a report calls a repo that is run with another dtype for each component
 # What users call a component, by layout its file's name.
 _SHORT = {
@@ -26,6 +29,14 @@ _SHORT = {
 
 
 @dataclass(frozen=True)
+class Goal:
+    """What `auto` is to reach: a decoder of at most so many bytes, or a divergence of at most so many nats a token."""
+
+    bytes: int | None = None
+    kl: float | None = None
+
+
+@dataclass(frozen=True)
 class Wanted:
     """The dtypes of a repo.
 
@@ -33,11 +44,13 @@ class Wanted:
         where: the option or the key of the recipe that said so, for errors.
         everywhere: those of every component; float32 is the first.
         of_one: by component, as the user called it, the dtype that a client takes of it.
+        goal: of `auto`, if that is among them.
     """
 
     where: str
     everywhere: tuple[str, ...] = (FP32.name,)
     of_one: Mapping[str, str] = field(default_factory=dict)
+    goal: Goal | None = None
 
     def of(self, component: str, mixed: Mapping[str, str]) -> list[str]:
         """The dtypes to write a component in; `mixed` is what the method of that name returned."""
@@ -55,22 +68,39 @@ class Wanted:
         return {name: named.get(name, self.everywhere[-1]) for name in components} if named else {}
 
 
-def parse(values: Iterable[str], where: str) -> Wanted:
+def parse(values: Iterable[str], where: str, goal: Goal | None = None) -> Wanted:
     """What was asked for; `where` is the option or the key of the recipe, for errors.
 
     Raises:
-        InputError: a dtype that there is none of, or a component that is named twice.
+        InputError: a dtype that there is none of, a component that is named twice, or `auto` without a goal.
     """
     everywhere, of_one = [FP32.name], dict[str, str]()
-    for item in _items(values):
+    items = list(_items(values))
+    if (AUTO in items) != (goal is not None):
+        raise InputError(f"{where}: {AUTO} goes with --budget or --max-kl; give both or neither")
+    if AUTO in items and PLANNED in items:
+        raise InputError(f"{where}: {AUTO} and {PLANNED} have one file name; keep one of them")
+    for item in items:
         component, equals, dtype = item.rpartition("=")
         if not equals:
-            everywhere += DTYPES if dtype == ALL else [_checked(dtype, where)]
+            everywhere += DTYPES if dtype == ALL else [PLANNED if dtype == AUTO else _checked(dtype, where)]
         elif component in of_one:
             raise InputError(f"{where}: {component}: named twice; keep one of {of_one[component]} and {dtype}")
         else:
             of_one[component] = _checked(dtype, where)
-    return Wanted(where, tuple(dict.fromkeys(everywhere)), of_one)
+    return Wanted(where, tuple(dict.fromkeys(everywhere)), of_one, goal)
+
+
+def parse_size(text: str, where: str) -> int:
+    """Bytes of `115MB`, `0.1 GB` or `110MiB`.
+
+    Raises:
+        InputError: it is no size.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]I?B)\s*", text.upper())
+    if found is None or not float(found[1]):
+        raise InputError(f"{where}: {text!r} is no size: write it like 115MB")
+    return int(float(found[1]) * _UNITS[found[2]])
 
 
 def _items(values: Iterable[str]) -> Iterator[str]:

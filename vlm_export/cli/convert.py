@@ -12,7 +12,7 @@ from vlm_export.cli.options import common, open_recipe, recipe_argument
 from vlm_export.cli.output import Progress, notify, print_result, report_lines
 from vlm_export.contract import LayoutName
 from vlm_export.errors import InputError
-from vlm_export.wanted import parse
+from vlm_export.wanted import AUTO, PLANNED, Goal, parse, parse_size
 
 
 @click.command()
@@ -49,13 +49,19 @@ def merge(recipe: str | None, base: str | None, work: Path | None, as_json: bool
 
 @click.command()
 @recipe_argument
-@click.option("--quantize", multiple=True, metavar="DTYPE", help="A dtype, `all`, or COMPONENT=DTYPE; repeats.")
+@click.option("--quantize", multiple=True, metavar="DTYPE", help="A dtype, `all`, `auto`, or COMPONENT=DTYPE.")
+@click.option("--budget", metavar="SIZE", help="Of `auto`: the decoder's file is at most so large, e.g. 115MB.")
+@click.option("--max-kl", type=click.FloatRange(min=0, min_open=True), help="Of `auto`: at most so many nats a token.")
+@click.option("--plan", type=click.Path(path_type=Path), help="A plan of an earlier `auto`, edited or not.")
 @click.option("--layout", type=click.Choice(get_args(LayoutName)), help="In place of the recipe's.")
 @click.option("--retrace", is_flag=True, help="Trace every component anew, whatever earlier exports kept.")
 @common
 def onnx(
     recipe: str | None,
     quantize: tuple[str, ...],
+    budget: str | None,
+    max_kl: float | None,
+    plan: Path | None,
     layout: str | None,
     retrace: bool,
     work: Path | None,
@@ -67,17 +73,32 @@ def onnx(
     the recipe's images. A client takes COMPONENT=DTYPE by itself. What is traced is kept in the user's cache folder,
     for every later export of the same architecture.
 
-    Dtypes: fp16, int8, uint8, q8, q4, q4f16, bnb4, q2, q2f16.
+    Dtypes: fp16, int8, uint8, q8, q4, q4f16, bnb4, q2, q2f16. `auto` is a q4 in which those weights have 8 bits that 4
+    would hurt most, as many as --budget or --max-kl allows; the plan is written to quantization.yaml, for --plan.
 
     Example: vlm-export onnx --quantize q8 --quantize decoder=q4,vision=q8
     """
-    wanted = parse(quantize, "--quantize") if quantize else None
+    if (budget is not None) + (max_kl is not None) + (plan is not None) > 1:
+        raise InputError("--budget, --max-kl and --plan: give one of them")
+    size = None if budget is None else parse_size(budget, "--budget")
+    goal = None if size is None and max_kl is None else Goal(size, max_kl)
+    wanted = (
+        parse(quantize or ([PLANNED] if plan else [AUTO]), "--quantize", goal) if quantize or plan or goal else None
+    )
     found, folder = open_recipe(recipe, work)
     from vlm_export import pipeline
+    from vlm_export.quantize.plan import load as load_plan
 
     with Progress(as_json) as progress:
         manifest = pipeline.run_export(
-            found, folder, progress, wanted=wanted, layout=layout, retrace=retrace, notify=notify
+            found,
+            folder,
+            progress,
+            wanted=wanted,
+            layout=layout,
+            plan=load_plan(plan) if plan else None,
+            retrace=retrace,
+            notify=notify,
         )
     lines = [f"{graph.file:40} {graph.size_bytes / 1e6:9.2f} MB" for graph in manifest.graphs]
     if "int8" in manifest.dtypes and "q8" not in manifest.dtypes:

@@ -30,6 +30,7 @@ from vlm_export.source.companions import check_tokenizer
 from vlm_export.source.generation_rules import published
 from vlm_export.spec.client import ChatTemplate, Client, RepoFacts
 from vlm_export.verify.golden import eos_token_ids
+from vlm_export.wanted import MIXED
 
 CARD = "README.md"
 _PREPROCESSOR = "preprocessor_config.json"
@@ -96,9 +97,15 @@ def _client_config(manifest: Manifest) -> dict[str, Any]:
     chunks = {graph.file: graph.data_chunks for graph in manifest.graphs if graph.data_chunks}
     if chunks:
         config["use_external_data_format"] = chunks
-    chosen = {device: preferred(device, manifest.usable()) or FP32.name for device in PREFERRED}
-    config["device_config"] = {device: {"dtype": dtype} for device, dtype in chosen.items()}
+    config["device_config"] = {device: {"dtype": _taken(device, manifest)} for device in PREFERRED}
     return config
+
+
+def _taken(device: str, manifest: Manifest) -> str | dict[str, str]:
+    """The dtype that a client takes on a device, or one for each component, if a user chose those and none failed."""
+    if manifest.mixed and MIXED not in manifest.failed:
+        return manifest.mixed
+    return preferred(device, manifest.usable()) or FP32.name
 
 
 def write_failed(folder: Path, manifest: Manifest, failed: list[str]) -> Manifest:

@@ -7,11 +7,9 @@ probabilities that the model gives them, so that what is seen is what the model 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -116,40 +114,65 @@ def _record_one(engine: OnnxEngine, recorder: _Recorder, path: Path, prompt: Pro
     recorder.keeps = None
 
 
-@contextmanager
-def solutions(variant: Variant, samples: Samples | None, progress: Progress) -> Iterator[Solutions]:
-    """Numbers for those weights of a variant that are calibrated; nothing without samples of its component.
+class Solver:
+    """Numbers for weights of few bits, solved for once for all dtypes that have the same.
 
-    They are in files of a temporary folder, since together they are as large as the variant's.
+    They are in files of a folder, since together they are as large as a variant.
     """
-    with TemporaryDirectory(prefix="vlm-export-") as folder:
-        found = _Kept(Path(folder))
-        runs = (samples or {}).get(variant.source.name, [])
-        for name, solution in _solved(variant, runs, progress) if runs else ():
-            found.add(name, solution)
-        yield found
+
+    def __init__(self, samples: Samples, folder: Path, progress: Progress = lambda what, done, total: None):
+        self.samples, self.folder, self.progress = samples, folder, progress
+        self._solved: dict[tuple[str, Quantized], Path] = {}
+
+    def solutions(self, variant: Variant) -> Solutions:
+        """Numbers for those weights of a variant that are calibrated, by their names.
+
+        Nothing for a component that no sample was recorded of.
+        """
+        runs = self.samples.get(variant.source.name, [])
+        wanted = list(variant.to_solve()) if runs else []
+        missing = [each for each in wanted if (variant.source.name, each[1]) not in self._solved]
+        if missing:
+            self._solve(variant, missing, runs)
+        paths = {str(quantized.weight.name): self._solved[variant.source.name, quantized] for _, quantized in wanted}
+        return _InFiles(paths)
+
+    def _solve(self, variant: Variant, waiting: list[tuple[str, Quantized]], runs: Sequence[Run]) -> None:
+        """Solve for the weights, each with the name of the value that it multiplies.
+
+        The products of inputs are collected for as many weights at a time as `SQUARES_BYTES` holds; each time the
+        whole graph is run.
+        """
+        total, done = len(waiting), 0
+        probe = Probe(variant.source.model, [value for value, _ in waiting])
+        while waiting:
+            together = _that_fit(waiting)
+            self.progress(f"{variant.title}: reading sample inputs", done, total)
+            squares = collect_squares(probe, [value for value, _ in together], runs)
+            for value, quantized in together:
+                self.progress(f"{variant.title}: calibrating", done, total)
+                path = self.folder / f"{len(self._solved)}.npz"
+                np.savez(path, **vars(solve(quantized, squares[value])))
+                self._solved[variant.source.name, quantized] = path
+                done += 1
+            waiting = waiting[len(together) :]
 
 
-def _solved(variant: Variant, runs: Sequence[Run], progress: Progress) -> Iterator[tuple[str, Solution]]:
-    """Each calibrated weight, by name, with the numbers that are solved for on the runs.
+class _InFiles(Mapping[str, Solution]):
+    """Solutions that are read when they are asked for."""
 
-    The products of inputs are collected for as many weights at a time as `SQUARES_BYTES` holds; each time the whole
-    graph is run.
-    """
-    waiting = list(variant.to_solve())
-    total, done = len(waiting), 0
-    if not waiting:
-        return
-    probe = Probe(variant.source.model, [value for value, _ in waiting])
-    while waiting:
-        together = _that_fit(waiting)
-        progress(f"{variant.title}: reading sample inputs", done, total)
-        squares = collect_squares(probe, [value for value, _ in together], runs)
-        for value, quantized in together:
-            progress(f"{variant.title}: calibrating", done, total)
-            yield str(quantized.weight.name), solve(quantized, squares[value])
-            done += 1
-        waiting = waiting[len(together) :]
+    def __init__(self, paths: Mapping[str, Path]):
+        self._paths = paths
+
+    def __getitem__(self, name: str) -> Solution:
+        with np.load(self._paths[name]) as arrays:
+            return Solution(**arrays)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
 
 
 def collect_squares(probe: Probe, values: Sequence[str], runs: Sequence[Run]) -> dict[str, np.ndarray]:
@@ -179,31 +202,3 @@ def _that_fit(waiting: Sequence[tuple[str, Quantized]]) -> list[tuple[str, Quant
         if place and sum(held.values()) > SQUARES_BYTES:
             return list(islice(waiting, place))
     return list(waiting)
-
-
-class _Kept(Mapping[str, Solution]):
-    """Solutions in a folder, in files that are mapped when they are asked for."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self._places: dict[str, int] = {}
-
-    def add(self, name: str, solution: Solution) -> None:
-        """Keep one."""
-        place = self._places.setdefault(name, len(self._places))
-        for part, value in vars(solution).items():
-            np.save(self.folder / f"{place}.{part}.npy", value)
-
-    def __getitem__(self, name: str) -> Solution:
-        place = self._places[name]
-        parts = {part: np.load(self.folder / f"{place}.{part}.npy", mmap_mode="r") for part in _PARTS}
-        return Solution(**parts)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-
-_PARTS = tuple(Solution.__dataclass_fields__)
