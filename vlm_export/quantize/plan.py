@@ -89,9 +89,7 @@ def choose(source: Source, solver: Solver, goal: Goal, progress: Progress = lamb
             eight.add(name)
             size += saved[name]
     if goal.bytes is not None and size > goal.bytes:
-        raise InputError(
-            f"--budget: {source.name} has {size / 1e6:.1f} MB with every matrix in 4 bits: allow that much"
-        )
+        raise InputError(f"--budget: {source.name} has {size / 1e6:.3g} MB even in 4 bits: allow that much")
     return Plan(
         component=source.name,
         bytes=size,
