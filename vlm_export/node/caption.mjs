@@ -43,7 +43,7 @@ import {
     pipeline,
 } from '@huggingface/transformers';
 
-import { MODEL_TYPES } from './contract.mjs';
+import { IMAGE_PROCESSORS } from './contract.mjs';
 
 /** Collects the ids of one `generate()` call. Its first `put` is the prompt, or the decoder start token. */
 class TokenRecorder extends BaseStreamer {
@@ -177,7 +177,8 @@ async function loadChat(id, loading) {
     /** @param {Message[]} conversation */
     const render = (conversation) => processor.apply_chat_template(conversation, { add_generation_prompt: true });
     const model = await AutoModelForImageTextToText.from_pretrained(id, loading);
-    const { tiles: textFirst } = MODEL_TYPES[model.config.model_type];
+    const { image_processor_type: name } = /** @type {any} */ (processor.image_processor).config;
+    const textFirst = IMAGE_PROCESSORS[name?.replace(/Fast$/, '')]?.tiles;
 
     /** @type {Loaded['caption']} */
     async function caption(item, options, fed) {

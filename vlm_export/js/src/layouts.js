@@ -37,7 +37,7 @@
 import { Tensor } from '@huggingface/transformers';
 
 import { copy_rows, empty_cache, next_cache, past_length } from './cache.js';
-import { MODEL_TYPES, PREFIX } from './contract.js';
+import { IMAGE_PROCESSORS, MODEL_TYPES, PREFIX } from './contract.js';
 
 const DECODER = 'decoder_model_merged';
 
@@ -159,10 +159,15 @@ export class Chat extends Layout {
      * @returns {Promise<Prepared>}
      */
     async prepare(asked) {
-        const { tiles } = MODEL_TYPES[/** @type {keyof typeof MODEL_TYPES} */ (this.config.model_type)];
-        const prepared = await (tiles ? this.#tiles(asked) : this.#whole_images(asked));
+        const prepared = await (this.#takes_tiles ? this.#tiles(asked) : this.#whole_images(asked));
         const history = this.prefix_conditioning ? [] : prepared.token_ids;
         return { ...prepared, history };
+    }
+
+    /** An image processor that the contract does not know is one that transformers.js has, and cuts none. */
+    get #takes_tiles() {
+        const { image_processor_type: name } = this.processor.image_processor.config;
+        return Boolean(IMAGE_PROCESSORS[name?.replace(/Fast$/, '')]?.tiles);
     }
 
     /** The processor knows which tokens stand for the tiles of an image of this size. */
@@ -336,7 +341,7 @@ export function layout_of({ model_type }) {
         const known = Object.keys(MODEL_TYPES).join(', ');
         throw new Error(`config.json: model_type '${model_type}' is of no layout known here (${known})`);
     }
-    return LAYOUTS[MODEL_TYPES[model_type].layout];
+    return LAYOUTS[MODEL_TYPES[model_type]];
 }
 
 /** @param {Tensor} ids `[1, tokens] int64` */
