@@ -48,7 +48,7 @@ import {
     pipeline,
 } from '@huggingface/transformers';
 
-import { MODEL_TYPES } from './contract.mjs';
+import { IMAGE_PROCESSORS } from './contract.mjs';
 
 /** Collects the ids of one `generate()` call. Its first `put` is the prompt, or the decoder start token. */
 class TokenRecorder extends BaseStreamer {
@@ -184,7 +184,9 @@ async function loadChat(id, loading) {
     /** @param {Message[]} conversation */
     const render = (conversation) => processor.apply_chat_template(conversation, { add_generation_prompt: true });
     const model = await AutoModelForImageTextToText.from_pretrained(id, loading);
-    const { tiles: textFirst } = MODEL_TYPES[/** @type {keyof typeof MODEL_TYPES} */ (model.config.model_type)];
+    const settings = /** @type {{ image_processor_type?: string }} */ (processor.image_processor?.config);
+    const known = /** @type {Record<string, { tiles: boolean }>} */ (IMAGE_PROCESSORS);
+    const textFirst = known[settings.image_processor_type?.replace(/Fast$/, '') ?? '']?.tiles;
 
     /** @type {Loaded['caption']} */
     async function caption(item, options, modelInputs) {

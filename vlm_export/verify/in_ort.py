@@ -16,7 +16,7 @@ from vlm_export.graph import signature
 from vlm_export.manifest import ONNX
 from vlm_export.quantize import saturation
 from vlm_export.runtime import logits
-from vlm_export.runtime.drivers import Driver, driver_for, with_encoded
+from vlm_export.runtime.drivers import Driver, choose_driver, with_encoded
 from vlm_export.runtime.generate import Decoder, generate
 from vlm_export.runtime.options import Options, Plan, plan
 from vlm_export.runtime.sessions import GRAPH_ERRORS, Arrays, DecoderRun, Sessions
@@ -228,7 +228,7 @@ def gap(run: Verification, dtype: str, model_inputs: Arrays, begun: Sequence[int
 
 def _driver(run: Verification, sessions: Sessions) -> Driver:
     files = {name: read_json(run.repo / name) for name in ("config.json", "generation_config.json")}
-    return driver_for(sessions, files)
+    return choose_driver(files).on(sessions)
 
 
 def _sessions(run: Verification, dtype: str) -> Sessions:

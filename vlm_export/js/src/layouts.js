@@ -5,7 +5,8 @@
  * @typedef {import('./cache.js').Cache} Cache
  * @typedef {import('@huggingface/transformers').RawImage} RawImage
  * @typedef {import('@huggingface/transformers').Processor} Processor
- * @typedef {Processor & { image_processor: NonNullable<Processor['image_processor']>, image_token?: string }}
+ * @typedef {NonNullable<Processor['image_processor']> & { config: { image_processor_type?: string } }} ImageProcessor
+ * @typedef {Processor & { image_processor: ImageProcessor, image_token?: string }}
  *     VisionProcessor  Of transformers.js: some of its classes say which token stands for an image, others by their config.
  * @typedef {import('../index.d.ts').Layout} LayoutName
  * @typedef {Captioner | Chat | Components} AnyLayout
@@ -41,7 +42,7 @@
 import { Tensor } from '@huggingface/transformers';
 
 import { copy_rows, empty_cache, next_cache, past_length } from './cache.js';
-import { MODEL_TYPES, PREFIX } from './contract.js';
+import { IMAGE_PROCESSORS, MODEL_TYPES, PREFIX } from './contract.js';
 
 const DECODER = 'decoder_model_merged';
 
@@ -163,10 +164,16 @@ export class Chat extends Layout {
      * @returns {Promise<Prepared>}
      */
     async prepare(asked) {
-        const { tiles } = MODEL_TYPES[/** @type {keyof typeof MODEL_TYPES} */ (this.config.model_type)];
-        const prepared = await (tiles ? this.#tiles(asked) : this.#whole_images(asked));
+        const prepared = await (this.#takes_tiles ? this.#tiles(asked) : this.#whole_images(asked));
         const history = this.prefix_conditioning ? [] : prepared.token_ids;
         return { ...prepared, history };
+    }
+
+    /** An image processor that the contract does not know is one that transformers.js has, and cuts none. */
+    get #takes_tiles() {
+        const { image_processor_type: name } = this.processor.image_processor.config;
+        const known = /** @type {Record<string, { tiles: boolean }>} */ (IMAGE_PROCESSORS);
+        return Boolean(known[name?.replace(/Fast$/, '') ?? '']?.tiles);
     }
 
     /**
@@ -363,7 +370,7 @@ export function layout_of({ model_type }) {
         const known = Object.keys(MODEL_TYPES).join(', ');
         throw new Error(`config.json: model_type '${model_type}' is of no layout known here (${known})`);
     }
-    return LAYOUTS[/** @type {Record<string, { layout: LayoutName }>} */ (MODEL_TYPES)[model_type].layout];
+    return LAYOUTS[MODEL_TYPES[/** @type {keyof typeof MODEL_TYPES} */ (model_type)]];
 }
 
 /** @param {Tensor} ids `[1, tokens] int64` */
