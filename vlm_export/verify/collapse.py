@@ -139,7 +139,8 @@ def nats_apart(scores: np.ndarray, expected: np.ndarray) -> float:
     """How surely `scores` say which of two images a token of PyTorch's was said of: the mean over both, in nats.
 
     For PyTorch's own scores, it is the KL divergence between the two images' distributions, the mean of both ways.
-    A variant's own divergence would not do: gibberish that differs from image to image has a large one.
+    A variant's own divergence would not do: captions that have nothing to do with the image, and differ, have a large
+    one. Of real-captioner with its tower's last layer in 4 levels it is 12.9, where PyTorch's is 9.1 and this is -1.0.
     Both are `[2, vocabulary] float32`. NaN where a score is no number.
     """
     with np.errstate(invalid="ignore"):
