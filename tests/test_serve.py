@@ -49,14 +49,11 @@ Parts = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Served:
-    """A server: its address and process, and clients that do not try again."""
+    """A server: its address and process, and a client that does not try again."""
 
     url: str
     process: subprocess.Popen[str]
-
-    @property
-    def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=self.url, api_key="none", max_retries=0)
+    client: openai.OpenAI
 
     def ask(self, content: Any, **options: Any) -> Any:
         return self.client.chat.completions.create(
@@ -90,8 +87,10 @@ def serving(repo: Path, *arguments: str) -> Iterator[Served]:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
-        served = Served(json.loads(process.stdout.readline())["url"], process)
-        yield served
+        url = json.loads(process.stdout.readline())["url"]
+        with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+            served = Served(url, process, client)
+            yield served
         if process.poll() is None:
             served.stop()
         _, log = process.communicate(timeout=20)
