@@ -38,9 +38,6 @@ from vlm_export.source import fetch
 from vlm_export.verify.golden import eos_token_ids
 from vlm_export.web.node_runtime import node_home
 
-# Where no ids stand before a text, transformers says that rules on repetition look at new tokens alone; so do ours.
-pytestmark = pytest.mark.filterwarnings("ignore:Passing `.*` with `inputs_embeds` and without `input_ids`:UserWarning")
-
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(vlm_export.__file__).parent / "js"
 TYPES = Path(__file__).parent / "types"
