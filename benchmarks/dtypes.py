@@ -57,7 +57,7 @@ class Timing:
 def run(work: Work) -> Timing:
     """Load, caption once for warmth, then measure."""
     from vlm_export.measure.bench import peak_memory_bytes
-    from vlm_export.runtime.drivers import driver_for
+    from vlm_export.runtime.drivers import choose_driver
     from vlm_export.runtime.repo import ONNX, SUFFIXES, open_repo
     from vlm_export.runtime.sessions import Sessions
 
@@ -68,7 +68,7 @@ def run(work: Work) -> Timing:
     load_s = time.perf_counter() - started
     hidden = shapes["encoder_hidden_states"][-1]
     prefix = np.random.default_rng(0).normal(scale=0.1, size=(1, work.prefix, hidden)).astype(np.float32)
-    driver = driver_for(sessions, repo.files)
+    driver = choose_driver(repo.files).on(sessions)
 
     def caption() -> tuple[float, float]:
         """Seconds of the prefill, and of all."""

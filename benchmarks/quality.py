@@ -30,7 +30,7 @@ from vlm_export.files import Work
 from vlm_export.manifest import ONNX, load_manifest
 from vlm_export.merging import merge
 from vlm_export.preprocessing import pixel_values
-from vlm_export.runtime.drivers import Driver, driver_for
+from vlm_export.runtime.drivers import Driver, choose_driver
 from vlm_export.runtime.repo import SUFFIXES, open_repo
 from vlm_export.runtime.sessions import Sessions
 from vlm_export.verify.golden import GoldenFolder
@@ -134,7 +134,7 @@ def _after(model: Any, prefix: torch.Tensor, targets: np.ndarray) -> Passage:
 def measure(repo: Path, dtype: str, passages: Sequence[Passage], threads: int = 0) -> Quality:
     """The decoder of one dtype, on the passages."""
     opened = open_repo(repo)
-    driver = driver_for(Sessions(repo / ONNX, SUFFIXES[dtype], threads), opened.files)
+    driver = choose_driver(opened.files).on(Sessions(repo / ONNX, SUFFIXES[dtype], threads))
     parts = [_compare(np.stack(list(_logits(driver, passage))), passage) for passage in passages]
     return Quality(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 

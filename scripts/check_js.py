@@ -19,7 +19,7 @@ from vlm_export.web.node_runtime import SCRIPTS, node_home
 ROOT = Path(__file__).parents[1]
 TOOLS = ROOT / "scripts" / "js"
 BROWSER = ROOT / "tests" / "browser"
-PROJECTS = ("tsconfig.json", "tsconfig.scripts.json")
+PROJECT = "tsconfig.json"
 CHECKED = ("benchmarks", "scripts/js", "tests/browser", "tests/types", "vlm_export")
 # What is put beside these files before they run, under the names by which they import it.
 BESIDE = {
@@ -43,16 +43,14 @@ def main(arguments: list[str]) -> int:
     )
     with tempfile.TemporaryDirectory(prefix="vlm-export-js-") as folder:
         lay_out(Path(folder), packages)
-        errors = chain.from_iterable(type_errors(Path(folder), tools, project) for project in PROJECTS)
-        found = dict.fromkeys(errors)  # a file may be in both
+        found = list(type_errors(Path(folder), tools))
     print("\n".join(found) if found else "Types: nothing found.")
     return 1 if style.returncode or found else 0
 
 
 def lay_out(folder: Path, packages: list[Path]) -> None:
     """The sources at their paths, with all that they import. The packages that come first win."""
-    for name in PROJECTS:
-        (folder / name).symlink_to(TOOLS / name)
+    (folder / PROJECT).symlink_to(TOOLS / PROJECT)
     for path in chain.from_iterable((ROOT / name).rglob("*.*") for name in CHECKED):
         if path.suffix in {".js", ".mjs", ".ts"}:
             link(folder / path.relative_to(ROOT), path)
@@ -70,9 +68,9 @@ def link(path: Path, target: Path) -> None:
     path.symlink_to(target)
 
 
-def type_errors(folder: Path, tools: Path, project: str) -> Iterator[str]:
+def type_errors(folder: Path, tools: Path) -> Iterator[str]:
     """What is wrong in our files. The packages' declarations have errors too; to skip those would be to skip ours."""
-    command = ["node", tools / "typescript/bin/tsc", "--pretty", "false", "--project", project]
+    command = ["node", tools / "typescript/bin/tsc", "--pretty", "false", "--project", PROJECT]
     done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8")
     ours = True
     for line in done.stdout.splitlines():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,12 @@ HEAD = (
 
 def text() -> str:
     """The module, formatted as all of our JavaScript is."""
-    model_types = {name: asdict(loaded) for name, loaded in contract.MODEL_TYPES.items()}
-    constants = {"MODEL_TYPES": model_types, "PREFIX": contract.PREFIX, "SUFFIXES": contract.SUFFIXES}
+    constants = {
+        "MODEL_TYPES": contract.MODEL_TYPES,
+        "IMAGE_PROCESSORS": {name: {"tiles": kind.tiles} for name, kind in contract.IMAGE_PROCESSORS.items()},
+        "PREFIX": contract.PREFIX,
+        "SUFFIXES": contract.SUFFIXES,
+    }
     return "\n".join([HEAD, *(f"export const {name} = {literal(value)};" for name, value in constants.items()), ""])
 
 

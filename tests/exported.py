@@ -87,7 +87,7 @@ def record(folder: Path, **recipe: Any) -> Exported:
 
 def failed_graphs(report: Report) -> set[str]:
     """The components that a report finds wrong by themselves, whatever that did to the captions."""
-    of_captions = (limits.TOKENS_EXACT, limits.TOP1_AGREEMENT)
+    of_captions = (limits.TOKENS_EXACT, limits.TOP1_AGREEMENT, *limits.COLLAPSE)
     return {check.component for check in report.failures if check.metric not in of_captions}
 
 

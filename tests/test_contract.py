@@ -7,8 +7,11 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
+from transformers import AutoImageProcessor
+
 from vlm_export import contract
-from vlm_export.runtime.drivers import driver_for
+from vlm_export.runtime.drivers import choose_driver
 from vlm_export.web.node_runtime import node_home
 
 ROOT = Path(__file__).parents[1]
@@ -23,9 +26,8 @@ def in_javascript(path: Path) -> dict[str, object]:
 
 def test_javascript_has_the_same() -> None:
     assert in_javascript(node_home() / "contract.mjs") == {
-        "MODEL_TYPES": {
-            name: {"layout": loaded.layout, "tiles": loaded.tiles} for name, loaded in contract.MODEL_TYPES.items()
-        },
+        "MODEL_TYPES": contract.MODEL_TYPES,
+        "IMAGE_PROCESSORS": {name: {"tiles": kind.tiles} for name, kind in contract.IMAGE_PROCESSORS.items()},
         "PREFIX": contract.PREFIX,
         "SUFFIXES": contract.SUFFIXES,
     }, "run `python scripts/contract.py`"
@@ -39,17 +41,44 @@ def test_the_table_is_that_of_transformers_js() -> None:
     assert found
     names = dict(re.findall(r"\[DATA_TYPES\.(\w+)\]: \"(\w*)\"", found[1]))
     assert names == contract.SUFFIXES
-    for model_type, loaded in contract.MODEL_TYPES.items():
-        assert (f'["{model_type}", ' in source) == (loaded.layout != "components"), model_type
+    for model_type, layout in contract.MODEL_TYPES.items():
+        assert (f'["{model_type}", ' in source) == (layout != "components"), model_type
+
+
+def test_the_image_processors_are_those_of_transformers_js() -> None:
+    """Each is a class of its own, made under transformers' defaults; one that cuts tiles gives their mask too."""
+    library = node_home() / "node_modules/@huggingface/transformers/dist/transformers.node.mjs"
+    defaults = {
+        name: {**kind.defaults, "do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
+        for name, kind in contract.IMAGE_PROCESSORS.items()
+    }
+    code = f"""
+        import * as all from {json.dumps(library.as_uri())};
+        const image = new all.RawImage(new Uint8ClampedArray(3 * 8 * 6), 8, 6, 3);
+        const made = {{}};
+        for (const [name, settings] of Object.entries({json.dumps(defaults)})) {{
+            made[name] = Object.keys(await new all[name](settings)([image]));
+        }}
+        console.log(JSON.stringify(made));
+    """
+    command = ["node", "--input-type=module", "--eval", code]
+    made = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert {name: "pixel_attention_mask" in outputs for name, outputs in made.items()} == {
+        name: kind.tiles for name, kind in contract.IMAGE_PROCESSORS.items()
+    }
+
+
+@pytest.mark.parametrize("name", contract.IMAGE_PROCESSORS)
+def test_the_defaults_are_those_of_transformers(name: str, tmp_path: Path) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": name}))
+    settings = AutoImageProcessor.from_pretrained(tmp_path, backend="pil").to_dict()
+    defaults = contract.IMAGE_PROCESSORS[name].defaults
+    assert json.loads(json.dumps({key: settings[key] for key in defaults})) == defaults
 
 
 def test_every_model_type_has_a_driver() -> None:
-    class Sessions:
-        """What a driver is given, of which making one reads nothing."""
-
-    for model_type, loaded in contract.MODEL_TYPES.items():
+    for model_type, layout in contract.MODEL_TYPES.items():
         for prefix in (False, True):
             config = {"model_type": model_type, "image_token_id": 1, contract.PREFIX: prefix}
             files = {"config.json": config, "generation_config.json": {"decoder_start_token_id": 0}}
-            driver = driver_for(Sessions(), files)  # type: ignore[arg-type]
-            assert ("vision_encoder" in driver.components) == (loaded.layout != "captioner")
+            assert ("vision_encoder" in choose_driver(files).components) == (layout != "captioner")

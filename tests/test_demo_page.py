@@ -15,7 +15,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from email.message import Message
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -348,28 +350,39 @@ def test_export_writes_what_is_needed(repo: Path, tmp_path: Path, monkeypatch: p
 # The server
 
 
-def get(server: StaticServer, path: str, method: str = "GET", **headers: str) -> http.client.HTTPResponse:
+@dataclass(frozen=True)
+class Response:
+    """What a server answered, all of it read."""
+
+    status: int
+    headers: Message
+    body: bytes
+
+
+def get(server: StaticServer, path: str, method: str = "GET", **headers: str) -> Response:
     """A request as it stands: no client mends the path."""
-    connection = http.client.HTTPConnection("127.0.0.1", int(server.url.rpartition(":")[2]), timeout=10)
-    connection.putrequest(method, path, skip_host="Host" in headers)
-    for name, value in headers.items():
-        connection.putheader(name, value)
-    connection.endheaders()
-    return connection.getresponse()
+    port = int(server.url.rpartition(":")[2])
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
+        connection.putrequest(method, path, skip_host="Host" in headers)
+        for name, value in headers.items():
+            connection.putheader(name, value)
+        connection.endheaders()
+        response = connection.getresponse()
+        return Response(response.status, response.headers, response.read())
 
 
 def test_server_answers(site: demo_server.Site, repo: Path) -> None:
     graph = (repo / "onnx" / "encoder_model.onnx").read_bytes()
     with StaticServer(site) as server:
         whole = get(server, "/model/onnx/encoder_model.onnx")
-        assert whole.status == 200 and whole.read() == graph
-        assert whole.getheader("Cross-Origin-Opener-Policy") == "same-origin"
-        assert whole.getheader("Cross-Origin-Embedder-Policy") == "require-corp"
+        assert whole.status == 200 and whole.body == graph
+        assert whole.headers["Cross-Origin-Opener-Policy"] == "same-origin"
+        assert whole.headers["Cross-Origin-Embedder-Policy"] == "require-corp"
         head = get(server, "/model/onnx/encoder_model.onnx", "HEAD")
-        assert head.read() == b"" and head.getheader("Content-Length") == str(len(graph))
+        assert head.body == b"" and head.headers["Content-Length"] == str(len(graph))
         part = get(server, "/model/onnx/encoder_model.onnx", Range="bytes=100-199")
-        assert part.status == 206 and part.read() == graph[100:200]
-        assert part.getheader("Content-Range") == f"bytes 100-199/{len(graph)}"
+        assert part.status == 206 and part.body == graph[100:200]
+        assert part.headers["Content-Range"] == f"bytes 100-199/{len(graph)}"
         assert get(server, "/model/onnx/encoder_model.onnx", Range=f"bytes={len(graph)}-").status == 416
         for path, kind in {
             "/": "text/html; charset=utf-8",
@@ -380,7 +393,7 @@ def test_server_answers(site: demo_server.Site, repo: Path) -> None:
             "/style.css": "text/css; charset=utf-8",
             "/samples/00.png": "image/png",
         }.items():
-            assert get(server, path, "HEAD").getheader("Content-Type") == kind
+            assert get(server, path, "HEAD").headers["Content-Type"] == kind
         assert get(server, "/index.html", "POST").status == 405
         assert get(server, "/", Host="example.org").status == 400
 
@@ -444,9 +457,9 @@ def test_command_serves_until_it_is_interrupted(repo: Path, tmp_path: Path) -> N
         assert process.stdout
         found = re.match(r"http://127\.0\.0\.1:(\d+)/ captions with ", process.stdout.readline())
         assert found
-        connection = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=10)
-        connection.request("GET", "/")
-        assert b"<title>" in connection.getresponse().read()
+        with closing(http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=10)) as connection:
+            connection.request("GET", "/")
+            assert b"<title>" in connection.getresponse().read()
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=10)
     assert (process.returncode, out, err) == (0, "False\n", "")

@@ -22,9 +22,6 @@ from vlm_export import hub as hub_door
 from vlm_export.errors import CheckFailed, InputError
 from vlm_export.hub import FileChange, download, plan_push, push_folder
 
-# huggingface_hub 2.4 uploads LFS files with `data=`, which httpx2 deprecates. Drop this when it no longer warns.
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
-
 REPO = "tester/demo"
 # Above the megabyte, so that it is streamed in pieces.
 GRAPH = bytes(range(256)) * 5000

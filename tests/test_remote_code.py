@@ -32,8 +32,6 @@ from vlm_export.recipe import load_recipe
 from vlm_export.runtime.images import open_image
 from vlm_export.runtime.options import Options
 
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
-
 REPO = "tester/odd"
 # A llava whose features are twice as large, in a file that says when it is run.
 CODE = """

@@ -189,6 +189,23 @@ def test_torch_talks_too(make: Callable[[str], Pair]) -> None:
         same(ours.say(text, images), theirs.say(text, images))
 
 
+def test_torch_takes_over_in_the_middle_of_a_conversation(make: Callable[[str], Pair]) -> None:
+    pair = make("llava")
+    told: list[str] = []
+    model = load(pair.engine.repo.path, threads=1, notify=told.append)
+    ours, theirs = Conversation(model), Conversation(pair.theirs)
+    same(ours.say("what is it?", PICTURES[:1]), theirs.say("what is it?", PICTURES[:1]))
+    assert isinstance(model.engine, OnnxEngine)
+    graphs = model.engine.sessions
+    graphs._open["vision_encoder"] = graphs.session("embed_tokens")  # a graph that has no use for pixels
+    for text, images in (("and this?", PICTURES[1:]), ("both?", [])):
+        same(ours.say(text, images), theirs.say(text, images))
+    assert model.backend == "torch"
+    assert ours.tokens_fed == theirs.tokens_fed
+    [line] = told
+    assert "vision_encoder wants 'input_ids'" in line and line.endswith(": captioning with PyTorch instead")
+
+
 def test_a_chat_model_wants_a_prompt_with_a_place_for_each_image(make: Callable[[str], Pair]) -> None:
     ours = make("llava").ours
     with pytest.raises(InputError, match="give it a prompt"):

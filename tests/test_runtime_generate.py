@@ -114,7 +114,6 @@ def flat(answers: list[Answer]) -> list[Answer]:
     return [one for answer in answers for one in (answer, *answer.alternatives)]
 
 
-@pytest.mark.filterwarnings("ignore:Passing `:UserWarning")
 @pytest.mark.parametrize("options", SINGLE, ids=str)
 def test_greedy_tokens_are_transformers(pair: Pair, options: dict[str, Any]) -> None:
     expected, _ = pair.theirs(**options)
@@ -125,7 +124,6 @@ def test_greedy_tokens_are_transformers(pair: Pair, options: dict[str, Any]) -> 
         assert answer.finish_reason == ("stop" if answer.token_ids[-1] == EOS else "length")
 
 
-@pytest.mark.filterwarnings("ignore:Passing `:UserWarning")
 @pytest.mark.parametrize("options", BEAMS, ids=str)
 def test_beams_and_their_scores_are_transformers(pair: Pair, options: dict[str, Any]) -> None:
     options = {**options, "num_return_sequences": options["num_beams"]}

@@ -287,7 +287,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
         close_session()
 
 
-@pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
 def test_from_the_hub_only_what_is_needed_is_fetched(
     hub: HubServer, default_repo: Path, images: list[str], captions: dict[Path, str]
 ) -> None:

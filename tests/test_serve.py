@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx2
 import openai
 import pytest
@@ -29,6 +30,7 @@ from vlm_export import bundled, runtime
 from vlm_export.apps.listening import listen
 from vlm_export.apps.load import load
 from vlm_export.apps.openai_format import MAX_PIXELS
+from vlm_export.apps.serve import Limits, application
 from vlm_export.cli import main
 from vlm_export.errors import InputError
 from vlm_export.files import Work
@@ -47,14 +49,11 @@ Parts = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Served:
-    """A server: its address and process, and clients that do not try again."""
+    """A server: its address and process, and a client that does not try again."""
 
     url: str
     process: subprocess.Popen[str]
-
-    @property
-    def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=self.url, api_key="none", max_retries=0)
+    client: openai.OpenAI
 
     def ask(self, content: Any, **options: Any) -> Any:
         return self.client.chat.completions.create(
@@ -88,8 +87,10 @@ def serving(repo: Path, *arguments: str) -> Iterator[Served]:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
-        served = Served(json.loads(process.stdout.readline())["url"], process)
-        yield served
+        url = json.loads(process.stdout.readline())["url"]
+        with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+            served = Served(url, process, client)
+            yield served
         if process.poll() is None:
             served.stop()
         _, log = process.communicate(timeout=20)
@@ -507,6 +508,39 @@ def test_a_client_that_goes_away_cancels_its_answer_and_its_place(narrow: Served
         narrow.ask(picture, timeout=0.3, **ENDLESS)
     narrow.wait(running=0, waiting=0)
     assert narrow.ask(picture).choices[0].finish_reason == "stop"
+
+
+def test_a_client_that_goes_away_while_it_is_written_to(repos: dict[str, Path], picture: Parts) -> None:
+    """A piece of the text that nobody takes in any more is no error: the model stops, and the place is free."""
+    request = {"model": NAME, "messages": [{"role": "user", "content": picture}], "stream": True, "min_new_tokens": 99}
+    body = {"type": "http.request", "body": json.dumps(request | {"max_tokens": 99}).encode(), "more_body": False}
+    path = "/v1/chat/completions"
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b""}
+    sent: list[str] = []
+
+    async def ask() -> None:
+        stuck, closed = anyio.Event(), anyio.Event()
+        incoming = [body]
+
+        async def receive() -> Any:
+            if incoming:
+                return incoming.pop()
+            await stuck.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message["type"])
+            if len(sent) == 4:
+                stuck.set()
+                with anyio.move_on_after(0.5):  # a server's buffer is full until it sees that the connection is closed
+                    await closed.wait()
+
+        with anyio.fail_after(30):
+            await application(load(repos["endless"]), Limits())(scope, receive, send)
+
+    anyio.run(ask)
+    assert sent == ["http.response.start", *["http.response.body"] * 3]
 
 
 def test_a_full_queue_sends_away(narrow: Served, picture: Parts, golden: GoldenFolder) -> None:

@@ -1,39 +1,78 @@
 """What transformers.js loads and how it feeds it, as data that Python and JavaScript read.
 
 `scripts/contract.py` writes the same as `js/src/contract.js`, which is put beside the Node driver as `contract.mjs`.
-Source: transformers.js 4.3.1, `src/models/registry.js` (classes by `model_type`), `src/models/*/processing_*.js`
-(calls), `src/utils/dtypes.js`.
+Source: transformers.js 4.3.1, `src/models/registry.js` (classes by `model_type`), `src/models/*/processing_*.js` and
+`image_processing_*.js` (calls), `src/utils/dtypes.js`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 LayoutName = Literal["captioner", "chat", "components"]
 
 
+# By `model_type` of config.json: which graphs there are, and the way that they are fed.
+MODEL_TYPES: dict[str, LayoutName] = {
+    "vision-encoder-decoder": "captioner",
+    "llava": "chat",
+    "llava_onevision": "chat",
+    "llava_qwen2": "chat",
+    "idefics3": "chat",
+    "smolvlm": "chat",
+    "prefix_conditioning_vlm": "components",  # by no class of its own, but by vlm_export/js
+}
+
+
 @dataclass(frozen=True)
-class Loaded:
-    """How a repo is loaded whose config.json has a `model_type`.
+class ImageProcessorKind:
+    """An image processor that transformers and transformers.js have under the same name.
 
     Attributes:
-        layout: which graphs there are, and the way that they are fed.
-        tiles: whether its processor cuts images into tiles, which it feeds with a mask, and takes the text first.
+        defaults: what transformers' class takes for a setting that is not in `preprocessor_config.json`, beside those
+            that all have.
+        tiles: whether it cuts images into tiles, which it gives with a mask; the processor that holds it takes the
+            text before the images.
+        inert: settings on which transformers acts and transformers.js does not.
     """
 
-    layout: LayoutName
+    defaults: Mapping[str, Any]
     tiles: bool = False
+    inert: tuple[str, ...] = ()
 
 
-MODEL_TYPES: dict[str, Loaded] = {
-    "vision-encoder-decoder": Loaded("captioner"),
-    "llava": Loaded("chat"),
-    "llava_onevision": Loaded("chat"),
-    "llava_qwen2": Loaded("chat"),
-    "idefics3": Loaded("chat", tiles=True),
-    "smolvlm": Loaded("chat", tiles=True),
-    "prefix_conditioning_vlm": Loaded("components"),  # by no class of its own, but by vlm_export/js
+_OPENAI_CLIP = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
+_IMAGENET_STANDARD = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+_SQUARE = {"size": {"height": 224, "width": 224}}
+_CROPPED = {
+    "resample": 3,
+    "size": {"shortest_edge": 224},
+    "do_center_crop": True,
+    "crop_size": {"height": 224, "width": 224},
+}
+_TILED = {
+    **_IMAGENET_STANDARD,
+    "resample": 1,
+    "size": {"longest_edge": 4 * 364},
+    "max_image_size": {"longest_edge": 364},
+    "do_image_splitting": True,
+    "do_pad": True,
+}
+# By `image_processor_type` of preprocessor_config.json, without the `Fast` or `Pil` at the end of some.
+IMAGE_PROCESSORS: dict[str, ImageProcessorKind] = {
+    "SiglipImageProcessor": ImageProcessorKind({**_SQUARE, **_IMAGENET_STANDARD, "resample": 3}),
+    "ViTImageProcessor": ImageProcessorKind({**_SQUARE, **_IMAGENET_STANDARD, "resample": 2}),
+    "DeiTImageProcessor": ImageProcessorKind({**_CROPPED, **_IMAGENET_STANDARD, "size": {"height": 256, "width": 256}}),
+    "CLIPImageProcessor": ImageProcessorKind({**_CROPPED, **_OPENAI_CLIP}),
+    "BitImageProcessor": ImageProcessorKind({**_CROPPED, **_OPENAI_CLIP}),
+    "Idefics3ImageProcessor": ImageProcessorKind(_TILED, tiles=True),
+    "SmolVLMImageProcessor": ImageProcessorKind(_TILED, tiles=True),
+    "LlavaOnevisionImageProcessor": ImageProcessorKind(
+        {**_OPENAI_CLIP, "resample": 3, "size": {"height": 384, "width": 384}},
+        inert=("image_grid_pinpoints", "do_pad"),  # one tile, as the exported graph has it too
+    ),
 }
 # A key of config.json: the image's features stand before the text, and have no ids. Ours: transformers.js keeps it.
 PREFIX = "prefix_conditioning"

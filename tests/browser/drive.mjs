@@ -3,10 +3,10 @@
  *
  * Reads one JSON `Job` from stdin. Exit status 1 and the reason on stderr when the browser, the page or a step fails.
  *
- * @typedef {{ chromium: string, flags: string[], url: string, steps: [string, ...any][], seconds: number }} Job
+ * @typedef {{ chromium: string, flags: string[], url: string, steps: [string, ...unknown[]][], seconds: number }} Job
  *     A step is a method of Playwright's `Page` or of a part of it, as `keyboard.press`, and its arguments; the one
  *     of `waitForFunction` is a function's body. `seconds` is how long all of them may take.
- * @typedef {{ answers: any[], console: string[], foreign: string[], chromium: string }} Result  What came of each step
+ * @typedef {{ answers: unknown[], console: string[], foreign: string[], chromium: string }} Result  What came of each step
  *     that is an `evaluate`, what the page logged, as "type: text", and what it asked of other servers than its own.
  */
 
@@ -17,7 +17,9 @@ import { chromium } from 'playwright-core';
 /** @type {(browser: import('playwright-core').Browser, job: Job) => Promise<Result>} */
 async function visit(browser, { url, steps, seconds }) {
     const page = await browser.newPage();
+    /** @type {string[]} */
     const logged = [];
+    /** @type {string[]} */
     const foreign = [];
     page.on('console', (message) => logged.push(`${message.type()}: ${message.text()}`));
     page.on('request', (sent) => {
@@ -31,13 +33,15 @@ async function visit(browser, { url, steps, seconds }) {
         page.on('crash', () => reject(new Error('the page crashed')));
         setTimeout(() => reject(new Error(`no answer for ${seconds} s`)), seconds * 1000).unref();
     });
+    /** @type {unknown[]} */
     const answers = [];
     async function take() {
         await page.goto(url);
         for (const [path, ...args] of steps) {
             const [name, ...parts] = path.split('.').reverse();
-            const owner = parts.reduceRight((object, part) => object[part], page);
-            const value = await owner[name](...(name === 'waitForFunction' ? args.map(to_function) : args));
+            const owner = parts.reduceRight((object, part) => Reflect.get(object, part), /** @type {object} */ (page));
+            const given = name === 'waitForFunction' ? args.map(to_function) : args;
+            const value = await Reflect.apply(Reflect.get(owner, name), owner, given);
             if (name === 'evaluate') {
                 answers.push(value);
             }
@@ -49,12 +53,13 @@ async function visit(browser, { url, steps, seconds }) {
 
 /**
  * A page whose policy forbids `eval` is waited for with a function only.
- * @param {string} body
+ * @param {unknown} body
  */
 function to_function(body) {
-    return new Function(body);
+    return new Function(String(body));
 }
 
+/** @type {Job} */
 const job = JSON.parse(await text(process.stdin));
 const browser = await chromium.launch({ executablePath: job.chromium, args: job.flags });
 try {

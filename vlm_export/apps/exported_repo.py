@@ -13,8 +13,8 @@ from vlm_export.apps.load import load
 from vlm_export.errors import InputError
 from vlm_export.files import Work
 from vlm_export.recipe import RecipeFile, find_recipe
+from vlm_export.runtime.drivers import choose_driver
 from vlm_export.runtime.model import Backend, Engine, Model
-from vlm_export.runtime.onnx import components_of
 from vlm_export.runtime.repo import CONFIG, ONNX, SUFFIXES, choose_dtype, open_repo
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -153,7 +153,7 @@ def _download(repo_id: str, dtype: str | None) -> Path:
 
     folder = hub.download(repo_id, allow_patterns=_ALL_BUT_GRAPHS)
     repo = open_repo(folder)
-    components = components_of(repo)
+    components = choose_driver(repo.files).components
     files = map(PurePosixPath, hub.list_files(repo_id, revision=folder.name))
     names = {path.name for path in files if path.parent.name == ONNX}
     suffix = SUFFIXES[choose_dtype(dtype, components, names, f"{repo_id}: {ONNX}", repo.failed)]

@@ -25,10 +25,10 @@ from vlm_export.merging import merge
 from vlm_export.preprocessing import ChatProcessor, copy_tokenizer, image_processor_settings, load_tokenizer
 from vlm_export.recipe import RecipeFile
 from vlm_export.runtime.generate import FinishReason, Generated
-from vlm_export.runtime.model import Answer, Backend, Cancelled, Item, OnText, Prompt, Watcher, answers, finish
+from vlm_export.runtime.model import Answer, Backend, Cancelled, Item, Memory, OnText, Prompt, Watcher, answers, finish
 from vlm_export.runtime.options import Options, Plan, plan
 from vlm_export.runtime.repo import CONFIG, LayoutName, open_repo
-from vlm_export.runtime.text import Text, check_rows
+from vlm_export.runtime.text import Message, Text, check_rows
 from vlm_export.source import fetch
 from vlm_export.source.checkpoint import Checkpoint
 from vlm_export.source.companions import gathered
@@ -150,6 +150,19 @@ class TorchEngine:
     def generate_batch(self, items: Sequence[Item], options: Options) -> list[Answer]:
         """Answer the items one after another, each with the tokens that it gets alone."""
         return [self.generate(images, prompt, options) for images, prompt in items]
+
+    def turn(
+        self,
+        memory: Memory,
+        images: Sequence[Image.Image],
+        messages: Sequence[Message],
+        options: Options,
+        on_text: OnText | None = None,
+        cancelled: Cancelled | None = None,
+    ) -> tuple[Answer, Memory]:
+        """Answer a conversation, all of which is run anew; raises as `generate` does."""
+        answer = self.generate(images, messages, options, on_text, cancelled)
+        return answer, Memory(tokens_fed=answer.prompt_tokens)
 
     @torch.inference_mode()
     def _run(self, inputs: Mapping[str, np.ndarray], plan: Plan, criteria: _Watched) -> list[Generated]:

@@ -7,7 +7,6 @@ its answer.
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import json
 import logging
@@ -21,7 +20,7 @@ from typing import Any
 
 import anyio
 import uvicorn
-from anyio import to_thread
+from anyio import from_thread, to_thread
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -218,14 +217,13 @@ class _Events:
     def __init__(self, send: Send):
         self.started = False
         self._send = send
-        self._loop = asyncio.get_running_loop()
 
     async def send(self, event: Mapping[str, Any]) -> None:
         await self._write(json.dumps(event, ensure_ascii=False))
 
     def send_from_thread(self, event: Mapping[str, Any]) -> None:
         """Send an event from a worker thread; return once it is written: no model is faster than its reader."""
-        asyncio.run_coroutine_threadsafe(self.send(event), self._loop).result()
+        from_thread.run(self.send, event)
 
     async def end(self, last: str | None = None) -> None:
         if last is not None:

@@ -1,19 +1,22 @@
 /**
  * The page: what can be chosen, when the model is loaded, and what is shown of what it does.
  *
+ * @typedef {import('./worker.js').Device} Device
+ * @typedef {import('./worker.js').Answer} Answer
+ * @typedef {{ file: string, caption: string | null }} Sample  The caption is what PyTorch says, to the prompt.
  * @typedef {{
  *     name: string, layout: 'captioner' | 'chat' | 'components', download_bytes: Record<string, number>,
- *     preferred: Record<string, string[]>, failed: string[],
- *     runtime_bytes: number, cache: string | null, prompt: string,
- *     samples: { file: string, caption: string | null }[],
- * }} Facts  demo.json; a sample's caption is what PyTorch says, to this prompt.
+ *     preferred: Record<Device, string[]>, failed: string[],
+ *     runtime_bytes: number, cache: string | null, prompt: string, samples: Sample[],
+ * }} Facts  demo.json.
+ * @typedef {{ value: string, text: string, detail?: string, reason?: string | null }} Option  `reason` says why it
+ *     cannot be chosen.
  */
 
+import { $ } from './dom.js';
 import { Engine, Trouble } from './engine.js';
 import { arriving, connect } from './picture.js';
 
-/** @type {(id: string) => any} */
-const $ = (id) => document.getElementById(id);
 const BEAMS = [1, 2, 3, 4, 5];
 const LOCAL = ['127.0.0.1', 'localhost', '[::1]'].includes(location.hostname);
 
@@ -21,7 +24,7 @@ const LOCAL = ['127.0.0.1', 'localhost', '[::1]'].includes(location.hostname);
 let facts;
 /** @type {Blob | null} */
 let image = null;
-/** The sample that the image is, if it is one. @type {Facts['samples'][number] | null} */
+/** The sample that the image is, if it is one. @type {Sample | null} */
 let sample = null;
 /** @type {{ engine: Engine, ready: ReturnType<typeof start>, key: string } | null} */
 let current = null;
@@ -29,16 +32,19 @@ let current = null;
 let phase = 'idle';
 /** The run at hand, or the last one. */
 let work = Promise.resolve();
+/** @type {{ missing: string | null, half: boolean }} why there is none, and whether it computes in float16 */
 let webgpu = { missing: null, half: false };
 
-/** @type {(selector: string) => HTMLInputElement | null} */
-const find_input = (selector) => document.querySelector(selector);
-const chosen = (name) => find_input(`input[name=${name}]:checked`)?.value;
+/** @type {(name: string) => boolean} */
+const is_chosen = (name) => document.querySelector(`input[name=${name}]:checked`) !== null;
+/** @type {(name: string) => string} */
+const chosen = (name) => $(`input[name=${name}]:checked`, HTMLInputElement).value;
+const chosen_device = () => /** @type {Device} */ (chosen('device'));
 const takes_prompt = () => facts.layout !== 'captioner';
 
-/** A row of radio buttons; `reason` says why one cannot be chosen. */
+/** A row of radio buttons. @type {(name: string, options: Option[]) => void} */
 function offer(name, options) {
-    const before = chosen(name);
+    const before = is_chosen(name) ? chosen(name) : null;
     const labels = options.map(({ value, text, detail, reason }) => {
         const label = document.createElement('label');
         const input = Object.assign(document.createElement('input'), { type: 'radio', name, value });
@@ -53,16 +59,18 @@ function offer(name, options) {
         label.title = reason ?? '';
         return label;
     });
-    $(name).replaceChildren($(name).querySelector('legend'), ...labels);
+    $(`#${name}`).replaceChildren($(`#${name} legend`), ...labels);
 }
 
+/** @type {(name: string, value: string) => void} */
 function pick(name, value) {
-    find_input(`input[name=${name}][value="${value}"]`).checked = true;
+    $(`input[name=${name}][value="${value}"]`, HTMLInputElement).checked = true;
 }
 
+/** @type {(bytes: number) => string} */
 const megabytes = (bytes) => `${(bytes / 1e6).toFixed(bytes < 1e8 ? 1 : 0)} MB`;
 
-/** @returns {Promise<typeof webgpu>} why there is none, and whether it computes in float16 */
+/** @returns {Promise<typeof webgpu>} */
 async function look_for_webgpu() {
     if (!navigator.gpu) {
         return { missing: 'this browser has none', half: false };
@@ -74,12 +82,18 @@ async function look_for_webgpu() {
     return { missing: null, half: adapter.features.has('shader-f16') };
 }
 
-/** Why a dtype cannot be chosen: WebGPU has not always float16. */
+/**
+ * Why a dtype cannot be chosen: WebGPU has not always float16.
+ * @type {(dtype: string, device: Device) => string | null}
+ */
 function obstacle(dtype, device) {
     return device === 'webgpu' && dtype.endsWith('16') && !webgpu.half ? 'no float16 in this graphics adapter' : null;
 }
 
-/** @returns {string[]} of the repo's dtypes those that run on a device, the preferred one first, those that failed last */
+/**
+ * Of the repo's dtypes those that run on a device, the preferred one first, those that failed last.
+ * @type {(device: Device) => string[]}
+ */
 function usable(device) {
     const there = Object.keys(facts.download_bytes).filter((dtype) => !obstacle(dtype, device));
     const passed = there.filter((dtype) => !facts.failed.includes(dtype));
@@ -87,7 +101,7 @@ function usable(device) {
 }
 
 function offer_dtypes() {
-    const device = chosen('device');
+    const device = chosen_device();
     const options = Object.entries(facts.download_bytes).map(([dtype, bytes]) => ({
         value: dtype,
         text: dtype,
@@ -95,14 +109,17 @@ function offer_dtypes() {
         reason: obstacle(dtype, device),
     }));
     offer('dtype', options);
-    if (!chosen('dtype')) {
+    if (!is_chosen('dtype')) {
         pick('dtype', usable(device)[0]);
     }
 }
 
-/** Says below the choices why one of them is off, and how many threads there are. */
+/**
+ * Says below the choices why one of them is off, and how many threads there are.
+ * @param {number} [threads]
+ */
 function note(threads) {
-    const device = chosen('device');
+    const device = chosen_device();
     const lines = webgpu.missing ? [`No WebGPU: ${webgpu.missing}.`] : [];
     if (!crossOriginIsolated) {
         lines.push('WASM: 1 thread; more need headers (COOP, COEP) that this site does not send.');
@@ -115,29 +132,37 @@ function note(threads) {
             lines.push(`${dtypes.filter((dtype) => obstacle(dtype, device) === reason).join(', ')}: ${reason}.`);
         }
     }
-    $('note').textContent = lines.join(' ');
+    $('#note').textContent = lines.join(' ');
 }
 
+/** @param {unknown} error */
 function show_error(error) {
     if (!(error instanceof Trouble)) {
         console.error(error);
     }
-    const what = error?.message ?? String(error);
-    $('error').textContent =
+    const what = /** @type {Partial<Error> | undefined} */ (error)?.message ?? String(error);
+    $('#error').textContent =
         error instanceof Trouble ? what : `Something went wrong: ${what}. Reload the page to try again.`;
-    $('error').hidden = false;
+    $('#error').hidden = false;
 }
 
-/** @param {number} share of what is being waited for, of 1; 0 for nothing */
+/** @type {(error: unknown) => boolean} */
+const was_stopped = (error) => error instanceof DOMException && error.name === 'AbortError';
+
+/**
+ * @param {number} share of what is being waited for, of 1; 0 for nothing
+ * @param {string} words
+ */
 function progress(share, words) {
-    $('progress').value = share;
-    $('progress').classList.toggle('on', share > 0);
-    $('status').textContent = words;
+    const bar = $('#progress', HTMLProgressElement);
+    bar.value = share;
+    bar.classList.toggle('on', share > 0);
+    $('#status').textContent = words;
 }
 
 /** @returns {ReturnType<typeof start>} in the chosen precision, loaded once */
 function load() {
-    const settings = { device: chosen('device'), dtype: chosen('dtype'), cache: facts.cache };
+    const settings = { device: chosen_device(), dtype: chosen('dtype'), cache: facts.cache };
     const key = JSON.stringify(settings);
     if (current?.key !== key) {
         current?.engine.close();
@@ -151,6 +176,7 @@ function load() {
 async function start(engine, dtype) {
     const total = facts.download_bytes[dtype] + facts.runtime_bytes;
     let bytes = 0;
+    /** @param {number} more */
     const report = (more) => {
         bytes = Math.min(bytes + more, total);
         progress(bytes / total, bytes < total ? `Loading ${megabytes(bytes)} of ${megabytes(total)}` : 'Starting');
@@ -173,41 +199,44 @@ async function start(engine, dtype) {
 
 /** Loads before there is anything to caption. */
 function preload() {
-    load().catch((error) => error.name === 'AbortError' || show_error(error));
+    load().catch((error) => was_stopped(error) || show_error(error));
 }
 
+/** @param {typeof phase} value */
 function set_phase(value) {
     phase = value;
-    $('run').textContent = phase === 'idle' ? (takes_prompt() ? 'Ask' : 'Caption') : 'Stop';
-    $('caption').setAttribute('aria-busy', String(phase !== 'idle'));
+    $('#run').textContent = phase === 'idle' ? (takes_prompt() ? 'Ask' : 'Caption') : 'Stop';
+    $('#caption').setAttribute('aria-busy', String(phase !== 'idle'));
 }
 
 function clear() {
-    $('error').hidden = true;
-    $('others').hidden = true;
-    $('reference').textContent = '';
+    $('#error').hidden = true;
+    $('#others').hidden = true;
+    $('#reference').textContent = '';
     show_caption('');
     show_figures({});
 }
 
+/** @param {string} text */
 function show_caption(text) {
-    $('caption').textContent = text;
+    $('#caption').textContent = text;
 }
 
-/** @param {Partial<import('./worker.js').Answer>} answer */
-function show_figures({ first_token_ms, total_ms, tokens }) {
-    const rate = tokens > 1 ? (1000 * (tokens - 1)) / (total_ms - first_token_ms) : NaN;
-    $('first').textContent = first_token_ms ? `${Math.round(first_token_ms)} ms` : '–';
-    $('speed').textContent = Number.isFinite(rate) ? `${rate.toFixed(rate < 10 ? 1 : 0)} tok/s` : '–';
-    $('tokens').textContent = tokens ?? '–';
+/** @param {Partial<Answer>} answer */
+function show_figures({ first_token_ms, total_ms = 0, tokens }) {
+    const later = (tokens ?? 0) - 1;
+    const rate = later > 0 ? (1000 * later) / (total_ms - (first_token_ms ?? 0)) : NaN;
+    $('#first').textContent = first_token_ms ? `${Math.round(first_token_ms)} ms` : '–';
+    $('#speed').textContent = Number.isFinite(rate) ? `${rate.toFixed(rate < 10 ? 1 : 0)} tok/s` : '–';
+    $('#tokens').textContent = String(tokens ?? '–');
 }
 
 /** Ends what is under way and waits for its end. */
 async function stop() {
     if (phase === 'generating') {
-        current.engine.stop();
+        current?.engine.stop();
     } else if (phase === 'loading') {
-        current.engine.close();
+        current?.engine.close();
     }
     await work;
 }
@@ -219,20 +248,20 @@ async function run() {
         work = answer(image, sample);
     } else {
         show_error(new Trouble('There is no image yet: choose one, drop it here, paste it, or use the camera.'));
-        $('drop').focus();
+        $('#drop').focus();
     }
 }
 
-/** Never fails: what goes wrong is shown. */
+/** Never fails: what goes wrong is shown. @type {(image: Blob, sample: Sample | null) => Promise<void>} */
 async function answer(image, sample) {
     try {
         set_phase('loading');
-        $('caption').scrollIntoView({ block: 'nearest' });
+        $('#caption').scrollIntoView({ block: 'nearest' });
         const { engine, max_new_tokens } = await load();
         set_phase('generating');
         await generate(engine, max_new_tokens, image, sample);
     } catch (error) {
-        const stopped = error.name === 'AbortError';
+        const stopped = was_stopped(error);
         progress(0, stopped ? 'Stopped' : '');
         if (!stopped) {
             show_error(error);
@@ -242,9 +271,10 @@ async function answer(image, sample) {
     }
 }
 
+/** @type {(engine: Engine, max_new_tokens: number, image: Blob, sample: Sample | null) => Promise<void>} */
 async function generate(engine, max_new_tokens, image, sample) {
     const num_beams = Number(chosen('beams'));
-    const prompt = takes_prompt() ? $('prompt').value.trim() : null;
+    const prompt = takes_prompt() ? $('#prompt', HTMLTextAreaElement).value.trim() : null;
     const started = performance.now();
     let first_token_ms = 0;
     progress(0.01, 'Looking at the image');
@@ -265,22 +295,25 @@ async function generate(engine, max_new_tokens, image, sample) {
     }
 }
 
+/** @param {string[]} texts */
 function show_others(texts) {
     const items = texts.map((text) => Object.assign(document.createElement('li'), { textContent: text }));
-    $('others')
-        .querySelector('ol')
-        .replaceChildren(...items);
-    $('others').hidden = !texts.length;
+    $('#others ol').replaceChildren(...items);
+    $('#others').hidden = !texts.length;
 }
 
-/** Beside what PyTorch says to the same image and prompt, where that was recorded. */
+/**
+ * Beside what PyTorch says to the same image and prompt, where that was recorded.
+ * @type {(text: string, prompt: string | null, sample: Sample | null) => void}
+ */
 function compare(text, prompt, sample) {
     if (sample?.caption && (prompt ?? '') === (takes_prompt() ? facts.prompt : '')) {
         const same = sample.caption.trim() === text.trim();
-        $('reference').textContent = same ? 'PyTorch says the same.' : `PyTorch says: ${sample.caption}`;
+        $('#reference').textContent = same ? 'PyTorch says the same.' : `PyTorch says: ${sample.caption}`;
     }
 }
 
+/** @param {(address: string, name: string, sample: Sample) => void} show */
 function show_samples(show) {
     const items = facts.samples.map((entry, index) => {
         const name = `Sample ${index + 1}`;
@@ -291,34 +324,37 @@ function show_samples(show) {
         item.append(button);
         return item;
     });
-    $('samples')
-        .querySelector('ul')
-        .append(...items);
-    $('samples').hidden = !items.length;
+    $('#samples ul').append(...items);
+    $('#samples').hidden = !items.length;
 }
 
-/** A captioner starts at once; in a chat there is something to ask first. */
+/**
+ * A captioner starts at once; in a chat there is something to ask first.
+ * @type {(image: Blob, sample: Sample | null) => void}
+ */
 function on_image(chosen_image, chosen_sample) {
     [image, sample] = [chosen_image, chosen_sample];
+    const shown = $('#image', HTMLImageElement).alt;
     for (const button of document.querySelectorAll('.samples button')) {
         const { alt } = /** @type {HTMLImageElement} */ (button.firstChild);
-        button.ariaPressed = String(alt === $('image').alt);
+        button.ariaPressed = String(alt === shown);
     }
     if (takes_prompt()) {
         stop().then(clear);
-        $('prompt').focus();
+        $('#prompt').focus();
     } else {
         run();
     }
 }
 
 function connect_form() {
-    $('form').addEventListener('submit', (event) => {
+    $('#form').addEventListener('submit', (event) => {
         event.preventDefault();
         phase === 'idle' ? run() : stop();
     });
-    $('settings').addEventListener('change', ({ target }) => {
-        if (target.name === 'device') {
+    $('#settings').addEventListener('change', ({ target }) => {
+        const { name } = /** @type {HTMLInputElement} */ (target);
+        if (name === 'device') {
             offer_dtypes();
             note();
         }
@@ -328,10 +364,10 @@ function connect_form() {
             preload();
         }
     });
-    $('prompt').addEventListener('keydown', (event) => {
+    $('#prompt').addEventListener('keydown', (event) => {
         if (event.key === 'Enter' && !event.shiftKey && !event.isComposing) {
             event.preventDefault();
-            $('form').requestSubmit();
+            $('#form', HTMLFormElement).requestSubmit();
         }
     });
     addEventListener('keydown', ({ key }) => key === 'Escape' && stop());
@@ -345,9 +381,9 @@ async function open() {
     }
     document.title = facts.name;
     document.body.dataset.layout = facts.layout;
-    $('name').textContent = facts.name;
-    $('prompt').value = facts.prompt;
-    $('prompt-field').hidden = !takes_prompt();
+    $('#name').textContent = facts.name;
+    $('#prompt', HTMLTextAreaElement).value = facts.prompt;
+    $('#prompt-field').hidden = !takes_prompt();
     offer('device', [
         { value: 'wasm', text: 'WASM' },
         { value: 'webgpu', text: 'WebGPU', reason: webgpu.missing },
@@ -370,4 +406,4 @@ async function open() {
 
 open()
     .catch(show_error)
-    .finally(() => $('main').removeAttribute('data-opening'));
+    .finally(() => $('#main').removeAttribute('data-opening'));

@@ -2,8 +2,14 @@
  * The model in its worker. Another dtype or device is another `Engine`: only the end of a worker gives back the memory
  * of the WASM runtime.
  *
- * @typedef {{ device: string, dtype: string, cache: string | null }} Settings
- * @typedef {{ threads: number, max_new_tokens: number }} Loaded
+ * @typedef {import('./worker.js').Settings} Settings
+ * @typedef {import('./worker.js').Loaded} Loaded
+ * @typedef {import('./worker.js').Token} Token
+ * @typedef {import('./worker.js').Answer} Answer
+ * @typedef {import('./worker.js').Request} Request
+ * @typedef {{
+ *     resolve: (result: Loaded | Answer) => void, reject: (error: Error) => void, hear: (news: number | Token) => void,
+ * }} Waiting
  */
 
 /** A failure in words that say what to do. */
@@ -14,7 +20,7 @@ export class Engine {
     #worker;
     /** @type {Settings} */
     #settings;
-    /** @type {{ resolve: (value: any) => void, reject: (error: Error) => void, hear: Function } | null} */
+    /** @type {Waiting | null} */
     #waiting = null;
 
     /** @param {Settings} settings */
@@ -34,12 +40,12 @@ export class Engine {
     }
 
     /**
-     * @param {{ image: Blob, prompt: string | null, num_beams: number }} request
-     * @param {(token: { text: string, tokens: number }) => void} on_token
-     * @returns {Promise<import('./worker.js').Answer>}
+     * @param {import('./worker.js').Question} question
+     * @param {(token: Token) => void} on_token
+     * @returns {Promise<Answer>}
      */
-    generate(request, on_token) {
-        return this.#ask({ generate: request }, on_token);
+    generate(question, on_token) {
+        return this.#ask({ generate: question }, on_token);
     }
 
     /** Ends generation after the token at hand; its answer is what there is until then. */
@@ -53,9 +59,16 @@ export class Engine {
         this.#settle()?.reject(new DOMException('closed', 'AbortError'));
     }
 
+    /**
+     * @template {Loaded | Answer} Result
+     * @template {number | Token} News
+     * @param {Request} request whose result and news are of these types
+     * @param {(news: News) => void} hear
+     * @returns {Promise<Result>}
+     */
     #ask(request, hear) {
         return new Promise((resolve, reject) => {
-            this.#waiting = { resolve, reject, hear };
+            this.#waiting = /** @type {Waiting} */ ({ resolve, reject, hear });
             this.#worker.postMessage(request);
         });
     }
@@ -66,16 +79,20 @@ export class Engine {
         return waiting;
     }
 
-    #hear({ bytes, token, loaded, answer, error }) {
-        if (error) {
-            this.#fail(error);
-        } else if (loaded ?? answer) {
-            this.#settle()?.resolve(loaded ?? answer);
+    /** @param {import('./worker.js').Reply} reply */
+    #hear(reply) {
+        if ('error' in reply) {
+            this.#fail(reply.error);
+        } else if ('loaded' in reply) {
+            this.#settle()?.resolve(reply.loaded);
+        } else if ('answer' in reply) {
+            this.#settle()?.resolve(reply.answer);
         } else {
-            this.#waiting?.hear(bytes ?? token);
+            this.#waiting?.hear('bytes' in reply ? reply.bytes : reply.token);
         }
     }
 
+    /** @param {string} message */
     #fail(message) {
         this.#settle()?.reject(new Trouble(explain(message, this.#settings)));
     }

@@ -1,18 +1,23 @@
 /**
  * Loads the repo and generates, away from the page, so that neither stops it from answering.
  *
- * @typedef {{ load: { device: string, dtype: string, cache: string | null } }
- *     | { generate: { image: Blob, prompt: string | null, num_beams: number } } | { stop: true }} Request
- * @typedef {{ bytes: number } | { loaded: { threads: number, max_new_tokens: number } }
- *     | { token: { text: string, tokens: number } } | { answer: Answer } | { error: string }} Reply
- * @typedef {{ texts: string[], first_token_ms: number, total_ms: number, tokens: number, stopped: boolean }} Answer
+ * @typedef {'wasm' | 'webgpu'} Device
+ * @typedef {{ device: Device, dtype: string, cache: string | null }} Settings
+ * @typedef {{ threads: number | undefined, max_new_tokens: number }} Loaded
+ * @typedef {{ image: Blob, prompt: string | null, num_beams: number }} Question
+ * @typedef {{ text: string, tokens: number }} Token  The text so far, and of how many tokens it is.
+ * @typedef {{ texts: string[], first_token_ms: number | null, total_ms: number, tokens: number, stopped: boolean }} Answer
  *     Of all beams, the best one first.
+ * @typedef {{ load: Settings } | { generate: Question } | { stop: true }} Request
+ * @typedef {{ bytes: number } | { loaded: Loaded } | { token: Token } | { answer: Answer } | { error: string }} Reply
  */
 
 import { RawImage, env } from './transformers/transformers.min.js';
 import { VisionLanguageModel } from './vlm-export/index.js';
 
 const BASE = new URL('./', import.meta.url);
+/** The settings of ONNX Runtime, all of which are there once transformers.js is imported. */
+const onnx = /** @type {Required<typeof env.backends.onnx>} */ (env.backends.onnx);
 const RUNTIME = new URL('onnxruntime/ort-wasm-simd-threaded.asyncify', BASE).href;
 
 /** @type {VisionLanguageModel} */
@@ -22,7 +27,11 @@ let stopping = new AbortController();
 /** @type {(reply: Reply) => void} */
 const reply = (value) => postMessage(value);
 
-/** Counts what arrives, the runtime's files included, of which transformers.js does not tell. */
+/**
+ * Counts what arrives, the runtime's files included, of which transformers.js does not tell.
+ * @param {RequestInfo | URL} url
+ * @param {RequestInit} [options]
+ */
 async function countedFetch(url, options) {
     const response = await fetch(url, options);
     if (!response.body) {
@@ -37,7 +46,10 @@ async function countedFetch(url, options) {
     return new Response(response.body.pipeThrough(count), response);
 }
 
-/** Caches are shared by all pages of a server: ours is named after the page's address and the repo's content. */
+/**
+ * Caches are shared by all pages of a server: ours is named after the page's address and the repo's content.
+ * @param {string} cache
+ */
 async function keepOneCache(cache) {
     const ours = `vlm-export ${BASE.pathname} `;
     for (const name of await caches.keys()) {
@@ -48,6 +60,7 @@ async function keepOneCache(cache) {
     env.cacheKey = ours + cache;
 }
 
+/** @param {Settings} settings */
 async function load({ device, dtype, cache }) {
     // As from a Hub: of a local model, the size of a file is asked for with a request that nobody reads to its end, and six
     // of those block the server for this page.
@@ -56,15 +69,16 @@ async function load({ device, dtype, cache }) {
     env.remotePathTemplate = '{model}/';
     env.fetch = countedFetch;
     env.useBrowserCache = cache !== null && 'caches' in self;
-    if (env.useBrowserCache) {
+    if (cache !== null && env.useBrowserCache) {
         await keepOneCache(cache);
     }
-    env.backends.onnx.wasm.wasmPaths = { mjs: `${RUNTIME}.mjs`, wasm: `${RUNTIME}.wasm` };
+    onnx.wasm.wasmPaths = { mjs: `${RUNTIME}.mjs`, wasm: `${RUNTIME}.wasm` };
     model = await VisionLanguageModel.from_pretrained('model', { device, dtype });
     const { max_new_tokens } = /** @type {{ max_new_tokens: number }} */ (model.generation_config);
-    reply({ loaded: { threads: env.backends.onnx.wasm.numThreads, max_new_tokens } });
+    reply({ loaded: { threads: onnx.wasm.numThreads, max_new_tokens } });
 }
 
+/** @param {Question} question */
 async function generate({ image, prompt, num_beams }) {
     stopping = new AbortController();
     const beams = await model.generate({
@@ -79,14 +93,23 @@ async function generate({ image, prompt, num_beams }) {
     reply({ answer: { texts, ...beams.timings, stopped: beams[0].finish_reason === 'cancelled' } });
 }
 
-const ACTIONS = { load, generate, stop: () => stopping.abort() };
+/** @type {(request: Request) => Promise<void>} */
+async function act(request) {
+    if ('load' in request) {
+        await load(request.load);
+    } else if ('generate' in request) {
+        await generate(request.generate);
+    } else {
+        stopping.abort();
+    }
+}
 
 /** @param {MessageEvent<Request>} event */
 self.onmessage = async ({ data }) => {
-    const [[name, value]] = Object.entries(data);
     try {
-        await ACTIONS[name](value);
+        await act(data);
     } catch (error) {
-        reply({ error: String(error?.message ?? error) });
+        const reason = /** @type {Partial<Error> | undefined} */ (error)?.message ?? error;
+        reply({ error: String(reason) });
     }
 };

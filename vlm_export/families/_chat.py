@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +13,17 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from vlm_export.models.chat import load_config, text_config
 from vlm_export.models.library import library_names, without_weights
-from vlm_export.preprocessing import ChatProcessor
-from vlm_export.spec.family import About, Config, Family, Layout
+from vlm_export.spec.family import (
+    About,
+    Config,
+    Family,
+    Layout,
+    MakePreprocessor,
+    MakeReference,
+    Rename,
+    SampleInputs,
+    Trim,
+)
 
 _TEXT = {"input_ids", "attention_mask"}
 _UNUSED = re.compile(r".*\.(position_ids|rotary_emb\.inv_freq|num_batches_tracked)$")
@@ -78,16 +86,16 @@ def chat_family(
     model_type: str,
     about: About,
     *,
-    sample_inputs: Callable[[Config, Generator], dict[str, Tensor]],
-    reference: Callable[[Any], ChatReference],
-    preprocessor: Callable[[Path, Config, Mapping[str, Any]], ChatProcessor],
+    sample_inputs: SampleInputs,
+    reference: MakeReference,
+    preprocessor: MakePreprocessor,
     layout: Layout,
     build: Callable[[Config], PreTrainedModel] = build,
-    trim: Callable[[Any], None] = lambda model: None,
+    trim: Trim = lambda model: None,
 ) -> Family:
     """A family whose model is a class of transformers' own; `layout` is its only one, `chat`."""
 
-    def rename_in(config: Config) -> Callable[[str], str | None]:
+    def rename_in(config: Config) -> Rename:
         """The library's own translation of tensor names, for the class of a config."""
         with without_weights():
             return library_names(build(config))

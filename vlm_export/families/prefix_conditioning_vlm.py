@@ -7,7 +7,7 @@ Checkpoints hold one `config.json` and one state dict in which PEFT's wrapping o
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from vlm_export.layouts.prefix_components import PrefixComponents
 from vlm_export.models import decoder, towers
 from vlm_export.models.prefix import PrefixConditioningVLM, nested_config
 from vlm_export.preprocessing import PixelsAndPrompt, check_image_size
-from vlm_export.spec.family import About, Config, EmbeddedLora, Family, Layout
+from vlm_export.spec.family import About, Config, EmbeddedLora, Family, Layout, Rename
 from vlm_export.spec.graph import Component, TensorSpec
 
 # What a checkpoint may carry and inference never reads: buffers of older transformers.
@@ -42,7 +42,7 @@ def rename(key: str) -> str | None:
     return key.replace(".base_layer.", ".")
 
 
-def rename_in(config: Config) -> Callable[[str], str | None]:
+def rename_in(config: Config) -> Rename:
     """The tower's part of the translation, which depends on its kind: poolers and heads are not used."""
     names = towers.tower_names(config["vision_config"])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -25,7 +25,7 @@ from vlm_export.models.cross_decoder import cross_decoder
 from vlm_export.models.decoder import Geometry
 from vlm_export.models.library import library_names
 from vlm_export.preprocessing import PixelsAndPrompt, stored_generation
-from vlm_export.spec.family import About, Config, Family, Layout
+from vlm_export.spec.family import About, Config, Family, Layout, Rename
 from vlm_export.spec.graph import Component, TensorSpec
 
 # What a checkpoint may carry and inference never reads: poolers, and buffers of older transformers.
@@ -40,7 +40,7 @@ def rename(key: str) -> str | None:
     return None if _UNUSED.match(key) else key
 
 
-def rename_in(config: Config) -> Callable[[str], str | None]:
+def rename_in(config: Config) -> Rename:
     """Translates to today's the names that tower and decoder had before transformers 5, which still saves those."""
     with torch.device("meta"):
         return library_names(build(dict(config)))

@@ -35,7 +35,7 @@ from vlm_export.errors import CheckFailed, InputError
 from vlm_export.files import sha256
 from vlm_export.own_files import check_files
 from vlm_export.recipe import RecipeFile
-from vlm_export.runtime.onnx import components_of
+from vlm_export.runtime.drivers import choose_driver
 from vlm_export.runtime.repo import ONNX, SUFFIXES, Repo, complete_dtypes, open_repo
 from vlm_export.targets import TARGETS, Target
 from vlm_export.web import node_runtime
@@ -150,7 +150,7 @@ def bench(
         InputError: a dtype or an image is missing, the layout is not for that runtime, or Node cannot be had.
     """
     repo = open_repo(folder)
-    components = components_of(repo)
+    components = choose_driver(repo.files).components
     dtypes = _dtypes(repo, components, dtypes)
     runtimes = loadable(repo, runtimes)
     for image in images:

@@ -8,11 +8,14 @@
  * @typedef {{ path: string } | { remote_host: string, id: string, revision: string }} Model
  * @typedef {import('@huggingface/transformers').Message} Message
  * @typedef {{ path: string, shape: number[] }} PixelValues  A file of little-endian float32.
- * @typedef {{ image?: string, pixel_values?: PixelValues, prompt: string | Message[], pixels_out?: string,
- *     may_fail?: boolean }} Item  Pixel values win over the image. Those that the processor makes of the image are written
- *     to `pixels_out`. An item that may fail ends in a `Caption` that says why, and nothing else ends.
+ * @typedef {{ image: string, pixel_values?: undefined, pixels_out?: string }
+ *     | { image: string, pixel_values: PixelValues, pixels_out?: string }
+ *     | { image?: undefined, pixel_values: PixelValues, pixels_out?: undefined }} Picture  Pixel values win over the
+ *     image. Those that the processor makes of the image are written to `pixels_out`.
+ * @typedef {Picture & { prompt: string | Message[], may_fail?: boolean }} Item  One that may fail ends in a `Caption`
+ *     that says why, and nothing else ends.
  * @typedef {Record<string, number>} Generation  Options of `generate()`.
- * @typedef {{ model: Model, layout: 'captioner' | 'chat', dtype: string, threads?: number, generation: Generation,
+ * @typedef {{ model: Model, layout: 'captioner' | 'chat', dtype: Dtype, threads?: number, generation: Generation,
  *     items: Item[], warm_up_milliseconds?: number, repeat_milliseconds?: number }} Request  Without threads their number is ONNX Runtime's default.
  *     The warm-up is captions, at least so long, that nobody is told of. Then all items are captioned, and again until
  *     the time to repeat has passed.
@@ -23,8 +26,10 @@
  * @typedef {{ done: true, transformers: string, onnxruntime: string, node: string, load_milliseconds: number,
  *     peak_memory_bytes: number, eos_token_ids: number[] }} Done  The memory is that of the whole process.
  *
- * @typedef {{ dtype: any, device?: 'auto', session_options: object }} LoadOptions  The dtype is one of its names.
- * @typedef {{ streamer: any, [option: string]: any }} GenerateOptions  Any `BaseStreamer` will do, whatever its types say.
+ * @typedef {import('@huggingface/transformers').DataType} Dtype
+ * @typedef {{ dtype: Dtype, device?: 'auto', session_options: object }} LoadOptions
+ * @typedef {{ streamer: any, [option: string]: unknown }} GenerateOptions  Any `BaseStreamer` will do, but the types of
+ *     transformers.js ask for a `TextStreamer` too.
  * @typedef {{ prompt_ids: number[], pixel_values?: Tensor }} ModelInputs  What the processor made, for a caller that asks.
  * @typedef {{ model: PreTrainedModel, caption: (item: Item, options: GenerateOptions, modelInputs: ModelInputs) => Promise<string> }} Loaded
  */
@@ -43,7 +48,7 @@ import {
     pipeline,
 } from '@huggingface/transformers';
 
-import { MODEL_TYPES } from './contract.mjs';
+import { IMAGE_PROCESSORS } from './contract.mjs';
 
 /** Collects the ids of one `generate()` call. Its first `put` is the prompt, or the decoder start token. */
 class TokenRecorder extends BaseStreamer {
@@ -134,6 +139,8 @@ function blankImage({ shape }) {
 
 /** Whether ONNX Runtime is onnxruntime-web's. */
 const onWasm = Symbol.for('onnxruntime') in globalThis;
+/** Its settings, all of which are there once transformers.js is imported. */
+const onnx = /** @type {Required<typeof env.backends.onnx>} */ (env.backends.onnx);
 
 /**
  * @param {Request} request
@@ -144,7 +151,7 @@ function loadOptions({ dtype, threads }) {
         return { dtype, session_options: threads ? { intraOpNumThreads: threads } : {} };
     }
     if (threads) {
-        env.backends.onnx.wasm.numThreads = threads;
+        onnx.wasm.numThreads = threads;
     }
     // Beside a foreign ONNX Runtime transformers.js knows no device, but takes `auto` for those of the session options.
     return { dtype, device: 'auto', session_options: { executionProviders: ['wasm'] } };
@@ -177,11 +184,13 @@ async function loadChat(id, loading) {
     /** @param {Message[]} conversation */
     const render = (conversation) => processor.apply_chat_template(conversation, { add_generation_prompt: true });
     const model = await AutoModelForImageTextToText.from_pretrained(id, loading);
-    const { tiles: textFirst } = MODEL_TYPES[model.config.model_type];
+    const settings = /** @type {{ image_processor_type?: string }} */ (processor.image_processor?.config);
+    const known = /** @type {Record<string, { tiles: boolean }>} */ (IMAGE_PROCESSORS);
+    const textFirst = known[settings.image_processor_type?.replace(/Fast$/, '') ?? '']?.tiles;
 
     /** @type {Loaded['caption']} */
     async function caption(item, options, modelInputs) {
-        const image = item.image ? await RawImage.read(item.image) : blankImage(item.pixel_values);
+        const image = item.image === undefined ? blankImage(item.pixel_values) : await RawImage.read(item.image);
         const text = typeof item.prompt === 'string' ? item.prompt : render(item.prompt);
         const inputs = await (textFirst ? processor(text, image) : processor(image, text));
         modelInputs.prompt_ids = [...inputs.input_ids.data].map(Number);
@@ -201,7 +210,7 @@ const LAYOUTS = { captioner: loadCaptioner, chat: loadChat };
 /**
  * transformers.js takes an unknown dtype, without a word, for the default one.
  * @param {PreTrainedModel} model
- * @param {string} dtype `auto` leaves the choice to the repo
+ * @param {Dtype} dtype `auto` leaves the choice to the repo
  */
 function checkDtype(model, dtype) {
     for (const [name, session] of Object.entries(model.sessions)) {
@@ -228,22 +237,23 @@ async function captionItem(loaded, request, index) {
         const milliseconds = performance.now() - start;
         const first_token_milliseconds = streamer.firstToken - start;
         const { prompt_ids } = modelInputs;
-        const pixel_shape = item.pixels_out ? await writeTensor(modelInputs.pixel_values, item.pixels_out) : undefined;
+        const pixels = /** @type {Tensor} */ (modelInputs.pixel_values);
+        const pixel_shape = item.pixels_out ? await writeTensor(pixels, item.pixels_out) : undefined;
         const token_ids = streamer.generated;
         return { index, token_ids, text, prompt_ids, pixel_shape, first_token_milliseconds, milliseconds };
     } catch (error) {
         if (item.may_fail) {
             const none = { token_ids: [], text: '', prompt_ids: [], first_token_milliseconds: 0, milliseconds: 0 };
-            return { index, failure: error.message, ...none };
+            return { index, failure: reasonOf(error), ...none };
         }
-        throw new Error(`item ${index}: ${error.message}`, { cause: error });
+        throw new Error(`item ${index}: ${reasonOf(error)}`, { cause: error });
     }
 }
 
 /** @type {(loaded: Loaded, request: Request) => Promise<void>} */
 async function warmUp(loaded, request) {
     const start = performance.now();
-    for (let index = 0; performance.now() - start < request.warm_up_milliseconds; index++) {
+    for (let index = 0; performance.now() - start < (request.warm_up_milliseconds ?? 0); index++) {
         await captionItem(loaded, request, index % request.items.length);
     }
 }
@@ -264,9 +274,14 @@ function send(answer, written) {
     process.stdout.write(`${JSON.stringify(answer)}\n`, written);
 }
 
+/** @type {(error: unknown) => string} */
+function reasonOf(error) {
+    return String(/** @type {Partial<Error> | undefined} */ (error)?.message ?? error);
+}
+
 /** @param {unknown} error */
 function fail(error) {
-    send({ error: error instanceof Error ? error.message : String(error) }, () => process.exit(1));
+    send({ error: reasonOf(error) }, () => process.exit(1));
 }
 
 async function main() {
@@ -283,13 +298,13 @@ async function main() {
         for (const index of request.items.keys()) {
             send(await captionItem(loaded, request, index));
         }
-    } while (performance.now() - first < request.repeat_milliseconds);
+    } while (performance.now() - first < (request.repeat_milliseconds ?? 0));
     await loaded.model.dispose();
-    const { web, node } = env.backends.onnx.versions;
+    const { web, node } = onnx.versions;
     send({
         done: true,
         transformers: env.version,
-        onnxruntime: onWasm ? web : node,
+        onnxruntime: /** @type {string} */ (onWasm ? web : node),
         node: process.version,
         load_milliseconds,
         peak_memory_bytes: await peakMemory(),

@@ -31,7 +31,7 @@ async function externalData(graph) {
         try {
             chunks.push({ path: basename(path), data: await readFile(path) });
         } catch (error) {
-            if (error.code === 'ENOENT') return chunks;
+            if (/** @type {NodeJS.ErrnoException} */ (error).code === 'ENOENT') return chunks;
             throw error;
         }
     }
@@ -46,4 +46,4 @@ const InferenceSession = {
         return ort.InferenceSession.create(graph, { ...options, externalData: await externalData(graph) });
     },
 };
-globalThis[Symbol.for('onnxruntime')] = { ...ort, InferenceSession };
+/** @type {Record<symbol, unknown>} */ (globalThis)[Symbol.for('onnxruntime')] = { ...ort, InferenceSession };

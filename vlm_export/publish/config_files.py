@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from vlm_export.source.checkpoint import Checkpoint
 from vlm_export.source.companions import check_tokenizer
 from vlm_export.source.generation_rules import published
 from vlm_export.spec.client import ChatTemplate, Client, RepoFacts
+from vlm_export.verify import collapse
 from vlm_export.verify.golden import eos_token_ids
 from vlm_export.wanted import MIXED
 
@@ -212,8 +213,14 @@ def _verified(report: Mapping[str, Any] | None) -> str:
         rows.append(f"| {dtype} | {runtime} | {metric} | {check['value']:.3g} | {limit} | {check['verdict']} |")
     return (
         f"Against the PyTorch model with its adapter attached, before merging: **{report['verdict']}**, "
-        f"{len(report['checks'])} checks.\n\n" + "\n".join(rows)
+        f"{len(report['checks'])} checks.\n\n" + "\n".join(rows) + _meanings({metric for _, _, metric in worst})
     )
+
+
+def _meanings(metrics: Collection[str]) -> str:
+    """A list that says in words what those metrics are that tell of a collapse."""
+    lines = [f"- `{metric}`: {meaning}." for metric, meaning in collapse.MEANINGS.items() if metric in metrics]
+    return "\n\n" + "\n".join(lines) if lines else ""
 
 
 def _badness(check: Mapping[str, Any]) -> tuple[bool, float]:

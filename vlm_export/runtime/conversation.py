@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from vlm_export.errors import InputError
-from vlm_export.runtime.model import Answer, Cancelled, EngineFailed, Model, ModelFailed, OnText
-from vlm_export.runtime.onnx import Memory, OnnxEngine
+from vlm_export.runtime.model import Answer, Cancelled, Memory, Model, OnText
 from vlm_export.runtime.options import Options
 from vlm_export.runtime.text import Message
 
@@ -50,20 +49,12 @@ class Conversation:
         """The answer to a text after images; after an error the conversation is as it was.
 
         Raises:
-            InputError: as of `Model.generate`.
+            InputError, ModelFailed: as of `Model.generate`.
         """
         content = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
         messages = [*self.messages, {"role": "user", "content": content}]
         everything = [*self._images, *images]
-        engine = self.model.engine
-        if isinstance(engine, OnnxEngine):
-            try:
-                answer, self._memory = engine.turn(self._memory, images, messages, options, on_text, cancelled)
-            except EngineFailed as error:
-                raise ModelFailed(str(error)) from error
-        else:
-            answer = self.model.generate(everything, messages, options, on_text=on_text, cancelled=cancelled)
-            self._memory = Memory(tokens_fed=answer.prompt_tokens)
+        answer, self._memory = self.model.turn(self._memory, everything, messages, options, on_text, cancelled)
         self.messages = [*messages, {"role": "assistant", "content": [{"type": "text", "text": answer.text}]}]
         self._images = everything
         return answer

@@ -8,8 +8,9 @@ graphs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -249,26 +250,39 @@ class ComponentsDriver:
         return [[] for _ in inputs["input_ids"]]
 
 
-def driver_for(sessions: Sessions, files: Mapping[str, dict[str, Any]]) -> Driver:
+@dataclass(frozen=True)
+class DriverChoice:
+    """The driver that a repo takes, before any of its graphs is opened.
+
+    Attributes:
+        components: the graphs that it runs, by name.
+        on: makes the driver, on the graphs of one dtype.
+    """
+
+    components: tuple[str, ...]
+    on: Callable[[Sessions], Driver]
+
+
+def choose_driver(files: Mapping[str, dict[str, Any]]) -> DriverChoice:
     """The driver of a repo whose JSON files are `files`: transformers.js too goes by nothing but `model_type`.
 
     Raises:
-        InputError: a `model_type` that none of them is for.
+        InputError: a `model_type` that none of them is for, or no image token where there must be one.
     """
     config = files["config.json"]
     model_type = config.get("model_type")
     if model_type not in MODEL_TYPES:
         raise InputError(f"config.json: model_type {model_type!r} is none that this runs: {', '.join(MODEL_TYPES)}")
-    match MODEL_TYPES[model_type].layout, bool(config.get(PREFIX)):
+    match MODEL_TYPES[model_type], bool(config.get(PREFIX)):
         case "captioner", True:
-            return PrefixCaptionerDriver(sessions, files["generation_config.json"]["decoder_start_token_id"])
+            start = files["generation_config.json"]["decoder_start_token_id"]
+            return DriverChoice(PrefixCaptionerDriver.components, partial(PrefixCaptionerDriver, start_token_id=start))
         case "captioner", False:
-            return EncoderDecoderDriver(sessions)
-        case "chat", True:
-            return PrefixChatDriver(sessions, image_token_id(config))
-        case "chat", False:
-            return ChatDriver(sessions, image_token_id(config))
-    return ComponentsDriver(sessions)
+            return DriverChoice(EncoderDecoderDriver.components, EncoderDecoderDriver)
+        case "chat", prefix:
+            chat = PrefixChatDriver if prefix else ChatDriver
+            return DriverChoice(chat.components, partial(chat, image_token_id=image_token_id(config)))
+    return DriverChoice(ComponentsDriver.components, ComponentsDriver)
 
 
 def image_token_id(config: Mapping[str, Any]) -> int:

@@ -19,34 +19,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from vlm_export.contract import IMAGE_PROCESSORS
 from vlm_export.errors import InputError
 from vlm_export.runtime.sessions import Arrays
 
 _FILE = "preprocessor_config.json"
-_OPENAI_CLIP = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
-_IMAGENET_STANDARD = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 _STEPS = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
-_CROPPED = {"size": {"shortest_edge": 224}, "do_center_crop": True, "crop_size": {"height": 224, "width": 224}}
-_SQUARE = {"size": {"height": 224, "width": 224}}
-_TILED = {
-    "resample": 1,
-    "size": {"longest_edge": 4 * 364},
-    "max_image_size": {"longest_edge": 364},
-    "do_image_splitting": True,
-    "do_pad": True,
-}
-# What transformers' classes take for a setting that is not in the file.
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "SiglipImageProcessor": {**_SQUARE, **_IMAGENET_STANDARD, "resample": 3},
-    "ViTImageProcessor": {**_SQUARE, **_IMAGENET_STANDARD, "resample": 2},
-    "DeiTImageProcessor": {**_CROPPED, **_IMAGENET_STANDARD, "resample": 3, "size": {"height": 256, "width": 256}},
-    "CLIPImageProcessor": {**_CROPPED, **_OPENAI_CLIP, "resample": 3},
-    "BitImageProcessor": {**_CROPPED, **_OPENAI_CLIP, "resample": 3},
-    "Idefics3ImageProcessor": {**_TILED, **_IMAGENET_STANDARD},
-    "SmolVLMImageProcessor": {**_TILED, **_IMAGENET_STANDARD, "max_image_size": {"longest_edge": 364}},
-}
-_TILING = ("Idefics3ImageProcessor", "SmolVLMImageProcessor")
-_LLAVA_ONEVISION = "LlavaOnevisionImageProcessor"
 # Settings that change nothing here: names, and what concerns other inputs than pictures or other libraries.
 _INERT_SETTINGS = {
     "image_processor_type",
@@ -139,8 +117,9 @@ class ImageProcessor:
     """
 
     def __init__(self, settings: Mapping[str, Any]):
-        self.kind, self.settings = _checked(settings)
-        self.is_tiling = self.kind in _TILING
+        name = _kind(settings)
+        self.settings = _checked(settings, name)
+        self.is_tiling = IMAGE_PROCESSORS[name].tiles
 
     def __call__(self, images: Sequence[Image.Image]) -> Processed:
         """`pixel_values` `[images, 3, H, W] float32`.
@@ -217,22 +196,22 @@ class ImageProcessor:
         return [*cut, self._resize(picture, (edge, edge))], Tiles(rows, columns)
 
 
-def _checked(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The kind, and its settings with transformers' defaults."""
-    kind = str(settings.get("image_processor_type") or settings.get("feature_extractor_type") or "")
-    kind = kind.removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
-    known: dict[str, Any]
-    if kind == _LLAVA_ONEVISION:  # one tile, as transformers.js and the exported graph have it
-        settings = {key: value for key, value in settings.items() if key not in ("image_grid_pinpoints", "do_pad")}
-        known = {**_SQUARE, **_OPENAI_CLIP, "resample": 3, "size": {"height": 384, "width": 384}}
-    elif kind in _DEFAULTS:
-        known = _DEFAULTS[kind]
-    else:
-        raise InputError(
-            f"{_FILE}: image_processor_type: {kind or None!r} is none that this knows: "
-            f"{', '.join((*_DEFAULTS, _LLAVA_ONEVISION))}"
-        )
-    merged = {**_STEPS, **known, **{key: value for key, value in settings.items() if value is not None}}
+def _kind(settings: Mapping[str, Any]) -> str:
+    """The name in `IMAGE_PROCESSORS` of the processor that the settings are for. Raises InputError if it has none."""
+    name = str(settings.get("image_processor_type") or settings.get("feature_extractor_type") or "")
+    name = name.removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
+    if name not in IMAGE_PROCESSORS:
+        known = ", ".join(IMAGE_PROCESSORS)
+        raise InputError(f"{_FILE}: image_processor_type: {name or None!r} is none that this knows: {known}")
+    return name
+
+
+def _checked(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The settings of the processor of this name, with transformers' defaults."""
+    kind = IMAGE_PROCESSORS[name]
+    known = kind.defaults
+    given = {key: value for key, value in settings.items() if value is not None and key not in kind.inert}
+    merged = {**_STEPS, **known, **given}
     for key, value in merged.items():
         if (
             key in _STEPS
@@ -241,18 +220,18 @@ def _checked(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
             or key in ("resample", "image_mean", "image_std", "size")
         ):
             continue
-        if key in ("do_center_crop", "crop_size") and kind not in _TILING:
+        if key in ("do_center_crop", "crop_size") and not kind.tiles:
             continue
         if value not in _INERT_VALUES.get(key, ()):
-            raise InputError(f"{_FILE}: {key}: {value!r} is a setting that this does not know for a {kind}")
-    for name in ("size", "crop_size", "max_image_size"):
-        if name in merged:
-            merged[name] = _size(name, merged[name], square=name != "size" or "shortest_edge" not in known["size"])
-    for name in ("image_mean", "image_std"):
-        merged[name] = [merged[name]] * 3 if isinstance(merged[name], int | float) else merged[name]
+            raise InputError(f"{_FILE}: {key}: {value!r} is a setting that this does not know for a {name}")
+    for key in ("size", "crop_size", "max_image_size"):
+        if key in merged:
+            merged[key] = _size(key, merged[key], square=key != "size" or "shortest_edge" not in known["size"])
+    for key in ("image_mean", "image_std"):
+        merged[key] = [merged[key]] * 3 if isinstance(merged[key], int | float) else merged[key]
     if merged["resample"] not in [int(one) for one in Image.Resampling]:
         raise InputError(f"{_FILE}: resample: {merged['resample']!r} is none of Pillow's filters, 0 to 5")
-    return kind, merged
+    return merged
 
 
 def _size(name: str, value: Any, *, square: bool) -> dict[str, int]:

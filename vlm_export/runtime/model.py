@@ -54,6 +54,17 @@ class ModelFailed(InputError):
     """The engine failed, and none can take its place. The request is not at fault."""
 
 
+@dataclass(frozen=True)
+class Memory:
+    """What an engine keeps of a conversation from one turn to the next; an engine that keeps more has its own kind.
+
+    Attributes:
+        tokens_fed: how many tokens of the last turn's prompt were run.
+    """
+
+    tokens_fed: int = 0
+
+
 class Engine(Protocol):
     """What computes a model: ONNX Runtime, or PyTorch."""
 
@@ -79,6 +90,21 @@ class Engine(Protocol):
 
     def generate_batch(self, items: Sequence[Item], options: Options) -> list[Answer]:
         """Answer several prompts, each with the tokens that it gets alone; raises as `generate` does."""
+
+    def turn(
+        self,
+        memory: Memory,
+        images: Sequence[Image.Image],
+        messages: Sequence[Message],
+        options: Options,
+        on_text: OnText | None,
+        cancelled: Cancelled | None,
+    ) -> tuple[Answer, Memory]:
+        """Answer a whole conversation; what this engine's own `memory` holds of it need not be run again.
+
+        `images` are those of all messages. A memory of another engine's kind is as good as none. Raises as `generate`
+        does.
+        """
 
 
 class Model:
@@ -145,6 +171,23 @@ class Model:
         for _, prompt in items:
             self._check(prompt)
         return self._run(lambda engine: engine.generate_batch(items, options)) if items else []
+
+    def turn(
+        self,
+        memory: Memory,
+        images: Sequence[Image.Image],
+        messages: Sequence[Message],
+        options: Options,
+        on_text: OnText | None = None,
+        cancelled: Cancelled | None = None,
+    ) -> tuple[Answer, Memory]:
+        """Answer a whole conversation with the images of all its messages; returns what the next turn is given.
+
+        Raises:
+            InputError, ModelFailed: as of `generate`.
+        """
+        self._check(messages)
+        return self._run(lambda engine: engine.turn(memory, images, messages, options, on_text, cancelled))
 
     def _check(self, prompt: Prompt) -> None:
         if prompt is not None and not self.takes_prompt:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from vlm_export.errors import InputError
 from vlm_export.runtime import beams, generate
-from vlm_export.runtime.drivers import ChatDriver, driver_for, image_token_id
+from vlm_export.runtime.drivers import ChatDriver, choose_driver, image_token_id
 from vlm_export.runtime.generate import Decoder, Generated
 from vlm_export.runtime.images import ImageProcessor, Tiles
 from vlm_export.runtime.model import (
@@ -21,6 +21,7 @@ from vlm_export.runtime.model import (
     Cancelled,
     EngineFailed,
     Item,
+    Memory,
     OnText,
     Prompt,
     Watcher,
@@ -52,13 +53,12 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class Memory:
-    """What a conversation has run: its images, the ids in the cache, and how many of the last prompt were run."""
+class OnnxMemory(Memory):
+    """What a conversation has run: its images, and the ids in the cache."""
 
     encoded: Encoded = field(default_factory=lambda: Encoded({}, (), ()))
     ids: list[int] = field(default_factory=list)
     cache: Cache = field(default_factory=dict)
-    tokens_fed: int = 0
 
 
 class OnnxEngine:
@@ -74,7 +74,8 @@ class OnnxEngine:
     def __init__(self, repo: Repo, dtype: str | None, threads: int = 0):
         self.repo = repo
         self.name, self.layout = repo.name, repo.layout
-        components = components_of(repo)
+        choice = choose_driver(repo.files)
+        components = choice.components
         try:
             self.dtype = choose_dtype(dtype, components, repo.graph_files, str(repo.path / ONNX), repo.failed)
         except InputError as error:
@@ -83,7 +84,7 @@ class OnnxEngine:
                 raise EngineFailed(str(error)) from error
             raise
         self.sessions = Sessions(repo.path / ONNX, SUFFIXES[self.dtype], threads)
-        self.driver = driver_for(self.sessions, repo.files)
+        self.driver = choice.on(self.sessions)
         self.text = Text(repo.path)
         self.images = ImageProcessor(repo.preprocessor)
         with self.failures():
@@ -195,26 +196,31 @@ class OnnxEngine:
         on_text: OnText | None = None,
         cancelled: Cancelled | None = None,
     ) -> tuple[Answer, Memory]:
-        """Answer a conversation of which `memory` holds what was run before; `images` are those of the last message.
+        """Answer a conversation: only images and ids that `memory` does not hold yet are run.
 
-        Only the ids that are not in the cache yet are run. Of beams or several samples, what is kept is the prompt's.
+        Of beams or several samples, what is kept is the prompt's.
+
+        Raises:
+            InputError: as of `Model.generate`.
+            EngineFailed: ONNX Runtime fails.
         """
         started = time.perf_counter()
+        known = memory if isinstance(memory, OnnxMemory) else OnnxMemory()
         with self.failures():
-            encoded = _joined(memory.encoded, self.encode(images))
+            encoded = _joined(known.encoded, self.encode(images[len(known.encoded.tiles) :]))
             ids = self.prompt_ids(messages, encoded)
             decided = self._plan(options, ids, encoded)
-            decoder, tokens_fed = self._resumed(memory, ids, encoded)
+            decoder, tokens_fed = self._resumed(known, ids, encoded)
             prompt_cache = decoder.cache
             watcher = Watcher(self.text, decided.stop, on_text if decided.num_beams == 1 else None)
             made = self.run(decoder, decided, watcher, cancelled)
         answer = answers(made, self.text, decided.stop, len(ids), started, decoder.first_token)
         finish(answer, watcher, on_text)
         if len(made) > 1 or decided.num_beams > 1:
-            return answer, Memory(encoded, ids, prompt_cache, tokens_fed)
-        return answer, Memory(encoded, [*ids, *answer.token_ids[:-1]], decoder.cache, tokens_fed)
+            return answer, OnnxMemory(tokens_fed, encoded, ids, prompt_cache)
+        return answer, OnnxMemory(tokens_fed, encoded, [*ids, *answer.token_ids[:-1]], decoder.cache)
 
-    def _resumed(self, memory: Memory, ids: list[int], encoded: Encoded) -> tuple[Decoder, int]:
+    def _resumed(self, memory: OnnxMemory, ids: list[int], encoded: Encoded) -> tuple[Decoder, int]:
         """A decoder that has run `ids`, and how many of them it had to."""
         driver = self.driver
         assert isinstance(driver, ChatDriver), "only a chat has turns"
@@ -284,15 +290,6 @@ class OnnxEngine:
             yield
         except GRAPH_ERRORS as error:
             raise EngineFailed(f"{self.repo.path / ONNX}: ONNX Runtime: {' '.join(str(error).split())}") from error
-
-
-def components_of(repo: Repo) -> tuple[str, ...]:
-    """The graphs that a repo is run with.
-
-    Raises:
-        InputError: its config.json is of no model that this runs.
-    """
-    return driver_for(Sessions(repo.path / ONNX, ""), repo.files).components
 
 
 def _joined(first: Encoded, second: Encoded) -> Encoded:

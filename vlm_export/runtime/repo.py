@@ -56,8 +56,7 @@ class Repo:
     @property
     def layout(self) -> LayoutName:
         """The layout, by `config.json`'s `model_type`: what is neither a captioner's nor a chat's is components."""
-        model_type = self.config.get("model_type")
-        return MODEL_TYPES[model_type].layout if model_type in MODEL_TYPES else "components"
+        return MODEL_TYPES.get(self.config.get("model_type", ""), "components")
 
     @property
     def has_prefix(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,6 +21,13 @@ Config = Mapping[str, Any]
 Prompt = str | Sequence[Mapping[str, Any]]  # a text, or a conversation for a chat template
 
 
+class MakeComponents(Protocol):
+    """The graphs of a layout."""
+
+    def __call__(self, config: Config, /) -> tuple[Component, ...]:
+        """The graphs that a model of this config is published as, in the order in which the client runs them."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """One way to publish a family's model: its graphs under a config, and the client that loads them.
@@ -29,7 +36,7 @@ class Layout:
     llava made up around a captioner for the other.
     """
 
-    components: Callable[[Config], tuple[Component, ...]]
+    components: MakeComponents
     client: Client
 
 
@@ -110,25 +117,103 @@ class About:
     notes: tuple[str, ...] = ()
 
 
+class Build(Protocol):
+    """The model of a config."""
+
+    def __call__(self, config: dict[str, Any], /) -> nn.Module:
+        """An uninitialised model, whose parameter names are those of a merged checkpoint."""
+
+
+class Rename(Protocol):
+    """A translation of tensor names."""
+
+    def __call__(self, key: str, /) -> str | None:
+        """The name in the model of a checkpoint's tensor, LoRA parts included; None if inference never uses it."""
+
+
+class RenameIn(Protocol):
+    """The part of the translation that depends on the parts of the model."""
+
+    def __call__(self, config: Config, /) -> Rename:
+        """What a model of this config makes of the names that `Family.rename` gives."""
+
+
+class EmbeddedLoraOf(Protocol):
+    """LoRA inside the checkpoint itself."""
+
+    def __call__(self, config: Config, /) -> EmbeddedLora | None:
+        """The settings of the LoRA tensors that a checkpoint of this `config.json` holds; None if it holds none."""
+
+
+class MergedConfig(Protocol):
+    """The config after a merge."""
+
+    def __call__(self, config: Config, /) -> dict[str, Any]:
+        """`config.json` of the merged checkpoint, made of the original's."""
+
+
+class TextConfig(Protocol):
+    """The config of the language model inside the model."""
+
+    def __call__(self, config: Config, /) -> PretrainedConfig:
+        """It as transformers has it, with every default filled in.
+
+        Raises:
+            InputError: a language model that is not known.
+        """
+
+
+class SampleInputs(Protocol):
+    """What two versions of a model's weights are compared on."""
+
+    def __call__(self, config: Config, generator: Generator, /) -> dict[str, Tensor]:
+        """Random inputs for `Reference.prefill`, out of a seeded generator.
+
+        They are `pixel_values` `[2, 3, H, W] float32` or, of tiles, `[2, tiles, 3, E, E]`, `input_ids`
+        `[2, tokens] int64`, and masks where there are any.
+        """
+
+
+class MakeReference(Protocol):
+    """PyTorch's side of a comparison."""
+
+    def __call__(self, model: Any, /) -> Reference:
+        """A model that `Family.build` built, weights loaded, as transformers runs it."""
+
+
+class MakePreprocessor(Protocol):
+    """What stands between image files and a model."""
+
+    def __call__(self, folder: Path, config: Config, settings: Mapping[str, Any], /) -> Preprocessor:
+        """The preprocessor of the checkpoint in `folder`, under these image processor settings.
+
+        Raises:
+            InputError: the settings make images that the graphs do not take, or a file is missing.
+        """
+
+
+class Trim(Protocol):
+    """What a graph's model need not have."""
+
+    def __call__(self, model: Any, /) -> None:
+        """Drop from an empty model the layers that no graph runs."""
+
+
+class DefaultImageProcessor(Protocol):
+    """Image processor settings of checkpoints that come without."""
+
+    def __call__(self, config: Config, /) -> dict[str, Any]:
+        """`preprocessor_config.json` for a checkpoint that has none; empty if it must have one."""
+
+
 @dataclass(frozen=True)
 class Family:
-    """One `model_type`.
+    """One `model_type`; what each of its functions is given and returns, the function's type says.
 
     Attributes:
         about: what the documentation says of it.
-        build: an uninitialised model for a config, its parameter names being those of a merged checkpoint.
-        rename: a checkpoint's tensor name (LoRA parts included) → the model's, or None for what inference never uses.
-        rename_in: by config, what `rename` gives → the same, where the names depend on the parts of the model.
-        embedded_lora: the settings of LoRA tensors inside the checkpoint itself.
         adapter_roots: prefixes below which a PEFT adapter is likely to have been attached; other parts are found.
-        merged_config: `config.json` of the merged checkpoint.
-        text_config: the config of the language model inside the model.
-        sample_inputs: seeded random inputs of a reference, for comparing two versions of the model's weights.
-        reference: the model as transformers runs it.
-        preprocessor: made of a checkpoint's folder, its config and image processor settings.
         layouts: by name.
-        trim: drops from an empty model the layers that no graph runs.
-        image_processor: `preprocessor_config.json` where the checkpoint has none, or nothing if it must have one.
         begins_with_ids: whether PyTorch's `generate` is given ids, which rules on lengths and on the first token count;
             not where it is given embeddings alone.
         remote_code: whether `build` builds the class that a config's `model_type` is registered for.
@@ -136,23 +221,23 @@ class Family:
 
     model_type: str
     about: About
-    build: Callable[[dict[str, Any]], nn.Module]
-    rename: Callable[[str], str | None]
-    embedded_lora: Callable[[Config], EmbeddedLora | None]
-    merged_config: Callable[[Config], dict[str, Any]]
-    text_config: Callable[[Config], PretrainedConfig]
-    sample_inputs: Callable[[Config, Generator], dict[str, Tensor]]
-    reference: Callable[[Any], Reference]
-    preprocessor: Callable[[Path, Config, Mapping[str, Any]], Preprocessor]
+    build: Build
+    rename: Rename
+    embedded_lora: EmbeddedLoraOf
+    merged_config: MergedConfig
+    text_config: TextConfig
+    sample_inputs: SampleInputs
+    reference: MakeReference
+    preprocessor: MakePreprocessor
     layouts: Mapping[str, Layout]
-    trim: Callable[[Any], None] = field(default=lambda model: None)
-    image_processor: Callable[[Config], dict[str, Any]] = field(default=lambda config: {})
+    trim: Trim = field(default=lambda model: None)
+    image_processor: DefaultImageProcessor = field(default=lambda config: {})
     adapter_roots: Sequence[str] = field(default=("",))
     begins_with_ids: bool = True
     remote_code: bool = False
-    rename_in: Callable[[Config], Callable[[str], str | None]] = field(default=lambda config: lambda key: key)
+    rename_in: RenameIn = field(default=lambda config: lambda key: key)
 
-    def names(self, config: Config) -> Callable[[str], str | None]:
+    def names(self, config: Config) -> Rename:
         """The whole translation of tensor names for a config: `rename`, then `rename_in`."""
         rename_in = self.rename_in(config)
 

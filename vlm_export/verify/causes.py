@@ -7,8 +7,13 @@ from collections.abc import Sequence
 
 from vlm_export.dtypes import FP32
 from vlm_export.verify.limits import (
+    COLLAPSE,
+    DISTINCT_CAPTIONS,
+    EMPTY_CAPTIONS,
     ENDS,
     FROM_FILE_EXACT,
+    IMAGE_SWAP,
+    LOOPING_CAPTIONS,
     PIXELS,
     PIXELS_FROM_FILE,
     PROMPT_IDS,
@@ -24,7 +29,13 @@ _OF_FILES = {
     PIXELS: "the repo's preprocessor_config.json makes other pixels than PyTorch was fed",
     PIXELS_FROM_FILE: "transformers.js makes other pixels of the pictures: it reads a setting of theirs otherwise",
 }
-_OF_TOKENS = (TOKENS_EXACT, TOP1_AGREEMENT, FROM_FILE_EXACT)
+_OF_COLLAPSE = {
+    IMAGE_SWAP: "its tokens hardly depend on the image",
+    DISTINCT_CAPTIONS: "it says the same of different images",
+    LOOPING_CAPTIONS: "it says the same words again and again",
+    EMPTY_CAPTIONS: "it says nothing of images",
+}
+_OF_TOKENS = (TOKENS_EXACT, TOP1_AGREEMENT, FROM_FILE_EXACT, *COLLAPSE)
 
 
 def explain(report: Report, name: str) -> list[str]:
@@ -57,11 +68,21 @@ def _cause(report: Report, dtype: str) -> str:
         return "it is made from fp32, which failed: mend that first"
     if any(math.isnan(check.value) for check in failures):
         return f"{_where(failures)} is not finite: numbers are too large for the dtype"
+    if metrics & set(COLLAPSE):
+        return _collapse(report, failures)
     if metrics <= set(_OF_TOKENS):
         return (
             "every output is close to PyTorch's and yet other tokens are chosen: the dtype is too coarse for the model"
         )
     return f"{_where(failures)} is far from PyTorch's: the dtype is too coarse for its weights"
+
+
+def _collapse(report: Report, failures: Sequence[Check]) -> str:
+    """What collapsed, by its signs; the first output that is far from PyTorch's, if one is; what to take instead."""
+    metrics = {check.metric for check in failures}
+    signs = " and ".join(words for metric, words in _OF_COLLAPSE.items() if metric in metrics)
+    begins = "" if metrics <= set(_OF_TOKENS) else f"; it begins at {_where(failures)}"
+    return f"it has collapsed: {signs}{begins}; take another dtype: {', '.join(_left(report))}"
 
 
 def _where(failures: Sequence[Check]) -> str:
@@ -76,9 +97,14 @@ def _captions(report: Report, dtype: str) -> str:
 
 
 def _way_out(report: Report, name: str) -> str:
-    failed = report.failed_dtypes
-    left = [dtype for dtype in dict.fromkeys(check.dtype for check in report.checks) if dtype not in failed]
+    left = _left(report)
     if FP32.name not in left:
         return "nothing can be published before fp32 passes"
-    options = "".join(f" --quantize {dtype}" for dtype in left)
-    return f"to publish without {', '.join(failed)}: `vlm-export onnx {name}{options}`, then `vlm-export verify {name}`"
+    failed, options = ", ".join(report.failed_dtypes), "".join(f" --quantize {dtype}" for dtype in left)
+    return f"to publish without {failed}: `vlm-export onnx {name}{options}`, then `vlm-export verify {name}`"
+
+
+def _left(report: Report) -> list[str]:
+    """The dtypes that passed, in the order of the checks."""
+    failed = report.failed_dtypes
+    return [dtype for dtype in dict.fromkeys(check.dtype for check in report.checks) if dtype not in failed]

@@ -99,7 +99,7 @@ class Golden:
 
 @dataclass(frozen=True)
 class GoldenFolder:
-    """A recorded golden: the facts, the tensors by `<case>/<quantity>`, and the images."""
+    """A recorded golden: the facts, the tensors by `<case>/<golden name>`, and the images."""
 
     path: Path
     facts: Golden

@@ -16,11 +16,13 @@ from vlm_export.graph import signature
 from vlm_export.manifest import ONNX
 from vlm_export.quantize import saturation
 from vlm_export.runtime import logits
-from vlm_export.runtime.drivers import Driver, driver_for, with_encoded
+from vlm_export.runtime.drivers import Driver, choose_driver, with_encoded
 from vlm_export.runtime.generate import Decoder, generate
 from vlm_export.runtime.options import Options, Plan, plan
 from vlm_export.runtime.sessions import GRAPH_ERRORS, Arrays, DecoderRun, Sessions
-from vlm_export.verify import limits
+from vlm_export.runtime.text import Text
+from vlm_export.verify import collapse, limits
+from vlm_export.verify.collapse import ImagePair
 from vlm_export.verify.golden import Golden, GoldenCase
 from vlm_export.verify.metrics import agreement, cosine_similarity, max_relative_error
 from vlm_export.verify.report import LOADS, RUNS, SATURATION, SHAPE, SIGNATURE, Check
@@ -39,10 +41,10 @@ def verify_in_ort(run: Verification, dtype: str, golden_inputs: Sequence[Arrays]
         return False
     driver = _driver(run, sessions)
     try:
-        for case in run.golden.facts.cases:
-            _check_case(run, dtype, driver, case)
+        encoded = {case.name: _check_case(run, dtype, driver, case) for case in run.golden.facts.cases}
         run.progress(f"{dtype}: tokens in ONNX Runtime")
-        _check_tokens(run, dtype, driver, golden_inputs)
+        if _check_tokens(run, dtype, driver, golden_inputs):
+            _check_collapse(run, dtype, driver, encoded)
     except GRAPH_ERRORS as error:
         run.fail("all", dtype, "ort", RUNS, f"ONNX Runtime: {' '.join(str(error).split())}")
         return False
@@ -85,15 +87,19 @@ def _check_saturation(run: Verification, component: str, dtype: str, graph: ir.G
     run.checks.append(Check(component, dtype, "ort", SATURATION, largest, saturation.LIMIT, verdict, detail))
 
 
-def _check_case(run: Verification, dtype: str, driver: Driver, case: GoldenCase) -> None:
-    """Encoder outputs, prefill, and the decode steps of one case, each against its golden array."""
+def _check_case(run: Verification, dtype: str, driver: Driver, case: GoldenCase) -> Arrays:
+    """Encoder outputs, prefill, and the decode steps of one case, each against its golden array.
+
+    Returns the golden arrays with the encoder's own outputs in the place of PyTorch's.
+    """
     goldens = {
         name.removeprefix(f"{case.name}/"): value
         for name, value in run.golden.tensors.items()
         if name.startswith(f"{case.name}/")
     }
     where = f"{case.name}, batch {case.batch}"
-    for made in driver.encode(goldens):
+    encoded = driver.encode(goldens)
+    for made in encoded:
         _compare(run, dtype, made.component, made.output, made.value, goldens[made.golden_name], where, goldens)
     done = driver.prefill(goldens)
     to_come = len(case.step_token_ids)
@@ -108,6 +114,7 @@ def _check_case(run: Verification, dtype: str, driver: Driver, case: GoldenCase)
         together = np.array(case.step_token_ids, dtype=np.int64).T
         done = driver.step(together, after_prefill, goldens)
         _compare_run(run, dtype, done, logits, goldens, 0, f"{where}, {together.shape[1]} tokens in one step")
+    return goldens | {made.golden_name: made.value for made in encoded}
 
 
 def _compare_run(
@@ -173,8 +180,11 @@ def _explain(run: Verification, value: np.ndarray, goldens: Mapping[str, np.ndar
             return
 
 
-def _check_tokens(run: Verification, dtype: str, driver: Driver, golden_inputs: Sequence[Arrays]) -> None:
-    """Greedy tokens of every image, and top-1 agreement when the golden tokens are forced."""
+def _check_tokens(run: Verification, dtype: str, driver: Driver, golden_inputs: Sequence[Arrays]) -> bool:
+    """Greedy tokens of every image, and top-1 agreement when the golden tokens are forced.
+
+    Returns whether there are tokens: the decoder's scores are numbers.
+    """
     generated, agreed = [], []
     for image, model_inputs in zip(run.golden.facts.images, golden_inputs, strict=True):
         inputs = with_encoded(driver, model_inputs)
@@ -185,12 +195,36 @@ def _check_tokens(run: Verification, dtype: str, driver: Driver, golden_inputs: 
             forced = own.token_ids if follows else _forced(Decoder(driver, inputs), decided, image.token_ids)
         except FloatingPointError as error:
             run.add("all", dtype, "ort", limits.TOKENS_EXACT, math.nan, f"{image.file}: {error}")
-            return
+            return False
         generated.append(own.token_ids)
         agreed.append(agreement(forced, image.token_ids))
     run.generated_in_ort[dtype] = generated
     add_tokens(run, dtype, "ort", limits.TOKENS_EXACT, generated)
     run.add("all", dtype, "ort", limits.TOP1_AGREEMENT, float(np.mean(agreed)), f"{len(agreed)} images")
+    return True
+
+
+def _check_collapse(run: Verification, dtype: str, driver: Driver, encoded: Mapping[str, Arrays]) -> None:
+    """Whether images are still told apart, and captions are still captions; `encoded` is what the cases gave."""
+    token_ids, text = run.generated_in_ort[dtype], Text(run.repo)
+    found = collapse.of_captions(run.golden.facts.images, token_ids, [text.decode(ids) for ids in token_ids])
+    pair = collapse.image_pair(run.golden)
+    if pair is not None:
+        scores = _scores(driver, pair, encoded[pair.case.name])
+        if scores[0].shape == pair.scores[0].shape:  # another shape has failed already
+            found.append(collapse.image_swap(scores, pair.scores))
+    for finding in found:
+        run.add("all", dtype, "ort", finding.metric, finding.value, finding.detail)
+
+
+def _scores(driver: Driver, pair: ImagePair, inputs: Arrays) -> list[np.ndarray]:
+    """The graphs' scores `[2, vocabulary] float32` wherever the pair has PyTorch's."""
+    done = driver.prefill(inputs)
+    scores = [done.logits[:, -1]]
+    for tokens in pair.steps:
+        done = driver.step(np.array(tokens, dtype=np.int64)[:, None], done.cache, inputs)
+        scores.append(done.logits[:, -1])
+    return scores
 
 
 def _plan(facts: Golden, inputs: Arrays) -> Plan:
@@ -228,7 +262,7 @@ def gap(run: Verification, dtype: str, model_inputs: Arrays, begun: Sequence[int
 
 def _driver(run: Verification, sessions: Sessions) -> Driver:
     files = {name: read_json(run.repo / name) for name in ("config.json", "generation_config.json")}
-    return driver_for(sessions, files)
+    return choose_driver(files).on(sessions)
 
 
 def _sessions(run: Verification, dtype: str) -> Sessions:

@@ -9,6 +9,7 @@
  * @typedef {import('./options.js').Plan} Plan
  * @typedef {{ token_ids: number[], score: number, row: number }} Beam `row` is that of its logits and cache.
  * @typedef {{ token_ids: number[], score: number, done: boolean }} Answer
+ * @typedef {Sequence & { score: number }} Scored
  */
 
 import { last } from './generate.js';
@@ -18,7 +19,7 @@ const NEVER = -1e9; // in the place of -∞: what has it stays in order, and los
 
 /**
  * @param {Search} search
- * @returns {Promise<Sequence[]>} best first
+ * @returns {Promise<Scored[]>} best first
  */
 export async function beam_search({ run, plan, history, random, heard, signal }) {
     const { num_beams, num_return_sequences, eos_token_ids, max_new_tokens, early_stopping } = plan;
@@ -82,21 +83,37 @@ async function continue_beams(run, plan, history, beams, kept, random) {
     });
 }
 
-/** Float32, so that what is added to -1e9 vanishes as it does in PyTorch. */
+/**
+ * Float32, so that what is added to -1e9 vanishes as it does in PyTorch.
+ * @param {number} a
+ * @param {number} b
+ */
 function add(a, b) {
     return Math.fround(a + b);
 }
 
+/** @type {(score: number, length: number, plan: Plan) => number} */
 function by_length(score, length, { length_penalty }) {
     return Math.fround(score / length ** length_penalty);
 }
 
-/** @returns {any[]} the `count` highest, best first, the earlier of equal ones first */
+/**
+ * @template {{ score: number }} Candidate
+ * @param {Candidate[]} candidates
+ * @param {number} count
+ * @returns {Candidate[]} the `count` highest, best first, the earlier of equal ones first
+ */
 function best_of(candidates, count) {
     return [...candidates].sort((a, b) => b.score - a.score).slice(0, count);
 }
 
-/** Whether the best beam may still beat the worst answer. */
+/**
+ * Whether the best beam may still beat the worst answer.
+ * @param {number} score of the beam
+ * @param {Answer[]} answers
+ * @param {number} length
+ * @param {Plan} plan
+ */
 function can_improve(score, answers, length, plan) {
     const longest = plan.early_stopping === 'never' && plan.length_penalty > 0;
     const possible = by_length(score, longest ? plan.max_new_tokens : length, plan);
@@ -107,7 +124,7 @@ function can_improve(score, answers, length, plan) {
 /**
  * @param {Answer} answer
  * @param {number[]} eos_token_ids
- * @returns {Sequence}
+ * @returns {Scored}
  */
 function finished({ token_ids, score }, eos_token_ids) {
     const stopped = eos_token_ids.includes(last(token_ids));
@@ -119,9 +136,10 @@ function finished({ token_ids, score }, eos_token_ids) {
  * @param {Answer[]} answers
  * @param {Beam[]} beams
  * @param {Plan} plan
- * @returns {Sequence[]}
+ * @returns {Scored[]}
  */
 function cancelled(answers, beams, plan) {
+    /** @type {Scored[]} */
     const running = beams.map(({ token_ids, score }) => ({
         token_ids,
         score: token_ids.length ? by_length(score, token_ids.length, plan) : score,

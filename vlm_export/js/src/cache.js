@@ -2,6 +2,7 @@
  * A decoder's cache: tensors `[batch, kv_heads, tokens, head_dim]` by the names of the graph's inputs.
  *
  * @typedef {import('./graphs.js').Graph} Graph
+ * @typedef {import('onnxruntime-common').TensorConstructor} TensorConstructor
  * @typedef {Record<string, Tensor>} Cache
  */
 
@@ -9,7 +10,7 @@ import { Tensor, env } from '@huggingface/transformers';
 
 const PAST = 'past_key_values.';
 const CROSS = '.encoder.'; // of the image: the same in every row, and for every token
-/** @type {Record<string, any>} the arrays that hold them */
+/** @type {Record<string, Float32ArrayConstructor | Float16ArrayConstructor | Uint16ArrayConstructor>} of their numbers */
 const TYPES = {
     float32: Float32Array,
     float16: globalThis.Float16Array ?? Uint16Array,
@@ -113,7 +114,7 @@ export function copy_rows(tensor, rows) {
     const [batch, ...rest] = tensor.dims;
     const all = numbers_of(tensor);
     const length = all.length / batch;
-    const data = new /** @type {any} */ (all).constructor(rows.length * length);
+    const data = new /** @type {Float32ArrayConstructor} */ (all.constructor)(rows.length * length);
     rows.forEach((row, index) => data.set(all.subarray(row * length, (row + 1) * length), index * length));
     return new Tensor(tensor.type, data, [rows.length, ...rest]);
 }
@@ -160,10 +161,12 @@ function numbers_of({ data }) {
 function move_rows(tensor, moves) {
     const data = numbers_of(tensor);
     const length = data.length / tensor.dims[0];
-    /** @type {any} */
+    /** @type {Float32Array | null} */
     let spare = null;
     for (const [to, from] of moves) {
-        const row = from === -1 ? spare : data.subarray(from * length, (from + 1) * length);
+        /** @type {Float32Array} */
+        const row =
+            from === -1 ? /** @type {Float32Array} */ (spare) : data.subarray(from * length, (from + 1) * length);
         if (to === -1) {
             spare = row.slice();
         } else {
@@ -179,9 +182,8 @@ function move_rows(tensor, moves) {
  * @returns {Promise<Tensor>}
  */
 async function copy_rows_on_gpu(tensor, rows) {
-    /** @type {any} */
     const { ort_tensor } = tensor;
-    const device = await /** @type {{ device: any }} */ (env.backends.onnx.webgpu).device;
+    const device = await /** @type {Required<typeof env.backends.onnx>} */ (env.backends.onnx).webgpu.device;
     const [batch, ...rest] = tensor.dims;
     const row_bytes = (tensor.size / batch) * TYPES[tensor.type].BYTES_PER_ELEMENT;
     const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
@@ -191,8 +193,8 @@ async function copy_rows_on_gpu(tensor, rows) {
         commands.copyBufferToBuffer(ort_tensor.gpuBuffer, row * row_bytes, buffer, index * row_bytes, row_bytes),
     );
     device.queue.submit([commands.finish()]);
-    const copied = ort_tensor.constructor.fromGpuBuffer(buffer, {
-        dataType: tensor.type,
+    const copied = /** @type {TensorConstructor} */ (ort_tensor.constructor).fromGpuBuffer(buffer, {
+        dataType: /** @type {'float32' | 'float16'} */ (tensor.type),
         dims: [rows.length, ...rest],
         dispose: () => buffer.destroy(),
     });

@@ -55,7 +55,8 @@ export class Continuation {
      */
     async next(token_ids, rows) {
         const past_key_values = await select_rows(this.#run.past_key_values, rows);
-        this.#image_features = this.#layout.carry(this.#image_features, rows.length);
+        // A captioner has features; the other layouts do not look at them.
+        this.#image_features = this.#layout.carry(/** @type {Tensor} */ (this.#image_features), rows.length);
         const input_ids = to_tensor(token_ids.map((id) => [id]));
         this.#run = await this.#layout.run({ input_ids, image_features: this.#image_features, past_key_values });
     }

@@ -1,13 +1,23 @@
 /** What transformers.js 4.3.1 loads, and how. Written by scripts/contract.py: change vlm_export/contract.py. */
 
 export const MODEL_TYPES = Object.freeze({
-    'vision-encoder-decoder': { layout: 'captioner', tiles: false },
-    llava: { layout: 'chat', tiles: false },
-    llava_onevision: { layout: 'chat', tiles: false },
-    llava_qwen2: { layout: 'chat', tiles: false },
-    idefics3: { layout: 'chat', tiles: true },
-    smolvlm: { layout: 'chat', tiles: true },
-    prefix_conditioning_vlm: { layout: 'components', tiles: false },
+    'vision-encoder-decoder': 'captioner',
+    llava: 'chat',
+    llava_onevision: 'chat',
+    llava_qwen2: 'chat',
+    idefics3: 'chat',
+    smolvlm: 'chat',
+    prefix_conditioning_vlm: 'components',
+});
+export const IMAGE_PROCESSORS = Object.freeze({
+    SiglipImageProcessor: { tiles: false },
+    ViTImageProcessor: { tiles: false },
+    DeiTImageProcessor: { tiles: false },
+    CLIPImageProcessor: { tiles: false },
+    BitImageProcessor: { tiles: false },
+    Idefics3ImageProcessor: { tiles: true },
+    SmolVLMImageProcessor: { tiles: true },
+    LlavaOnevisionImageProcessor: { tiles: false },
 });
 export const PREFIX = 'prefix_conditioning';
 export const SUFFIXES = Object.freeze({

@@ -19,6 +19,7 @@ import { argmax, draw, process } from './logits.js';
  */
 export async function one_by_one({ run, plan, history, random, heard, signal }) {
     const sequences = nothing(plan);
+    /** @type {(scores: Float32Array) => number} */
     const pick = plan.do_sample ? (scores) => draw(scores, random) : argmax;
     let live = sequences;
     while (!signal?.aborted) {

@@ -8,8 +8,18 @@
  *
  * @typedef {import('@huggingface/transformers').Tensor} Tensor
  * @typedef {{ name: string, type: Tensor['type'], shape: (string | number)[] }} InputMetadata
- * @typedef {{ name: string, dtype: string, device: string, files: string[] }} Choice
- * @typedef {string | Record<string, string> | null | undefined} PerGraph  One for all graphs, or by their names.
+ * @typedef {import('@huggingface/transformers').DeviceType} DeviceType
+ * @typedef {import('@huggingface/transformers').ProgressCallback} ProgressCallback
+ * @typedef {keyof typeof SUFFIXES} Dtype
+ * @typedef {{ name: string, dtype: Dtype, device: DeviceType, files: string[] }} Choice
+ * @typedef {PretrainedConfig[typeof CLIENT]} Client  What config.json asks of transformers.js.
+ * @typedef {import('@huggingface/transformers').PretrainedModelOptions} ModelOptions
+ */
+
+/**
+ * One for all graphs, or by their names.
+ * @template {string} Value
+ * @typedef {import('../index.d.ts').PerGraph<Value> | null | undefined} PerGraph
  */
 
 import { LlamaForCausalLM, ModelRegistry, PreTrainedModel, PretrainedConfig, env } from '@huggingface/transformers';
@@ -61,10 +71,10 @@ export class Progress {
     /** @type {Record<string, { loaded: number, total: number }>} */
     #files = {};
 
-    /** @param {import('@huggingface/transformers').ProgressCallback | null | undefined} callback */
+    /** @param {ProgressCallback | null} callback */
     constructor(callback) {
-        /** @type {any} a `ProgressCallback`, or null, which its type does not allow */
-        this.report = callback ? (info) => this.#pass(callback, info) : null;
+        /** @type {ProgressCallback | undefined} */
+        this.report = callback ? (info) => this.#pass(callback, info) : undefined;
     }
 
     /**
@@ -75,6 +85,10 @@ export class Progress {
         this.#files[file] = { loaded: 0, total: size ?? 0 };
     }
 
+    /**
+     * @param {ProgressCallback} callback
+     * @param {import('@huggingface/transformers').ProgressInfo} info
+     */
     #pass(callback, info) {
         if (info.status === 'progress_total') {
             return; // of one graph
@@ -103,7 +117,10 @@ export class Progress {
  * @param {string} id
  * @param {{ graphs: string[], decoders: string[] }} layout
  * @param {PretrainedConfig} config
- * @param {{ dtype: PerGraph, device: PerGraph, revision: string, session_options: object, progress: Progress }} options
+ * @param {{
+ *     dtype: PerGraph<string>, device: PerGraph<DeviceType>, revision: string, session_options: object,
+ *     progress: Progress,
+ * }} options
  * @returns {Promise<{ graphs: Record<string, Graph>, generation_config: Record<string, any> }>}
  */
 export async function load_graphs(id, layout, config, { dtype, device, revision, session_options, progress }) {
@@ -119,6 +136,7 @@ export async function load_graphs(id, layout, config, { dtype, device, revision,
     const loading = choices.map(async (choice) => {
         const { name, ...chosen } = choice;
         const keeps_cache = layout.decoders.includes(name) && chosen.device === 'webgpu' && 'gpu' in navigator;
+        /** @type {ModelOptions} */
         const options = {
             ...chosen,
             model_file_name: name,
@@ -140,19 +158,23 @@ export async function load_graphs(id, layout, config, { dtype, device, revision,
     return { graphs, generation_config };
 }
 
+/** @type {(id: string, client: Client, options: ModelOptions) => Promise<PreTrainedModel>} */
 async function load_one(id, client, options) {
     const config = { model_type: 'custom', architectures: ['PreTrainedModel'], [CLIENT]: client };
     return await PreTrainedModel.from_pretrained(id, { ...options, config: new PretrainedConfig(config) });
 }
 
-/** The class of a decoder also reads generation_config.json; of one without layers it asks nothing else. */
+/**
+ * The class of a decoder also reads generation_config.json; of one without layers it asks nothing else.
+ * @type {typeof load_one}
+ */
 async function load_decoder(id, client, options) {
     const config = { model_type: 'llama', num_hidden_layers: 0, [CLIENT]: client };
     return await LlamaForCausalLM.from_pretrained(id, { ...options, config: new PretrainedConfig(config) });
 }
 
 /**
- * @param {Record<string, PerGraph>} options
+ * @param {Record<string, PerGraph<string>>} options
  * @param {string[]} graphs
  */
 function check_names(options, graphs) {
@@ -166,18 +188,21 @@ function check_names(options, graphs) {
 
 /**
  * @param {string} name
- * @param {Record<string, any>} client what the repo asks of transformers.js
- * @param {PerGraph} dtype
- * @param {PerGraph} device
+ * @param {Client} client
+ * @param {PerGraph<string>} dtype
+ * @param {PerGraph<DeviceType>} device
  * @returns {Choice}
  */
 function choose(name, client, dtype, device) {
+    /** @type {<Value extends string>(value: PerGraph<Value>) => Value | undefined} */
     const of = (value) => (value && typeof value === 'object' ? value[name] : value) ?? undefined;
     const in_node = 'node' in /** @type {object} */ (env.backends.onnx.versions);
     const chosen_device = of(device) ?? of(client.device) ?? (in_node ? 'cpu' : 'wasm');
     const settings = { ...client, ...client.device_config?.[chosen_device] };
     const asked = of(dtype) === 'auto' ? undefined : of(dtype);
-    const chosen_dtype = asked ?? of(settings.dtype) ?? (chosen_device === 'wasm' ? 'q8' : 'fp32');
+    const chosen_dtype = /** @type {Dtype} which is looked at below */ (
+        asked ?? of(settings.dtype) ?? (chosen_device === 'wasm' ? 'q8' : 'fp32')
+    );
     if (!Object.hasOwn(SUFFIXES, chosen_dtype)) {
         throw new TypeError(`dtype: there is no '${chosen_dtype}', but ${Object.keys(SUFFIXES).join(', ')}`);
     }
@@ -186,8 +211,8 @@ function choose(name, client, dtype, device) {
 
 /**
  * @param {string} name
- * @param {string} dtype
- * @param {{ use_external_data_format?: boolean | number | Record<string, boolean | number> }} settings
+ * @param {Dtype} dtype
+ * @param {Pick<Client, 'use_external_data_format'>} settings
  * @returns {string[]} the graph and the chunks of its external data
  */
 function files_of(name, dtype, { use_external_data_format: external }) {
@@ -207,6 +232,7 @@ function files_of(name, dtype, { use_external_data_format: external }) {
  * @param {Progress} progress
  */
 async function expect_files(id, choices, revision, progress) {
+    /** @param {string} file */
     const look = async (file) => ({ file, ...(await ModelRegistry.get_file_metadata(id, file, { revision })) });
     for (const { name, dtype, files } of choices) {
         const found = await Promise.all(files.map(look));

@@ -4,13 +4,18 @@
  * @typedef {import('./graphs.js').Graph} Graph
  * @typedef {import('./cache.js').Cache} Cache
  * @typedef {import('@huggingface/transformers').RawImage} RawImage
+ * @typedef {import('@huggingface/transformers').Processor} Processor
+ * @typedef {NonNullable<Processor['image_processor']> & { config: { image_processor_type?: string } }} ImageProcessor
+ * @typedef {Processor & { image_processor: ImageProcessor, image_token?: string }}
+ *     VisionProcessor  Of transformers.js: some of its classes say which token stands for an image, others by their config.
+ * @typedef {import('../index.d.ts').Layout} LayoutName
  * @typedef {Captioner | Chat | Components} AnyLayout
  *
  * @typedef {object} Asked What the caller gave of image and text.
  * @property {RawImage[]} images
  * @property {Tensor} [pixel_values]
  * @property {string} [prompt]
- * @property {object[]} [messages]
+ * @property {import('@huggingface/transformers').Message[]} [messages]
  *
  * @typedef {object} Prepared
  * @property {number[]} token_ids of the prompt, as the decoder is fed them first
@@ -31,19 +36,19 @@
  * @property {import('@huggingface/transformers').PretrainedConfig & Record<string, any>} config
  * @property {Record<string, any>} generation_config
  * @property {import('@huggingface/transformers').PreTrainedTokenizer} tokenizer
- * @property {any} processor
+ * @property {VisionProcessor} processor
  */
 
 import { Tensor } from '@huggingface/transformers';
 
 import { copy_rows, empty_cache, next_cache, past_length } from './cache.js';
-import { MODEL_TYPES, PREFIX } from './contract.js';
+import { IMAGE_PROCESSORS, MODEL_TYPES, PREFIX } from './contract.js';
 
 const DECODER = 'decoder_model_merged';
 
 /** A layout: the graphs that it has, and what they are fed. */
 class Layout {
-    /** @type {import('../index.d.ts').Layout} */
+    /** Said by each layout. @type {LayoutName | undefined} */
     name;
 
     /** @param {Repo} repo */
@@ -159,13 +164,22 @@ export class Chat extends Layout {
      * @returns {Promise<Prepared>}
      */
     async prepare(asked) {
-        const { tiles } = MODEL_TYPES[/** @type {keyof typeof MODEL_TYPES} */ (this.config.model_type)];
-        const prepared = await (tiles ? this.#tiles(asked) : this.#whole_images(asked));
+        const prepared = await (this.#takes_tiles ? this.#tiles(asked) : this.#whole_images(asked));
         const history = this.prefix_conditioning ? [] : prepared.token_ids;
         return { ...prepared, history };
     }
 
-    /** The processor knows which tokens stand for the tiles of an image of this size. */
+    /** An image processor that the contract does not know is one that transformers.js has, and cuts none. */
+    get #takes_tiles() {
+        const { image_processor_type: name } = this.processor.image_processor.config;
+        const known = /** @type {Record<string, { tiles: boolean }>} */ (IMAGE_PROCESSORS);
+        return Boolean(known[name?.replace(/Fast$/, '') ?? '']?.tiles);
+    }
+
+    /**
+     * The processor knows which tokens stand for the tiles of an image of this size.
+     * @param {Asked} asked
+     */
     async #tiles(asked) {
         if (asked.pixel_values && !asked.images.length) {
             throw new TypeError('pixel_values: give image too, whose size says which tokens stand for the tiles');
@@ -179,7 +193,10 @@ export class Chat extends Layout {
         return { token_ids: to_numbers(input_ids), image_features: await this.encode(pixels) };
     }
 
-    /** Each image stands for as many tokens as it has features. LlavaProcessor would write those of the first alone. */
+    /**
+     * Each image stands for as many tokens as it has features. LlavaProcessor would write those of the first alone.
+     * @param {Asked} asked
+     */
     async #whole_images(asked) {
         const count = asked.pixel_values?.dims[0] ?? asked.images.length;
         const text = this.#text(asked, count);
@@ -204,7 +221,11 @@ export class Chat extends Layout {
         return to_numbers(this.tokenizer(text).input_ids);
     }
 
-    /** The text, with an image token for each image. */
+    /**
+     * The text, with an image token for each image.
+     * @param {Asked} asked
+     * @param {number} images how many
+     */
     #text(asked, images) {
         const text = this.#written(asked, images);
         const places = text.split(this.#image_token).length - 1;
@@ -214,7 +235,12 @@ export class Chat extends Layout {
         return text;
     }
 
-    /** A prompt without image tokens is a user's message after the images. */
+    /**
+     * A prompt without image tokens is a user's message after the images.
+     * @param {Asked} asked
+     * @param {number} images how many
+     * @returns {string}
+     */
     #written({ prompt = '', messages }, images) {
         if (!messages && prompt.includes(this.#image_token)) {
             return prompt;
@@ -257,9 +283,14 @@ export class Chat extends Layout {
         return { logits: outputs.logits, past_key_values: next_cache(outputs, past) };
     }
 
-    /** Writes features over the embeddings of image tokens. */
+    /**
+     * Writes features over the embeddings of image tokens.
+     * @param {Tensor} image_features
+     * @param {Tensor} inputs_embeds
+     * @param {Tensor} input_ids
+     */
     #write(image_features, inputs_embeds, input_ids) {
-        const width = inputs_embeds.dims.at(-1);
+        const width = /** @type {number} */ (inputs_embeds.dims.at(-1));
         const image = BigInt(this.config.image_token_index ?? this.config.image_token_id);
         const places = [...input_ids.data.keys()].filter((index) => input_ids.data[index] === image);
         if (places.length * width !== image_features.size) {
@@ -267,7 +298,10 @@ export class Chat extends Layout {
             throw new Error(`the prompt has ${places.length} image tokens for ${rows} rows of image features`);
         }
         places.forEach((place, row) => {
-            inputs_embeds.data.set(image_features.data.subarray(row * width, (row + 1) * width), place * width);
+            /** @type {Float32Array} */ (inputs_embeds.data).set(
+                /** @type {Float32Array} */ (image_features.data).subarray(row * width, (row + 1) * width),
+                place * width,
+            );
         });
     }
 
@@ -336,7 +370,7 @@ export function layout_of({ model_type }) {
         const known = Object.keys(MODEL_TYPES).join(', ');
         throw new Error(`config.json: model_type '${model_type}' is of no layout known here (${known})`);
     }
-    return LAYOUTS[MODEL_TYPES[model_type].layout];
+    return LAYOUTS[MODEL_TYPES[/** @type {keyof typeof MODEL_TYPES} */ (model_type)]];
 }
 
 /** @param {Tensor} ids `[1, tokens] int64` */

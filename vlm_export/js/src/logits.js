@@ -4,11 +4,12 @@
  * Search and greedy choice differ in what scores are: logits where one token is chosen, log-probabilities in a beam.
  *
  * @typedef {import('./options.js').Plan} Plan
+ * @typedef {{ key: number, score: number, row: number, id: number }} Candidate
  */
 
 /**
  * @param {Float32Array} scores
- * @param {Plan} plan
+ * @param {Readonly<Plan>} plan
  * @param {number[]} history the ids that rules on repetition look back on
  * @param {number} generated how many of them are new
  */
@@ -42,6 +43,7 @@ export function process(scores, plan, history, generated) {
     }
 }
 
+/** @type {(scores: Float32Array, penalty: number, history: number[]) => void} */
 function penalize_repetition(scores, penalty, history) {
     for (const id of new Set(history)) {
         if (id < scores.length) {
@@ -50,7 +52,12 @@ function penalize_repetition(scores, penalty, history) {
     }
 }
 
-/** Bans what would complete a sequence of `size` ids that is there already. */
+/**
+ * Bans what would complete a sequence of `size` ids that is there already.
+ * @param {Float32Array} scores
+ * @param {number} size
+ * @param {number[]} history
+ */
 function ban_repeated_ngrams(scores, size, history) {
     const begun = history.length - size + 1;
     for (let start = 0; start < begun; ++start) {
@@ -64,7 +71,13 @@ function ban_repeated_ngrams(scores, size, history) {
     }
 }
 
-/** Bans the last id of a word where the others stand before it; an end alone is no word. */
+/**
+ * Bans the last id of a word where the others stand before it; an end alone is no word.
+ * @param {Float32Array} scores
+ * @param {number[]} word
+ * @param {number[]} history
+ * @param {number[]} eos_token_ids
+ */
 function ban_word(scores, word, history, eos_token_ids) {
     const before = word.slice(0, -1);
     const begun = history.length - before.length;
@@ -74,13 +87,21 @@ function ban_word(scores, word, history, eos_token_ids) {
     }
 }
 
-/** Leaves nothing but these ids, each as good as the others. */
+/**
+ * Leaves nothing but these ids, each as good as the others.
+ * @param {Float32Array} scores
+ * @param {number[]} ids
+ */
 function force(scores, ids) {
     scores.fill(-Infinity);
     ids.forEach((id) => (scores[id] = 0));
 }
 
-/** Ids without a score, such as image tokens, cannot be generated anyhow. */
+/**
+ * Ids without a score, such as image tokens, cannot be generated anyhow.
+ * @param {Float32Array} scores
+ * @param {number[]} ids
+ */
 function ban(scores, ids) {
     ids.filter((id) => id < scores.length).forEach((id) => (scores[id] = -Infinity));
 }
@@ -107,6 +128,7 @@ export function warp(scores, { temperature, top_k, top_p }, least) {
     }
 }
 
+/** @type {(scores: Float32Array, threshold: number) => void} */
 function drop_below(scores, threshold) {
     for (let i = 0; i < scores.length; ++i) {
         if (scores[i] < threshold) {
@@ -115,12 +137,18 @@ function drop_below(scores, threshold) {
     }
 }
 
-/** Drops the least probable tokens that together have no more than 1 - `top_p`. */
+/**
+ * Drops the least probable tokens that together have no more than 1 - `top_p`.
+ * @param {Float32Array} scores
+ * @param {number} top_p
+ * @param {number} least how many tokens stay in any case
+ */
 function keep_nucleus(scores, top_p, least) {
+    /** @type {number[]} */
     const ids = [];
     scores.forEach((score, id) => score > -Infinity && ids.push(id));
     ids.sort((a, b) => scores[a] - scores[b]);
-    const most = scores[ids.at(-1)];
+    const most = scores[/** @type {number} */ (ids.at(-1))];
     const weights = ids.map((id) => Math.exp(scores[id] - most));
     const sum = weights.reduce((a, b) => a + b, 0);
     let dropped = 0;
@@ -186,7 +214,7 @@ export class Best {
     /** @param {number} size */
     constructor(size) {
         this.size = size;
-        /** @type {{ key: number, score: number, row: number, id: number }[]} */
+        /** @type {Candidate[]} */
         this.found = [];
     }
 
@@ -214,6 +242,7 @@ export class Best {
         }
     }
 
+    /** @param {Candidate} candidate */
     insert(candidate) {
         const { found } = this;
         let place = found.length;

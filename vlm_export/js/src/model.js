@@ -4,6 +4,7 @@
  * @typedef {import('../index.d.ts').VisionLanguageModel} Declared
  * @typedef {import('../index.d.ts').LoadOptions} LoadOptions
  * @typedef {import('../index.d.ts').GenerateOptions} GenerateOptions
+ * @typedef {import('./layouts.js').VisionProcessor} VisionProcessor
  */
 
 import { AutoConfig, AutoProcessor, AutoTokenizer, RawImage, Tensor, random } from '@huggingface/transformers';
@@ -51,7 +52,9 @@ export class VisionLanguageModel {
             AutoProcessor.from_pretrained(id, files),
             load_graphs(id, Layout, config, { dtype, device, revision, session_options, progress }),
         ]);
-        return new this(new Layout({ config, tokenizer, processor, ...loaded }));
+        return new this(
+            new Layout({ config, tokenizer, processor: /** @type {VisionProcessor} */ (processor), ...loaded }),
+        );
     }
 
     /**

@@ -9,14 +9,21 @@
  *     & Required<Omit<Pick<GenerateOptions, Setting>, 'seed'>>} Plan Every setting, decided.
  */
 
+/** @typedef {{ holds: (value: any) => boolean, what: string }} Rule  Of values that nobody has looked at yet. */
+
 /** @type {(least: number) => Rule} */
 const integer = (least) => ({ holds: (x) => Number.isInteger(x) && x >= least, what: `an integer, at least ${least}` });
-/** @typedef {{ holds: (value: any) => boolean, what: string }} Rule */
+/** @type {Rule} */
 const boolean = { holds: (x) => typeof x === 'boolean', what: 'true or false' };
+/** @type {Rule} */
 const number = { holds: Number.isFinite, what: 'a number' };
+/** @type {Rule} */
 const token_id = { holds: (x) => x === null || integer(0).holds(x), what: 'the id of a token' };
+/** @type {Rule['holds']} */
 const is_ids = (x) => Array.isArray(x) && x.every(integer(0).holds);
+/** @type {Rule} */
 const token_ids = { holds: (x) => x === null || is_ids(x), what: 'ids of tokens' };
+/** @type {Rule} */
 const positive = { holds: (x) => Number.isFinite(x) && x > 0, what: 'a number above 0' };
 
 /** @type {Record<Setting, { idle: any } & Rule>} */
@@ -91,6 +98,7 @@ export function check_generate_options(options) {
  * @returns {Plan}
  */
 export function make_plan(options, config) {
+    /** @type {Rule['holds']} */
     const idle = (value) => [null, false, 0, 1].includes(value) || value?.length === 0;
     const strange = Object.keys(config).find((name) => !KNOWN.has(name) && !idle(config[name]));
     if (strange) {

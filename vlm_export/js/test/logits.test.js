@@ -11,8 +11,10 @@ import { suite } from './suite.js';
 
 const generator = new random.Random(1);
 const uniform = () => generator.random();
+/** @param {number} count */
 const floats = (count) => Float32Array.from({ length: count }, () => generator.gauss(0, 3));
 
+/** @param {Float32Array} scores */
 function softmax(scores) {
     const weights = Array.from(scores, Math.exp);
     const sum = weights.reduce((a, b) => a + b);
@@ -30,7 +32,12 @@ suite.warped.forEach(({ scores, options, least, probabilities }) => {
     });
 });
 
-/** Pearson's χ² of 20000 draws among what has a probability, below the 99.9 % quantile for as many degrees of freedom. */
+/**
+ * Pearson's χ² of 20000 draws among what has a probability, below the 99.9 % quantile for as many degrees of freedom.
+ * @param {number[]} counts
+ * @param {number[]} probabilities
+ * @param {number} quantile
+ */
 function assert_drawn(counts, probabilities, quantile) {
     const total = counts.reduce((a, b) => a + b);
     const statistic = counts.reduce((sum, count, id) => {
@@ -94,7 +101,10 @@ test('log-probabilities', () => {
     scores.forEach((score, id) => assert.ok(Math.abs(score - expected[id]) < 1e-5));
 });
 
-/** Every way of choosing 1 to 4 rows. */
+/**
+ * Every way of choosing 1 to 4 rows.
+ * @param {number} batch
+ */
 function* choices(batch) {
     for (let code = 0; code < batch ** batch; ++code) {
         yield Array.from({ length: batch }, (_, place) => Math.floor(code / batch ** place) % batch);
@@ -120,12 +130,16 @@ test('rows multiply and go away', async () => {
     assert.equal(await select_rows(carried, [0, 1]), carried);
 });
 
-/** `[batch, 1, 2, 2]`, row r full of r. */
+/**
+ * `[batch, 1, 2, 2]`, row r full of r.
+ * @param {number} batch
+ */
 function make_cache(batch, name = 'past_key_values.0.key') {
     const data = Float32Array.from({ length: 4 * batch }, (_, index) => Math.floor(index / 4));
     return { [name]: new Tensor('float32', data, [batch, 1, 2, 2]) };
 }
 
+/** @type {(cache: Record<string, Tensor>, rows: number[]) => void} */
 function check_rows(cache, rows) {
     const [tensor] = Object.values(cache);
     assert.deepEqual(tensor.dims, [rows.length, 1, 2, 2]);

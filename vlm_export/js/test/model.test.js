@@ -1,4 +1,11 @@
-/** The rest of the interface: what is reported, what ends early, what is refused and by which name. */
+/**
+ * The rest of the interface: what is reported, what ends early, what is refused and by which name.
+ *
+ * @typedef {import('vlm-export').GenerateOptions} GenerateOptions
+ * @typedef {import('vlm-export').TokenReport} TokenReport
+ * @typedef {import('@huggingface/transformers').ProgressInfo} ProgressInfo
+ * @typedef {Extract<ProgressInfo, { status: 'progress_total' }>} Total
+ */
 
 import assert from 'node:assert/strict';
 import { cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
@@ -22,6 +29,7 @@ const [image] = captioner.runs[0].images;
 
 before(async () => {
     const names = ['captioner', 'chat', 'components', 'llava', 'idefics3'];
+    /** @param {string} name */
     const load = async (name) => (models[name] = await VisionLanguageModel.from_pretrained(suite.repos[name].path));
     await Promise.all(names.map(load));
 });
@@ -83,6 +91,7 @@ test('graphs by hand: the greedy tokens', async () => {
 });
 
 test('the text as it grows', async () => {
+    /** @type {TokenReport[]} */
     const reports = [];
     const made = await models.captioner.generate({ ...asked, on_token: (report) => reports.push(report) });
     assert.deepEqual(
@@ -93,14 +102,15 @@ test('the text as it grows', async () => {
         reports.map(({ tokens }) => tokens),
         [...reports.keys()].map((index) => index + 1),
     );
-    assert.equal(reports.at(-1).text, made[0].text);
+    assert.equal(reports.at(-1)?.text, made[0].text);
     assert.ok(reports.every(({ text }) => made[0].text.startsWith(text)));
     const { first_token_ms, total_ms, tokens } = made.timings;
-    assert.ok(0 < first_token_ms && first_token_ms <= total_ms);
+    assert.ok(first_token_ms !== null && 0 < first_token_ms && first_token_ms <= total_ms);
     assert.equal(tokens, made[0].token_ids.length);
 });
 
 test('beams as they grow: the last report is the answer', async () => {
+    /** @type {TokenReport[]} */
     const reports = [];
     const [best] = await models.captioner.generate({
         ...asked,
@@ -108,7 +118,7 @@ test('beams as they grow: the last report is the answer', async () => {
         on_token: (report) => reports.push(report),
     });
     assert.deepEqual(best.token_ids, expected.token_ids);
-    assert.equal(reports.at(-1).text, best.text);
+    assert.equal(reports.at(-1)?.text, best.text);
     assert.ok(reports.length >= best.token_ids.length);
 });
 
@@ -119,6 +129,7 @@ for (const options of [
 ]) {
     test(`cancelled, and used again: ${JSON.stringify(options)}`, async () => {
         const controller = new AbortController();
+        /** @param {TokenReport} report */
         const on_token = ({ tokens }) => tokens === 3 && controller.abort();
         const made = await models.captioner.generate({ ...asked, ...options, on_token, signal: controller.signal });
         assert.equal(made.length, options.num_return_sequences ?? 1);
@@ -143,6 +154,7 @@ test('two at once', async () => {
 });
 
 test('sampling: repeatable, various, and for one token greedy', async () => {
+    /** @param {GenerateOptions} options */
     const ids = async (options) =>
         (await models.captioner.generate({ ...asked, do_sample: true, ...options })).map((s) => s.token_ids);
     const hot = { temperature: 3, top_k: 0, num_return_sequences: 4 };
@@ -167,14 +179,18 @@ test('each sample goes on from its own tokens, while others end', async () => {
     }
 });
 
-/** How many tokens the model prefers to each of these, after those before it. */
+/**
+ * How many tokens the model prefers to each of these, after those before it.
+ * @type {(model: VisionLanguageModel, token_ids: number[]) => Promise<number[]>}
+ */
 async function ranks(model, token_ids) {
     const image_features = await model.encode_image(asked.pixel_values);
     const input_ids = [[Number(model.generation_config.decoder_start_token_id)]];
     let { logits, past_key_values } = await model.forward({ input_ids, image_features });
     const found = [];
     for (const id of token_ids) {
-        found.push(logits.data.filter((logit) => logit > logits.data[id]).length);
+        const scores = /** @type {Float32Array} */ (logits.data);
+        found.push(scores.filter((score) => score > scores[id]).length);
         ({ logits, past_key_values } = await model.forward({ input_ids: [[id]], image_features, past_key_values }));
     }
     return found;
@@ -182,8 +198,10 @@ async function ranks(model, token_ids) {
 
 test('conversations: the template, or none, and no image', async () => {
     const { llava: model } = models;
-    const [[first], [second]] = [llava.runs[0].images, llava.runs.at(-1).images];
+    const [[first], [second]] = [llava.runs[0].images, llava.runs[llava.runs.length - 1].images];
+    /** @param {GenerateOptions} options */
     const say = async (options) => (await model.generate({ max_new_tokens: 5, ...options }))[0].token_ids;
+    /** @type {import('vlm-export').Message['content']} */
     const content = [{ type: 'image' }, { type: 'text', text: 'what is it?' }];
     const messages = [{ role: 'user', content }];
     const rendered = 'user: <image>what is it?assistant:';
@@ -226,12 +244,15 @@ for (const [name, options, message] of refused) {
 
 test('the types name the options that there are', async () => {
     const types = await readFile(new URL('../index.d.ts', import.meta.url), 'utf-8');
+    /** @param {string} name */
     const typed = (name) => {
-        const [, body] = types.match(new RegExp(`interface ${name} \\{\n(.*?)\n\\}`, 's'));
+        const found = types.match(new RegExp(`interface ${name} \\{\n(.*?)\n\\}`, 's'));
+        const [, body] = /** @type {RegExpMatchArray} */ (found);
         return [...body.matchAll(/^ {4}(\w+)\??:/gm)].map(([, option]) => option).sort();
     };
+    /** @param {Promise<unknown>} call */
     const known = async (call) => {
-        const error = await call.catch((thrown) => thrown);
+        const error = /** @type {Error} */ (await call.catch((thrown) => thrown));
         return error.message.split('it has ')[1].split(', ').sort();
     };
     // @ts-expect-error there is no such option
@@ -271,14 +292,17 @@ for (const [options, message] of not_loaded) {
 test('a repo that lacks something, or is of another kind', async (context) => {
     const root = await mkdtemp(join(tmpdir(), 'vlm-export-'));
     context.after(() => rm(root, { recursive: true }));
+    /** @type {(file: string, spoil: (path: string) => Promise<void>) => Promise<string>} */
     const spoilt = async (file, spoil) => {
         const folder = await mkdtemp(join(root, 'repo-'));
         await cp(captioner.path, folder, { recursive: true });
         await spoil(join(folder, file));
         return folder;
     };
+    /** @type {(changes: object) => (file: string) => Promise<void>} */
     const edit = (changes) => async (file) =>
         writeFile(file, JSON.stringify({ ...JSON.parse(await readFile(file, 'utf-8')), ...changes }));
+    /** @type {(folder: Promise<string>, message: RegExp) => Promise<void>} */
     const refuses = async (folder, message) =>
         assert.rejects(VisionLanguageModel.from_pretrained(await folder), { message });
 
@@ -305,7 +329,7 @@ test('a prefix-conditioning model is told from others', async () => {
 
 test('downloads are reported, of every layout', async (context) => {
     const elsewhere = new Set();
-    const server = createServer(async ({ url }, response) => {
+    const server = createServer(async ({ url = '' }, response) => {
         const [, name, , revision, ...rest] = decodeURIComponent(url).split('/');
         if (revision !== 'v1') elsewhere.add(rest.join('/'));
         const body = await readFile(join(suite.repos[name]?.path ?? '/none', ...rest)).catch(() => null);
@@ -313,7 +337,13 @@ test('downloads are reported, of every layout', async (context) => {
     });
     await new Promise((resolve) => server.listen(0, '127.0.0.1', () => resolve(undefined)));
     const { port } = /** @type {import('node:net').AddressInfo} */ (server.address());
+    /** @type {Map<string, ArrayBuffer>} */
     const bodies = new Map();
+    /** @type {typeof env.customCache} */
+    const customCache = {
+        match: async (key) => (bodies.has(key) ? new Response(bodies.get(key)) : undefined),
+        put: async (key, response) => void bodies.set(key, await response.arrayBuffer()),
+    };
     const settings = { ...env };
     context.after(() => {
         Object.assign(env, settings);
@@ -325,20 +355,20 @@ test('downloads are reported, of every layout', async (context) => {
         allowLocalModels: false,
         remoteHost: `http://127.0.0.1:${port}/`,
         useCustomCache: true,
-        customCache: {
-            match: async (key) => (bodies.has(key) ? new Response(bodies.get(key)) : undefined),
-            put: async (key, response) => void bodies.set(key, await response.arrayBuffer()),
-        },
+        customCache,
     });
     for (const name of ['captioner', 'chat', 'components']) {
+        /** @type {Total[]} */
         const totals = [];
         const files = new Set();
+        /** @param {ProgressInfo} info */
         const progress_callback = (info) => {
-            files.add(info.file);
+            if ('file' in info) files.add(info.file);
             if (info.status === 'progress_total') totals.push(info);
         };
         const model = await VisionLanguageModel.from_pretrained(name, { revision: 'v1', progress_callback });
-        const graphs = Object.keys(totals.at(-1).files);
+        const end = totals[totals.length - 1];
+        const graphs = Object.keys(end.files);
         assert.equal(graphs.length, { captioner: 2, chat: 3, components: 5 }[name]);
         [...graphs, 'config.json', 'generation_config.json', 'tokenizer.json', 'preprocessor_config.json'].forEach(
             (file) => assert.ok(files.has(file), `${name}: ${file}`),
@@ -347,7 +377,7 @@ test('downloads are reported, of every layout', async (context) => {
             assert.ok(previous <= loaded && loaded <= total && total === totals[0].total);
             return loaded;
         }, 0);
-        assert.equal(totals.at(-1).progress, 100);
+        assert.equal(end.progress, 100);
         const { pixel_values } = await inputs_of(suite.repos[name].runs[0]);
         assert.ok((await model.generate({ pixel_values, max_new_tokens: 2 }))[0].token_ids.length);
         await model.dispose();

@@ -25,12 +25,13 @@ for (const [name, { path, runs }] of Object.entries(suite.repos)) {
     });
 }
 
+/** @type {(score: number | null, expected: number | null, what: string) => void} */
 function assert_close(score, expected, what) {
     if (expected === null) {
         assert.equal(score, null, what);
     } else {
         assert.ok(
-            Math.abs(score - expected) <= 1e-4 * Math.max(1, Math.abs(expected)),
+            score !== null && Math.abs(score - expected) <= 1e-4 * Math.max(1, Math.abs(expected)),
             `${what}: ${score}, not ${expected}`,
         );
     }

@@ -1,13 +1,20 @@
 /**
  * The repos and expectations that `tests/test_js.py` of vlm-export prepares.
  *
+ * @typedef {import('vlm-export').GenerateOptions} GenerateOptions
  * @typedef {{ path: string, shape: number[] }} PixelValues A file of little-endian float32.
  * @typedef {object} Run
  * @property {string[]} images
  * @property {PixelValues} pixel_values
  * @property {string | null} prompt
- * @property {import('vlm-export').GenerateOptions} options
+ * @property {GenerateOptions} options
  * @property {{ token_ids: number[], score: number | null }[]} expected what PyTorch said
+ *
+ * @typedef {object} Warped What PyTorch makes of scores.
+ * @property {number[]} scores
+ * @property {{ temperature: number, top_k: number, top_p: number }} options
+ * @property {number} least how many tokens stay in any case
+ * @property {number[]} probabilities
  */
 
 import { readFile } from 'node:fs/promises';
@@ -20,7 +27,7 @@ if (!process.env.VLM_EXPORT_SUITE) {
 env.allowRemoteModels = false;
 env.useFSCache = false;
 
-/** @type {{ repos: Record<string, { path: string, runs: Run[] }>, warped: any[] }} */
+/** @type {{ repos: Record<string, { path: string, runs: Run[] }>, warped: Warped[] }} */
 export const suite = JSON.parse(await readFile(process.env.VLM_EXPORT_SUITE, 'utf-8'));
 
 /** @param {PixelValues} pixel_values */
@@ -31,7 +38,7 @@ export async function read_tensor({ path, shape }) {
 
 /**
  * @param {Run} run
- * @returns {Promise<import('vlm-export').GenerateOptions>} of it what `generate()` takes
+ * @returns {Promise<GenerateOptions & { pixel_values: Tensor }>} of it what `generate()` takes
  */
 export async function inputs_of({ images, pixel_values, prompt }) {
     return { images, pixel_values: await read_tensor(pixel_values), ...(prompt !== null && { prompt }) };
