@@ -192,7 +192,7 @@ def graphs(repo: Path, dtype: str) -> list[str]:
 def assert_golden(dtype: str, said: Sequence[object], golden: Sequence[object]) -> None:
     """As many of them are equal as `vlm-export verify` demands."""
     different = [(one, other) for one, other in zip(said, golden, strict=True) if one != other]
-    limit = limit_for(TOKENS_EXACT, dtype, RECIPE.recipe.tolerances)
+    limit = limit_for(TOKENS_EXACT, [dtype], RECIPE.recipe.tolerances)
     assert limit is not None
     assert limit.holds(1 - len(different) / len(golden)), different
 

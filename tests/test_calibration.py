@@ -223,3 +223,13 @@ def test_a_component_that_there_is_none_of(made: Exported) -> None:
         InputError, match="--quantize: no component 'audio'; there is encoder_model, decoder_model_merged"
     ):
         pipeline.run_export(made.recipe, made.work, silent, wanted=parse(["audio=q4"], "--quantize"))
+
+
+def test_a_mixture_is_verified_as_clients_take_it(made: Exported, tmp_path: Path) -> None:
+    copy = made.copy(tmp_path / "copy")
+    pipeline.run_export(copy.recipe, copy.work, silent, wanted=parse(["vision=q8,decoder=q4"], "--quantize"))
+    report = copy.verify("ort", "node")
+    mixed = [check for check in report.checks if check.dtype == "mixed"]
+    assert {check.runtime for check in mixed} == {"ort", "node"}
+    same = next(check for check in mixed if check.metric == "tokens_as_onnxruntime_rate")
+    assert same.verdict == "pass" and same.value == 1.0

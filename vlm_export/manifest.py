@@ -9,6 +9,7 @@ from typing import Any
 
 from vlm_export.documents import load_document
 from vlm_export.errors import InputError
+from vlm_export.wanted import MIXED
 
 MANIFEST = "export.json"
 ONNX = "onnx"  # the folder of the graphs
@@ -43,6 +44,11 @@ class Manifest:
     failed: list[str] = field(default_factory=list)
     mixed: dict[str, str] = field(default_factory=dict)
     schema: int = 1
+
+    @property
+    def verified(self) -> list[str]:
+        """What `verify` runs: each dtype that every component has, and those that a user mixed."""
+        return [*self.dtypes, *([MIXED] if self.mixed else [])]
 
     def usable(self) -> list[str]:
         """The dtypes that did not fail."""

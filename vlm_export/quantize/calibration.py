@@ -19,7 +19,7 @@ from vlm_export.quantize.numbers import Quantized, Solution
 from vlm_export.quantize.probe import Probe
 from vlm_export.quantize.solve import solve
 from vlm_export.quantize.variants import Solutions, Variant
-from vlm_export.runtime.drivers import driver_for
+from vlm_export.runtime.drivers import choose_driver
 from vlm_export.runtime.generate import Decoder, generate
 from vlm_export.runtime.images import open_image
 from vlm_export.runtime.model import Prompt
@@ -76,7 +76,7 @@ def record(
     opened = open_repo(repo)
     engine = OnnxEngine(opened, FP32.name)
     recorder = _Recorder(repo / ONNX)
-    engine.sessions, engine.driver = recorder, driver_for(recorder, opened.files)
+    engine.sessions, engine.driver = recorder, choose_driver(opened.files).on(recorder)
     chosen = [images[place] for place in sorted({round(p) for p in np.linspace(0, len(images) - 1, IMAGES)})]
     for done, path in enumerate(chosen):
         progress("reading sample images", done, len(chosen))

@@ -58,10 +58,11 @@ class DecoderRun:
 class Sessions:
     """ONNX Runtime sessions of one dtype of a repo, opened when first used, fed as transformers.js feeds them.
 
-    `threads` are for each graph; 0 leaves their number to ONNX Runtime.
+    `suffix` is that of the dtype's files, or by component, where each has a dtype of its own. `threads` are for each
+    graph; 0 leaves their number to ONNX Runtime.
     """
 
-    def __init__(self, folder: Path, suffix: str, threads: int = 0):
+    def __init__(self, folder: Path, suffix: str | Mapping[str, str], threads: int = 0):
         self.folder = folder
         self.suffix = suffix
         self.threads = threads
@@ -69,7 +70,8 @@ class Sessions:
 
     def path(self, component: str) -> Path:
         """The file of a graph in this dtype."""
-        return self.folder / f"{component}{self.suffix}.onnx"
+        suffix = self.suffix if isinstance(self.suffix, str) else self.suffix[component]
+        return self.folder / f"{component}{suffix}.onnx"
 
     def session(self, component: str) -> onnxruntime.InferenceSession:
         """The session of a graph, opened on the CPU at the first call and kept."""

@@ -18,6 +18,7 @@ from vlm_export.verify.metrics import first_difference
 from vlm_export.verify.report import RUNS
 from vlm_export.verify.tokens import add_rate, add_tokens
 from vlm_export.verify.verification import Verification
+from vlm_export.wanted import MIXED
 from vlm_export.web import node_runtime
 
 
@@ -44,7 +45,8 @@ def verify_in_node(run: Verification, dtype: str, golden_inputs: Sequence[Arrays
             pairs = zip(readable, golden_inputs, strict=True)
             same = [node_runtime.Item(path, inputs["pixel_values"], prompt) for path, inputs in pairs]
             items = [*same, *from_files]
-            result = node_runtime.caption(run.repo, layout=client.node, dtype=dtype, items=items, generation={})
+            taken = "auto" if dtype == MIXED else dtype  # the repo's own config.json says which each component has
+            result = node_runtime.caption(run.repo, layout=client.node, dtype=taken, items=items, generation={})
     except CheckFailed as error:
         run.fail("all", dtype, "node", RUNS, str(error))
         return
@@ -84,7 +86,7 @@ def _check_as_in_ort(
         if place is None:
             continue
         is_near = place < min(len(found), len(own)) and (
-            in_ort.gap(run, dtype, inputs, own[:place], found[place]) < limits.NEAR_TIES_OF_BUILDS[dtype]
+            in_ort.gap(run, dtype, inputs, own[:place], found[place]) < limits.near_tie_of_builds(run.dtypes_of(dtype))
         )
         (near if is_near else different).append(f"{image.file} from token {place + 1}")
     add_rate(run, dtype, "node", limits.TOKENS_AS_ORT, len(tokens), near, different)

@@ -28,6 +28,7 @@ from vlm_export.verify.metrics import agreement, cosine_similarity, max_relative
 from vlm_export.verify.report import LOADS, RUNS, SATURATION, SHAPE, SIGNATURE, Check
 from vlm_export.verify.tokens import add_tokens
 from vlm_export.verify.verification import Verification
+from vlm_export.wanted import MIXED
 
 
 def verify_in_ort(run: Verification, dtype: str, golden_inputs: Sequence[Arrays]) -> bool:
@@ -266,6 +267,10 @@ def _driver(run: Verification, sessions: Sessions) -> Driver:
 
 
 def _sessions(run: Verification, dtype: str) -> Sessions:
+    if dtype == MIXED:
+        return Sessions(
+            run.repo / ONNX, {component: DTYPES[own].suffix for component, own in run.manifest.mixed.items()}
+        )
     return Sessions(run.repo / ONNX, DTYPES[dtype].suffix)
 
 

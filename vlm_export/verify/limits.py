@@ -9,8 +9,10 @@ leave less to choose.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vlm_export.dtypes import DTYPES, FP32
 from vlm_export.recipe import Tolerance
 
 
@@ -48,7 +50,17 @@ NEAR_TIE = 1e-4
 # The same where two builds of ONNX Runtime run one graph, by dtype. With SmolLM2-135M, one build with and without some
 # of its fusions makes scores that are apart by at most 2.5e-6 in q8, 2.6e-3 in fp16 and 3.6e-2 in int8, whose kernels
 # round activations. Two scores may part.
-NEAR_TIES_OF_BUILDS = {"fp16": 5e-3, "int8": 1e-2, "q8": NEAR_TIE}
+NEAR_TIES_OF_BUILDS = {
+    "fp16": 5e-3,
+    "int8": 1e-2,
+    "uint8": NEAR_TIE,
+    "q8": NEAR_TIE,
+    "q4": 1e-2,
+    "q4f16": 1e-2,
+    "bnb4": NEAR_TIE,
+    "q2": 1e-2,
+    "q2f16": 1e-2,
+}
 
 _AT_MOST = {MAX_RELATIVE_ERROR, PROMPT_IDS, ENDS, PIXELS, PIXELS_FROM_FILE, LOOPING_CAPTIONS, EMPTY_CAPTIONS}
 _OF_FILES = {PROMPT_IDS: 0.0, ENDS: 0.0, PIXELS: 1e-3, PIXELS_FROM_FILE: 0.3}
@@ -66,17 +78,44 @@ _OF_COLLAPSE = {
     EMPTY_CAPTIONS: 0.1,
 }
 _OF_ANY_DTYPE = _OF_FILES | _OF_COLLAPSE
+# What 4 bits cost is reported, and decided by what they do to captions alone; what 2 bits cost decides nothing but
+# whether the model has collapsed.
 _LIMITS = {
     MAX_RELATIVE_ERROR: {"fp32": 1e-4},
-    COSINE_SIMILARITY: {"fp16": 0.999, "int8": 0.9, "q8": 0.9},
-    TOKENS_EXACT: {"fp32": 1.0, "fp16": 0.95, "int8": 0.85, "q8": 0.85},
-    TOKENS_AS_ORT: {"fp16": 1.0, "int8": 1.0, "q8": 1.0},
-    TOP1_AGREEMENT: {"fp32": 1.0, "fp16": 0.99, "int8": 0.97, "q8": 0.97},
+    COSINE_SIMILARITY: {"fp16": 0.999, "int8": 0.9, "uint8": 0.9, "q8": 0.9},
+    TOKENS_EXACT: {"fp32": 1.0, "fp16": 0.95, "int8": 0.85, "uint8": 0.85, "q8": 0.85},
+    TOKENS_AS_ORT: {name: 1.0 for name in DTYPES if name != FP32.name},
+    TOP1_AGREEMENT: {
+        "fp32": 1.0,
+        "fp16": 0.99,
+        "int8": 0.97,
+        "uint8": 0.97,
+        "q8": 0.97,
+        "q4": 0.9,
+        "q4f16": 0.9,
+        "bnb4": 0.85,
+    },
 }
 
 
-def limit_for(metric: str, dtype: str, tolerances: tuple[Tolerance, ...] = ()) -> Limit | None:
-    """The limit in force, or None where a metric is reported but decides nothing."""
+def limit_for(metric: str, dtypes: Sequence[str], tolerances: tuple[Tolerance, ...] = ()) -> Limit | None:
+    """The limit in force, or None where a metric is reported but decides nothing.
+
+    Of several `dtypes`, one for each component, it is the widest of theirs.
+    """
+    limits = [_limit_for(metric, dtype, tolerances) for dtype in dtypes]
+    known = [limit for limit in limits if limit is not None]
+    if len(known) < len(limits):
+        return None
+    return (max if metric in _AT_MOST else min)(known, key=lambda limit: limit.limit)
+
+
+def near_tie_of_builds(dtypes: Sequence[str]) -> float:
+    """The gap of scores that two builds of ONNX Runtime may turn round: of several dtypes the widest."""
+    return max(NEAR_TIES_OF_BUILDS.get(dtype, NEAR_TIE) for dtype in dtypes)
+
+
+def _limit_for(metric: str, dtype: str, tolerances: tuple[Tolerance, ...]) -> Limit | None:
     for tolerance in tolerances:
         if (tolerance.metric, tolerance.dtype) == (metric, dtype):
             return Limit(tolerance.limit, metric in _AT_MOST, tolerance.reason)

@@ -14,6 +14,7 @@ from vlm_export.spec.graph import Component
 from vlm_export.verify import limits
 from vlm_export.verify.golden import GoldenFolder
 from vlm_export.verify.report import Check
+from vlm_export.wanted import MIXED
 
 
 @dataclass
@@ -31,9 +32,13 @@ class Verification:
     versions: dict[str, str] = field(default_factory=dict)
     generated_in_ort: dict[str, list[list[int]]] = field(default_factory=dict)
 
+    def dtypes_of(self, name: str) -> list[str]:
+        """The dtypes that a graph may have: one, or all those that a user mixed."""
+        return list(self.manifest.mixed.values()) if name == MIXED else [name]
+
     def add(self, component: str, dtype: str, runtime: str, metric: str, value: float, detail: str = "") -> bool:
         """Judge a value by its limit and keep the check. Returns whether it did not fail."""
-        limit = limits.limit_for(metric, dtype, self.tolerances)
+        limit = limits.limit_for(metric, self.dtypes_of(dtype), self.tolerances)
         verdict: Literal["pass", "fail", "reported"] = "reported"
         if limit is not None:
             verdict = "pass" if limit.holds(value) else "fail"

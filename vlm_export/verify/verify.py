@@ -56,7 +56,7 @@ def verify(
         node_runtime.node_home()  # a missing Node is better told before the work than after it
     if "ort" in wanted:
         check_own_files(run, model_inputs)
-    for name in manifest.dtypes:
+    for name in manifest.verified:
         if "ort" in wanted and not verify_in_ort(run, name, model_inputs):
             continue
         if "node" in wanted:
