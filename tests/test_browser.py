@@ -24,10 +24,12 @@ from static_server import StaticServer, files_under
 
 from vlm_export import bundled, pipeline
 from vlm_export.apps.demo_server import ISOLATION
+from vlm_export.apps.load import load
 from vlm_export.files import Work
 from vlm_export.manifest import load_manifest
 from vlm_export.preprocessing import pixel_values
 from vlm_export.recipe import find_recipe
+from vlm_export.runtime.images import open_image
 from vlm_export.verify.golden import GoldenImage, load_golden
 from vlm_export.verify.limits import TOKENS_EXACT, limit_for
 from vlm_export.web.node_runtime import Layout, node_home
@@ -225,6 +227,32 @@ def test_wasm(
     assert_golden(dtype, [caption["text"] for caption in captions], [image.caption for image in golden])
     if images:
         assert_golden(dtype, seen.answer["image_texts"], [image.caption for image in golden])
+
+
+def in_onnxruntime(repo: Path, dtype: str, inputs: Inputs) -> list[list[int]]:
+    """The tokens of the same graphs and pixels here."""
+    model = load(repo, dtype=dtype, backend="onnx")
+    return [list(model.generate([open_image(inputs.folder / image.file)]).token_ids) for image in inputs.images]
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "uint8", "q4", "q4f16", "bnb4", "q2", "q2f16"])
+def test_every_dtype_in_wasm(export: Export, tmp_path: Path, dtype: str) -> None:
+    """In the browser's default build; `verify` and `bench` run them in Node and in the plain build."""
+    repo, inputs = export("captioner", "all"), write_inputs(tmp_path, count=2)
+    seen = visit(repo, "captioner", inputs, {"dtype": dtype})
+    assert seen.sessions == {("wasm", dtype)}
+    assert seen.graphs == graphs(repo, dtype)
+    said = [caption["token_ids"] for caption in seen.answer["captions"]]
+    assert said == in_onnxruntime(repo, dtype, inputs)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "q4", "bnb4", "q2"])
+def test_every_dtype_in_webgpu(export: Export, tmp_path: Path, dtype: str) -> None:
+    """The software adapter has no float16, so that fp16, q4f16 and q2f16 can only be run on another."""
+    repo, inputs = export("captioner", "all"), write_inputs(tmp_path, count=1)
+    seen = visit(repo, "captioner", inputs, {"device": "webgpu", "dtype": dtype}, SOFTWARE_WEBGPU)
+    assert seen.sessions == {("webgpu", dtype)}
+    assert [caption["token_ids"] for caption in seen.answer["captions"]] == in_onnxruntime(repo, dtype, inputs)
 
 
 @pytest.mark.verifies("prefix_conditioning_vlm", "captioner", webgpu="fp32 int8 q8")
