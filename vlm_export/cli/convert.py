@@ -11,6 +11,7 @@ import click
 from vlm_export.cli.options import common, open_recipe, recipe_argument
 from vlm_export.cli.output import Progress, notify, print_result, report_lines
 from vlm_export.contract import LayoutName
+from vlm_export.dtypes import FP32, preferred
 from vlm_export.errors import InputError
 from vlm_export.wanted import AUTO, PLANNED, Goal, parse, parse_size
 
@@ -101,8 +102,10 @@ def onnx(
             notify=notify,
         )
     lines = [f"{graph.file:40} {graph.size_bytes / 1e6:9.2f} MB" for graph in manifest.graphs]
-    if "int8" in manifest.dtypes and "q8" not in manifest.dtypes:
-        lines.append("browsers will load float32, because int8 is slow there: --quantize q8 adds what they want")
+    if manifest.dtypes != [FP32.name] and not manifest.mixed and preferred("wasm", manifest.dtypes) == FP32.name:
+        lines.append(
+            "browsers will load float32, since packed weights are slow there: --quantize q8 adds what they want"
+        )
     print_result(as_json, {**asdict(manifest), "path": str(folder.repo)}, [*lines, f"written to {folder.repo}"])
 
 
