@@ -77,11 +77,6 @@ class Dtype:
         """What is appended to a graph's name."""
         return SUFFIXES[self.name]
 
-    @property
-    def is_calibrated(self) -> bool:
-        """Whether making it needs sample inputs."""
-        return self.decoder.is_calibrated
-
 
 FP32 = Dtype("fp32")
 # Towers keep 8 bits in every dtype: with 4 bits some features of an image come out beyond recognition. The table and
@@ -109,8 +104,8 @@ REFUSED = {
 
 # By device, what a client takes unless it is told otherwise: the fastest of those that a repo has, then the smallest.
 # Decoder of SmolLM2-135M, tokens a second (benchmarks/dtypes.py, vlm-export bench): on two threads of a processor int8
-# 86, q8 41, fp32 40; in WASM on one thread q8 19.5, fp32 20, int8 2.2. Graphics adapters have kernels for packed weights;
-# not all have float16.
+# 86, q8 41, fp32 40; in WASM on one thread q8 19.5, fp32 20, int8 2.2. Graphics adapters have kernels for packed
+# weights; not all have float16.
 PREFERRED: dict[str, tuple[str, ...]] = {
     "cpu": ("int8", "q4", "q8", "uint8", "fp32"),
     "wasm": ("q8", "uint8", "fp32"),

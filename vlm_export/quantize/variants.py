@@ -12,7 +12,7 @@ from functools import cached_property
 
 import onnx_ir as ir
 
-from vlm_export.dtypes import ACTIVATIONS, BY_ROW, FP32, PLAIN, Dtype, Form
+from vlm_export.dtypes import ACTIVATIONS, BY_ROW, PLAIN, Dtype, Form
 from vlm_export.graph.weights import CheckpointTensor, attach_weights
 from vlm_export.quantize import folded, graph_edits, half, nf4, packed
 from vlm_export.quantize.numbers import Quantized, Solution
@@ -108,11 +108,6 @@ class Variant:
         if any(form != PLAIN for form in self.forms.values()):
             quantize(model, self.forms, solutions or {})
         return model
-
-
-def float32(source: Source) -> Variant:
-    """The component with the checkpoint's own weights."""
-    return Variant(source, FP32)
 
 
 def quantize(model: ir.Model, forms: Mapping[str, Form], solutions: Solutions) -> int:
