@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import yaml
 
 from vlm_export.documents import check_document
@@ -25,7 +26,9 @@ from vlm_export.quantize.variants import Source, Variant
 from vlm_export.wanted import PLANNED, Goal
 
 FILE = "quantization.yaml"  # in a repo
-_TEXTS = 8  # sample texts that a weight's cost is measured on
+_OF_A_WEIGHT = 64  # bytes of a weight in a file beside its data and its name, at most
+_OF_A_FILE = 32 << 10  # bytes of all else: what is declared, and small constants
+_TEXTS = 3  # sample texts that a weight's cost is measured on
 _FORMS = {4: PACKED_4, 8: PACKED_8}
 _HEADER = """\
 # The bits of each weight of a decoder. Edit `bits` (4 or 8) and replay it with `vlm-export onnx --plan FILE`.
@@ -47,7 +50,7 @@ class Plan:
     """The bits of a decoder's weights, by name in the graph.
 
     Attributes:
-        bytes: of the decoder's file, but for its nodes.
+        bytes: of the decoder's file.
         kl: divergence of the next token on the sample texts, in nats, as it is predicted.
     """
 
@@ -143,9 +146,13 @@ def _saved(quantized: Quantized) -> int:
 
 
 def _size(variant: Variant) -> int:
-    """Bytes of a variant's file, to within its nodes."""
-    graph = variant.make().graph
-    return sum(value.const_value.nbytes for value in graph.initializers.values() if value.const_value is not None)
+    """Bytes of a variant's file."""
+    model = variant.make()
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    weights = sum(tensor.nbytes for tensor in tensors if isinstance(tensor, ir.LazyTensor))
+    names = sum(len(str(tensor.name)) + _OF_A_WEIGHT for tensor in tensors if isinstance(tensor, ir.LazyTensor))
+    nodes = sum(ir.to_proto(node).ByteSize() for node in model.graph)
+    return weights + names + nodes + _OF_A_FILE
 
 
 def _spread(runs: Sequence[Run], count: int) -> list[Run]:

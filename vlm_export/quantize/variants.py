@@ -118,8 +118,9 @@ def quantize(model: ir.Model, forms: Mapping[str, Form], solutions: Solutions) -
     graph = model.graph
 
     def in_form(weight: CheckpointTensor, *, outputs_last: bool) -> Quantized:
-        name = str(weight.name)
-        return fitted(Quantized(weight, outputs_last, forms[name], solutions.get(name)))
+        form = forms[str(weight.name)]
+        solution = solutions.get(str(weight.name)) if form.is_calibrated else None
+        return fitted(Quantized(weight, outputs_last, form, solution))
 
     changed = 0
     for lookup, table in list(graph_edits.lookups(model)):
