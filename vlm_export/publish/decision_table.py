@@ -26,7 +26,7 @@ from vlm_export.verify.report import DtypeRow, Speed
 from vlm_export.wanted import MIXED
 
 _UNKNOWN = "-"
-_RUNTIMES = {"ort": "ONNX Runtime", "wasm": "WASM"}
+_RUNTIMES = {"ort": "CPU", "wasm": "WASM"}
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,14 @@ def markdown(found: Sequence[DtypeRow]) -> str:
 def table(found: Sequence[DtypeRow]) -> Group:
     """For the terminal: the same without the components."""
     columns = _columns(found, by_component=False)
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    made = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)  # 80 characters hold it
     for column in columns:
-        made.add_column(column.title, justify="left" if column is columns[0] else "right")
+        made.add_column(
+            column.title.replace(" ", "\n"),
+            justify="left" if column is columns[0] else "right",
+            vertical="bottom",
+            no_wrap=True,
+        )
     for row in found:
         made.add_row(
             *(column.cell(row) or _UNKNOWN for column in columns), style="red" if row.verdict == "fail" else ""
@@ -158,9 +163,9 @@ def _speeds(runtime: str) -> tuple[Column, Column]:
         Column(
             f"{name}: first token",
             lambda row: of(row, lambda speed: duration(speed.first_token_seconds)),
-            "from the image file on; tokens/s: those after it" if runtime == "ort" else "",
+            "in ONNX Runtime, from the image file on; tok/s: tokens a second after it" if runtime == "ort" else "",
         ),
-        Column(f"{name}: tokens/s", lambda row: of(row, lambda speed: significant(speed.tokens_per_second))),
+        Column(f"{name}: tok/s", lambda row: of(row, lambda speed: significant(speed.tokens_per_second))),
     )
 
 
@@ -168,7 +173,7 @@ def _kl(row: DtypeRow) -> str | None:
     """0 of float32 by definition, once it was verified."""
     if row.dtype == FP32.name and row.top1 is not None:
         return "0"
-    return None if row.kl is None else f"{row.kl:.2g}"
+    return _number(row.kl, ".2g")
 
 
 def _number(value: float | None, form: str) -> str | None:
@@ -183,7 +188,9 @@ _PRICE = (
         "the first images; 0 is no difference",
     ),
     Column(
-        "same token", lambda row: _number(row.top1, ".1%"), "places where the likeliest token is PyTorch's, likewise"
+        "same token",
+        lambda row: _number(row.top1, ".1%"),
+        "places where the likeliest token is PyTorch's, behind PyTorch's tokens",
     ),
     Column("same captions", lambda row: row.captions_exact, "captions that are PyTorch's to the last token"),
     Column(
