@@ -133,6 +133,8 @@ def test_verifies_in_both_runtimes(exported: Exported) -> None:
     exact = {(c.runtime, c.dtype): c.value for c in report.checks if c.metric == "tokens_exact_rate"}
     assert exact[("ort", "fp32")] == exact[("node", "fp32")] == 1.0
     assert exact.keys() == {(runtime, dtype) for runtime in ("ort", "node") for dtype in DTYPES}
+    costs = {row.dtype: row.kl for row in report.table}
+    assert costs.keys() == set(DTYPES) and {dtype for dtype, kl in costs.items() if kl is None} == {"fp32"}
     assert {c.detail.split(",")[0] for c in report.checks if "(case" in c.detail} >= {"logits (case0", "logits (case2"}
 
 

@@ -198,6 +198,34 @@ def test_an_int8_graph_that_collapsed(broken: Exported) -> None:
     assert "cosine_similarity: logits" in messages(report)
 
 
+def test_what_a_dtype_costs_is_reported_and_judged_by_nobody(broken: Exported) -> None:
+    """Nats and words: float32 has none to lose, a graph that is spoiled loses more of both."""
+    right = costs(broken.verify("ort"))
+    assert {dtype for dtype, _ in right} == {"fp32", "int8"}
+    assert ("fp32", limits.TEACHER_FORCED_KL) not in right
+    assert right["fp32", limits.ROUGE_L].value == 1.0
+    kl = right["int8", limits.TEACHER_FORCED_KL]
+    assert 0 < kl.value < 0.01 and kl.detail.endswith(" tokens of 3 images, against fp32")
+    assert all((check.verdict, check.limit) == ("reported", None) for check in right.values())
+
+    def spoil(model: ir.Model) -> None:
+        name = next(n for n in model.graph.initializers if n.endswith("layers.1.mlp.down_proj.weight.scale"))
+        value = model.graph.initializers[name]
+        value.const_value = ir.Tensor(-value.const_value.numpy(), name=name)
+
+    edit(broken.graph(f"{DECODER}_int8"), spoil)
+    spoiled = costs(broken.verify("ort"))
+    assert spoiled["int8", limits.TEACHER_FORCED_KL].value > 10 * kl.value
+    assert spoiled["int8", limits.ROUGE_L].value < 1.0
+    assert spoiled["fp32", limits.ROUGE_L].value == 1.0
+
+
+def costs(report: Report) -> dict[tuple[str, str], Check]:
+    found = [check for check in report.checks if check.metric in (limits.TEACHER_FORCED_KL, limits.ROUGE_L)]
+    assert {check.runtime for check in found} == {"ort"}
+    return {(check.dtype, check.metric): check for check in found}
+
+
 def test_integer_products_that_saturate_fail_on_any_processor(broken: Exported) -> None:
     """The decoder of other exporters' int8: what this processor makes of it decides nothing."""
     quantize_dynamic(broken.graph(DECODER), broken.graph(f"{DECODER}_int8"), per_channel=True)

@@ -25,13 +25,12 @@ from vlm_export.graph.graph_cache import GraphCache
 from vlm_export.graph.graph_file import copy_graph, save_graph
 from vlm_export.graph.onnxsim_process import Onnxsim
 from vlm_export.manifest import ONNX, GraphFile, Manifest, complete_dtypes, load_manifest
-from vlm_export.measure.bench import Benchmark
 from vlm_export.merging import merge
 from vlm_export.merging.merge import REPORT as MERGE_REPORT
 from vlm_export.merging.merge import MergeReport
 from vlm_export.own_files import own_file
-from vlm_export.publish import config_files
-from vlm_export.publish.gate import REPORT
+from vlm_export.publish import config_files, decision_table
+from vlm_export.publish.findings import BENCH, REPORT, load_benchmark, load_report
 from vlm_export.quantize import calibration, saturation
 from vlm_export.quantize import plan as plans
 from vlm_export.quantize.calibration import Solver
@@ -48,7 +47,6 @@ from vlm_export.wanted import PLANNED, Goal, Wanted, parse
 
 Progress = Callable[[str, int, int], None]  # what, done, of how many
 _VERSIONS = ("vlm-export", "torch", "transformers", "peft", "onnx", "onnxruntime", "onnxscript", "onnxsim")
-BENCH = "bench.json"
 
 
 @with_trusted_code
@@ -236,7 +234,10 @@ def _write(
 
 @with_trusted_code
 def run_verify(recipe: RecipeFile, work: Work, progress: Progress, *, runtimes: Sequence[VerifyTarget]) -> Report:
-    """Compare `repo/` with the goldens; write `report/report.json`, and what was verified into the model card."""
+    """Compare `repo/` with the goldens; write `report/report.json`, and what was verified into the model card.
+
+    What was measured of these graphs goes into the report's table.
+    """
     recorded = golden.load_golden(recipe.golden_dir, recipe.name)
     manifest = load_manifest(work.repo)
     merged = open_checkpoint(work.merged)
@@ -256,7 +257,9 @@ def run_verify(recipe: RecipeFile, work: Work, progress: Progress, *, runtimes: 
     )
     manifest = config_files.write_failed(work.repo, manifest, report.failed_dtypes)
     client = merged.family.layouts[manifest.layout].client
-    benchmark = _of_these_graphs(work, BENCH, Benchmark)
+    measured = load_benchmark(work)
+    benchmark = asdict(measured) if measured else None
+    report = replace(report, table=decision_table.rows(manifest, asdict(report), benchmark))
     config_files.write_card(work.repo, recipe, client, manifest, asdict(report), benchmark)
     write_json(work.report / REPORT, with_files(report, work.repo))
     return report
@@ -271,21 +274,13 @@ def run_card(recipe: RecipeFile, work: Work, benchmark: Mapping[str, Any]) -> Pa
     """
     manifest = load_manifest(work.repo)
     write_json(work.report / BENCH, benchmark)
-    report = _of_these_graphs(work, REPORT, Report)
+    report = load_report(work)
     client = open_checkpoint(work.merged).family.layouts[manifest.layout].client
     card = work.repo / config_files.CARD
-    config_files.write_card(work.repo, recipe, client, manifest, report, benchmark)
+    verified = asdict(report) if report else None
+    config_files.write_card(work.repo, recipe, client, manifest, verified, benchmark)
     if report is not None:
-        write_json(work.report / REPORT, report | {"files_sha256": report["files_sha256"] | {card.name: sha256(card)}})
+        table = decision_table.rows(manifest, verified, benchmark)
+        hashes = report.files_sha256 | {card.name: sha256(card)}
+        write_json(work.report / REPORT, asdict(replace(report, table=table, files_sha256=hashes)))
     return card
-
-
-def _of_these_graphs(work: Work, name: str, kind: type[Report | Benchmark]) -> dict[str, Any] | None:
-    """A report or benchmark that is there, if the graphs that it is about are those of `repo/`."""
-    path = work.report / name
-    if not path.is_file():
-        return None
-    found = load_document(path, kind, f"remove it, or run `vlm-export {path.stem.replace('report', 'verify')}` again")
-    graphs = {work.repo / ONNX / file: digest for file, digest in found.graphs_sha256.items()}
-    same = all(graph.is_file() and sha256(graph) == digest for graph, digest in graphs.items())
-    return asdict(found) if graphs and same else None

@@ -32,7 +32,7 @@ def find_repo(reference: str | None, work: Path | None = None, *, dtype: str | N
     """
     recipe = recipe_of(reference)
     if recipe is not None:
-        folder = _work(recipe, work).repo
+        folder = work_of(recipe, work).repo
         if not (folder / CONFIG).is_file():
             raise InputError(f"{folder}: nothing exported yet: run {_export_commands(recipe)}")
         return folder
@@ -71,7 +71,7 @@ def open_model(
             notify(f"warning: trust_remote_code: runs code of {recipe.trusted_code}")
         return from_recipe(recipe)
 
-    folder = _work(recipe, work).repo
+    folder = work_of(recipe, work).repo
     if backend == "torch":
         return Model(fallback())
     if backend == "auto" and not (folder / CONFIG).is_file():
@@ -161,7 +161,8 @@ def _download(repo_id: str, dtype: str | None) -> Path:
     return hub.download(repo_id, revision=folder.name, allow_patterns=(*_ALL_BUT_GRAPHS, *graphs))
 
 
-def _work(recipe: RecipeFile, work: Path | None) -> Work:
+def work_of(recipe: RecipeFile, work: Path | None) -> Work:
+    """The work folder of a recipe: the one that a user named, else its own below `build/`."""
     return Work(work or Path("build") / recipe.name)
 
 

@@ -123,9 +123,12 @@ def verify(recipe: str | None, runtimes: tuple[str, ...], work: Path | None, as_
 
     Example: vlm-export verify --runtime ort
     """
+    from rich.console import Console
+
     found, folder = open_recipe(recipe, work)
     from vlm_export import pipeline
-    from vlm_export.publish.gate import REPORT
+    from vlm_export.publish import decision_table
+    from vlm_export.publish.findings import REPORT
     from vlm_export.targets import VERIFY_TARGETS
     from vlm_export.verify.causes import explain
 
@@ -134,6 +137,8 @@ def verify(recipe: str | None, runtimes: tuple[str, ...], work: Path | None, as_
     lines = report_lines(report, folder.report / REPORT)
     advice = explain(report, recipe or found.name)
     print_result(as_json, asdict(report) | {"advice": advice}, [*lines, *advice])
+    if not as_json:
+        Console().print(decision_table.table(report.table))
     if report.verdict != "pass":
         click.get_current_context().exit(1)
 
@@ -244,6 +249,7 @@ def bench(
     from vlm_export.apps import exported_repo
     from vlm_export.measure import bench as benchmark
     from vlm_export.measure import bench_table
+    from vlm_export.publish import decision_table
 
     recipe = exported_repo.recipe_of(repo)
     if card and recipe is None:
@@ -253,10 +259,11 @@ def bench(
     chosen = images or benchmark.images_of(recipe)
     with Progress(as_json) as progress:
         done = benchmark.bench(folder, chosen, runtimes=runtimes, dtypes=dtypes, progress=progress, **settings)
+    rows = decision_table.rows_of(exported_repo.work_of(recipe, work), asdict(done)) if recipe else []
     if as_json:
-        print_result(True, asdict(done), [])
+        print_result(True, asdict(done) | {"table": [asdict(row) for row in rows]}, [])
     else:
-        Console().print(bench_table.table(asdict(done)))
+        Console().print(bench_table.table(asdict(done)), *([decision_table.table(rows)] if rows else []))
     if card and recipe is not None:
         from vlm_export import pipeline
 

@@ -1,1 +1,1 @@
-"""What is published beside the graphs (config files, card), and the gate in front of the Hub."""
+"""What is published beside the graphs: config files, the card and its table of dtypes; the gate in front of the Hub."""

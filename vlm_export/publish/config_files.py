@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from vlm_export.preprocessing import (
     processor_settings,
     stored_generation,
 )
+from vlm_export.publish import decision_table, quality_plot
 from vlm_export.recipe import RecipeFile
 from vlm_export.source.checkpoint import Checkpoint
 from vlm_export.source.companions import check_tokenizer
@@ -31,6 +32,7 @@ from vlm_export.source.generation_rules import published
 from vlm_export.spec.client import ChatTemplate, Client, RepoFacts
 from vlm_export.verify import collapse
 from vlm_export.verify.golden import eos_token_ids
+from vlm_export.verify.report import DtypeRow
 from vlm_export.wanted import MIXED
 
 CARD = "README.md"
@@ -156,7 +158,11 @@ def write_card(
     report: Mapping[str, Any] | None,
     benchmark: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the model card: how to use it, what is in it, and what was verified (`report`) and measured, if it was."""
+    """Write the model card: which dtype to take, how, what was verified (`report`) and measured, if it was.
+
+    The picture of what each dtype costs lies beside it, where at least two have been told.
+    """
+    rows = decision_table.rows(manifest, report, benchmark)
     hub = recipe.recipe.hub
     front = {
         "library_name": "transformers.js" if client.node else "onnx",
@@ -173,8 +179,8 @@ def write_card(
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
         f"# {recipe.name}\n",
         recipe.recipe.description.strip(),
+        f"\n## Which dtype\n\n{decision_table.markdown(rows)}\n- {_suffixes(manifest)}{_plot(folder, rows)}",
         f"\n## Use\n\nLoads with {client.name}.\n\n{client.snippet(repo_id)}",
-        f"\n## Files\n\n{_size_table(manifest)}",
         f"\n## Verified\n\n{_verified(report)}",
         *([f"\n## Measured\n\n{bench_table.markdown(benchmark)}"] if benchmark else []),
         "\n## Made from\n\n"
@@ -186,17 +192,19 @@ def write_card(
     (folder / CARD).write_text("\n".join(sections), encoding="utf-8")
 
 
-def _size_table(manifest: Manifest) -> str:
-    sizes = {(graph.component, graph.dtype): graph.size_bytes for graph in manifest.graphs}
-    components = list(dict.fromkeys(graph.component for graph in manifest.graphs))
-    rows = ["| graph | " + " | ".join(manifest.dtypes) + " |", "|---" * (len(manifest.dtypes) + 1) + "|"]
-    for component in components:
-        cells = [f"{sizes[component, dtype] / 1e6:.1f} MB" for dtype in manifest.dtypes]
-        rows.append(f"| `{component}` | " + " | ".join(cells) + " |")
-    totals = [sum(sizes[component, dtype] for component in components) for dtype in manifest.dtypes]
-    rows.append("| together | " + " | ".join(f"{total / 1e6:.1f} MB" for total in totals) + " |")
-    suffixes = ", ".join(f"{dtype}: `{DTYPES[dtype].suffix or '(none)'}`" for dtype in manifest.dtypes)
-    return "\n".join(rows) + f"\n\nFile suffixes: {suffixes}."
+def _suffixes(manifest: Manifest) -> str:
+    suffixes = [f"`{DTYPES[dtype].suffix}` {dtype}" for dtype in manifest.dtypes if DTYPES[dtype].suffix]
+    return f"files in `onnx/`: no suffix is {FP32.name}" + "".join(f", {suffix}" for suffix in suffixes)
+
+
+def _plot(folder: Path, rows: Sequence[DtypeRow]) -> str:
+    """Write the picture of what each dtype costs; returns the card's link to it, or nothing where there is none."""
+    picture = quality_plot.svg(rows)
+    (folder / quality_plot.FILE).unlink(missing_ok=True)
+    if picture is None:
+        return ""
+    (folder / quality_plot.FILE).write_text(picture, encoding="utf-8")
+    return f"\n\n![Size and KL of each dtype]({quality_plot.FILE})"
 
 
 def _verified(report: Mapping[str, Any] | None) -> str:

@@ -9,10 +9,9 @@ from vlm_export.documents import load_document
 from vlm_export.errors import CheckFailed
 from vlm_export.files import Work, file_hashes
 from vlm_export.manifest import load_manifest
+from vlm_export.publish.findings import REPORT
 from vlm_export.recipe import RecipeFile
 from vlm_export.verify.report import Report
-
-REPORT = "report.json"
 
 
 def check_verified(work: Work) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import numpy as np
@@ -24,11 +24,24 @@ from vlm_export.runtime.text import Text
 from vlm_export.verify import collapse, limits
 from vlm_export.verify.collapse import ImagePair
 from vlm_export.verify.golden import Golden, GoldenCase
-from vlm_export.verify.metrics import agreement, cosine_similarity, max_relative_error
+from vlm_export.verify.metrics import agreement, cosine_similarity, max_relative_error, nats_lost, rouge_l
 from vlm_export.verify.report import LOADS, RUNS, SATURATION, SHAPE, SIGNATURE, Check
 from vlm_export.verify.tokens import add_tokens
 from vlm_export.verify.verification import Verification
 from vlm_export.wanted import MIXED
+
+_FORCED_IMAGES = 8  # the golden images whose tokens are forced for what a dtype costs in nats: a second run of each
+
+
+@dataclass(frozen=True)
+class Forced:
+    """What the graphs say where the golden tokens come before: the best token at each place, under the plan's rules.
+
+    `scores` `[tokens, vocabulary] float32` are those that the graphs give, before any rule.
+    """
+
+    chosen: list[int]
+    scores: np.ndarray
 
 
 def verify_in_ort(run: Verification, dtype: str, golden_inputs: Sequence[Arrays]) -> bool:
@@ -45,6 +58,7 @@ def verify_in_ort(run: Verification, dtype: str, golden_inputs: Sequence[Arrays]
         encoded = {case.name: _check_case(run, dtype, driver, case) for case in run.golden.facts.cases}
         run.progress(f"{dtype}: tokens in ONNX Runtime")
         if _check_tokens(run, dtype, driver, golden_inputs):
+            _check_captions(run, dtype)
             _check_collapse(run, dtype, driver, encoded)
     except GRAPH_ERRORS as error:
         run.fail("all", dtype, "ort", RUNS, f"ONNX Runtime: {' '.join(str(error).split())}")
@@ -182,27 +196,51 @@ def _explain(run: Verification, value: np.ndarray, goldens: Mapping[str, np.ndar
 
 
 def _check_tokens(run: Verification, dtype: str, driver: Driver, golden_inputs: Sequence[Arrays]) -> bool:
-    """Greedy tokens of every image, and top-1 agreement when the golden tokens are forced.
+    """Greedy tokens of every image; top-1 agreement when the golden tokens are forced, and what it costs in nats.
 
     Returns whether there are tokens: the decoder's scores are numbers.
     """
-    generated, agreed = [], []
-    for image, model_inputs in zip(run.golden.facts.images, golden_inputs, strict=True):
+    generated, agreed, scores = [], [], list[np.ndarray]()
+    for place, (image, model_inputs) in enumerate(zip(run.golden.facts.images, golden_inputs, strict=True)):
         inputs = with_encoded(driver, model_inputs)
         decided = _plan(run.golden.facts, inputs)
         try:
             [own] = generate(Decoder(driver, inputs), decided)
-            follows = own.token_ids == image.token_ids
-            forced = own.token_ids if follows else _forced(Decoder(driver, inputs), decided, image.token_ids)
+            chosen = own.token_ids
+            if place < _FORCED_IMAGES or chosen != image.token_ids:
+                forced = _forced(Decoder(driver, inputs), decided, image.token_ids)
+                chosen = forced.chosen
+                scores += [forced.scores] if place < _FORCED_IMAGES else []
         except FloatingPointError as error:
             run.add("all", dtype, "ort", limits.TOKENS_EXACT, math.nan, f"{image.file}: {error}")
             return False
         generated.append(own.token_ids)
-        agreed.append(agreement(forced, image.token_ids))
+        agreed.append(agreement(chosen, image.token_ids))
     run.generated_in_ort[dtype] = generated
     add_tokens(run, dtype, "ort", limits.TOKENS_EXACT, generated)
     run.add("all", dtype, "ort", limits.TOP1_AGREEMENT, float(np.mean(agreed)), f"{len(agreed)} images")
+    _check_nats(run, dtype, scores)
     return True
+
+
+def _check_nats(run: Verification, dtype: str, scores: list[np.ndarray]) -> None:
+    """How far a dtype's distributions of the next token are from float32's, which come first and are kept."""
+    if dtype == FP32.name:
+        run.fp32_scores = scores
+        return
+    if [each.shape for each in scores] != [each.shape for each in run.fp32_scores]:
+        return  # float32 did not run, or one of them has another vocabulary: either has failed already
+    lost = np.concatenate([nats_lost(*pair) for pair in zip(scores, run.fp32_scores, strict=True)])
+    detail = f"{len(lost)} tokens of {len(scores)} images, against {FP32.name}"
+    run.add("all", dtype, "ort", limits.TEACHER_FORCED_KL, float(lost.mean()), detail)
+
+
+def _check_captions(run: Verification, dtype: str) -> None:
+    """How much of PyTorch's captions the captions say, in words."""
+    text, images = Text(run.repo), run.golden.facts.images
+    captions = [text.decode(ids) for ids in run.generated_in_ort[dtype]]
+    shares = [rouge_l(caption, image.caption) for caption, image in zip(captions, images, strict=True)]
+    run.add("all", dtype, "ort", limits.ROUGE_L, float(np.mean(shares)), f"{len(shares)} images")
 
 
 def _check_collapse(run: Verification, dtype: str, driver: Driver, encoded: Mapping[str, Arrays]) -> None:
@@ -274,11 +312,16 @@ def _sessions(run: Verification, dtype: str) -> Sessions:
     return Sessions(run.repo / ONNX, DTYPES[dtype].suffix)
 
 
-def _forced(decoder: Decoder, plan: Plan, golden: Sequence[int]) -> list[int]:
-    """The graphs' choice at each place when the golden tokens came before it."""
-    chosen: list[int] = []
+def _forced(decoder: Decoder, plan: Plan, golden: Sequence[int]) -> Forced:
+    """What the graphs say at each place when the golden tokens came before it.
+
+    Raises:
+        FloatingPointError: the decoder's scores are no numbers.
+    """
+    chosen, scores = list[int](), list[np.ndarray]()
     for count, token in enumerate(golden):
+        scores.append(decoder.scores[0])
         chosen.append(int(logits.process(decoder.scores, decoder.history, count, plan).argmax()))
         if count + 1 < len(golden):
             decoder.step([token])
-    return chosen
+    return Forced(chosen, np.stack(scores))

@@ -34,6 +34,8 @@ COSINE_SIMILARITY = "cosine_similarity"
 TOKENS_EXACT = "tokens_exact_rate"
 TOP1_AGREEMENT = "teacher_forced_top1_agreement"
 FROM_FILE_EXACT = "tokens_exact_rate_from_image_file"
+# What a dtype costs, reported and not judged: see `metrics.py`.
+TEACHER_FORCED_KL, ROUGE_L = "teacher_forced_kl", "rouge_l"
 TOKENS_AS_ORT = "tokens_as_onnxruntime_rate"  # of transformers.js in fewer bits than 32: on the same graph and pixels
 # What a client is fed: prompts whose ids are not PyTorch's, whether it stops elsewhere, and how far pixels are from
 # PyTorch's on the average, in the units of the model; in transformers.js those of large parts of a picture, since it

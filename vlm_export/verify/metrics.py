@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vlm_export.runtime.logits import log_softmax
+
 
 def max_relative_error(value: np.ndarray, reference: np.ndarray) -> float:
     """`max |value - reference| / max |reference|`: relative to the largest element, so that zeros do not count.
@@ -38,3 +40,42 @@ def first_difference(left: Sequence[int], right: Sequence[int]) -> int | None:
         if a != b:
             return index
     return None if len(left) == len(right) else min(len(left), len(right))
+
+
+def nats_lost(scores: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """The KL divergence, in nats, of each row's distribution from the one that is expected: `[rows] float64`.
+
+    0 where they are equal, NaN where a score is no number. Both are scores before softmax, `[rows, vocabulary]
+    float32`; one of -inf is a token that cannot come, which makes the divergence infinite where it is expected to.
+    """
+    with np.errstate(invalid="ignore"):
+        own, right = (log_softmax(array.astype(np.float64)) for array in (scores, expected))
+    likely = np.exp(right)
+    lost = np.zeros_like(likely)
+    np.subtract(right, own, out=lost, where=likely > 0)
+    return (likely * lost).sum(axis=-1)
+
+
+def rouge_l(candidate: str, reference: str) -> float:
+    """ROUGE-L of two texts: the F1 of the words that both have, in one order; 1 for equal words, 0 for none in common.
+
+    With `LCS` the length of the longest common subsequence of words, recall is `LCS / len(reference)`, precision
+    `LCS / len(candidate)`, and F1 is `2 · recall · precision / (recall + precision)`: Lin 2004, "ROUGE: A Package for
+    Automatic Evaluation of Summaries", section 3.1, equations 2 to 4 with β = 1. Words are what white space parts; two
+    texts without any are equal.
+    """
+    left, right = candidate.split(), reference.split()
+    if not left and not right:
+        return 1.0
+    return 2 * _common_subsequence(left, right) / (len(left) + len(right))
+
+
+def _common_subsequence(left: Sequence[str], right: Sequence[str]) -> int:
+    """The length of the longest sequence that comes of both by leaving elements out."""
+    lengths = [0] * (len(right) + 1)  # against each beginning of `right`
+    for word in left:
+        before = lengths
+        lengths = [0]
+        for place, other in enumerate(right):
+            lengths.append(before[place] + 1 if word == other else max(before[place + 1], lengths[place]))
+    return lengths[-1]

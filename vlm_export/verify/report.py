@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,8 +31,43 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Speed:
+    """How fast a dtype captions in one runtime: medians, as `bench` measured them."""
+
+    first_token_seconds: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class DtypeRow:
+    """What who chooses a dtype wants to know of one; None, or nothing, of what was not verified or measured.
+
+    Attributes:
+        dtype: its name, or `mixed` where a user chose one for each component.
+        size_bytes: by component, of its graph with external data.
+        total_bytes: of all its graphs.
+        kl: nats a token by which the next token's distributions are off float32's, PyTorch's tokens given.
+        top1: share of places at which the likeliest token is PyTorch's, PyTorch's tokens given.
+        captions_exact: how many captions have exactly PyTorch's tokens, as `31 of 32`.
+        rouge_l: of the captions against PyTorch's, the mean.
+        speed: by runtime.
+        verdict: whether a check failed.
+    """
+
+    dtype: str
+    size_bytes: dict[str, int]
+    total_bytes: int
+    kl: float | None = None
+    top1: float | None = None
+    captions_exact: str | None = None
+    rouge_l: float | None = None
+    speed: dict[str, Speed] = field(default_factory=dict)
+    verdict: Literal["pass", "fail"] | None = None
+
+
+@dataclass(frozen=True)
 class Report:
-    """`report.json`."""
+    """`report.json`. `table` says what the checks come to, a row a dtype, with the speeds that `bench` measured."""
 
     recipe: str
     layout: str
@@ -43,6 +78,7 @@ class Report:
     files_sha256: dict[str, str]
     golden_inputs_sha256: dict[str, str]
     versions: dict[str, str]
+    table: list[DtypeRow] = field(default_factory=list)
     schema: int = 1
 
     @property

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from vlm_export.manifest import Manifest
 from vlm_export.recipe import Tolerance
 from vlm_export.spec.family import Layout
@@ -19,7 +21,13 @@ from vlm_export.wanted import MIXED
 
 @dataclass
 class Verification:
-    """What one verification reads, and what it has seen so far: its checks, and each dtype's tokens in ONNX Runtime."""
+    """What one verification reads, and what it has seen so far.
+
+    Attributes:
+        generated_in_ort: each dtype's tokens in ONNX Runtime, a list for each golden image.
+        fp32_scores: the float32 graphs' scores of the next token where PyTorch's tokens are forced,
+            `[tokens, vocabulary] float32` for each of the first golden images.
+    """
 
     repo: Path
     manifest: Manifest
@@ -31,6 +39,7 @@ class Verification:
     checks: list[Check] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     generated_in_ort: dict[str, list[list[int]]] = field(default_factory=dict)
+    fp32_scores: list[np.ndarray] = field(default_factory=list)
 
     def dtypes_of(self, name: str) -> list[str]:
         """The dtypes that a graph may have: one, or all those that a user mixed."""
