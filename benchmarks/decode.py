@@ -156,14 +156,16 @@ def run(make: Callable[[Work], Graph | Eager], work: Work) -> Timing:
     return Timing(decoder.load_s, prefill_s * 1000, work.batch * work.steps / sum(step_s), tokens)
 
 
-def generate(decoder: Graph | Eager, ids: np.ndarray, steps: int) -> tuple[list[float], list[list[int]]]:
+def generate(
+    decoder: Graph | Eager, ids: np.ndarray, steps: int, clock: Callable[[], float] = time.perf_counter
+) -> tuple[list[float], list[list[int]]]:
     """Seconds of the prefill and of each step, and the greedy tokens after each, `[steps + 1][batch]`."""
     decoder.start()
-    times, tokens = [time.perf_counter()], [decoder.step(ids)]
-    times.append(time.perf_counter())
+    times, tokens = [clock()], [decoder.step(ids)]
+    times.append(clock())
     for _ in range(steps):
         tokens.append(decoder.step(tokens[-1][:, None]))
-        times.append(time.perf_counter())
+        times.append(clock())
     return np.diff(times).tolist(), [token.tolist() for token in tokens]
 
 

@@ -1,6 +1,7 @@
 """Our four bits beside those of onnxruntime-genai's builder and of llama.cpp: one decoder, its speed and its quality.
 
 python benchmarks/four_bits.py                    # prefill of 196, tokens a second, a whole caption, on two threads
+python benchmarks/four_bits.py --clock processor --threads 1    # where other work runs: in time of the processor
 python benchmarks/four_bits.py --what quality     # divergence from PyTorch on English, and bytes
 
 The decoder is that of recipes/real-captioner without its adapter, permuted (`permutation.py`), since its weights are
@@ -16,9 +17,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -53,8 +56,9 @@ GENAI_OPTIONS = {
     GENAI: (),
     f"{GENAI}, head in int8": ("algo_config=rtn_last",),
     f"{GENAI}, k-quant, head in int8": ("algo_config=k_quant_last",),
-    f"{GENAI}, k-quant, mixed": ("algo_config=k_quant_mixed",),
 }
+# Of the processor: all threads of a process together, those that wait by spinning too.
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}
 COMPONENT = "decoder_model_merged"
 CAPTION_TOKENS = 20
 _IN_DECODER = "language_model."
@@ -86,15 +90,21 @@ class Timing:
         return statistics.median(self.captions_ms)
 
 
-def run_graph(path: Path, work: decode.Work, repeats: int) -> Timing:
+def run_graph(path: Path, work: decode.Work, repeats: int, clock: str) -> Timing:
     """Load, caption once for warmth, then measure."""
     graph = decode.Graph(path, work)
     decode.generate(graph, work.prefix(), work.steps)
-    runs = [decode.generate(graph, work.prefix(), work.steps) for _ in range(repeats)]
+    runs = [decode.generate(graph, work.prefix(), work.steps, CLOCKS[clock]) for _ in range(repeats)]
     return _timing(graph.load_s, [np.array(seconds) * 1000 for seconds, _ in runs], [ids for [ids] in runs[0][1]])
 
 
-def run_llama(home: Path, gguf: Path, work: decode.Work, repeats: int) -> Timing:
+def llama_home() -> Path:
+    """The folder with `llama.mjs` and its packages, which are installed at the first use."""
+    os.environ["NPM_CONFIG_OMIT"] = "optional"  # builds for graphics adapters, of some 500 MB; npm looks at this alone
+    return node_home(harness.HERE / "llama", instead="")
+
+
+def run_llama(home: Path, gguf: Path, work: decode.Work, repeats: int, clock: str) -> Timing:
     """The same in llama.cpp, in Node."""
     request = {
         "gguf": str(gguf),
@@ -102,6 +112,7 @@ def run_llama(home: Path, gguf: Path, work: decode.Work, repeats: int) -> Timing
         "steps": work.steps,
         "repeats": repeats,
         "threads": work.threads,
+        "clock": clock,
     }
     command = ["node", home / "llama.mjs"]
     done = subprocess.run(command, input=json.dumps(request), stdout=subprocess.PIPE, text=True, check=True)
@@ -120,10 +131,10 @@ def speed(folder: Path, options: argparse.Namespace) -> list[Row]:
     graphs = {name: _our_graph(work.repo, name) for name in OURS} | _genai_graphs(folder, decoder, [GENAI])
     run = decode.Work(decoder, 1, CAPTION_TOKENS, options.threads)
     candidates: dict[str, Callable[[], Timing]] = {
-        name: partial(harness.in_new_process, run_graph, path, run, options.repeats) for name, path in graphs.items()
+        name: partial(harness.in_new_process, run_graph, path, run, options.repeats, options.clock)
+        for name, path in graphs.items()
     }
-    home = node_home(harness.HERE / "llama", instead="")
-    candidates[LLAMA] = partial(run_llama, home, _gguf(folder), run, options.repeats)
+    candidates[LLAMA] = partial(run_llama, llama_home(), _gguf(folder), run, options.repeats, options.clock)
     return speed_rows(harness.alternating(options.rounds, candidates))
 
 
@@ -249,11 +260,14 @@ def main() -> None:
     parser.add_argument("--what", choices=WHAT, default="speed", help="(%(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="captions of each process (%(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="(%(default)s)")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="(%(default)s)")
     parser.add_argument("--tokens", type=int, help="of each passage (all)")
     options = parser.parse_args()
     with harness.workspace(options.keep) as folder:
         rows = WHAT[options.what](folder, options)
-    harness.report("four_bits", rows, what=options.what, rounds=options.rounds, threads=options.threads)
+    harness.report(
+        "four_bits", rows, what=options.what, rounds=options.rounds, threads=options.threads, clock=options.clock
+    )
 
 
 if __name__ == "__main__":
