@@ -229,6 +229,8 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep what is exported here, for the next run")
     parser.add_argument("--permuted", action="store_true", help="of a checkpoint whose weights lie in another order")
     options = parser.parse_args()
+    if options.work and options.permuted:
+        parser.error("--permuted makes a work folder of its own: leave out --work")
     if options.work:
         work = Work(options.work)
         rows = compare(work, read_passages(work.merged, options.tokens), options.dtype)
