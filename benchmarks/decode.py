@@ -24,6 +24,7 @@ from harness import EAGER, OURS, Row
 from safetensors import safe_open
 
 PREFIX = 196  # the patches of SigLIP-base/16-224
+_FEATURES = "encoder_hidden_states"
 _TABLES = ("model.embed_tokens.weight", "transformer.wte.weight")
 
 
@@ -68,7 +69,10 @@ class Timing:
 
 
 class Graph:
-    """A decoder graph behind a loop that feeds whatever it declares: embeddings or ids, mask, positions."""
+    """A decoder graph behind a loop that feeds whatever it declares: embeddings or ids, mask, positions.
+
+    A captioner's takes the embeddings of the first tokens as an image's features, and ids after that.
+    """
 
     def __init__(self, path: Path, work: Work):
         options = ort.SessionOptions()
@@ -90,10 +94,18 @@ class Graph:
 
     def step(self, ids: np.ndarray) -> np.ndarray:
         """The next token of each row, `[batch]`, after `ids` `[batch, length]`."""
+        return self.logits(ids, self.table[ids]).argmax(-1)
+
+    def logits(self, ids: np.ndarray, embeds: np.ndarray) -> np.ndarray:
+        """`[batch, vocabulary]` after `ids` `[batch, length]`, whose embeddings are `[batch, length, hidden]`."""
         total = self.length + ids.shape[1]
+        if self.length == 0:
+            self.features = embeds
+        reads_features = _FEATURES in self.inputs and self.length == 0
         feeds = {
-            "input_ids": lambda: ids,
-            "inputs_embeds": lambda: self.table[ids],
+            "input_ids": lambda: ids[:, :1] if reads_features else ids,
+            _FEATURES: lambda: self.features,
+            "inputs_embeds": lambda: embeds,
             "attention_mask": lambda: np.ones((len(ids), total), np.int64),
             "position_ids": lambda: np.tile(np.arange(self.length, total), (len(ids), 1)),
         }
@@ -109,7 +121,7 @@ class Graph:
         results = dict(zip(self.outputs, binding.get_outputs(), strict=True))
         self.past = {name: results[name.replace("past_key_values", "present")] for name in self.past}
         self.length = total
-        return results["logits"].numpy()[:, -1].argmax(-1)
+        return results["logits"].numpy()[:, -1]
 
 
 class Eager:
@@ -139,19 +151,22 @@ class Eager:
 def run(make: Callable[[Work], Graph | Eager], work: Work) -> Timing:
     """Load, run once for warmth, then measure."""
     decoder = make(work)
-    _generate(decoder, work.prefix(), 2)
-    prefill_s, decode_s, tokens = _generate(decoder, work.prefix(), work.steps)
-    return Timing(decoder.load_s, prefill_s * 1000, work.batch * work.steps / decode_s, tokens)
+    generate(decoder, work.prefix(), 2)
+    [prefill_s, *step_s], tokens = generate(decoder, work.prefix(), work.steps)
+    return Timing(decoder.load_s, prefill_s * 1000, work.batch * work.steps / sum(step_s), tokens)
 
 
-def _generate(decoder: Graph | Eager, ids: np.ndarray, steps: int) -> tuple[float, float, list[list[int]]]:
+def generate(
+    decoder: Graph | Eager, ids: np.ndarray, steps: int, clock: Callable[[], float] = time.perf_counter
+) -> tuple[list[float], list[list[int]]]:
+    """Seconds of the prefill and of each step, and the greedy tokens after each, `[steps + 1][batch]`."""
     decoder.start()
-    started = time.perf_counter()
-    tokens = [decoder.step(ids)]
-    prefilled = time.perf_counter()
+    times, tokens = [clock()], [decoder.step(ids)]
+    times.append(clock())
     for _ in range(steps):
         tokens.append(decoder.step(tokens[-1][:, None]))
-    return prefilled - started, time.perf_counter() - prefilled, [token.tolist() for token in tokens]
+        times.append(clock())
+    return np.diff(times).tolist(), [token.tolist() for token in tokens]
 
 
 def rows(timings: dict[str, list[Timing]], work: Work) -> list[Row]:

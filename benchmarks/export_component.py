@@ -2,7 +2,7 @@
 
 python benchmarks/export_component.py CHECKPOINT language_model FOLDER/model.onnx [fp16]
 
-A component of the captioner layout is looked for where the family has no other.
+It is looked for in the layout `components`, then in `captioner`.
 
 Prints the seconds of its two phases as JSON: what depends on the skeleton alone, and what moves weights.
 """
@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from vlm_export import collector
+from vlm_export.cli import startup
 
 
 def export(source: Path, name: str, target: Path, dtype: str) -> dict[str, float]:
@@ -27,8 +27,8 @@ def export(source: Path, name: str, target: Path, dtype: str) -> dict[str, float
 
     started = time.perf_counter()
     merged = open_checkpoint(source)
-    cache = GraphCache(merged, "components" if "components" in merged.family.layouts else "captioner")
-    component = next(component for component in cache.components if component.name == name)
+    caches = (GraphCache(merged, layout) for layout in ("components", "captioner") if layout in merged.family.layouts)
+    cache, component = next((cache, found) for cache in caches for found in cache.components if found.name == name)
     skeleton, _ = cache.find(component) or cache.trace(component)
     traced = time.perf_counter()
     variant = Variant(Source(component, skeleton, merged.tensors), DTYPES[dtype]).make()
@@ -37,6 +37,6 @@ def export(source: Path, name: str, target: Path, dtype: str) -> dict[str, float
 
 
 if __name__ == "__main__":
-    collector.relax()  # as the command line does
+    startup.begin()  # as the command line does
     source, name, target, *dtype = sys.argv[1:]
     print(json.dumps(export(Path(source), name, Path(target), *(dtype or ["fp32"]))))

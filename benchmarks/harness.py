@@ -43,7 +43,13 @@ _REQUIREMENTS = {
 CLI = Path(sys.executable).with_name("vlm-export")
 # The captioner of trained weights of real size, in the layout that pipeline('image-to-text') takes.
 _ASSEMBLE = HERE.parent / "recipes" / "real-captioner" / "assemble.py"
-_REAL_RECIPE = "name: real-captioner\nmodel: {model}\nlayout: captioner\n"
+# It is calibrated on its own images.
+_REAL_RECIPE = """name: real-captioner
+model: {model}
+layout: captioner
+golden:
+  images: ["{images}/*.png"]
+"""
 _VERSIONS = ("vlm-export", "torch", "transformers", "onnxruntime")
 # In a process of its own, and a small one: the peak of a child begins with what its parent had in memory at the fork.
 _MEASURE = """
@@ -132,24 +138,39 @@ def checkpoint(work: Path, shape: str, *parts: str) -> Path:
     return folder
 
 
-def real_captioner(folder: Path, *, adapter: bool = True) -> tuple[Path, Work]:
+def real_captioner(folder: Path, *, adapter: bool = True, permuted: bool = False) -> tuple[Path, Work]:
     """The recipe of the captioner of real size, and its work folder: assembled and merged at the first use.
 
-    Without its adapter the decoder is SmolLM2 itself, which reads English; with it, it talks of pictures.
+    Without its adapter the decoder is SmolLM2 itself, which reads English; with it, it talks of pictures. The one that
+    is permuted says the same with weights in another order (`permutation.py`).
     """
     name = "real-captioner" if adapter else "without-adapter"
+    if permuted:
+        return _permuted_captioner(folder, name, real_captioner(folder, adapter=adapter)[1])
     options = [] if adapter else [folder / f"{name}-checkpoint", "--without-adapter"]
     done = subprocess.run([sys.executable, _ASSEMBLE, *options], stdout=subprocess.PIPE, text=True, check=True)
+    return _merged_captioner(folder, name, Path(done.stdout.strip()))
+
+
+def _permuted_captioner(folder: Path, name: str, work: Work) -> tuple[Path, Work]:
+    checkpoint = folder / f"{name}-permuted-checkpoint"
+    if not checkpoint.is_dir():
+        progress(f"permuting {work.merged}")
+        subprocess.run([sys.executable, HERE / "permutation.py", work.merged, checkpoint], check=True)
+    return _merged_captioner(folder, f"{name}-permuted", checkpoint)
+
+
+def _merged_captioner(folder: Path, name: str, model: Path) -> tuple[Path, Work]:
     recipe, work = folder / f"{name}.yaml", Work(folder / name)
-    recipe.write_text(_REAL_RECIPE.format(model=done.stdout.strip()))
+    recipe.write_text(_REAL_RECIPE.format(model=model, images=_ASSEMBLE.with_name("images")))
     if not work.merged.is_dir():
         _vlm_export("merge", recipe, "--work", work.root)
     return recipe, work
 
 
-def real_repo(folder: Path, dtypes: Sequence[str] = (), *, adapter: bool = True) -> Work:
+def real_repo(folder: Path, dtypes: Sequence[str] = (), *, adapter: bool = True, permuted: bool = False) -> Work:
     """Its work folder, exported in these dtypes, or in all, unless it is."""
-    recipe, work = real_captioner(folder, adapter=adapter)
+    recipe, work = real_captioner(folder, adapter=adapter, permuted=permuted)
     wanted = [*(dtypes or DTYPES)]
     manifest = work.repo / "export.json"
     if not manifest.is_file() or not set(wanted) <= set(read_json(manifest)["dtypes"]):
@@ -170,20 +191,18 @@ def decoder_exports(source: Path, target: Path) -> dict[str, Command]:
     """The command of each tool that makes the same decoder's graph: `target/model.onnx`."""
     decoder = source / "decoder"
     task = ["--task", "text-generation-with-past"]
-    builder: Command = [
-        environment(GENAI) / "python",
-        "-m",
-        "onnxruntime_genai.models.builder",
-        "-i",
-        decoder,
-        "-o",
-        target,
-    ]
     return {
         OURS: our_export(source, target, "language_model"),
         OPTIMUM: [environment(OPTIMUM) / "optimum-cli", "export", "onnx", "--model", decoder, *task, target],
-        GENAI: [*builder, *["-p", "fp32", "-e", "cpu", "-c", "cache", "--extra_options", "exclude_embeds=true"]],
+        GENAI: genai_export(decoder, target, "fp32", "exclude_embeds=true"),
     }
+
+
+def genai_export(decoder: Path, target: Path, precision: str, *options: str) -> Command:
+    """The command of onnxruntime-genai's builder for a decoder's folder: `target/model.onnx`, for a processor."""
+    builder = [environment(GENAI) / "python", "-m", "onnxruntime_genai.models.builder", "-i", decoder, "-o", target]
+    extra = ["--extra_options", *options] if options else []
+    return [*builder, "-p", precision, "-e", "cpu", "-c", "cache", *extra]
 
 
 def graphs(work: Path, name: str, exports: Callable[[Path], dict[str, Command]]) -> dict[str, Path]:

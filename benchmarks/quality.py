@@ -2,6 +2,7 @@
 
 python benchmarks/quality.py                                   # every dtype, exported into a folder that goes away
 python benchmarks/quality.py --dtype int8 --dtype q8           # these
+python benchmarks/quality.py --permuted                        # with weights that no file of 4 bits had in this order
 python benchmarks/quality.py --work FOLDER                     # merged/ and repo/ of this work folder, as they are
 
 The checkpoint is that of recipes/real-captioner without its adapter, which makes English improbable; merged and
@@ -14,8 +15,9 @@ log-likelihood of the passage's own next token.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ from vlm_export.runtime.sessions import Sessions
 from vlm_export.verify.golden import GoldenFolder
 
 PASSAGES = Path(__file__).with_name("passages.txt")
+SAME_KL = 1e-9  # nats: what another order of float32 sums may do at a token
 PREFIX = 8  # tokens whose embeddings stand for an image
 DECODER = "decoder_model_merged"
 
@@ -135,7 +138,12 @@ def measure(repo: Path, dtype: str, passages: Sequence[Passage], threads: int = 
     """The decoder of one dtype, on the passages."""
     opened = open_repo(repo)
     driver = choose_driver(opened.files).on(Sessions(repo / ONNX, SUFFIXES[dtype], threads))
-    parts = [_compare(np.stack(list(_logits(driver, passage))), passage) for passage in passages]
+    return compared(partial(_logits, driver), passages)
+
+
+def compared(read: Callable[[Passage], Iterable[np.ndarray]], passages: Sequence[Passage]) -> Quality:
+    """What `read` expects in the place of each token, `[vocabulary]` each, beside what PyTorch does."""
+    parts = [_compare(np.stack(list(read(passage))), passage) for passage in passages]
     return Quality(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
 
@@ -169,11 +177,11 @@ def decoder_mb(repo: Path, dtype: str) -> float:
     return sum(file.stat().st_size for file in (repo / ONNX).glob(f"{name}*")) / 1e6
 
 
-def row(repo: Path, dtype: str, quality: Quality) -> Row:
+def row(name: str, size_mb: float, quality: Quality) -> Row:
     """One line of the table."""
     return {
-        "dtype": dtype,
-        "decoder MB": decoder_mb(repo, dtype),
+        "decoder": name,
+        "MB": size_mb,
         "KL, nats": f"{quality.kl:.2g}",
         "worst token": f"{quality.worst_kl:.2g}",
         "top-1": f"{quality.top1:.1%}",
@@ -183,14 +191,34 @@ def row(repo: Path, dtype: str, quality: Quality) -> Row:
     }
 
 
-def compare(work: Work, dtypes: Sequence[str], tokens: int | None) -> list[Row]:
+def read_permuted(work: Work, permuted: Work, tokens: int | None = None) -> list[Passage]:
+    """The passages as the permuted checkpoint reads them, after a look whether it reads them as the other does.
+
+    Raises:
+        ValueError: it does not.
+    """
+    found = read_passages(permuted.merged, tokens)
+    same = [_compare(new.logits, old) for new, old in zip(found, read_passages(work.merged, tokens), strict=True)]
+    worst = max(float(np.abs(divergence).max()) for divergence, *_ in same)
+    if worst > SAME_KL:
+        raise ValueError(f"{permuted.merged}: KL {worst:.2g} from {work.merged} at a token: not the same function")
+    harness.progress(f"permuted: at most {worst:.2g} nats from the checkpoint at a token")
+    return found
+
+
+def compare(work: Work, passages: Sequence[Passage], dtypes: Sequence[str]) -> list[Row]:
     """A line for each dtype, or for every one that the repo has."""
-    passages = read_passages(work.merged, tokens)
     found = []
     for dtype in dtypes or load_manifest(work.repo).dtypes:
         harness.progress(f"reading in {dtype}")
-        found.append(row(work.repo, dtype, measure(work.repo, dtype, passages)))
+        found.append(row(dtype, decoder_mb(work.repo, dtype), measure(work.repo, dtype, passages)))
     return found
+
+
+def _passages(folder: Path, work: Work, options: argparse.Namespace) -> list[Passage]:
+    if not options.permuted:
+        return read_passages(work.merged, options.tokens)
+    return read_permuted(harness.real_captioner(folder, adapter=False)[1], work, options.tokens)
 
 
 def main() -> None:
@@ -199,12 +227,17 @@ def main() -> None:
     parser.add_argument("--work", type=Path, metavar="FOLDER", help="what was merged and exported before")
     parser.add_argument("--tokens", type=int, help="of each passage (all)")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep what is exported here, for the next run")
+    parser.add_argument("--permuted", action="store_true", help="of a checkpoint whose weights lie in another order")
     options = parser.parse_args()
+    if options.work and options.permuted:
+        parser.error("--permuted makes a work folder of its own: leave out --work")
     if options.work:
-        rows = compare(Work(options.work), options.dtype, options.tokens)
+        work = Work(options.work)
+        rows = compare(work, read_passages(work.merged, options.tokens), options.dtype)
     else:
         with harness.workspace(options.keep) as folder:
-            rows = compare(harness.real_repo(folder, options.dtype, adapter=False), options.dtype, options.tokens)
+            work = harness.real_repo(folder, options.dtype, adapter=False, permuted=options.permuted)
+            rows = compare(work, _passages(folder, work, options), options.dtype)
     harness.report("quality", rows, prefix=PREFIX)
 
 
