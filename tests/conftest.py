@@ -24,8 +24,9 @@ MARKED = {
     "browser": "browser demo_page",
     "node": "bench browser chat_families cli contract demo_page encoder_decoder js matrix node_runtime wheel",
     "slow": "adapter_names adapters attention bench browser chat_families cli companions demo_page documents "
-    "encoder_decoder export generation_rules graph_cache js matrix merge own_files proof remote_code repeat_layers "
-    "rewrites runtime_chat runtime_generate serve shapes_captioner telemetry trained trial_run verify wheel",
+    "encoder_decoder export generation_rules graph_cache js matrix merge own_files proof ranges remote_code "
+    "repeat_layers rewrites runtime_chat runtime_generate serve shapes_captioner telemetry trained trial_run verify "
+    "wheel",
 }
 
 
@@ -108,11 +109,12 @@ def default_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from vlm_export import pipeline
     from vlm_export.files import Work
     from vlm_export.recipe import find_recipe
+    from vlm_export.wanted import parse
 
     recipe = find_recipe("shapes-captioner")
     work = Work(tmp_path_factory.mktemp("default") / "build" / recipe.name)
     pipeline.run_merge(recipe, work, lambda what, done, total: None)
-    pipeline.run_export(recipe, work, lambda what, done, total: None, dtypes=["q8"])
+    pipeline.run_export(recipe, work, lambda what, done, total: None, wanted=parse(["q8"], "a test"))
     return work.repo
 
 

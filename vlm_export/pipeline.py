@@ -23,7 +23,7 @@ from vlm_export.graph import signature, trial_run
 from vlm_export.graph.graph_cache import GraphCache
 from vlm_export.graph.graph_file import copy_graph, save_graph
 from vlm_export.graph.onnxsim_process import Onnxsim
-from vlm_export.manifest import ONNX, GraphFile, Manifest, complete_dtypes, load_manifest
+from vlm_export.manifest import ONNX, GraphFile, Manifest, Range, complete_dtypes, load_manifest
 from vlm_export.measure.bench import Benchmark
 from vlm_export.merging import merge
 from vlm_export.merging.merge import REPORT as MERGE_REPORT
@@ -31,7 +31,7 @@ from vlm_export.merging.merge import MergeReport
 from vlm_export.own_files import own_file
 from vlm_export.publish import config_files
 from vlm_export.publish.gate import REPORT
-from vlm_export.quantize import calibration, saturation
+from vlm_export.quantize import calibration, ranges, saturation
 from vlm_export.quantize.calibration import Samples
 from vlm_export.quantize.variants import Source, Variant
 from vlm_export.recipe import RecipeFile
@@ -128,7 +128,8 @@ def run_export(
 
     float32 is always among the dtypes: the others are made from it, and it is what is compared with PyTorch. What an
     earlier export traced of the same architecture is not traced again, unless `retrace` says so. Dtypes of fewer than 8
-    bits are made last, since the float32 graphs are run on the recipe's images to calibrate them.
+    bits and of float16 are made last: the float32 graphs are run on the recipe's images to calibrate them, and to see
+    which numbers float16 cannot hold.
 
     Raises:
         InputError: nothing was merged yet, or the layout is not one of the family's, or a component that is named not
@@ -150,7 +151,7 @@ def run_export(
         (folder / ONNX).mkdir()
         sources, reports = _traced(cache, merged, onnxsim, progress)
         variants = [Variant(source, DTYPES[name]) for source in sources for name in wanted.of(source.name, mixed)]
-        graphs = _write(folder, [variant for variant in variants if not variant.is_calibrated], progress)
+        graphs = _write(folder, [variant for variant in variants if not variant.needs_samples], progress)
         manifest = Manifest(
             recipe=recipe.name,
             layout=layout,
@@ -161,10 +162,15 @@ def run_export(
             versions={name: version(name) for name in _VERSIONS},
         )
         config_files.write_config_files(folder, recipe, merged, manifest)
-        if calibrated := [variant for variant in variants if variant.is_calibrated]:
-            samples = calibration.record(folder, _images(recipe), recipe.first_prompt, progress)
-            graphs += _write(folder, calibrated, progress, samples)
-        manifest = replace(manifest, graphs=graphs, dtypes=complete_dtypes(graphs, names), mixed=mixed)
+        found: dict[str, Range] = {}
+        if waiting := [variant for variant in variants if variant.needs_samples]:
+            samples = _recorded(folder, recipe, waiting, progress)
+            waiting, found = _in_range(waiting, samples, progress, notify)
+            graphs += _write(folder, waiting, progress, samples)
+            asked = [variant.file for variant in variants]
+            graphs.sort(key=lambda graph: asked.index(graph.file))
+        dtypes = complete_dtypes(graphs, names)
+        manifest = replace(manifest, graphs=graphs, dtypes=dtypes, mixed=mixed, ranges=found)
         config_files.write_config_files(folder, recipe, merged, manifest)
         config_files.write_card(folder, recipe, merged.family.layouts[layout].client, manifest, None)
     return manifest
@@ -183,6 +189,38 @@ def _traced(
         reports[component.name] = asdict(report)
         sources.append(Source(component, skeleton, merged.tensors))
     return sources, reports
+
+
+def _recorded(folder: Path, recipe: RecipeFile, variants: Sequence[Variant], progress: Progress) -> Samples:
+    """What the float32 graphs are fed for the recipe's images: as much as the variants need."""
+    calibrated = any(variant.is_calibrated for variant in variants)
+    sampling = calibration.FOR_NUMBERS if calibrated else calibration.FOR_RANGES
+    return calibration.record(folder, _images(recipe), recipe.first_prompt, sampling, progress)
+
+
+def _in_range(
+    variants: Sequence[Variant], samples: Samples, progress: Progress, notify: Callable[[str], None]
+) -> tuple[list[Variant], dict[str, Range]]:
+    """The variants, those in float16 without what it cannot hold; by component, how large numbers become.
+
+    `notify` is told of each component that has such numbers.
+    """
+    halves: dict[str, list[Variant]] = {}
+    for variant in variants:
+        if variant.is_half:
+            halves.setdefault(variant.source.name, []).append(variant)
+    found, summaries = {}, {}
+    for done, (name, those) in enumerate(halves.items()):
+        progress(f"{name}: how large its numbers become", done, len(halves))
+        model = those[0].source.model
+        found[name] = measured = ranges.measure(model, samples[name])
+        summaries[name] = measured.summary(model)
+        if measured.too_large:
+            notify(f"{', '.join(variant.dtype.name for variant in those)}: {name}: {summaries[name].remedy}")
+    return [
+        replace(variant, too_large=found[variant.source.name].too_large) if variant.is_half else variant
+        for variant in variants
+    ], summaries
 
 
 def _write(

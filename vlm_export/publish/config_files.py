@@ -166,7 +166,7 @@ def write_card(
         f"# {recipe.name}\n",
         recipe.recipe.description.strip(),
         f"\n## Use\n\nLoads with {client.name}.\n\n{client.snippet(repo_id)}",
-        f"\n## Files\n\n{_size_table(manifest)}",
+        f"\n## Files\n\n{_size_table(manifest)}{_in_float32(manifest)}",
         f"\n## Verified\n\n{_verified(report)}",
         *([f"\n## Measured\n\n{bench_table.markdown(benchmark)}"] if benchmark else []),
         "\n## Made from\n\n"
@@ -189,6 +189,16 @@ def _size_table(manifest: Manifest) -> str:
     rows.append("| together | " + " | ".join(f"{total / 1e6:.1f} MB" for total in totals) + " |")
     suffixes = ", ".join(f"{dtype}: `{DTYPES[dtype].suffix or '(none)'}`" for dtype in manifest.dtypes)
     return "\n".join(rows) + f"\n\nFile suffixes: {suffixes}."
+
+
+def _in_float32(manifest: Manifest) -> str:
+    """A sentence for each component whose variants in float16 keep what that cannot hold in float32."""
+    halves = [graph for graph in manifest.graphs if DTYPES[graph.dtype].arithmetic == "float16"]
+    kept = {name: found for name, found in manifest.ranges.items() if found.in_float32}
+    return "".join(
+        f"\n\nOf `{name}` in {', '.join(graph.dtype for graph in halves if graph.component == name)}, {found.remedy}."
+        for name, found in kept.items()
+    )
 
 
 def _verified(report: Mapping[str, Any] | None) -> str:

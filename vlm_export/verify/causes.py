@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
-from vlm_export.dtypes import FP32
+from vlm_export.dtypes import DTYPES, FP32
 from vlm_export.verify.limits import (
     ENDS,
     FROM_FILE_EXACT,
@@ -56,12 +57,24 @@ def _cause(report: Report, dtype: str) -> str:
     if FP32.name in report.failed_dtypes:
         return "it is made from fp32, which failed: mend that first"
     if any(math.isnan(check.value) for check in failures):
-        return f"{_where(failures)} is not finite: numbers are too large for the dtype"
+        return f"{_where(failures)} is not finite: {_too_large(dtype)}"
     if metrics <= set(_OF_TOKENS):
         return (
             "every output is close to PyTorch's and yet other tokens are chosen: the dtype is too coarse for the model"
         )
     return f"{_where(failures)} is far from PyTorch's: the dtype is too coarse for its weights"
+
+
+def _too_large(dtype: str) -> str:
+    """Why numbers are too large, and what can be done, by what the dtype computes in."""
+    own = DTYPES[dtype]
+    if own.arithmetic == "float32":
+        return "numbers are too large for the dtype"
+    twin = next(other.name for other in DTYPES.values() if other == replace(own, name=other.name, arithmetic="float32"))
+    return (
+        "it passes 65504, where float16 ends, on inputs that were not measured: name fewer golden.images, such ones "
+        f"among them, and export again; or publish {twin}, which is the same in float32"
+    )
 
 
 def _where(failures: Sequence[Check]) -> str:
