@@ -15,6 +15,8 @@ from PIL import Image
 
 from vlm_export import pipeline
 from vlm_export.files import Work
+from vlm_export.manifest import load_manifest
+from vlm_export.quantize.masks import LARGEST
 from vlm_export.recipe import RecipeFile, load_recipe
 from vlm_export.targets import VerifyTarget
 from vlm_export.verify import limits
@@ -45,6 +47,13 @@ class Exported:
 
     def graph(self, component: str) -> Path:
         return self.work.repo / "onnx" / f"{component}.onnx"
+
+    def check_ranges(self) -> None:
+        """Every component was measured before it was made in float16."""
+        manifest = load_manifest(self.work.repo)
+        assert set(manifest.ranges) == {graph.component for graph in manifest.graphs}
+        for found in manifest.ranges.values():
+            assert 0 < found.largest < LARGEST and found.in_float32 == 0
 
     def copy(self, folder: Path) -> Exported:
         """The same, in a folder that a test may spoil."""

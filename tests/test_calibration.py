@@ -73,10 +73,12 @@ def divergence(variant: Variant, solutions: Solutions, runs: list[Run], folder: 
 
 def test_what_is_recorded(runs: list[Run]) -> None:
     """A prompt and its texts for each image; all tokens of a text in one run, behind the prompt's cache."""
-    assert [run.is_text for run in runs] == ([False] + [True] * calibration.TEXTS) * 3
+    assert [run.is_text for run in runs] == ([False] + [True] * calibration.FOR_NUMBERS.texts) * 3
     texts = [run.feeds["input_ids"] for run in runs if run.is_text]
     assert {text.shape for text in texts} == {(1, 61)}, "as many as a decoder of 64 positions has room for"
-    assert len({text.tobytes() for text in texts}) > calibration.TEXTS, "drawn, not the likeliest again and again"
+    assert len({text.tobytes() for text in texts}) > calibration.FOR_NUMBERS.texts, (
+        "drawn, not the likeliest again and again"
+    )
     lengths = {run.feeds["past_key_values.0.key"].shape[2] for run in runs if run.is_text}
     assert len(lengths) == 1 and 0 not in lengths
 

@@ -76,6 +76,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]:
         parts = (config, config["vision_config"], config["text_config"])
         assert kind == ", ".join(part["model_type"] for part in parts)
         made.export("chat", ["fp16", "int8", "q8"])
+        made.check_ranges()
         return made
 
     return once

@@ -276,6 +276,7 @@ def test_in_every_dtype(vit_gpt2: Exported) -> None:
     report = vit_gpt2.verify("ort")
     assert report.verdict == "pass", report.failures
     assert {check.dtype for check in report.checks if check.metric == "tokens_exact_rate"} == set(DTYPES)
+    vit_gpt2.check_ranges()
 
 
 @pytest.mark.verifies("vision-encoder-decoder", "captioner", wasm="q8", webgpu="fp32")

@@ -34,6 +34,7 @@ from vlm_export.errors import CheckFailed
 from vlm_export.files import Work, read_json
 from vlm_export.merging import adapters
 from vlm_export.quantize import calibration
+from vlm_export.quantize.calibration import Sampling
 from vlm_export.recipe import load_recipe
 from vlm_export.verify.golden import load_golden
 
@@ -82,9 +83,8 @@ def english(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Work:
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     found, work = load_recipe(folder / "recipe.yaml"), Work(folder / "work")
     pipeline.run_merge(found, work, silent)
-    with pytest.MonkeyPatch.context() as patch:  # a quarter of the samples that a user's export takes
-        patch.setattr(calibration, "IMAGES", 4)
-        patch.setattr(calibration, "TEXTS", 8)
+    with pytest.MonkeyPatch.context() as patch:  # an eighth of the samples that a user's export takes
+        patch.setattr(calibration, "FOR_NUMBERS", Sampling(images=4, texts=4, tokens=64))
         pipeline.run_export(found, work, silent)
     return work
 

@@ -27,11 +27,41 @@ class GraphFile:
 
 
 @dataclass(frozen=True)
+class Range:
+    """How large the numbers of a component become on sample inputs, in float32.
+
+    Attributes:
+        largest: the largest magnitude.
+        where: the value that reaches it, and the weights before it.
+        headroom: how many times as large it could be in float16, at most 65504.
+        values: so many values and weights the component has.
+        in_float32: so many of them float16 does not hold; its variants compute them in float32.
+        begins: the first of those.
+    """
+
+    largest: float
+    where: str
+    headroom: float
+    values: int
+    in_float32: int = 0
+    begins: str = ""
+
+    @property
+    def remedy(self) -> str:
+        """In a line, what is done about numbers that float16 does not hold."""
+        return (
+            f"{self.in_float32} of {self.values} values are computed in float32: from {self.begins}, on they reach up "
+            f"to {self.largest:,.0f}, and float16 ends at 65,504"
+        )
+
+
+@dataclass(frozen=True)
 class Manifest:
     """`export.json`: what was exported, from which inputs, by which versions, and which dtypes `verify` failed.
 
     `dtypes` are those that every component has. `mixed` says by component which dtype a client is to take, where a user
-    chose it; the component may be the only one that has it.
+    chose it; the component may be the only one that has it. `ranges` are those of the components that float16 variants
+    were made of.
     """
 
     recipe: str
@@ -43,6 +73,7 @@ class Manifest:
     versions: dict[str, str]
     failed: list[str] = field(default_factory=list)
     mixed: dict[str, str] = field(default_factory=dict)
+    ranges: dict[str, Range] = field(default_factory=dict)
     schema: int = 1
 
     @property

@@ -24,16 +24,16 @@ from vlm_export.graph import signature, trial_run
 from vlm_export.graph.graph_cache import GraphCache
 from vlm_export.graph.graph_file import copy_graph, save_graph
 from vlm_export.graph.onnxsim_process import Onnxsim
-from vlm_export.manifest import ONNX, GraphFile, Manifest, complete_dtypes, load_manifest
+from vlm_export.manifest import ONNX, GraphFile, Manifest, Range, complete_dtypes, load_manifest
 from vlm_export.merging import merge
 from vlm_export.merging.merge import REPORT as MERGE_REPORT
 from vlm_export.merging.merge import MergeReport
 from vlm_export.own_files import own_file
 from vlm_export.publish import config_files, decision_table
 from vlm_export.publish.findings import BENCH, REPORT, load_benchmark, load_report
-from vlm_export.quantize import calibration, saturation
+from vlm_export.quantize import calibration, ranges, saturation
 from vlm_export.quantize import plan as plans
-from vlm_export.quantize.calibration import Solver
+from vlm_export.quantize.calibration import Samples, Solver
 from vlm_export.quantize.plan import Plan
 from vlm_export.quantize.variants import Source, Variant
 from vlm_export.recipe import RecipeFile
@@ -130,8 +130,9 @@ def run_export(
 
     float32 is always among the dtypes: the others are made from it, and it is what is compared with PyTorch. What an
     earlier export traced of the same architecture is not traced again, unless `retrace` says so. Dtypes of fewer than 8
-    bits are made last, since the float32 graphs are run on the recipe's images to calibrate them. A `plan`, or one that
-    is made for the goal of `wanted`, says which weights of a q4 decoder get 8 bits.
+    bits and of float16 are made last: the float32 graphs are run on the recipe's images to calibrate them, and to see
+    which numbers float16 cannot hold. A `plan`, or one that is made for the goal of `wanted`, says which weights of a
+    q4 decoder get 8 bits.
 
     Raises:
         InputError: nothing was merged yet, or the layout is not one of the family's, or a component that is named not
@@ -153,7 +154,7 @@ def run_export(
         (folder / ONNX).mkdir()
         sources, reports = _traced(cache, merged, onnxsim, progress)
         variants = [Variant(source, DTYPES[name]) for source in sources for name in wanted.of(source.name, mixed)]
-        graphs = _write(folder, [variant for variant in variants if not variant.is_calibrated], progress)
+        graphs = _write(folder, [variant for variant in variants if not variant.needs_samples], progress)
         manifest = Manifest(
             recipe=recipe.name,
             layout=layout,
@@ -164,15 +165,18 @@ def run_export(
             versions={name: version(name) for name in _VERSIONS},
         )
         config_files.write_config_files(folder, recipe, merged, manifest)
-        if any(variant.is_calibrated for variant in variants):
-            samples = calibration.record(folder, _images(recipe), recipe.first_prompt, progress)
+        found: dict[str, Range] = {}
+        if waiting := [variant for variant in variants if variant.needs_samples]:
+            samples = _recorded(folder, recipe, waiting, progress)
+            waiting, found = _in_range(waiting, samples, progress, notify)
             with TemporaryDirectory(prefix="vlm-export-") as scratch:
                 solver = Solver(samples, Path(scratch), progress)
-                calibrated = [
-                    _planned(each, plan or wanted.goal, solver, folder) for each in variants if each.is_calibrated
-                ]
-                graphs += _write(folder, calibrated, progress, solver)
-        manifest = replace(manifest, graphs=graphs, dtypes=complete_dtypes(graphs, names), mixed=mixed)
+                planned = [_planned(variant, plan or wanted.goal, solver, folder) for variant in waiting]
+                graphs += _write(folder, planned, progress, solver)
+            asked = [variant.file for variant in variants]
+            graphs.sort(key=lambda graph: asked.index(graph.file))
+        dtypes = complete_dtypes(graphs, names)
+        manifest = replace(manifest, graphs=graphs, dtypes=dtypes, mixed=mixed, ranges=found)
         config_files.write_config_files(folder, recipe, merged, manifest)
         config_files.write_card(folder, recipe, merged.family.layouts[layout].client, manifest, None)
     return manifest
@@ -200,6 +204,38 @@ def _planned(variant: Variant, plan: Plan | Goal | None, solver: Solver, folder:
     chosen = plans.choose(variant.source, solver, plan, solver.progress) if isinstance(plan, Goal) else plan
     plans.save(chosen, folder / plans.FILE)
     return chosen.variant(variant.source)
+
+
+def _recorded(folder: Path, recipe: RecipeFile, variants: Sequence[Variant], progress: Progress) -> Samples:
+    """What the float32 graphs are fed for the recipe's images: as much as the variants need."""
+    calibrated = any(variant.is_calibrated for variant in variants)
+    sampling = calibration.FOR_NUMBERS if calibrated else calibration.FOR_RANGES
+    return calibration.record(folder, _images(recipe), recipe.first_prompt, sampling, progress)
+
+
+def _in_range(
+    variants: Sequence[Variant], samples: Samples, progress: Progress, notify: Callable[[str], None]
+) -> tuple[list[Variant], dict[str, Range]]:
+    """The variants, those in float16 without what it cannot hold; by component, how large numbers become.
+
+    `notify` is told of each component that has such numbers.
+    """
+    halves: dict[str, list[Variant]] = {}
+    for variant in variants:
+        if variant.is_half:
+            halves.setdefault(variant.source.name, []).append(variant)
+    found, summaries = {}, {}
+    for done, (name, those) in enumerate(halves.items()):
+        progress(f"{name}: how large its numbers become", done, len(halves))
+        model = those[0].source.model
+        found[name] = measured = ranges.measure(model, samples[name])
+        summaries[name] = measured.summary(model)
+        if measured.too_large:
+            notify(f"{', '.join(variant.dtype.name for variant in those)}: {name}: {summaries[name].remedy}")
+    return [
+        replace(variant, too_large=found[variant.source.name].too_large) if variant.is_half else variant
+        for variant in variants
+    ], summaries
 
 
 def _write(

@@ -156,10 +156,8 @@ def _cast(values: torch.Tensor, dtype: ir.DataType) -> np.ndarray:
     return values.to(_TORCH_DTYPES[dtype]).contiguous().numpy()
 
 
-def attach_weights(
-    skeleton: ir.Model, component: Component, tensors: Mapping[str, TensorRef], dtype: ir.DataType = ir.DataType.FLOAT
-) -> ir.Model:
-    """A copy of a skeleton whose weight inputs are initializers, each read when the graph is written.
+def attach_weights(skeleton: ir.Model, component: Component, tensors: Mapping[str, TensorRef]) -> ir.Model:
+    """A copy of a skeleton whose weight inputs are initializers of their type, each read when the graph is written.
 
     Raises:
         KeyError: the graph asks for a weight that the checkpoint does not have.
@@ -169,7 +167,8 @@ def attach_weights(
     declared = [spec.name for spec in component.inputs]
     joined = weight_inputs(graph, declared)
     for value in [value for value in graph.inputs if value in joined]:
-        tensor = CheckpointTensor(str(value.name), tensors, dtype)
+        assert value.dtype is not None, value.name
+        tensor = CheckpointTensor(str(value.name), tensors, value.dtype)
         value.name, value.shape, value.const_value = tensor.name, tensor.shape, tensor
         graph.inputs.remove(value)
         graph.register_initializer(value)

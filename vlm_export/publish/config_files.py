@@ -181,6 +181,7 @@ def write_card(
         recipe.recipe.description.strip(),
         f"\n## Which dtype\n\n{decision_table.markdown(rows)}\n- {_suffixes(manifest)}{_plot(folder, rows)}",
         f"\n## Use\n\nLoads with {client.name}.\n\n{client.snippet(repo_id)}",
+        _in_float32(manifest),
         f"\n## Verified\n\n{_verified(report)}",
         *([f"\n## Measured\n\n{bench_table.markdown(benchmark)}"] if benchmark else []),
         "\n## Made from\n\n"
@@ -205,6 +206,16 @@ def _plot(folder: Path, rows: Sequence[DtypeRow]) -> str:
         return ""
     (folder / quality_plot.FILE).write_text(picture, encoding="utf-8")
     return f"\n\n![Size and KL of each dtype]({quality_plot.FILE})"
+
+
+def _in_float32(manifest: Manifest) -> str:
+    """A sentence for each component whose variants in float16 keep what that cannot hold in float32."""
+    halves = [graph for graph in manifest.graphs if DTYPES[graph.dtype].arithmetic == "float16"]
+    kept = {name: found for name, found in manifest.ranges.items() if found.in_float32}
+    return "".join(
+        f"\n\nOf `{name}` in {', '.join(graph.dtype for graph in halves if graph.component == name)}, {found.remedy}."
+        for name, found in kept.items()
+    )
 
 
 def _verified(report: Mapping[str, Any] | None) -> str:

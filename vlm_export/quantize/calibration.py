@@ -1,4 +1,4 @@
-"""Sample inputs of a decoder, from an exported repo's own images and prompts, and numbers solved for on them.
+"""Sample inputs of each component, from an exported repo's own images and prompts, and numbers solved for on them.
 
 The float32 graphs are run as a client runs them. From each image and prompt several texts are drawn, with the
 probabilities that the model gives them, so that what is seen is what the model may say and not only what it says first.
@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+import onnxruntime
 
 from vlm_export.dtypes import FP32
-from vlm_export.manifest import ONNX
 from vlm_export.quantize.numbers import Quantized, Solution
 from vlm_export.quantize.probe import Probe
 from vlm_export.quantize.solve import solve
@@ -28,13 +29,11 @@ from vlm_export.runtime.options import Options
 from vlm_export.runtime.repo import open_repo
 from vlm_export.runtime.sessions import Arrays, Cache, DecoderRun, Inputs, Sessions
 
-# At most so many images, texts of each, and tokens of each text. Long texts lead away from captions, to all that the
-# model may be asked: SmolLM2-135M in 4 bits reads English better after 8 texts of 128 tokens than after 16 of 32.
-IMAGES, TEXTS, TOKENS = 8, 8, 128
 _SEED = 0
 _ROWS = 512  # of a value that are held at a time
 SQUARES_BYTES = 1 << 30  # of the inputs' products that are collected in one pass
 
+Item = TypeVar("Item")
 Progress = Callable[[str, int, int], None]  # what, done, of how many
 
 
@@ -49,49 +48,85 @@ class Run:
 Samples = dict[str, list[Run]]  # by component
 
 
-class _Recorder(Sessions):
-    """Sessions that keep what decoders are fed, while they are told to."""
+@dataclass(frozen=True)
+class Sampling:
+    """How much is read: at most so many images, texts drawn of each, and tokens of each text."""
 
-    def __init__(self, folder: Path):
-        super().__init__(folder, FP32.suffix)
+    images: int
+    texts: int
+    tokens: int
+
+
+# Long texts lead away from captions, to all that the model may be asked.
+FOR_NUMBERS = Sampling(images=8, texts=8, tokens=128)
+FOR_RANGES = Sampling(images=4, texts=1, tokens=8)
+
+
+class _Recorder(Sessions):
+    """Sessions, those of an engine, that keep what graphs are fed, while they are told to."""
+
+    def __init__(self, opened: Sessions):
+        super().__init__(opened.folder, opened.suffix)
+        self.opened = opened
         self.kept: Samples = {}
         self.keeps: bool | None = None  # as texts, as prompts, or not
 
+    def session(self, component: str) -> onnxruntime.InferenceSession:
+        return self.opened.session(component)
+
+    def run(self, component: str, feeds: Inputs) -> Arrays:
+        self._keep(component, feeds)
+        return super().run(component, feeds)
+
     def decode(self, component: str, feeds: Inputs, cache: Cache) -> DecoderRun:
-        if self.keeps is not None:
-            arrays = {**feeds, **{name: value.numpy() for name, value in cache.items()}}
-            self.kept.setdefault(component, []).append(Run(arrays, self.keeps))
+        self._keep(component, {**feeds, **{name: value.numpy() for name, value in cache.items()}})
         return super().decode(component, feeds, cache)
+
+    def _keep(self, component: str, feeds: Inputs) -> None:
+        if self.keeps is not None:
+            self.kept.setdefault(component, []).append(Run(dict(feeds), self.keeps))
 
 
 def record(
-    repo: Path, images: Sequence[Path], prompt: Prompt, progress: Progress = lambda what, done, total: None
+    repo: Path,
+    images: Sequence[Path],
+    prompt: Prompt,
+    sampling: Sampling = FOR_NUMBERS,
+    progress: Progress = lambda what, done, total: None,
 ) -> Samples:
-    """What each decoder of an exported repo is fed for some of the images, by component.
+    """What each graph of an exported repo is fed for some of the images, by component.
 
     Args:
         repo: has all graphs in float32, and the files beside them.
         images: those that are used are spread evenly among them.
         prompt: of a chat model; a captioner has none.
+        sampling: how much of it.
         progress: is told how many images are done.
     """
     opened = open_repo(repo)
     engine = OnnxEngine(opened, FP32.name)
-    recorder = _Recorder(repo / ONNX)
+    recorder = _Recorder(engine.sessions)
     engine.sessions, engine.driver = recorder, choose_driver(opened.files).on(recorder)
-    chosen = [images[place] for place in sorted({round(p) for p in np.linspace(0, len(images) - 1, IMAGES)})]
+    chosen = spread(images, sampling.images)
     for done, path in enumerate(chosen):
         progress("reading sample images", done, len(chosen))
-        _record_one(engine, recorder, path, prompt)
+        _record_one(engine, recorder, path, prompt, sampling)
     return recorder.kept
 
 
-def _record_one(engine: OnnxEngine, recorder: _Recorder, path: Path, prompt: Prompt) -> None:
-    image = open_image(path)
+def spread(items: Sequence[Item], count: int) -> list[Item]:
+    """At most so many of the items, as far apart as can be."""
+    places = np.linspace(0, len(items) - 1, min(count, len(items)))
+    return [items[place] for place in sorted({round(place) for place in places})]
+
+
+def _record_one(engine: OnnxEngine, recorder: _Recorder, path: Path, prompt: Prompt, sampling: Sampling) -> None:
     # Ends of a text do not end it: a caption is short, and what comes after it is text as well.
-    asked = Options(
+    options = Options(
+        max_new_tokens=1,
+        min_new_tokens=1,
         num_beams=1,
-        num_return_sequences=TEXTS,
+        num_return_sequences=sampling.texts,
         do_sample=True,
         temperature=1.0,
         top_k=0,
@@ -100,15 +135,16 @@ def _record_one(engine: OnnxEngine, recorder: _Recorder, path: Path, prompt: Pro
         no_repeat_ngram_size=0,
         seed=_SEED,
     )
-    room = engine.room(engine.prepare([image], prompt, replace(asked, min_new_tokens=0, max_new_tokens=1)))
-    tokens = TOKENS if room is None else min(TOKENS, room)
-    prepared = engine.prepare([image], prompt, replace(asked, min_new_tokens=tokens, max_new_tokens=tokens))
-    inputs = engine.inputs([prepared])
     recorder.keeps = False
+    prepared = engine.prepare([open_image(path)], prompt, options)
+    room = engine.room(prepared.ids, prepared.encoded)
+    tokens = sampling.tokens if room is None else min(sampling.tokens, room)
+    plan = replace(prepared.plan, max_new_tokens=tokens, min_new_tokens=tokens)
+    inputs = engine.inputs([prepared])
     decoder = Decoder(engine.driver, inputs)
     recorder.keeps = None
     prompt_cache = decoder.cache
-    texts = [made.token_ids for made in generate(decoder, prepared.plan)]
+    texts = [made.token_ids for made in generate(decoder, plan)]
     recorder.keeps = True
     row = np.zeros(1, dtype=np.int64)
     carried = {name: inputs[name][row] for name in engine.driver.per_step_inputs if name in inputs}

@@ -4,15 +4,19 @@
   and keys came out 6 % wrong.
 - Comparisons of numbers that no layer has computed, such as which row of a position table a patch is at: 5/26 in half
   precision is below 5/26.
+- What makes or takes numbers that are too large for half precision (`ranges.py`), with the weights of such nodes.
 The nodes are taken out before the conversion and put back after it, because the converter would round between them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
+
+from vlm_export.graph.weights import WeightRef, weight_inputs
+from vlm_export.quantize.graph_edits import is_float
 
 _OF_ANGLES = ("Cos", "Sin")
 _COMPARISONS = ("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal")
@@ -21,19 +25,38 @@ _OF_LAYERS = ("MatMul", "Gemm", "Conv", "LayerNormalization", "BatchNormalizatio
 
 @dataclass(frozen=True)
 class Kept:
-    """Nodes that compute in float32, taken out of a graph, with constants of their own."""
+    """Nodes that compute in float32, taken out of a graph, with constants and weights of their own.
+
+    Attributes:
+        names: of what the graph uses of them: inputs of the graph in the meantime.
+        outputs: those of them that the graph returns, by their place among its outputs.
+        floats: float32 values that other nodes compute and these use.
+    """
 
     nodes: tuple[ir.Node, ...]
     constants: tuple[ir.Value, ...]
-    names: tuple[str, ...]  # of what the graph uses of them: inputs of the graph in the meantime
+    weights: tuple[ir.Value, ...]
+    names: tuple[str, ...]
+    outputs: Mapping[int, ir.Value]
+    floats: frozenset[str]
 
 
-def cut(model: ir.Model) -> Kept:
-    """Take the nodes out; their results become inputs of the graph. Changes `model`."""
+def cut(model: ir.Model, declared: Collection[str], too_large: Collection[str] = ()) -> Kept:
+    """Take the nodes out; their results become inputs of the graph.
+
+    Args:
+        model: is changed.
+        declared: names of the inputs that are not weights.
+        too_large: names of values, weights among them, that half precision is not to hold.
+    """
     graph = model.graph
-    inside = _inside(graph)
+    weights = weight_inputs(graph, declared)
+    inside = _inside(graph) | _around(graph, too_large, weights)
     nodes = tuple(node for node in graph if node in inside)
+    own = [value for value in graph.inputs if value in weights and all(use.node in inside for use in value.uses())]
     constants = _own_constants(nodes)
+    outputs = {place: value for place, value in enumerate(graph.outputs) if value.producer() in inside}
+    floats = {str(v.name) for node in nodes for v in node.inputs if v is not None and v.producer() and is_float(v)}
     results = [v for node in nodes for v in node.outputs if any(use.node not in inside for use in v.uses())]
     for value in results:
         given = ir.Value(name=value.name, type=_type(value), shape=value.shape)
@@ -41,8 +64,10 @@ def cut(model: ir.Model) -> Kept:
             if use.node not in inside:
                 use.node.replace_input_with(use.idx, given)
         graph.inputs.append(given)
+    for value in (*own, *outputs.values()):
+        (graph.inputs if value in own else graph.outputs).remove(value)
     graph.remove(nodes)
-    return Kept(nodes, constants, tuple(str(value.name) for value in results))
+    return Kept(nodes, constants, tuple(own), tuple(str(v.name) for v in results), outputs, frozenset(floats))
 
 
 def join(model: ir.Model, kept: Kept) -> None:
@@ -50,18 +75,30 @@ def join(model: ir.Model, kept: Kept) -> None:
     graph = model.graph
     known = {value.name: value for value in (*graph.inputs, *graph.initializers.values())}
     known |= {value.name: value for node in graph for value in node.outputs}
-    own = {value for node in kept.nodes for value in node.outputs} | set(kept.constants)
+    own = {value for node in kept.nodes for value in node.outputs} | {*kept.constants, *kept.weights}
+    graph.inputs.extend(kept.weights)
     for value in kept.constants:
         graph.register_initializer(value)
+    casts = {name: _cast(known[name]) for name in kept.floats if name in known}
     for node in kept.nodes:
         for index, source in enumerate(node.inputs):
             if source is not None and source not in own:
-                node.replace_input_with(index, known[source.name])
+                cast = casts.get(str(source.name))
+                node.replace_input_with(index, cast.outputs[0] if cast else known[source.name])
     for made in (output for node in kept.nodes for output in node.outputs):
         if made.name in kept.names:
             known[made.name].replace_all_uses_with(made)
             graph.inputs.remove(known[made.name])
-    graph.extend(kept.nodes)
+    for place, value in kept.outputs.items():
+        graph.outputs.insert(place, value)
+    graph.extend([*casts.values(), *kept.nodes])
+
+
+def _cast(value: ir.Value) -> ir.Node:
+    """To float32."""
+    cast = ir.node("Cast", [value], {"to": ir.DataType.FLOAT})
+    cast.outputs[0].name = f"{value.name}.float32"
+    return cast
 
 
 def _own_constants(nodes: tuple[ir.Node, ...]) -> tuple[ir.Value, ...]:
@@ -85,10 +122,30 @@ def _inside(graph: ir.Graph) -> set[ir.Node]:
     """The nodes to keep: angles and comparisons, and what lies before them back to where integers become floats."""
     found = _before(node for node in graph if node.op_type in _OF_ANGLES)
     for node in graph:
-        if node.op_type in _COMPARISONS and any(_is_float(value) for value in node.inputs):
+        if node.op_type in _COMPARISONS and any(is_float(value) for value in node.inputs):
             before = _before([node])
             if not any(other.domain or other.op_type in _OF_LAYERS for other in before):
                 found |= before
+    return found
+
+
+def _around(graph: ir.Graph, too_large: Collection[str], weights: set[ir.Value]) -> set[ir.Node]:
+    """The nodes that make or take one of the values, and those that share a weight with one of these."""
+    names = {value: WeightRef.parse(str(value.name)).initializer for value in weights}
+    found: set[ir.Node] = set()
+    waiting = [
+        node
+        for node in graph
+        for value in (*node.inputs, *node.outputs)
+        if value is not None and names.get(value, value.name) in too_large
+    ]
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting += [use.node for value in weights.intersection(node.inputs) for use in value.uses()]
+            if node.op_type == "Gather":  # a lookup of columns is one with the Transpose behind it
+                waiting += [use.node for use in node.outputs[0].uses() if use.node.op_type == "Transpose"]
     return found
 
 
@@ -105,12 +162,8 @@ def _before(nodes: Iterable[ir.Node]) -> set[ir.Node]:
     return found
 
 
-def _is_float(value: ir.Value | None) -> bool:
-    return value is not None and value.dtype == ir.DataType.FLOAT
-
-
 def _type(value: ir.Value) -> ir.TypeProtocol:
-    """The dtype of a kept node's result: bool of a comparison, else float32."""
+    """The dtype of a kept node's result: bool of a comparison; float32 where none is told."""
     producer = value.producer()
     compares = producer is not None and producer.op_type in _COMPARISONS
-    return ir.TensorType(ir.DataType.BOOL if compares else ir.DataType.FLOAT)
+    return ir.TensorType(ir.DataType.BOOL) if compares else value.type or ir.TensorType(ir.DataType.FLOAT)

@@ -81,6 +81,16 @@ def float_type(node: ir.Node) -> ir.DataType:
     return weight.dtype
 
 
+def is_float(value: ir.Value | None) -> bool:
+    """Whether a value is float32. One whose type is not told is of the type of what it is computed from."""
+    if value is None:
+        return False
+    producer = value.producer()
+    if value.dtype is None and producer is not None:
+        return bool(producer.inputs) and is_float(producer.inputs[0])
+    return value.dtype == ir.DataType.FLOAT
+
+
 def heads(model: ir.Model) -> set[str]:
     """Names of the weights that are a token table, or the head: what the `logits` come of last."""
     graph = model.graph

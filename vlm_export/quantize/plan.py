@@ -7,7 +7,7 @@ nats). Small costs add up, so that the sum over the weights left in 4 bits predi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from vlm_export.documents import check_document
 from vlm_export.dtypes import DTYPES, PACKED_4, PACKED_8
 from vlm_export.errors import InputError
 from vlm_export.files import text_of
-from vlm_export.quantize.calibration import Progress, Run, Solver
+from vlm_export.quantize.calibration import Progress, Run, Solver, spread
 from vlm_export.quantize.numbers import Quantized, Solution, unpacked
 from vlm_export.quantize.probe import Probe
 from vlm_export.quantize.variants import Source, Variant
@@ -108,7 +108,7 @@ def _rest(costs: Mapping[str, float], eight: set[str]) -> float:
 def _costs(plain: Variant, solver: Solver, progress: Progress) -> Iterator[tuple[str, float]]:
     """What 4 bits of each weight cost, in nats a token."""
     solutions = solver.solutions(plain)
-    texts = _spread([run for run in solver.samples[plain.source.name] if run.is_text], _TEXTS)
+    texts = spread([run for run in solver.samples[plain.source.name] if run.is_text], _TEXTS)
     probe = Probe(plain.source.model)
     expected = [_log_probabilities(probe, run) for run in texts]
     weights = [quantized for _, quantized in plain.to_solve()]
@@ -153,11 +153,6 @@ def _size(variant: Variant) -> int:
     names = sum(len(str(tensor.name)) + _OF_A_WEIGHT for tensor in tensors if isinstance(tensor, ir.LazyTensor))
     nodes = sum(ir.to_proto(node).ByteSize() for node in model.graph)
     return weights + names + nodes + _OF_A_FILE
-
-
-def _spread(runs: Sequence[Run], count: int) -> list[Run]:
-    """At most so many of them, evenly."""
-    return [runs[place] for place in sorted({round(place) for place in np.linspace(0, len(runs) - 1, count)})]
 
 
 def save(plan: Plan, path: Path) -> None:

@@ -82,10 +82,12 @@ def _add_outputs(graph: ir.Graph, names: Sequence[str]) -> None:
 
 
 def _positions(feeds: Mapping[str, np.ndarray]) -> int:
-    """New positions of a run: those of a prefix and of ids behind the start token, or of embeddings."""
+    """New positions of a run: of embeddings, of a prefix and ids, or of a prefix in the start token's place and ids."""
     if "inputs_embeds" in feeds:
         return int(feeds["inputs_embeds"].shape[1])
     ids = int(feeds["input_ids"].shape[1])
+    if "prefix_embeddings" in feeds:
+        return int(feeds["prefix_embeddings"].shape[1]) + ids
     past = next(value for name, value in feeds.items() if name.startswith("past_key_values."))
     prefix = feeds.get("encoder_hidden_states")
     return ids if past.shape[2] or prefix is None else int(prefix.shape[1]) + ids - 1

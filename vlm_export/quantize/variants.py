@@ -51,11 +51,13 @@ class Variant:
 
     Attributes:
         chosen: forms of single weights that are not the dtype's, by the weight's name in the graph.
+        too_large: names of values in the graph that float16 is not to hold, where it is computed in.
     """
 
     source: Source
     dtype: Dtype
     chosen: Mapping[str, Form] = field(default_factory=dict)
+    too_large: frozenset[str] = frozenset()
 
     @property
     def file(self) -> str:
@@ -70,12 +72,23 @@ class Variant:
     @property
     def contents(self) -> Hashable:
         """What decides the bytes of its file: two dtypes may be the same for a component."""
-        return self.source.name, self.dtype.arithmetic, tuple(sorted(self.forms.items(), key=lambda item: item[0]))
+        forms = tuple(sorted(self.forms.items(), key=lambda item: item[0]))
+        return self.source.name, self.dtype.arithmetic, forms, self.too_large
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether making it needs sample inputs."""
+        """Whether numbers of its weights are chosen by what the component computes on sample inputs."""
         return any(form.is_calibrated for form in self.forms.values())
+
+    @property
+    def is_half(self) -> bool:
+        """Whether it computes in float16."""
+        return self.dtype.arithmetic == "float16"
+
+    @property
+    def needs_samples(self) -> bool:
+        """Whether the float32 graphs must have run before it can be made."""
+        return self.is_half or self.is_calibrated
 
     @cached_property
     def forms(self) -> dict[str, Form]:
@@ -101,10 +114,10 @@ class Variant:
 
         Those that are not among the `solutions` are rounded to the nearest.
         """
-        skeleton, dtype = self.source.skeleton, ir.DataType.FLOAT
-        if self.dtype.arithmetic == "float16":
-            skeleton, dtype = half.converted(skeleton, self.source.component), ir.DataType.FLOAT16
-        model = attach_weights(skeleton, self.source.component, self.source.tensors, dtype)
+        skeleton = self.source.skeleton
+        if self.is_half:
+            skeleton = half.converted(skeleton, self.source.component, self.too_large)
+        model = attach_weights(skeleton, self.source.component, self.source.tensors)
         if any(form != PLAIN for form in self.forms.values()):
             quantize(model, self.forms, solutions or {})
         return model

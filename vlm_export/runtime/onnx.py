@@ -169,13 +169,10 @@ class OnnxEngine:
 
     def _plan(self, options: Options, ids: Sequence[int], encoded: Encoded) -> Plan:
         """Raises InputError for options that are out of range, or more new tokens than there are positions for."""
-        return plan(options, self.repo.generation, len(ids), room=self._room(ids, encoded))
+        return plan(options, self.repo.generation, len(ids), room=self.room(ids, encoded))
 
-    def room(self, prepared: Prepared) -> int | None:
-        """How many new tokens there are positions for; None if the repo does not say how many there are."""
-        return self._room(prepared.ids, prepared.encoded)
-
-    def _room(self, ids: Sequence[int], encoded: Encoded) -> int | None:
+    def room(self, ids: Sequence[int], encoded: Encoded) -> int | None:
+        """For how many new tokens after a prompt the model has positions; None where it may have any number."""
         before = len(ids) or sum(encoded.rows)  # a captioner's image stands before its text, and has no ids
         positions = self.repo.positions
         return None if positions is None else positions - before + 1  # the last token is not fed

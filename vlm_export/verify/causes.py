@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
-from vlm_export.dtypes import FP32
+from vlm_export.dtypes import DTYPES, FP32
 from vlm_export.verify.limits import (
     COLLAPSE,
     DISTINCT_CAPTIONS,
@@ -67,7 +68,7 @@ def _cause(report: Report, dtype: str) -> str:
     if FP32.name in report.failed_dtypes:
         return "it is made from fp32, which failed: mend that first"
     if any(math.isnan(check.value) for check in failures):
-        return f"{_where(failures)} is not finite: numbers are too large for the dtype"
+        return f"{_where(failures)} is not finite: {_too_large(dtype)}"
     if metrics & set(COLLAPSE):
         return _collapse(report, failures)
     if metrics <= set(_OF_TOKENS):
@@ -83,6 +84,18 @@ def _collapse(report: Report, failures: Sequence[Check]) -> str:
     signs = " and ".join(words for metric, words in _OF_COLLAPSE.items() if metric in metrics)
     begins = "" if metrics <= set(_OF_TOKENS) else f"; it begins at {_where(failures)}"
     return f"it has collapsed: {signs}{begins}; take another dtype: {', '.join(_left(report))}"
+
+
+def _too_large(dtype: str) -> str:
+    """Why numbers are too large, and what can be done, by what the dtype computes in."""
+    own = DTYPES.get(dtype)
+    if own is None or own.arithmetic == "float32":
+        return "numbers are too large for the dtype"
+    twin = next(other.name for other in DTYPES.values() if other == replace(own, name=other.name, arithmetic="float32"))
+    return (
+        "it passes 65504, where float16 ends, on inputs that were not measured: name fewer golden.images, such ones "
+        f"among them, and export again; or publish {twin}, which is the same in float32"
+    )
 
 
 def _where(failures: Sequence[Check]) -> str:
