@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from vlm_export import collector
+from vlm_export.cli import startup
 
 
 def export(source: Path, name: str, target: Path, dtype: str) -> dict[str, float]:
@@ -37,6 +37,6 @@ def export(source: Path, name: str, target: Path, dtype: str) -> dict[str, float
 
 
 if __name__ == "__main__":
-    collector.relax()  # as the command line does
+    startup.begin()  # as the command line does
     source, name, target, *dtype = sys.argv[1:]
     print(json.dumps(export(Path(source), name, Path(target), *(dtype or ["fp32"]))))
