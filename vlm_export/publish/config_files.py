@@ -34,6 +34,7 @@ from vlm_export.verify.golden import eos_token_ids
 from vlm_export.wanted import MIXED
 
 CARD = "README.md"
+NOT_CALIBRATED = "weights of few bits are rounded to the nearest, not calibrated on images, for want of memory"
 _PREPROCESSOR = "preprocessor_config.json"
 _CLIENT_CONFIG = "transformers.js_config"
 
@@ -196,7 +197,9 @@ def _size_table(manifest: Manifest) -> str:
     totals = [sum(sizes[component, dtype] for component in components) for dtype in manifest.dtypes]
     rows.append("| together | " + " | ".join(f"{total / 1e6:.1f} MB" for total in totals) + " |")
     suffixes = ", ".join(f"{dtype}: `{DTYPES[dtype].suffix or '(none)'}`" for dtype in manifest.dtypes)
-    return "\n".join(rows) + f"\n\nFile suffixes: {suffixes}."
+    rounded = dict.fromkeys(graph.dtype for graph in manifest.graphs if graph.rounded)
+    note = f"\n\n{', '.join(rounded)}: {NOT_CALIBRATED}." if rounded else ""
+    return "\n".join(rows) + f"\n\nFile suffixes: {suffixes}." + note
 
 
 def _verified(report: Mapping[str, Any] | None) -> str:

@@ -51,11 +51,13 @@ class Variant:
 
     Attributes:
         chosen: forms of single weights that are not the dtype's, by the weight's name in the graph.
+        rounded: numbers of few bits are the nearest, since calibrating them needs more memory than there is.
     """
 
     source: Source
     dtype: Dtype
     chosen: Mapping[str, Form] = field(default_factory=dict)
+    rounded: bool = False
 
     @property
     def file(self) -> str:
@@ -75,7 +77,7 @@ class Variant:
     @property
     def is_calibrated(self) -> bool:
         """Whether making it needs sample inputs."""
-        return any(form.is_calibrated for form in self.forms.values())
+        return not self.rounded and any(form.is_calibrated for form in self.forms.values())
 
     @cached_property
     def forms(self) -> dict[str, Form]:
