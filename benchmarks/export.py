@@ -100,8 +100,13 @@ def bounded(work: Path, _: Sequence[str]) -> dict[Job, Callable[[Path], Command]
         recipe.write_text(_RECIPE.format(model=source / "base"))
         subprocess.run([harness.CLI, "merge", recipe, "--work", merged.root], stdout=sys.stderr, check=True)
         shutil.rmtree(source)
-    command = [harness.CLI, "onnx", recipe, "--work", merged.root, "--quantize", "q4", "--memory", "3GB"]
-    return {(LARGE, f"{OURS} onnx, fp32 and q4"): lambda folder: command}
+
+    def command(folder: Path) -> Command:
+        (folder / "work").mkdir()
+        Work(folder / "work").merged.symlink_to(merged.merged)
+        return [harness.CLI, "onnx", recipe, "--work", folder / "work", "--quantize", "q4", "--memory", "3GB"]
+
+    return {(LARGE, f"{OURS} onnx, fp32 and q4"): command}
 
 
 def captioner(work: Path, _: Sequence[str]) -> dict[Job, Callable[[Path], Command]]:
