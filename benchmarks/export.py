@@ -3,6 +3,7 @@
 python benchmarks/export.py                           # the decoders of smollm-135m with 30 and 60 layers, smollm-360m
 python benchmarks/export.py --shapes smollm-135m      # this one only
 python benchmarks/export.py --what large              # smollm2-1.7b: bfloat16 → float16 graph; merge of its adapter
+python benchmarks/export.py --what bounded            # smollm2-1.7b: `vlm-export onnx` to float32 and q4 within 3 GB
 python benchmarks/export.py --what captioner          # SigLIP-base and smollm-135m: `vlm-export merge` and `onnx`
 
 Wall time is the whole command's, start and imports included; memory is that of its largest process. An export of ours
@@ -14,6 +15,8 @@ from __future__ import annotations
 import json
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +25,8 @@ from pathlib import Path
 
 import harness
 from harness import AGAIN, OURS, Command, CommandFailed, Measured, Row
+
+from vlm_export.files import Work
 
 Job = tuple[str, str]  # shape, and what is done to it by whom
 
@@ -83,6 +88,27 @@ def large(work: Path, _: Sequence[str]) -> dict[Job, Callable[[Path], Command]]:
     }
 
 
+def bounded(work: Path, _: Sequence[str]) -> dict[Job, Callable[[Path], Command]]:
+    """The same checkpoint, all of it in float32 and in q4, by the command line, which may not take more than 3 GB.
+
+    12 GB of disk are enough, for the checkpoint goes as soon as it is merged.
+    """
+    merged = Work(work / "bounded")
+    recipe = work / "bounded.yaml"
+    if not merged.merged.is_dir():
+        source = harness.checkpoint(work, LARGE, "base")
+        recipe.write_text(_RECIPE.format(model=source / "base"))
+        subprocess.run([harness.CLI, "merge", recipe, "--work", merged.root], stdout=sys.stderr, check=True)
+        shutil.rmtree(source)
+
+    def command(folder: Path) -> Command:
+        (folder / "work").mkdir()
+        Work(folder / "work").merged.symlink_to(merged.merged)
+        return [harness.CLI, "onnx", recipe, "--work", folder / "work", "--quantize", "q4", "--memory", "3GB"]
+
+    return {(LARGE, f"{OURS} onnx, fp32 and q4"): command}
+
+
 def captioner(work: Path, _: Sequence[str]) -> dict[Job, Callable[[Path], Command]]:
     """All that a user types before `verify`."""
     source = harness.checkpoint(work, CAPTIONER, "captioner")
@@ -137,7 +163,7 @@ def _without_weights(runs: Sequence[Run]) -> list[float]:
     return [run.without_weights_s for run in runs if run.without_weights_s is not None]
 
 
-WHAT = {"decoders": decoders, "large": large, "captioner": captioner}
+WHAT = {"decoders": decoders, "large": large, "bounded": bounded, "captioner": captioner}
 
 
 def main() -> None:

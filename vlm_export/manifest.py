@@ -17,13 +17,17 @@ ONNX = "onnx"  # the folder of the graphs
 
 @dataclass(frozen=True)
 class GraphFile:
-    """One graph of the repo: its size with external data, and in how many chunks that data lies."""
+    """One graph of the repo: its size with external data, and in how many chunks that data lies.
+
+    `rounded` says that its numbers of few bits are the nearest, for want of the memory to calibrate them.
+    """
 
     component: str
     dtype: str
     file: str
     size_bytes: int
     data_chunks: int
+    rounded: bool = False
 
 
 @dataclass(frozen=True)

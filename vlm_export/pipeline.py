@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -24,6 +25,7 @@ from vlm_export.graph import signature, trial_run
 from vlm_export.graph.graph_cache import GraphCache
 from vlm_export.graph.graph_file import copy_graph, save_graph
 from vlm_export.graph.onnxsim_process import Onnxsim
+from vlm_export.machine import available_memory, free_disk
 from vlm_export.manifest import ONNX, GraphFile, Manifest, Range, complete_dtypes, load_manifest
 from vlm_export.merging import merge
 from vlm_export.merging.merge import REPORT as MERGE_REPORT
@@ -31,9 +33,10 @@ from vlm_export.merging.merge import MergeReport
 from vlm_export.own_files import own_file
 from vlm_export.publish import config_files, decision_table
 from vlm_export.publish.findings import BENCH, REPORT, load_benchmark, load_report
-from vlm_export.quantize import calibration, ranges, saturation
+from vlm_export.quantize import calibration, estimate, ranges, saturation
 from vlm_export.quantize import plan as plans
 from vlm_export.quantize.calibration import Samples, Solver
+from vlm_export.quantize.estimate import Estimate
 from vlm_export.quantize.plan import Plan
 from vlm_export.quantize.variants import Source, Variant
 from vlm_export.recipe import RecipeFile
@@ -43,7 +46,7 @@ from vlm_export.source.generation_rules import published
 from vlm_export.targets import VerifyTarget
 from vlm_export.verify import golden, verify
 from vlm_export.verify.report import Report, with_files
-from vlm_export.wanted import PLANNED, Goal, Wanted, parse
+from vlm_export.wanted import AUTO, PLANNED, Goal, Wanted, parse
 
 Progress = Callable[[str, int, int], None]  # what, done, of how many
 _VERSIONS = ("vlm-export", "torch", "transformers", "peft", "onnx", "onnxruntime", "onnxscript", "onnxsim")
@@ -124,7 +127,9 @@ def run_export(
     layout: str | None = None,
     plan: Plan | None = None,
     retrace: bool = False,
+    memory_bytes: int | None = None,
     notify: Callable[[str], None] = lambda line: None,
+    announce: Callable[[Estimate], None] = lambda expected: None,
 ) -> Manifest:
     """Merged checkpoint → graphs in every dtype, and everything beside them, in `repo/`.
 
@@ -134,9 +139,12 @@ def run_export(
     which numbers float16 cannot hold. A `plan`, or one that is made for the goal of `wanted`, says which weights of a
     q4 decoder get 8 bits.
 
+    `announce` is told what the export will take before anything is written. Where calibration needs more memory than
+    there is, or than `memory_bytes` allows, weights are rounded to the nearest, and `notify` is told.
+
     Raises:
         InputError: nothing was merged yet, or the layout is not one of the family's, or a component that is named not
-            one of the layout's.
+            one of the layout's; or disk or memory do not suffice.
     """
     if not (work.merged / MERGE_REPORT).is_file():
         raise InputError(f"{work.merged}: nothing merged yet: run `vlm-export merge {recipe.name}`")
@@ -153,7 +161,14 @@ def run_export(
     with atomic_folder(work.repo) as folder, Onnxsim() as onnxsim:
         (folder / ONNX).mkdir()
         sources, reports = _traced(cache, merged, onnxsim, progress)
-        variants = [Variant(source, DTYPES[name]) for source in sources for name in wanted.of(source.name, mixed)]
+        variants = [
+            _by_plan(Variant(source, DTYPES[name]), plan)
+            for source in sources
+            for name in wanted.of(source.name, mixed)
+        ]
+        variants = _within(variants, wanted.goal, work.root, memory_bytes, notify, announce)
+        if plan is not None and any(variant.chosen for variant in variants):
+            plans.save(plan, folder / plans.FILE)
         graphs = _write(folder, [variant for variant in variants if not variant.needs_samples], progress)
         manifest = Manifest(
             recipe=recipe.name,
@@ -169,10 +184,10 @@ def run_export(
         if waiting := [variant for variant in variants if variant.needs_samples]:
             samples = _recorded(folder, recipe, waiting, progress)
             waiting, found = _in_range(waiting, samples, progress, notify)
-            with TemporaryDirectory(prefix="vlm-export-") as scratch:
+            with TemporaryDirectory(prefix=".calibration-", dir=work.root) as scratch:
                 solver = Solver(samples, Path(scratch), progress)
-                planned = [_planned(variant, plan or wanted.goal, solver, folder) for variant in waiting]
-                graphs += _write(folder, planned, progress, solver)
+                to_goal = [_to_goal(variant, wanted.goal, solver, folder) for variant in waiting]
+                graphs += _write(folder, to_goal, progress, solver)
             asked = [variant.file for variant in variants]
             graphs.sort(key=lambda graph: asked.index(graph.file))
         dtypes = complete_dtypes(graphs, names)
@@ -197,11 +212,16 @@ def _traced(
     return sources, reports
 
 
-def _planned(variant: Variant, plan: Plan | Goal | None, solver: Solver, folder: Path) -> Variant:
-    """The variant, or what a plan makes of it, which is then in the repo too."""
-    if plan is None or variant.dtype.name != PLANNED or not variant.is_calibrated:
+def _by_plan(variant: Variant, plan: Plan | None) -> Variant:
+    """The variant, or what a plan makes of it."""
+    return plan.variant(variant.source) if plan is not None and _is_planned(variant) else variant
+
+
+def _to_goal(variant: Variant, goal: Goal | None, solver: Solver, folder: Path) -> Variant:
+    """The variant, or what a plan makes of it that is chosen for the goal and is then in the repo too."""
+    if goal is None or not _is_planned(variant):
         return variant
-    chosen = plans.choose(variant.source, solver, plan, solver.progress) if isinstance(plan, Goal) else plan
+    chosen = plans.choose(variant.source, solver, goal, solver.progress)
     plans.save(chosen, folder / plans.FILE)
     return chosen.variant(variant.source)
 
@@ -238,6 +258,43 @@ def _in_range(
     ], summaries
 
 
+def _is_planned(variant: Variant) -> bool:
+    return variant.dtype.name == PLANNED and variant.is_calibrated
+
+
+def _within(
+    variants: list[Variant],
+    goal: Goal | None,
+    folder: Path,
+    memory_bytes: int | None,
+    notify: Callable[[str], None],
+    announce: Callable[[Estimate], None],
+) -> list[Variant]:
+    """The variants as disk and memory allow them: calibrated, or rounded to the nearest; float16 measured, or not.
+
+    Raises:
+        InputError: disk or memory do not suffice, or not for the goal, which needs calibration.
+    """
+    costs = [estimate.cost(variant) for variant in variants]
+    estimate.check_disk(costs, free_disk(folder), folder)
+    available = min(available_memory(), memory_bytes or sys.maxsize)
+    expected = estimate.estimate(costs)
+    if expected.calibration_memory_bytes > available:
+        if goal is not None:
+            raise InputError(f"--quantize {AUTO}: {estimate.too_little_to_calibrate(expected, available)}")
+        notify(estimate.why_rounded(costs, available))
+        variants = [replace(variant, rounded=variant.is_calibrated) for variant in variants]
+        expected = estimate.estimate(estimate.without_calibration(costs))
+    estimate.check_memory(expected, available)
+    measuring = estimate.measuring_memory(costs)
+    if halves := [variant for variant in variants if variant.is_half and measuring > available]:
+        names = list(dict.fromkeys(variant.dtype.name for variant in halves))
+        notify(estimate.why_unmeasured(names, measuring, available))
+        variants = [replace(variant, unmeasured=variant.is_half) for variant in variants]
+    announce(expected)
+    return variants
+
+
 def _write(
     folder: Path, variants: Sequence[Variant], progress: Progress, solver: Solver | None = None
 ) -> list[GraphFile]:
@@ -264,7 +321,7 @@ def _write(
             chunks = save_graph(graph, path)
             written[variant.contents] = path
         size = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
-        found.append(GraphFile(component.name, variant.dtype.name, path.name, size, chunks))
+        found.append(GraphFile(component.name, variant.dtype.name, path.name, size, chunks, variant.rounded))
     return found
 
 

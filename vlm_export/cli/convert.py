@@ -56,6 +56,7 @@ def merge(recipe: str | None, base: str | None, work: Path | None, as_json: bool
 @click.option("--plan", type=click.Path(path_type=Path), help="A plan of an earlier `auto`, edited or not.")
 @click.option("--layout", type=click.Choice(get_args(LayoutName)), help="In place of the recipe's.")
 @click.option("--retrace", is_flag=True, help="Trace every component anew, whatever earlier exports kept.")
+@click.option("--memory", metavar="SIZE", help="Take at most so much, e.g. 3GB. q4 and q2 may not be calibrated then.")
 @common
 def onnx(
     recipe: str | None,
@@ -65,6 +66,7 @@ def onnx(
     plan: Path | None,
     layout: str | None,
     retrace: bool,
+    memory: str | None,
     work: Path | None,
     as_json: bool,
 ) -> None:
@@ -86,9 +88,17 @@ def onnx(
     wanted = (
         parse(quantize or ([PLANNED] if plan else [AUTO]), "--quantize", goal) if quantize or plan or goal else None
     )
+    most = None if memory is None else parse_size(memory, "--memory")
     found, folder = open_recipe(recipe, work)
     from vlm_export import pipeline
+    from vlm_export.quantize.estimate import Estimate
     from vlm_export.quantize.plan import load as load_plan
+
+    expected: list[Estimate] = []
+
+    def announce(estimate: Estimate) -> None:
+        expected.append(estimate)
+        notify(str(estimate))
 
     with Progress(as_json) as progress:
         manifest = pipeline.run_export(
@@ -99,14 +109,17 @@ def onnx(
             layout=layout,
             plan=load_plan(plan) if plan else None,
             retrace=retrace,
+            memory_bytes=most,
             notify=notify,
+            announce=announce,
         )
     lines = [f"{graph.file:40} {graph.size_bytes / 1e6:9.2f} MB" for graph in manifest.graphs]
     if manifest.dtypes != [FP32.name] and not manifest.mixed and preferred("wasm", manifest.dtypes) == FP32.name:
         lines.append(
             "browsers will load float32, since packed weights are slow there: --quantize q8 adds what they want"
         )
-    print_result(as_json, {**asdict(manifest), "path": str(folder.repo)}, [*lines, f"written to {folder.repo}"])
+    result = {**asdict(manifest), "path": str(folder.repo), "estimate": asdict(expected[-1])}
+    print_result(as_json, result, [*lines, f"written to {folder.repo}"])
 
 
 @click.command()

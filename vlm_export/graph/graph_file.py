@@ -27,9 +27,7 @@ _RAW_DATA = bytes([onnx.TensorProto.RAW_DATA_FIELD_NUMBER << 3 | 2])
 
 def save_graph(model: ir.Model, path: Path, *, inline_bytes: int = INLINE_BYTES, chunk_bytes: int = CHUNK_BYTES) -> int:
     """Write a graph, with external data where it would pass `inline_bytes`. Returns the number of data chunks."""
-    graph = model.graph
-    large = {name: value.const_value for name, value in graph.initializers.items() if value.const_value is not None}
-    large = {name: tensor for name, tensor in large.items() if tensor.nbytes >= SMALL_BYTES}
+    graph, large = model.graph, _large(model)
     if sum(tensor.nbytes for tensor in large.values()) <= inline_bytes:
         _save_inline(model, large, path)
         return 0
@@ -41,6 +39,13 @@ def save_graph(model: ir.Model, path: Path, *, inline_bytes: int = INLINE_BYTES,
             graph.initializers[name].const_value = tensor
     ir.save(model, path)
     return len(chunks)
+
+
+def size_bytes(model: ir.Model) -> int:
+    """The size of what `save_graph` writes: to within a few bytes, or with external data to within the files' names."""
+    large = _large(model)
+    heads = sum(len(_initializer(name, tensor)) for name, tensor in large.items())
+    return _without(model, large).ByteSize() + heads + sum(tensor.nbytes for tensor in large.values())
 
 
 def copy_graph(source: Path, target: Path) -> int:
@@ -76,12 +81,24 @@ def _chunks(tensors: Mapping[str, ir.TensorProtocol], chunk_bytes: int) -> list[
     return chunks
 
 
-def _save_inline(model: ir.Model, tensors: Mapping[str, ir.TensorProtocol], path: Path) -> None:
-    """The message of the model, with `tensors` written one by one at the end of its graph."""
+def _large(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+    """The initializers that are written one by one, by name."""
+    found = {name: value.const_value for name, value in model.graph.initializers.items()}
+    return {name: tensor for name, tensor in found.items() if tensor is not None and tensor.nbytes >= SMALL_BYTES}
+
+
+def _without(model: ir.Model, tensors: Mapping[str, ir.TensorProtocol]) -> onnx.ModelProto:
+    """The message of the model without these initializers, which it has again afterwards."""
     values = [model.graph.initializers.pop(name) for name in tensors]
     message = ir.to_proto(model)
     for value in values:
         model.graph.register_initializer(value)
+    return message
+
+
+def _save_inline(model: ir.Model, tensors: Mapping[str, ir.TensorProtocol], path: Path) -> None:
+    """The message of the model, with `tensors` written one by one at the end of its graph."""
+    message = _without(model, tensors)
     graph = message.graph.SerializeToString()
     message.ClearField("graph")
     heads = [_initializer(name, tensor) for name, tensor in tensors.items()]

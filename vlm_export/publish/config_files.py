@@ -36,6 +36,7 @@ from vlm_export.verify.report import DtypeRow
 from vlm_export.wanted import MIXED
 
 CARD = "README.md"
+NOT_CALIBRATED = "weights of few bits are rounded to the nearest, not calibrated on images, for want of memory"
 _PREPROCESSOR = "preprocessor_config.json"
 _CLIENT_CONFIG = "transformers.js_config"
 
@@ -181,7 +182,7 @@ def write_card(
         recipe.recipe.description.strip(),
         f"\n## Which dtype\n\n{decision_table.markdown(rows)}\n- {_suffixes(manifest)}{_plot(folder, rows)}",
         f"\n## Use\n\nLoads with {client.name}.\n\n{client.snippet(repo_id)}",
-        _in_float32(manifest),
+        _in_float32(manifest) + _not_calibrated(manifest),
         f"\n## Verified\n\n{_verified(report)}",
         *([f"\n## Measured\n\n{bench_table.markdown(benchmark)}"] if benchmark else []),
         "\n## Made from\n\n"
@@ -196,6 +197,11 @@ def write_card(
 def _suffixes(manifest: Manifest) -> str:
     suffixes = [f"`{DTYPES[dtype].suffix}` {dtype}" for dtype in manifest.dtypes if DTYPES[dtype].suffix]
     return f"files in `onnx/`: no suffix is {FP32.name}" + "".join(f", {suffix}" for suffix in suffixes)
+
+
+def _not_calibrated(manifest: Manifest) -> str:
+    rounded = dict.fromkeys(graph.dtype for graph in manifest.graphs if graph.rounded)
+    return f"\n\n{', '.join(rounded)}: {NOT_CALIBRATED}." if rounded else ""
 
 
 def _plot(folder: Path, rows: Sequence[DtypeRow]) -> str:

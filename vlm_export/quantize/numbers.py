@@ -226,9 +226,12 @@ def packed(numbers: np.ndarray, bits: int) -> np.ndarray:
     each = 8 // bits
     if each == 1:
         return numbers
-    together = _filled(numbers, -numbers.shape[1] % each, 0).reshape(len(numbers), -1, each)
-    shifts = np.arange(each, dtype=np.uint8) * np.uint8(bits)
-    return np.bitwise_or.reduce(together << shifts, axis=-1)
+    # As many numbers as a byte holds are one word, whose own bytes are shifted onto the lowest.
+    words = np.ascontiguousarray(_filled(numbers, -numbers.shape[1] % each, 0)).view(f"<u{each}")
+    found = words.copy()
+    for place in range(1, each):
+        found |= words >> (place * (8 - bits))
+    return found.astype(np.uint8)
 
 
 class ByInput(StreamedTensor):

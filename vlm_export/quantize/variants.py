@@ -52,12 +52,16 @@ class Variant:
     Attributes:
         chosen: forms of single weights that are not the dtype's, by the weight's name in the graph.
         too_large: names of values in the graph that float16 is not to hold, where it is computed in.
+        rounded: numbers of few bits are the nearest, since calibrating them needs more memory than there is.
+        unmeasured: nobody looks for values that float16 cannot hold, since that needs more memory than there is.
     """
 
     source: Source
     dtype: Dtype
     chosen: Mapping[str, Form] = field(default_factory=dict)
     too_large: frozenset[str] = frozenset()
+    rounded: bool = False
+    unmeasured: bool = False
 
     @property
     def file(self) -> str:
@@ -78,7 +82,7 @@ class Variant:
     @property
     def is_calibrated(self) -> bool:
         """Whether numbers of its weights are chosen by what the component computes on sample inputs."""
-        return any(form.is_calibrated for form in self.forms.values())
+        return not self.rounded and any(form.is_calibrated for form in self.forms.values())
 
     @property
     def is_half(self) -> bool:
@@ -88,7 +92,7 @@ class Variant:
     @property
     def needs_samples(self) -> bool:
         """Whether the float32 graphs must have run before it can be made."""
-        return self.is_half or self.is_calibrated
+        return (self.is_half and not self.unmeasured) or self.is_calibrated
 
     @cached_property
     def forms(self) -> dict[str, Form]:
