@@ -38,7 +38,7 @@ from vlm_export.spec.client import RepoFacts
 from vlm_export.verify import limits
 from vlm_export.verify.golden import load_golden
 from vlm_export.verify.metrics import max_relative_error
-from vlm_export.verify.report import Report
+from vlm_export.verify.report import LOADS, RUNS, SATURATION, SHAPE, SIGNATURE, Report
 
 # By what their configs say: model_type, that of the tower, that of the text model.
 KINDS: dict[str, Callable[[Path], Path]] = {
@@ -52,6 +52,7 @@ KINDS: dict[str, Callable[[Path], Path]] = {
     "idefics3, idefics3_vision, llama": pico_chat.write_tiled,
     "smolvlm, smolvlm_vision, llama": lambda folder: pico_chat.write_tiled(folder, "smolvlm"),
 }
+EXPORTED = ("fp32", "fp16", "int8", "q8")
 GOLDEN = {"images": ["images/*.png"], "prompts": [pico_chat.CONVERSATION, "<image>a cat", "is <image> a cat?"]}
 
 
@@ -75,7 +76,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]:
         config = open_checkpoint(made.work.merged).config
         parts = (config, config["vision_config"], config["text_config"])
         assert kind == ", ".join(part["model_type"] for part in parts)
-        made.export("chat", ["fp16", "int8", "q8"])
+        made.export("chat", EXPORTED)
         made.check_ranges()
         return made
 
@@ -133,9 +134,9 @@ def test_verifies_in_both_runtimes(exported: Exported) -> None:
     assert report.verdict == "pass", failures(report)
     exact = {(c.runtime, c.dtype): c.value for c in report.checks if c.metric == "tokens_exact_rate"}
     assert exact[("ort", "fp32")] == exact[("node", "fp32")] == 1.0
-    assert exact.keys() == {(runtime, dtype) for runtime in ("ort", "node") for dtype in DTYPES}
+    assert exact.keys() == {(runtime, dtype) for runtime in ("ort", "node") for dtype in EXPORTED}
     costs = {row.dtype: row.kl for row in report.table}
-    assert costs.keys() == set(DTYPES) and {dtype for dtype, kl in costs.items() if kl is None} == {"fp32"}
+    assert costs.keys() == set(EXPORTED) and {dtype for dtype, kl in costs.items() if kl is None} == {"fp32"}
     assert {c.detail.split(",")[0] for c in report.checks if "(case" in c.detail} >= {"logits (case0", "logits (case2"}
 
 
@@ -155,6 +156,17 @@ def test_in_a_browser(model_type: str, make: Callable[[str], Exported], tmp_path
     seen = visit(made.work.repo, "chat", inputs, {"dtype": "fp32"}, asked=asked, logs=logs)
     assert seen.sessions == {("wasm", "fp32")}
     assert [caption["token_ids"] for caption in seen.answer["captions"]] == [image.token_ids for image in images]
+
+
+@pytest.mark.parametrize("kind", ["llava, clip_vision_model, llama", "idefics3, idefics3_vision, llama"])
+def test_every_dtype_runs_in_both_runtimes_alike(kind: str, make: Callable[[str], Exported], tmp_path: Path) -> None:
+    copy = make(kind).copy(tmp_path / "copy")
+    copy.export("chat", ["all"])
+    report = copy.verify("ort", "node")
+    wanted = {LOADS, RUNS, SHAPE, SIGNATURE, SATURATION, limits.TOKENS_AS_ORT}
+    assert not [check for check in report.failures if check.metric in wanted]
+    said = {check.dtype for check in report.checks if check.metric == limits.TOKENS_AS_ORT}
+    assert said == set(DTYPES) - {"fp32"}
 
 
 def test_the_runtime_says_it_too(exported: Exported) -> None:
