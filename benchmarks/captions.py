@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from vlm_export.apps.load import load
-from vlm_export.files import write_json
+from vlm_export.files import sha256, write_json
 from vlm_export.manifest import load_manifest
 from vlm_export.merging import merge
 from vlm_export.preprocessing import image_processor_settings, load_tokenizer
@@ -38,6 +38,7 @@ from tower import IMAGE_SIZE
 
 WORK = assemble.HERE.parents[1] / "build" / "real-captioner"
 REPO, KEPT = WORK / "repo", WORK / "captions.json"
+SCENES = assemble.HERE / "scenes.py"
 BATCH = 20
 
 Captions = list[list[int]]
@@ -100,7 +101,8 @@ def main() -> None:
     manifest = load_manifest(REPO)
     dtypes = options.dtype or manifest.dtypes
     found = json.loads(KEPT.read_text()) if KEPT.is_file() else {}
-    kept: dict[str, Captions] = found["said"] if found.get("of") == manifest.inputs_sha256 else {}
+    of = {**manifest.inputs_sha256, SCENES.name: sha256(SCENES)}
+    kept: dict[str, Captions] = found["said"] if found.get("of") == of else {}
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder, f"{seed:03}.png") for seed in range(options.images)]
         for seed, path in enumerate(paths):
@@ -113,7 +115,7 @@ def main() -> None:
         for name, ask in wanted.items():
             if len(kept.get(name, [])) < options.images:
                 kept[name] = ask()
-                write_json(KEPT, {"of": manifest.inputs_sha256, "said": kept})
+                write_json(KEPT, {"of": of, "said": kept})
     expected = kept["pytorch"][: options.images]
     tokenizer = load_tokenizer(REPO)
     said = [tokenizer.decode(ids, skip_special_tokens=True) for ids in expected]
