@@ -20,7 +20,7 @@ from vlm_export.graph.graph_file import save_graph
 from vlm_export.manifest import load_manifest
 from vlm_export.quantize import calibration, plan
 from vlm_export.quantize.calibration import Run, Solver
-from vlm_export.quantize.probe import Probe
+from vlm_export.quantize.probe import POSITIONS, Probe, keep_every_position
 from vlm_export.quantize.variants import Solutions, Source, Variant
 from vlm_export.runtime.logits import softmax
 from vlm_export.source.checkpoint import open_checkpoint
@@ -57,17 +57,19 @@ def solver(runs: list[Run], tmp_path: Path) -> Solver:
 
 
 def divergence(variant: Variant, solutions: Solutions, runs: list[Run], folder: Path) -> float:
-    """Of the variant's next token from float32's at the end of each text, in nats."""
+    """Of the variant's next token from float32's, behind every token of the texts, in nats."""
     graphs = []
     for name, graph in (("float32", Variant(variant.source, DTYPES["fp32"]).make()), ("made", variant.make(solutions))):
+        assert keep_every_position(graph.graph)
         save_graph(graph, folder / f"{name}.onnx")
         graphs.append(onnxruntime.InferenceSession(str(folder / f"{name}.onnx")))
     found = []
     for run in (run for run in runs if run.is_text):
         names = {value.name for value in graphs[0].get_inputs()}
         feeds = {name: value for name, value in run.feeds.items() if name in names}
-        expected, own = (softmax(graph.run(["logits"], feeds)[0].astype(np.float64)) for graph in graphs)
-        found.append((expected * np.log(expected / own)).sum())
+        feeds[POSITIONS] = np.arange(run.feeds["input_ids"].shape[1])
+        expected, own = (softmax(graph.run(["logits"], feeds)[0][0].astype(np.float64)) for graph in graphs)
+        found.append((expected * np.log(expected / own)).sum(axis=-1).mean())
     return float(np.mean(found))
 
 
@@ -75,7 +77,7 @@ def test_what_is_recorded(runs: list[Run]) -> None:
     """A prompt and its texts for each image; all tokens of a text in one run, behind the prompt's cache."""
     assert [run.is_text for run in runs] == ([False] + [True] * calibration.FOR_NUMBERS.texts) * 3
     texts = [run.feeds["input_ids"] for run in runs if run.is_text]
-    assert {text.shape for text in texts} == {(1, 61)}, "as many as a decoder of 64 positions has room for"
+    assert {text.shape for text in texts} == {(1, 60)}, "as many as a decoder of 64 positions has room for"
     assert len({text.tobytes() for text in texts}) > calibration.FOR_NUMBERS.texts, (
         "drawn, not the likeliest again and again"
     )
@@ -93,7 +95,7 @@ def test_what_is_recorded_is_the_same_every_time(made: Exported, runs: list[Run]
 def test_a_probe_computes_every_position(source: Source, runs: list[Run]) -> None:
     probe = Probe(source.model)
     [logits] = probe.run(runs[1].feeds, ["logits"])
-    assert logits.shape[1] == 61
+    assert logits.shape[1] == 60
     assert probe.keeps_all
 
 
@@ -118,7 +120,7 @@ def test_solved_numbers_are_nearer_to_float32(
     variant = Variant(source, DTYPES[dtype])
     solutions = solver.solutions(variant)
     assert len(solutions) == len(list(variant.to_solve())) > 0
-    assert divergence(variant, solutions, runs, tmp_path) < 0.95 * divergence(variant, {}, runs, tmp_path)
+    assert divergence(variant, solutions, runs, tmp_path) < 0.9 * divergence(variant, {}, runs, tmp_path)
 
 
 def test_two_dtypes_share_what_is_solved_for(source: Source, solver: Solver, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,7 @@ class EncoderDecoder(Client):
             "decoder_layers": geometry.layers,
             "decoder_attention_heads": geometry.kv_heads,
             "vocab_size": geometry.vocabulary,
+            **_positions(facts.text_config),
         }
         config = {
             "model_type": "vision-encoder-decoder",
@@ -63,3 +64,15 @@ import {{ pipeline }} from '@huggingface/transformers';
 const captioner = await pipeline('image-to-text', '{repo_id}');
 const [{{ generated_text }}] = await captioner('photo.jpg');
 ```"""
+
+
+def _positions(decoder: Mapping[str, Any]) -> dict[str, int]:
+    """How many tokens the decoder has positions for, as `max_position_embeddings`, if its config says so.
+
+    RoBERTa counts from behind the id that pads: its table has as many rows more.
+    """
+    found = next((decoder[name] for name in ("max_position_embeddings", "n_positions") if decoder.get(name)), None)
+    if not isinstance(found, int):
+        return {}
+    before = decoder.get("pad_token_id", 1) + 1 if decoder.get("model_type") == "roberta" else 0
+    return {"max_position_embeddings": found - before}

@@ -138,11 +138,14 @@ def _record_one(engine: OnnxEngine, recorder: _Recorder, path: Path, prompt: Pro
     recorder.keeps = False
     prepared = engine.prepare([open_image(path)], prompt, options)
     room = engine.room(prepared.ids, prepared.encoded)
-    tokens = sampling.tokens if room is None else min(sampling.tokens, room)
-    plan = replace(prepared.plan, max_new_tokens=tokens, min_new_tokens=tokens)
+    # A text is fed whole: a generation's last token, for which there is room too, is not.
+    tokens = sampling.tokens if room is None else min(sampling.tokens, room - 1)
     inputs = engine.inputs([prepared])
     decoder = Decoder(engine.driver, inputs)
     recorder.keeps = None
+    if tokens < 1:
+        return
+    plan = replace(prepared.plan, max_new_tokens=tokens, min_new_tokens=tokens)
     prompt_cache = decoder.cache
     texts = [made.token_ids for made in generate(decoder, plan)]
     recorder.keeps = True

@@ -13,7 +13,7 @@ from vlm_export.graph.rewrites.front_end import PREFIX
 from vlm_export.graph.weights import CheckpointTensor
 
 KEPT = f"{PREFIX}kept_positions"  # which positions a decoder computes logits of, where a front end says so
-_POSITIONS = "kept_positions"
+POSITIONS = "kept_positions"
 
 
 class Probe:
@@ -34,7 +34,7 @@ class Probe:
                 value.const_value = None
                 graph.inputs.append(value)
                 self.weights[name] = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(tensor.numpy()))
-        self.keeps_all = _keep_all(graph)
+        self.keeps_all = keep_every_position(graph)
         self.outputs = tuple(outputs)
         _add_outputs(graph, self.outputs)
         options = onnxruntime.SessionOptions()
@@ -52,7 +52,7 @@ class Probe:
         """
         given = {name: value for name, value in feeds.items() if name in self._inputs}
         if self.keeps_all:
-            given[_POSITIONS] = np.arange(_positions(feeds), dtype=np.int64)
+            given[POSITIONS] = np.arange(_positions(feeds), dtype=np.int64)
         values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(value) for name, value in given.items()}
         replaced = {name: onnxruntime.OrtValue.ortvalue_from_numpy(value) for name, value in (weights or {}).items()}
         computed = [name for name in names if name not in given]
@@ -61,12 +61,12 @@ class Probe:
         return [by_name[name] if name in by_name else given[name] for name in names]
 
 
-def _keep_all(graph: ir.Graph) -> bool:
+def keep_every_position(graph: ir.Graph) -> bool:
     """Make an input of the positions that logits are computed of. Returns whether there are such."""
     found = next((value for node in graph for value in node.outputs if value.name == KEPT), None)
     if found is None:
         return False
-    given = ir.Value(name=_POSITIONS, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(["kept"]))
+    given = ir.Value(name=POSITIONS, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(["kept"]))
     found.replace_all_uses_with(given)
     graph.inputs.append(given)
     return True
