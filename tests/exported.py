@@ -14,13 +14,14 @@ import yaml
 from PIL import Image
 
 from vlm_export import pipeline
+from vlm_export.dtypes import DTYPES
 from vlm_export.files import Work
 from vlm_export.manifest import load_manifest
 from vlm_export.quantize.masks import LARGEST
 from vlm_export.recipe import RecipeFile, load_recipe
 from vlm_export.targets import VerifyTarget
 from vlm_export.verify import limits
-from vlm_export.verify.report import Report
+from vlm_export.verify.report import LOADS, RUNS, SATURATION, SHAPE, SIGNATURE, Report
 from vlm_export.wanted import parse
 
 # The tokens of random weights in 8 bits decide nothing: the two best are often a rounding error apart.
@@ -54,6 +55,17 @@ class Exported:
         assert set(manifest.ranges) == {graph.component for graph in manifest.graphs}
         for found in manifest.ranges.values():
             assert 0 < found.largest < LARGEST and found.in_float32 == 0
+
+    def check_every_dtype(self, layout: str, *runtimes: VerifyTarget) -> None:
+        """Each dtype loads and runs in these runtimes; transformers.js says what ONNX Runtime says."""
+        self.export(layout, ["all"])
+        report = self.verify(*runtimes)
+        of_graphs = {LOADS, RUNS, SHAPE, SIGNATURE, SATURATION, limits.TOKENS_AS_ORT}
+        assert not [check for check in report.failures if check.metric in of_graphs]
+        metrics = {"ort": limits.TOKENS_EXACT, "node": limits.TOKENS_AS_ORT}
+        for runtime in runtimes:
+            said = {c.dtype for c in report.checks if (c.runtime, c.metric) == (runtime, metrics[runtime])}
+            assert said | {"fp32"} == set(DTYPES)
 
     def copy(self, folder: Path) -> Exported:
         """The same, in a folder that a test may spoil."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,11 @@ from onnx import helper
 from vlm_export import pipeline
 from vlm_export.dtypes import DTYPES
 from vlm_export.errors import InputError
-from vlm_export.files import read_json
+from vlm_export.files import read_json, write_json
 from vlm_export.graph.graph_cache import GraphCache
 from vlm_export.graph.graph_file import save_graph
 from vlm_export.manifest import load_manifest
-from vlm_export.quantize import calibration, plan
+from vlm_export.quantize import calibration, graph_edits, plan
 from vlm_export.quantize.calibration import Run, Solver
 from vlm_export.quantize.probe import POSITIONS, Probe, keep_every_position
 from vlm_export.quantize.variants import Solutions, Source, Variant
@@ -181,6 +182,28 @@ def test_a_plan_is_edited_and_replayed(made: Exported, tmp_path: Path) -> None:
     graph = onnx.load(copy.graph(f"{DECODER}_q4"))
     bits = [helper.get_node_attr_value(node, "bits") for node in graph.graph.node if node.op_type == "MatMulNBits"]
     assert sorted(bits, reverse=True)[:3] == [8, 8, 4], "the head, the edited one, and the rest"
+
+
+@pytest.mark.parametrize(("name", "why"), [("lm_head.weight", ""), (None, "; table and head have 8 bits")])
+def test_a_plan_for_other_weights(name: str | None, why: str, source: Source) -> None:
+    name = name or next(iter(graph_edits.heads(source.model)))
+    made = plan.Plan(DECODER, 0, 0.0, {name: plan.PlannedWeight(4)})
+    with pytest.raises(InputError, match=f"has no matrix '{re.escape(name)}' for 4 bits{why}: remove it"):
+        made.variant(source)
+
+
+def test_a_prompt_that_leaves_no_room_for_a_text(made: Exported, tmp_path: Path) -> None:
+    copy = made.copy(tmp_path / "copy")
+    config = read_json(copy.work.repo / "config.json")
+    write_json(copy.work.repo / "config.json", config | {"decoder": config["decoder"] | {"max_position_embeddings": 4}})
+    image = copy.recipe.path.parent / "images" / "0.png"
+    with pytest.raises(InputError, match=r"0\.png: its prompt leaves the model no position for a text"):
+        calibration.record(copy.work.repo, [image], None)
+
+
+@pytest.mark.parametrize("layout", ["captioner", "chat", "components"])
+def test_every_dtype_of_every_layout(layout: str, made: Exported, tmp_path: Path) -> None:
+    made.copy(tmp_path / "copy").check_every_dtype(layout, "ort")
 
 
 WRONG = {

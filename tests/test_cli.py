@@ -247,3 +247,28 @@ def test_distilvit2_comes_from_the_hub(tmp_path: Path) -> None:
     assert (folder / "golden" / "distilvit2" / "golden.json").is_file()
     config = json.loads((folder / "build" / "distilvit2" / "repo" / "preprocessor_config.json").read_text())
     assert config["size"] == {"height": 224, "width": 224}
+
+
+ONE_BIT = "q1: neither a processor nor WASM has a kernel for 1-bit weights (MatMulNBits takes 2, 4 or 8): choose q2"
+REFUSED_TO_QUANTIZE = {
+    "--quantize q5": "--quantize: no dtype 'q5': there is "
+    "fp32, fp16, int8, uint8, q8, q4, q4f16, bnb4, q2, q2f16, or all",
+    "--quantize q1": f"--quantize: {ONE_BIT}",
+    "--quantize vision=q1": f"--quantize: {ONE_BIT}",
+    "--quantize auto": "--quantize: auto goes with --budget or --max-kl; give both or neither",
+    "--quantize auto,q4 --max-kl 0.1": "--quantize: auto and q4 have one file name; keep one of them",
+    "--quantize q8 --max-kl 0.1": "--quantize: auto goes with --budget or --max-kl; give both or neither",
+    "--budget 115": "--budget: '115' is no size: write it like 115MB",
+    "--budget 0MB": "--budget: '0MB' is no size: write it like 115MB",
+    "--budget 1MB --max-kl 0.1": "--budget, --max-kl and --plan: give one of them",
+    "--quantize q8 --plan plan.yaml": "--plan: says how q4 is made: add --quantize q4",
+    "--plan missing.yaml": "missing.yaml: no such file",
+    "--memory lots": "--memory: 'lots' is no size: write it like 115MB",
+}
+
+
+@pytest.mark.parametrize("options", REFUSED_TO_QUANTIZE)
+def test_options_of_onnx_that_are_refused(options: str, tmp_path: Path) -> None:
+    done = in_this_process("onnx", *options.split(), cwd=tmp_path)
+    assert (done.exit_code, done.stderr.splitlines()[-1]) == (2, f"error: {REFUSED_TO_QUANTIZE[options]}")
+    assert not list(tmp_path.iterdir())

@@ -146,10 +146,7 @@ def run_export(
         InputError: nothing was merged yet, or the layout is not one of the family's, or a component that is named not
             one of the layout's; or disk or memory do not suffice.
     """
-    if not (work.merged / MERGE_REPORT).is_file():
-        raise InputError(f"{work.merged}: nothing merged yet: run `vlm-export merge {recipe.name}`")
-    merge_report = load_document(work.merged / MERGE_REPORT, MergeReport, f"run `vlm-export merge {recipe.name}`")
-    merged = open_checkpoint(work.merged)
+    merge_report, merged = _merged(recipe, work)
     layout = layout or recipe.recipe.layout
     if layout not in merged.family.layouts:
         known = ", ".join(merged.family.layouts)
@@ -180,21 +177,27 @@ def run_export(
             versions={name: version(name) for name in _VERSIONS},
         )
         config_files.write_config_files(folder, recipe, merged, manifest)
-        found: dict[str, Range] = {}
         if waiting := [variant for variant in variants if variant.needs_samples]:
-            samples = _recorded(folder, recipe, waiting, progress)
-            waiting, found = _in_range(waiting, samples, progress, notify)
-            with TemporaryDirectory(prefix=".calibration-", dir=work.root) as scratch:
-                solver = Solver(samples, Path(scratch), progress)
-                to_goal = [_to_goal(variant, wanted.goal, solver, folder) for variant in waiting]
-                graphs += _write(folder, to_goal, progress, solver)
+            made, found = _write_with_samples(folder, recipe, waiting, wanted.goal, progress, notify)
             asked = [variant.file for variant in variants]
-            graphs.sort(key=lambda graph: asked.index(graph.file))
-        dtypes = complete_dtypes(graphs, names)
-        manifest = replace(manifest, graphs=graphs, dtypes=dtypes, mixed=mixed, ranges=found)
+            graphs = sorted([*graphs, *made], key=lambda graph: asked.index(graph.file))
+            manifest = replace(manifest, graphs=graphs, dtypes=complete_dtypes(graphs, names), ranges=found)
+        manifest = replace(manifest, mixed=mixed)
         config_files.write_config_files(folder, recipe, merged, manifest)
         config_files.write_card(folder, recipe, merged.family.layouts[layout].client, manifest, None)
     return manifest
+
+
+def _merged(recipe: RecipeFile, work: Work) -> tuple[MergeReport, Checkpoint]:
+    """What `merge` left in the work folder.
+
+    Raises:
+        InputError: nothing yet.
+    """
+    again = f"run `vlm-export merge {recipe.name}`"
+    if not (work.merged / MERGE_REPORT).is_file():
+        raise InputError(f"{work.merged}: nothing merged yet: {again}")
+    return load_document(work.merged / MERGE_REPORT, MergeReport, again), open_checkpoint(work.merged)
 
 
 def _traced(
@@ -224,6 +227,26 @@ def _to_goal(variant: Variant, goal: Goal | None, solver: Solver, folder: Path) 
     chosen = plans.choose(variant.source, solver, goal, solver.progress)
     plans.save(chosen, folder / plans.FILE)
     return chosen.variant(variant.source)
+
+
+def _write_with_samples(
+    folder: Path,
+    recipe: RecipeFile,
+    variants: Sequence[Variant],
+    goal: Goal | None,
+    progress: Progress,
+    notify: Callable[[str], None],
+) -> tuple[list[GraphFile], dict[str, Range]]:
+    """Write the variants that the float32 graphs in `folder` must have run for.
+
+    Returns what the manifest says of each, and of each component in float16 how large its numbers become.
+    """
+    samples = _recorded(folder, recipe, variants, progress)
+    in_range, found = _in_range(variants, samples, progress, notify)
+    with TemporaryDirectory(prefix=".calibration-", dir=folder.parent) as scratch:
+        solver = Solver(samples, Path(scratch), progress)
+        to_goal = [_to_goal(variant, goal, solver, folder) for variant in in_range]
+        return _write(folder, to_goal, progress, solver), found
 
 
 def _recorded(folder: Path, recipe: RecipeFile, variants: Sequence[Variant], progress: Progress) -> Samples:

@@ -13,7 +13,7 @@ from vlm_export.cli.output import Progress, notify, print_result, report_lines
 from vlm_export.contract import LayoutName
 from vlm_export.dtypes import FP32, preferred
 from vlm_export.errors import InputError
-from vlm_export.wanted import AUTO, PLANNED, Goal, parse, parse_size
+from vlm_export.wanted import AUTO, PLANNED, Goal, Wanted, parse, parse_size
 
 
 @click.command()
@@ -81,13 +81,7 @@ def onnx(
 
     Example: vlm-export onnx --quantize q8 --quantize decoder=q4,vision=q8
     """
-    if (budget is not None) + (max_kl is not None) + (plan is not None) > 1:
-        raise InputError("--budget, --max-kl and --plan: give one of them")
-    size = None if budget is None else parse_size(budget, "--budget")
-    goal = None if size is None and max_kl is None else Goal(size, max_kl)
-    wanted = (
-        parse(quantize or ([PLANNED] if plan else [AUTO]), "--quantize", goal) if quantize or plan or goal else None
-    )
+    wanted = _wanted(quantize, budget, max_kl, plan)
     most = None if memory is None else parse_size(memory, "--memory")
     found, folder = open_recipe(recipe, work)
     from vlm_export import pipeline
@@ -120,6 +114,24 @@ def onnx(
         )
     result = {**asdict(manifest), "path": str(folder.repo), "estimate": asdict(expected[-1])}
     print_result(as_json, result, [*lines, f"written to {folder.repo}"])
+
+
+def _wanted(quantize: tuple[str, ...], budget: str | None, max_kl: float | None, plan: Path | None) -> Wanted | None:
+    """What the options of `onnx` ask for; None leaves it to the recipe.
+
+    Raises:
+        InputError: they do not go together, or one is wrong.
+    """
+    if (budget is not None) + (max_kl is not None) + (plan is not None) > 1:
+        raise InputError("--budget, --max-kl and --plan: give one of them")
+    size = None if budget is None else parse_size(budget, "--budget")
+    goal = None if size is None and max_kl is None else Goal(size, max_kl)
+    if not quantize and goal is None and plan is None:
+        return None
+    wanted = parse(quantize or [PLANNED if plan else AUTO], "--quantize", goal)
+    if plan is not None and PLANNED not in (*wanted.everywhere, *wanted.of_one.values()):
+        raise InputError(f"--plan: says how {PLANNED} is made: add --quantize {PLANNED}")
+    return wanted
 
 
 @click.command()

@@ -16,6 +16,7 @@ import numpy as np
 import onnxruntime
 
 from vlm_export.dtypes import FP32
+from vlm_export.errors import InputError
 from vlm_export.quantize.numbers import Quantized, Solution
 from vlm_export.quantize.probe import Probe
 from vlm_export.quantize.solve import solve
@@ -39,7 +40,7 @@ Progress = Callable[[str, int, int], None]  # what, done, of how many
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a decoder: all that its graph is fed, the cache too; and whether it is a prompt or a text after it."""
+    """One run of a graph: all that it is fed, the cache too; and whether it is of a prompt or of a text after it."""
 
     feeds: Arrays
     is_text: bool
@@ -102,6 +103,9 @@ def record(
         prompt: of a chat model; a captioner has none.
         sampling: how much of it.
         progress: is told how many images are done.
+
+    Raises:
+        InputError: a prompt leaves the model no position for a text.
     """
     opened = open_repo(repo)
     engine = OnnxEngine(opened, FP32.name)
@@ -140,12 +144,12 @@ def _record_one(engine: OnnxEngine, recorder: _Recorder, path: Path, prompt: Pro
     room = engine.room(prepared.ids, prepared.encoded)
     # A text is fed whole: a generation's last token, for which there is room too, is not.
     tokens = sampling.tokens if room is None else min(sampling.tokens, room - 1)
+    if tokens < 1:
+        raise InputError(f"{path}: its prompt leaves the model no position for a text: shorten golden.prompts")
+    plan = replace(prepared.plan, max_new_tokens=tokens, min_new_tokens=tokens)
     inputs = engine.inputs([prepared])
     decoder = Decoder(engine.driver, inputs)
     recorder.keeps = None
-    if tokens < 1:
-        return
-    plan = replace(prepared.plan, max_new_tokens=tokens, min_new_tokens=tokens)
     prompt_cache = decoder.cache
     texts = [made.token_ids for made in generate(decoder, plan)]
     recorder.keeps = True
@@ -169,10 +173,11 @@ class Solver:
     def solutions(self, variant: Variant) -> Solutions:
         """Numbers for those weights of a variant that are calibrated, by their names.
 
-        Nothing for a component that no sample was recorded of.
+        Raises:
+            KeyError: they need samples, and none was recorded of the component.
         """
-        runs = self.samples.get(variant.source.name, [])
-        wanted = list(variant.to_solve()) if runs else []
+        wanted = list(variant.to_solve()) if variant.is_calibrated else []
+        runs = self.samples[variant.source.name] if wanted else []
         missing = [each for each in wanted if (variant.source.name, each[1]) not in self._solved]
         if missing:
             self._solve(variant, missing, runs)

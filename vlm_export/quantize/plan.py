@@ -64,12 +64,13 @@ class Plan:
         """The decoder with these bits.
 
         Raises:
-            InputError: a weight of the plan is none of the decoder's.
+            InputError: a weight of the plan is none of the decoder's that 4 bits are for.
         """
         plain = Variant(source, DTYPES[PLANNED])
-        unknown = next((name for name in self.weights if name not in plain.forms), None)
-        if unknown is not None:
-            raise InputError(f"plan: weights: {source.name} has no weight {unknown!r}")
+        known = {str(quantized.weight.name) for _, quantized in plain.to_solve()}
+        if unknown := next((name for name in self.weights if name not in known), None):
+            kept = "; table and head have 8 bits" if unknown in plain.forms else ""
+            raise InputError(f"plan: weights: {source.name} has no matrix {unknown!r} for 4 bits{kept}: remove it")
         return replace(plain, chosen={name: _FORMS[weight.bits] for name, weight in self.weights.items()})
 
 
