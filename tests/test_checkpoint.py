@@ -390,6 +390,12 @@ def test_read_json(tmp_path: Path) -> None:
     assert "not readable as JSON" in refused(lambda: read_json(tmp_path))
 
 
+@pytest.mark.parametrize("text", ['{"a": ' * 100_000, '{"a": ' + "9" * 5000 + "}"], ids=["nested", "digits"])
+def test_json_that_python_cannot_hold_is_told_in_a_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(text)
+    assert "a.json: not readable as JSON" in refused(lambda: read_json(tmp_path / "a.json"))
+
+
 def test_sha256(tmp_path: Path) -> None:
     content = os.urandom(1 << 18)
     (tmp_path / "a").write_bytes(content)

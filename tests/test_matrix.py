@@ -14,12 +14,12 @@ import pytest
 from exported import Exported, prepare, record
 from safetensors.torch import load_file
 
+from vlm_export.contract import LAYERS_FIELD
 from vlm_export.errors import InputError
 from vlm_export.files import read_json
 from vlm_export.graph.graph_file import save_graph
 from vlm_export.graph.skeleton import make_skeleton
 from vlm_export.graph.weights import WeightRef, attach_weights
-from vlm_export.layouts.text_models import LAYERS_FIELD
 from vlm_export.manifest import load_manifest
 from vlm_export.models.prefix import PrefixConditioningVLM
 from vlm_export.models.towers import image_processor

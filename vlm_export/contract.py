@@ -91,3 +91,21 @@ SUFFIXES = {
     "q1f16": "_q1f16",
     "bnb4": "_bnb4",
 }
+# The field of a text config that says how many layers have a cache, by its `model_type` (`getNormalizedConfig` in
+# `src/configs.js`).
+_BY_FIELD = {
+    "num_hidden_layers": (
+        "afmoe apertus arcee cohere cohere2 ernie4_5 falcon gemma gemma2 gemma3_text glm glm_ocr_text gpt_neox gpt_oss "
+        "granite helium hunyuan_v1_dense llama llama4_text ministral ministral3 mistral mobilellm nanochat olmo olmo2 "
+        "olmo3 opt phi phi3 qwen2 qwen2_5_vl_text qwen2_moe qwen2_vl_text qwen3 qwen3_moe qwen3_vl_moe_text "
+        "qwen3_vl_text smollm3 solar_open stablelm starcoder2 vaultgemma youtu"
+    ),
+    "n_layer": "bloom codegen gpt2 gpt_bigcode gptj jais",
+    "n_layers": "mpt",
+    "num_layers": "exaone gpt_neo",
+    "num_transformer_layers": "openelm",
+}
+LAYERS_FIELD = {model_type: field for field, types in _BY_FIELD.items() for model_type in types.split()}
+# What a head's size in GroupQueryAttention is a multiple of, without and with a rotation inside: ONNX Runtime 1.31
+# refuses others when the graph runs. RotaryEmbedding takes any even size.
+HEAD_MULTIPLE, ROTATED_MULTIPLE = 8, 16

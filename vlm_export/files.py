@@ -81,8 +81,10 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(text_of(path))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:  # not UTF-8, not JSON, or a number of more digits than Python converts
         raise InputError(f"{path}: not readable as JSON: {error}") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: not readable as JSON: nested too deep") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: holds a JSON {type(value).__name__}, not an object")
     return value

@@ -22,11 +22,11 @@ from transformers.masking_utils import AttentionMaskInterface
 from transformers.models.trocr.modeling_trocr import TrOCRAttention
 
 from vlm_export import patches
+from vlm_export.contract import HEAD_MULTIPLE
 from vlm_export.models.rotary import Rotary, find_rotation
 
 _NAME = "vlm_export"
 _BIAS_INPUT = 10  # of GroupQueryAttention
-_HEAD_MULTIPLE = 8  # of its head size; ONNX Runtime 1.31 refuses others when the graph runs
 _KNOWN_KEYWORDS = {"sliding_window", "softcap", "is_causal", "position_ids", "use_cache", "cache_position"}
 
 
@@ -229,8 +229,8 @@ def _group_query(
         tables = rotated.tables
         attributes = {"do_rotary": 1} | ({"rotary_interleaved": 1} if rotated.interleaved else {})
     batch, heads, length, size = query.shape
-    if size % _HEAD_MULTIPLE:
-        raise CannotFuse(f"heads of {size}, which is not a multiple of {_HEAD_MULTIPLE}")
+    if size % HEAD_MULTIPLE:
+        raise CannotFuse(f"heads of {size}, which is not a multiple of {HEAD_MULTIPLE}")
     kv_heads, layer = key.shape[1], int(module.layer_idx)  # type: ignore[arg-type]
     past_key, past_value = run.past[2 * layer], run.past[2 * layer + 1]
     total = past_key.shape[2] + length

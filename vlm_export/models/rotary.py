@@ -23,9 +23,9 @@ from transformers import PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from vlm_export import patches
+from vlm_export.contract import ROTATED_MULTIPLE
 
 _FUNCTION = "apply_rotary_pos_emb"
-_MULTIPLE = 16  # of head size and rotated size, for GroupQueryAttention; RotaryEmbedding takes any even size
 _OF_LENGTH = ("dynamic", "longrope")  # kinds of rope whose frequencies depend on the length of the sequence
 
 Tables = tuple[Tensor, Tensor]  # cosines and sines, [positions, rotated size / 2] each
@@ -106,7 +106,11 @@ class Rotary:
             self._rows[id(cos)] = cos, (rows, _halves(cos, sin))
         _, (rows, tables) = self._rows[id(cos)]
         made = tuple(_rotary_embedding(heads, rows, tables, interleaved) for heads in (query, key))
-        if id(cos) in self._tables and query.shape[-1] % _MULTIPLE == 0 and cos.shape[-1] % _MULTIPLE == 0:
+        if (
+            id(cos) in self._tables
+            and query.shape[-1] % ROTATED_MULTIPLE == 0
+            and cos.shape[-1] % ROTATED_MULTIPLE == 0
+        ):
             self._rotated.append(Rotated(made[0], made[1], (query, key), self._tables[id(cos)][1], interleaved))
         return made[0], made[1]
 
