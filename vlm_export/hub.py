@@ -159,13 +159,13 @@ def download(repo_id: str, *, revision: str | None = None, allow_patterns: Seque
             repo_id,
             revision=pinned,
             allow_patterns=list(allow_patterns),
-            ignore_patterns=[glob.escape(path) for path in _superseded_pickles(listed)],
+            ignore_patterns=[glob.escape(path) for path in _superseded_pickles(list(listed))],
         )
     return Path(folder)
 
 
-def list_files(repo_id: str, *, revision: str | None = None) -> list[str]:
-    """Paths of a repo's files. Works from the cache when the Hub cannot be reached.
+def list_files(repo_id: str, *, revision: str | None = None) -> dict[str, int]:
+    """The size in bytes of each of a repo's files, by path. Works from the cache when the Hub cannot be reached.
 
     Raises InputError if the repo or the revision cannot be read.
     """
@@ -295,11 +295,13 @@ def _check_arrived(api: HfApi, repo_id: str, revision: str, files: Mapping[str, 
         )
 
 
-def _listing(repo_id: str, commit: str) -> list[str]:
+def _listing(repo_id: str, commit: str) -> dict[str, int]:
     try:
-        return [file.path for file in get_cached_repo_tree(repo_id, revision=commit)]
+        tree = get_cached_repo_tree(repo_id, revision=commit)
     except CachedRepoTreeNotFoundError:
-        return HfApi().list_repo_files(repo_id, revision=commit)
+        found = HfApi().list_repo_tree(repo_id, recursive=True, revision=commit)
+        tree = [entry for entry in found if isinstance(entry, RepoFile)]
+    return {file.path: file.size for file in tree}
 
 
 def _superseded_pickles(paths: Sequence[str]) -> list[str]:

@@ -46,13 +46,18 @@ def _remember_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None
 
 def common(command: Command) -> Command:
     """Options of every command that works on a recipe."""
+    work = click.option(
+        "--work",
+        type=click.Path(path_type=Path, file_okay=False),
+        envvar="VLM_EXPORT_WORK",
+        help="Work folder, in place of build/<recipe name>.",
+    )
+    return work(output_options(command))
+
+
+def output_options(command: Command) -> Command:
+    """Options of every command that prints a result."""
     options = (
-        click.option(
-            "--work",
-            type=click.Path(path_type=Path, file_okay=False),
-            envvar="VLM_EXPORT_WORK",
-            help="Work folder, in place of build/<recipe name>.",
-        ),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
         click.option(
             "--debug",

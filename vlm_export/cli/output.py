@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+UNWRAPPED = 1 << 16  # columns, for what reads a pipe: a line stays a line
+
 
 def notify(line: str) -> None:
     """A line on stderr."""

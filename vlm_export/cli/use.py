@@ -1,15 +1,16 @@
-"""The commands that use an exported repo: run, serve, demo."""
+"""The commands that use an exported repo: run, serve, demo, doctor."""
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 
-from vlm_export.cli.options import common
-from vlm_export.cli.output import notify, print_result, write
+from vlm_export.cli.options import common, output_options
+from vlm_export.cli.output import UNWRAPPED, notify, print_result, write
 
 
 @click.command()
@@ -176,4 +177,35 @@ def demo(
     demo_server.serve(site, listening, open_browser=not no_open)
 
 
-COMMANDS = (run, serve, demo)
+@click.command()
+@click.argument("reference", metavar="DIR|REPO_ID")
+@output_options
+def doctor(reference: str, as_json: bool) -> None:
+    """Find what is wrong with a repo for transformers.js, whoever exported it.
+
+    Reads config files and graphs, runs nothing, and says what would fail in Node or in a browser, and how to mend it.
+    Of a repo of the Hub the graphs are fetched, and no weights that lie beside them.
+
+    Exit status 1 says that there are errors; warnings alone are 0.
+
+    \b
+    Example: vlm-export doctor build/my-captioner/repo
+             vlm-export doctor org/model --json
+    """
+    from rich.console import Console
+
+    from vlm_export.doctor.examine import examine
+    from vlm_export.doctor.find_repo import find_repo
+    from vlm_export.doctor.findings import Severity
+    from vlm_export.doctor.report import renderable
+
+    examination = examine(find_repo(reference, notify))
+    if as_json:
+        print_result(True, {"repo": reference, **examination.as_json()}, [])
+    else:
+        Console(highlight=False, width=None if sys.stdout.isatty() else UNWRAPPED).print(renderable(examination))
+    if examination.count(Severity.ERROR):
+        click.get_current_context().exit(1)
+
+
+COMMANDS = (run, serve, demo, doctor)

@@ -24,9 +24,10 @@ class Rule:
 
 @dataclass(frozen=True)
 class Examination:
-    """What all rules found in a repo, errors first."""
+    """What all rules found in a repo that has so many readable graphs, errors first."""
 
     rules: tuple[str, ...]
+    graphs: int
     found: tuple[tuple[str, Finding], ...]
 
     def count(self, severity: Severity) -> int:
@@ -38,6 +39,7 @@ class Examination:
         return {
             "errors": self.count(Severity.ERROR),
             "warnings": self.count(Severity.WARNING),
+            "graphs": self.graphs,
             "rules": list(self.rules),
             "findings": [
                 {
@@ -64,4 +66,4 @@ def examine(repo: RepoView) -> Examination:
     found = dict.fromkeys((rule.name, finding) for rule in all_rules for finding in rule.check(repo))
     ranks = list(Severity)
     ordered = sorted(found, key=lambda pair: (ranks.index(pair[1].severity), pair[1].file, pair[0]))
-    return Examination(tuple(rule.name for rule in all_rules), tuple(ordered))
+    return Examination(tuple(rule.name for rule in all_rules), len(repo.graphs), tuple(ordered))
