@@ -14,6 +14,8 @@ import yaml
 from PIL import Image
 
 from vlm_export import pipeline
+from vlm_export.doctor.examine import examine
+from vlm_export.doctor.repo_view import open_repo
 from vlm_export.dtypes import DTYPES
 from vlm_export.files import Work
 from vlm_export.manifest import load_manifest
@@ -56,9 +58,14 @@ class Exported:
         for found in manifest.ranges.values():
             assert 0 < found.largest < LARGEST and found.in_float32 == 0
 
+    def check_by_doctor(self) -> None:
+        """What was exported breaks no rule of the doctor's."""
+        assert examine(open_repo(self.work.repo)).found == ()
+
     def check_every_dtype(self, layout: str, *runtimes: VerifyTarget) -> None:
         """Each dtype loads and runs in these runtimes; transformers.js says what ONNX Runtime says."""
         self.export(layout, ["all"])
+        self.check_by_doctor()
         report = self.verify(*runtimes)
         of_graphs = {LOADS, RUNS, SHAPE, SIGNATURE, SATURATION, limits.TOKENS_AS_ORT}
         assert not [check for check in report.failures if check.metric in of_graphs]

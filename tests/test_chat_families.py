@@ -78,6 +78,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]:
         assert kind == ", ".join(part["model_type"] for part in parts)
         made.export("chat", EXPORTED)
         made.check_ranges()
+        made.check_by_doctor()
         return made
 
     return once

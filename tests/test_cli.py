@@ -83,7 +83,7 @@ def test_help_is_instant_and_shows_the_four_commands(tmp_path: Path) -> None:
     started = time.monotonic()
     done = vlm_export("--help", cwd=tmp_path)
     assert time.monotonic() - started < 5, "a heavy import has crept into cli.py"
-    for command in ("merge", "onnx", "verify", "push", "golden", "run", "serve", "bench", "recipes"):
+    for command in ("merge", "onnx", "verify", "push", "golden", "run", "serve", "doctor", "bench", "recipes"):
         assert f"  {command} " in done.stdout
 
 
@@ -92,7 +92,9 @@ def test_as_a_module() -> None:
     assert done.stdout.startswith("Usage: vlm-export [OPTIONS] COMMAND")
 
 
-@pytest.mark.parametrize("command", ["merge", "onnx", "verify", "push", "golden", "run", "serve", "bench", "recipes"])
+@pytest.mark.parametrize(
+    "command", ["merge", "onnx", "verify", "push", "golden", "run", "serve", "doctor", "bench", "recipes"]
+)
 def test_each_command_has_help(command: str, tmp_path: Path) -> None:
     done = vlm_export(command, "--help", cwd=tmp_path)
     assert done.returncode == 0

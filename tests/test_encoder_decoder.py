@@ -72,6 +72,7 @@ def export(made: Exported, *dtypes: str) -> Exported:
     pipeline.run_golden(made.recipe, silent)
     pipeline.run_merge(made.recipe, made.work, silent)
     made.export("captioner", dtypes)
+    made.check_by_doctor()
     return made
 
 

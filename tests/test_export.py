@@ -57,6 +57,7 @@ def test_verifies(model: Exported, layout: str) -> None:
     graphs = {(graph.component, graph.dtype) for graph in load_manifest(model.work.repo).graphs}
     assert graphs <= compared, "a graph that no check is about"
     model.check_ranges()
+    model.check_by_doctor()
 
 
 def test_the_runtime_says_what_pytorch_says(model: Exported, layout: str) -> None:

@@ -22,6 +22,7 @@ def main() -> None:
         vlm-export push org/model         upload to the Hugging Face Hub
         vlm-export run photo.jpg          caption an image with it
         vlm-export demo                   open a page that does
+        vlm-export doctor org/model       what is wrong with a repo, anybody's
 
     RECIPE is a bundled recipe's name or a YAML file. Without one it is ./vlm-export.yaml if there is one, else the
     bundled shapes-captioner.

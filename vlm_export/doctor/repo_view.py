@@ -43,7 +43,7 @@ class GraphFile:
         file: its path in the repo.
         component, dtype: what the file's name stands for.
         model: the graph; what its weights are is on disk.
-        has_weights: whether all of them are, and within the repo's folder.
+        has_weights: whether all of them are, in files and not behind links.
         data_ends: by name of another file with weights, where the last byte of them lies.
     """
 
@@ -109,7 +109,7 @@ class RepoView:
     def _open(self, file: str, path: Path) -> GraphFile:
         model = open_graph(path)
         ends = external_files(model, path)
-        has_weights = all(_holds(self.path, path.parent, name, end) for name, end in ends.items())
+        has_weights = all(_holds(path.parent, name, end) for name, end in ends.items())
         return GraphFile(file, *split_name(file), model, has_weights, ends)
 
     @property
@@ -224,12 +224,10 @@ def has_cross_cache(text_config: Mapping[str, Any]) -> bool:
     return text_config.get("model_type") in _WITH_CROSS_CACHE
 
 
-def _holds(repo: Path, folder: Path, name: str, size_bytes: int) -> bool:
-    """Whether a graph's folder holds a file of that name, no link out of the repo, with so many bytes."""
+def _holds(folder: Path, name: str, size_bytes: int) -> bool:
+    """Whether a graph's folder holds a file of that name with so many bytes; onnx_ir reads through no link."""
     path = folder / name
-    if is_plain(name) and path.is_file() and not leads_out(repo, path):
-        return path.stat().st_size >= size_bytes
-    return False
+    return is_plain(name) and path.is_file() and not path.is_symlink() and path.stat().st_size >= size_bytes
 
 
 def is_plain(name: str) -> bool:

@@ -7,6 +7,7 @@ from itertools import groupby
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
+from rich.table import Table
 from rich.text import Text
 
 from vlm_export.doctor.examine import Examination
@@ -25,7 +26,7 @@ def renderable(examination: Examination) -> Group:
 def summary(examination: Examination) -> str:
     """The last line."""
     errors, warnings = (examination.count(severity) for severity in (Severity.ERROR, Severity.WARNING))
-    looked = f"{len(examination.rules)} rules, {examination.graphs} graphs"
+    looked = f"{_many(len(examination.rules), 'rule')}, {_many(examination.graphs, 'graph')}"
     if not examination.found:
         return f"no findings: {looked}"
     return f"{_many(errors, 'error')}, {_many(warnings, 'warning')}: {looked}"
@@ -40,13 +41,18 @@ def _findings(examination: Examination) -> Iterator[RenderableType]:
 
 
 def _finding(rule: str, finding: Finding) -> Iterator[RenderableType]:
-    label = Text(finding.severity.value.ljust(_LABEL), style=_COLOURS[finding.severity])
-    yield _indented(label + Text(finding.problem, style="default") + Text(f" [{rule}]", style="dim"), _INDENT)
-    yield _indented(Text("fix: ", style="green") + Text(finding.fix, style="default"), _INDENT + _LABEL)
+    severity = finding.severity
+    yield _line(severity.value, _COLOURS[severity], Text.assemble(finding.problem, (f" [{rule}]", "dim")))
+    yield _line("", "", Text.assemble(("fix: ", "green"), finding.fix))
 
 
-def _indented(text: Text, columns: int) -> Padding:
-    return Padding(text, (0, 0, 0, columns), expand=False)
+def _line(label: str, colour: str, text: Text) -> Padding:
+    """A label, and a text that is wrapped beside it."""
+    grid = Table.grid(padding=0)
+    grid.add_column(width=_LABEL, style=colour)
+    grid.add_column()
+    grid.add_row(label, text)
+    return Padding(grid, (0, 0, 0, _INDENT), expand=False)
 
 
 def _many(count: int, what: str) -> str:

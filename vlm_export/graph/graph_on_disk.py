@@ -6,7 +6,9 @@ of a kilobyte or more, the message that is parsed says instead where in the file
 
 from __future__ import annotations
 
+import math
 import mmap
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +36,7 @@ def open_graph(path: Path) -> ir.Model:
     Raises:
         InputError: the file holds no ONNX model, or not all of one.
     """
+    stored = _stored(path)
     with path.open("rb") as file:
         head = file.read(len(_LFS_POINTER))
         if not head:
@@ -42,8 +45,8 @@ def open_graph(path: Path) -> ir.Model:
             raise InputError(f"{path}: is a pointer of Git LFS in the file's place")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
             try:
-                message = _model(buffer, path)
-            except (_Damaged, DecodeError, IndexError) as error:
+                message = _model(buffer, stored.name)
+            except (_Damaged, DecodeError, IndexError, ValueError, TypeError) as error:
                 raise InputError(f"{path}: is damaged or cut off: holds no whole ONNX model") from error
     if not message.graph.output:
         raise InputError(f"{path}: holds no ONNX graph")
@@ -54,6 +57,9 @@ def open_graph(path: Path) -> ir.Model:
     except (ir.serde.SerdeError, ValueError, TypeError) as error:
         raise InputError(f"{path}: is damaged: onnx_ir does not read it") from error
     ir.external_data.set_base_dir(model.graph, path.parent)
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor) and value.const_value.location == stored.name:
+            value.const_value.base_dir = stored.parent
     return model
 
 
@@ -68,20 +74,32 @@ def external_files(model: ir.Model, path: Path) -> dict[str, int]:
 
 def external_tensors(model: ir.Model, path: Path) -> Iterator[ir.ExternalTensor]:
     """The weights that lie in other files than the graph's own, `path`."""
-    for graph in (model.graph, *model.graph.subgraphs()):
-        for value in graph.initializers.values():
-            tensor = value.const_value
-            if isinstance(tensor, ir.ExternalTensor) and str(tensor.location) != path.name:
-                yield tensor
+    own = _stored(path).name
+    for tensor in _tensors(model.graph):
+        if isinstance(tensor, ir.ExternalTensor) and str(tensor.location) != own:
+            yield tensor
 
 
-def _model(buffer: _Buffer, path: Path) -> onnx.ModelProto:
-    """The message of a file's model, each large initializer as external data in that file."""
+def _tensors(main: ir.Graph) -> Iterator[ir.TensorProtocol | None]:
+    """The constants of a graph and of those within it: initializers, and tensors that are attributes."""
+    for graph in (main, *main.subgraphs()):
+        yield from (value.const_value for value in graph.initializers.values())
+    for node in main.all_nodes():
+        yield from (one.as_tensor() for one in node.attributes.values() if one.type == ir.AttributeType.TENSOR)
+
+
+def _stored(path: Path) -> Path:
+    """The file that a path leads to: in the Hub's cache all are links to others, which onnx_ir does not follow."""
+    return Path(os.path.realpath(path))
+
+
+def _model(buffer: _Buffer, own: str) -> onnx.ModelProto:
+    """The message of a file's model, each large initializer as external data in that file, whose name is `own`."""
     rest = bytearray()
     graph = onnx.GraphProto()
     for tag, start, begin, end in _fields(buffer, 0, len(buffer)):
         if tag >> 3 == onnx.ModelProto.GRAPH_FIELD_NUMBER:
-            _merge_graph(graph, buffer, begin, end, path)
+            _merge_graph(graph, buffer, begin, end, own)
         else:
             rest += buffer[start:end]
     message = onnx.ModelProto.FromString(bytes(rest))
@@ -100,19 +118,19 @@ def _undefined(graph: onnx.GraphProto) -> str | None:
     return next((value.name for value in graph.output if value.name not in known), None)
 
 
-def _merge_graph(graph: onnx.GraphProto, buffer: _Buffer, begin: int, end: int, path: Path) -> None:
+def _merge_graph(graph: onnx.GraphProto, buffer: _Buffer, begin: int, end: int, own: str) -> None:
     rest = bytearray()
     initializers = []
     for tag, start, inner, stop in _fields(buffer, begin, end):
         if tag >> 3 == onnx.GraphProto.INITIALIZER_FIELD_NUMBER:
-            initializers.append(_initializer(buffer, inner, stop, path))
+            initializers.append(_initializer(buffer, inner, stop, own))
         else:
             rest += buffer[start:stop]
     graph.MergeFromString(bytes(rest))
     graph.initializer.extend(initializers)
 
 
-def _initializer(buffer: _Buffer, begin: int, end: int, path: Path) -> onnx.TensorProto:
+def _initializer(buffer: _Buffer, begin: int, end: int, own: str) -> onnx.TensorProto:
     rest = bytearray()
     places = []
     for tag, start, inner, stop in _fields(buffer, begin, end):
@@ -121,9 +139,12 @@ def _initializer(buffer: _Buffer, begin: int, end: int, path: Path) -> onnx.Tens
         else:
             rest += buffer[start:stop]
     tensor = onnx.TensorProto.FromString(bytes(rest))
+    size_bytes = sum(length for _, length in places) or len(tensor.raw_data)
+    if size_bytes and size_bytes != -(-math.prod(tensor.dims) * ir.DataType(tensor.data_type).bitwidth // 8):
+        raise _Damaged
     for offset, length in places:
         tensor.data_location = onnx.TensorProto.EXTERNAL
-        for key, value in {"location": path.name, "offset": str(offset), "length": str(length)}.items():
+        for key, value in {"location": own, "offset": str(offset), "length": str(length)}.items():
             tensor.external_data.add(key=key, value=value)
     return tensor
 

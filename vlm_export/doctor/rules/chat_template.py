@@ -15,6 +15,8 @@ _WITHOUT = ("florence2", "paligemma", "vision-encoder-decoder", "prefix_conditio
 
 def check(repo: RepoView) -> Iterator[Finding]:
     """Find a template that is not where it is read, or cannot be."""
+    if TOKENIZER_CONFIG in repo.damaged:
+        return
     template = repo.document(TOKENIZER_CONFIG).get("chat_template")
     if repo.model_type in _FROM_FILE and not repo.has(_FILE):
         yield error(_FILE, f"is missing, and the processor of {repo.model_type} reads it", "write the template there")

@@ -21,10 +21,12 @@ _IGNORED = {  # key → the value that means nothing, so that nothing is lost
     "exponential_decay_length_penalty": None,
 }
 
+_POSITIONS = ("max_position_embeddings", "n_positions")
+
 
 def check(repo: RepoView) -> Iterator[Finding]:
     """Find a file that is missing, texts that do not end or begin, and settings that transformers.js ignores."""
-    if repo.client is None:
+    if repo.client is None or GENERATION in repo.damaged:
         return
     if not repo.has(GENERATION):
         fix = "write it with max_new_tokens, eos_token_id and pad_token_id"
@@ -37,7 +39,12 @@ def check(repo: RepoView) -> Iterator[Finding]:
         start = settings.get("decoder_start_token_id", settings.get("bos_token_id"))
         if integer(start) is None:
             yield error(GENERATION, "has no decoder_start_token_id: no text begins", "write the id that begins a text")
-    if integer(settings.get("max_new_tokens")) is None and integer(repo.document(GENERATION).get("max_length")) is None:
+    new_tokens = integer(settings.get("max_new_tokens"))
+    positions = next((n for key in _POSITIONS if (n := integer(repo.text_config.get(key))) is not None), None)
+    if new_tokens is not None and positions is not None and new_tokens > positions > 0:
+        problem = f"max_new_tokens is {new_tokens}, and the model has {positions} positions, which nobody checks"
+        yield warning(GENERATION, problem, "write a number that prompt and image leave room for")
+    if new_tokens is None and integer(repo.document(GENERATION).get("max_length")) is None:
         problem = "has no max_new_tokens: a text has 20 tokens, those of the prompt and its images included"
         yield warning(GENERATION, problem, "write max_new_tokens")
     yield from _unheeded(repo.document(GENERATION))

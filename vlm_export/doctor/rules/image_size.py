@@ -16,6 +16,8 @@ _ANY_SIZE = 4  # axes of pixel_values: those of other models hold tiles or patch
 def check(repo: RepoView) -> Iterator[Finding]:
     """Find sizes that give pictures of several shapes to a graph that takes one, or of another shape than it takes."""
     settings = repo.document(PREPROCESSOR)
+    if not settings:
+        return
     if settings.get("do_center_crop") is True:
         key, size = "crop_size", settings.get("crop_size")
         size = {"height": size, "width": size} if integer(size) is not None else size

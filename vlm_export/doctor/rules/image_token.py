@@ -20,7 +20,8 @@ from vlm_export.doctor.repo_view import (
 )
 
 _LOOK_UPS = {"Gather": 0, "GatherBlockQuantized": 0}  # operator → the input that is the table
-_THROUGH = ("Cast", "Reshape", "Unsqueeze", "Squeeze", "Clip", "Identity", "Flatten")
+# Operators that leave ids as they are. Others, such as Min, can see to it that every id is a row.
+_THROUGH = ("Cast", "Reshape", "Unsqueeze", "Squeeze", "Identity", "Flatten")
 
 
 def check(repo: RepoView) -> Iterator[Finding]:

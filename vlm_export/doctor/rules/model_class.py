@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vlm_export.doctor.classes import CLASSES, ENCODER_DECODERS
+from vlm_export.doctor.classes import ENCODER_DECODERS
 from vlm_export.doctor.findings import Finding, error, warning
 from vlm_export.doctor.repo_view import CONFIG, RepoView
 
@@ -14,11 +14,10 @@ def check(repo: RepoView) -> Iterator[Finding]:
     if not repo.model_type:
         yield error(CONFIG, "has no model_type, by which transformers.js chooses a class", "write the model's type")
     elif repo.client is None:
-        known = ", ".join(name for name in CLASSES if name != "prefix_conditioning_vlm")
         yield warning(
             CONFIG,
             f"model_type {repo.model_type!r} is no vision-language model of transformers.js 4.3.1",
-            f"write the type of a class that takes the same graphs ({known}), or load the graphs yourself",
+            "write the type of a class that takes the same graphs, such as llava, or load the graphs yourself",
         )
     if repo.model_type in ENCODER_DECODERS and repo.config.get("is_encoder_decoder") is not True:
         yield error(

@@ -1,4 +1,4 @@
-"""Contract (head), §12: IR version and operator sets are those that the pinned onnxruntime-node and -web read.
+"""Contract §11, §12: IR version and operator sets are those that the pinned onnxruntime-node and -web read.
 
 Tried on onnxruntime-node 1.30.0 and onnxruntime-web 1.31.0-dev.20260914: IR 13 and opset 26 load, IR 14 and opset 27
 do not.
