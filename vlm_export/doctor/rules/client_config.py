@@ -1,4 +1,4 @@
-"""Contract §7: a dtype that `transformers.js_config` misspells, or gives to no graph, is silently the device's default."""
+"""Contract §7: a dtype that `transformers.js_config` misspells is, without a word, the device's default."""
 
 from __future__ import annotations
 

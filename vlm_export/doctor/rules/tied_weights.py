@@ -11,7 +11,7 @@ from vlm_export.doctor.findings import Finding, warning
 from vlm_export.doctor.repo_view import GraphFile, RepoView
 
 _LEAST_BYTES = 16_384
-_SAMPLES = 64  # numbers by which matrices that may be equal are told from those that are not
+_SAMPLES = 16  # numbers by which matrices that may be equal are told from those that are not
 
 
 def check(repo: RepoView) -> Iterator[Finding]:
@@ -25,19 +25,26 @@ def _twice(graph: GraphFile) -> Iterator[Finding]:
     seen: dict[bytes, list[tuple[str, ir.TensorProtocol]]] = {}
     for name, value in graph.graph.initializers.items():
         tensor = value.const_value
-        if tensor is None or tensor.nbytes < _LEAST_BYTES or len(tensor.shape) != 2:
+        if tensor is None or tensor.nbytes < _LEAST_BYTES or len(tensor.shape) != 2 or tensor.dtype.bitwidth < 8:
             continue
-        matrix = tensor.numpy()
-        prints = dict.fromkeys((_print(matrix), _print(matrix.T)))
-        alike = [pair for one in prints for pair in seen.get(one, ())]
-        twin = next((other for other, stored in alike if _equal(stored.numpy(), matrix)), None)
+        own, turned = _print(_matrix(tensor)), _print(_matrix(tensor).T)
+        alike = [pair for one in {own, turned} for pair in seen.get(one, ())]
+        twin = next((other for other, stored in alike if _equal(stored, tensor)), None)
         if twin is not None:
             yield warning(
                 graph.file,
                 f"{name} is {twin} over again, {tensor.nbytes / 1e6:.1f} MB",
                 "store it once, and let both places read it (a head through MatMul on the transposed table)",
             )
-        seen.setdefault(_print(matrix), []).append((name, tensor))
+        seen.setdefault(own, []).append((name, tensor))
+
+
+def _matrix(tensor: ir.TensorProtocol) -> np.ndarray:
+    """A matrix's numbers. onnx_ir would keep what it has read of a file for as long as there is the tensor."""
+    if not isinstance(tensor, ir.ExternalTensor):
+        return tensor.numpy()
+    shape = tuple(tensor.shape.numpy())
+    return np.memmap(tensor.path, tensor.dtype.numpy(), mode="r", offset=tensor.offset or 0, shape=shape)
 
 
 def _print(matrix: np.ndarray) -> bytes:
@@ -47,6 +54,8 @@ def _print(matrix: np.ndarray) -> bytes:
     return repr((matrix.shape, str(matrix.dtype))).encode() + matrix[places % rows, places % columns].tobytes()
 
 
-def _equal(one: np.ndarray, other: np.ndarray) -> bool:
-    same = one.shape == other.shape and np.array_equal(one, other)
-    return bool(same or (one.shape == other.shape[::-1] and np.array_equal(one, other.T)))
+def _equal(one: ir.TensorProtocol, other: ir.TensorProtocol) -> bool:
+    first, second = _matrix(one), _matrix(other)
+    if first.shape == second.shape and np.array_equal(first, second):
+        return True
+    return first.shape == second.shape[::-1] and np.array_equal(first, second.T)
