@@ -264,6 +264,10 @@ def link_out(name: str) -> Change:
     return change
 
 
+def pipe(name: str) -> Change:
+    return both(remove(name), lambda repo: os.mkfifo(repo / name))
+
+
 def onnx_text(file: str, text: str) -> Change:
     head = '<ir_version: 10, opset_import: ["": 21]>\n'
     return lambda repo: ir.save(ir.from_onnx_text(head + text), repo / file)
@@ -314,6 +318,14 @@ BREAKS = [
     Break("readable", "tokenizer_config.json", write("tokenizer_config.json", "[" * 100_000), "nested too deep"),
     Break("readable", "processor_config.json", link_out("processor_config.json"), "a link that leads out of"),
     Break("readable", EMBED, link_out(EMBED), "a link that leads out of"),
+    Break("readable", "tokenizer.json", pipe("tokenizer.json"), "is a pipe, a socket or a device"),
+    Break(
+        "readable",
+        "onnx/folder.onnx",
+        lambda repo: (repo / "onnx/folder.onnx").mkdir(),
+        "is a folder",
+        also=("file-names",),
+    ),
     Break("readable", "onnx", link_out("onnx"), "a link that leads out of", also=("graph-files",)),
     Break("model-class", "config.json", drop("config.json", "model_type"), "has no model_type"),
     warns("model-class", "config.json", edit("config.json", model_type="qwen9"), "no vision-language model"),
@@ -701,6 +713,19 @@ def test_findings_are_printed_by_file_with_their_fixes(copy: Callable[[str], Pat
         "           fix: export fp32, or name one of fp16, q8 in transformers.js_config.device_config of config.json",
         f"1 error, 1 warning: {len(find_rules())} rules, 8 graphs",
     ]
+
+
+def test_names_and_values_of_any_kind_are_printed_in_a_line(copy: Callable[[str], Path]) -> None:
+    repo = copy("chat")
+    duplicate(VISION, "onnx/\x1b[31m\n.onnx")(repo)
+    config = read_json(repo / "config.json")
+    (repo / "config.json").write_text(json.dumps(config | {"text_config": {"model_type": "\ud800" + "x" * 1000}}))
+    done = doctor(str(repo))
+    assert done.exit_code == 1
+    lines = done.stdout.splitlines()
+    assert "onnx/\N{REPLACEMENT CHARACTER}[31m\N{REPLACEMENT CHARACTER}.onnx" in lines
+    assert any("('\\ud800xxx" in line for line in lines)
+    assert max(map(len, lines)) < 600
 
 
 def test_json_is_one_object(copy: Callable[[str], Path]) -> None:

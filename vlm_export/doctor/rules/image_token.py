@@ -23,6 +23,13 @@ _LOOK_UPS = {"Gather": 0, "GatherBlockQuantized": 0}  # operator → the input t
 # Operators that leave ids as they are. Others, such as Min, can see to it that every id is a row.
 _THROUGH = ("Cast", "Reshape", "Unsqueeze", "Squeeze", "Identity", "Flatten")
 
+# The token by model, where the processor has it written in its code.
+_LITERALS = {
+    **dict.fromkeys(("idefics3", "smolvlm", "paligemma", "lfm2_vl"), "<image>"),
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"), "<|image_pad|>"),
+    "glm_ocr": "<|image|>",
+}
+
 
 def check(repo: RepoView) -> Iterator[Finding]:
     """Find an id that is not said, is no row, ends texts, or is not what the tokenizer makes of the token."""
@@ -53,7 +60,7 @@ def _uses(repo: RepoView, token_id: int) -> Iterator[Finding]:
         value = repo.generation.get(key)
         if token_id in (value if isinstance(value, list) else [value]):
             yield error(CONFIG, f"the image token's id {token_id} is also {key}", "give the image a token of its own")
-    token = repo.document(PROCESSOR).get("image_token")
+    token = _LITERALS.get(repo.model_type) or repo.document(PROCESSOR).get("image_token")
     contents = repo.document(TOKENIZER)
     if not isinstance(token, str) or not contents:
         return
