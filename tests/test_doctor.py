@@ -388,6 +388,8 @@ BREAKS = [
     Break("external-data", f"{VISION}_data", both(external(VISION), grow(f"{VISION}_data", 2**31)), "2 GB"),
     Break("external-data", VISION, relocate(VISION, "weights.bin"), "which no client fetches"),
     Break("external-data", VISION, relocate(VISION, "../weights"), "a path"),
+    Break("external-data", VISION, relocate(VISION, "vision_encoder.onnx_data_1"), "number them from 0 on"),
+    Break("external-data", VISION, relocate(VISION, "vision_encoder.onnx_data_100"), "clients take 100"),
     Break("external-data", VISION, grow(VISION, 2**31), "2 GB", also=("readable",)),
     Break("inline-constants", DECODER, all_external(DECODER), "small constant"),
     Break("memory", "config.json", grow("onnx/embed_tokens_quantized.onnx_data", 5 * 10**9), "5.0 GB"),
