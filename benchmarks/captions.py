@@ -2,10 +2,13 @@
 
 python benchmarks/captions.py                            # 300 scenes, every dtype, ONNX Runtime and Node
 python benchmarks/captions.py --images 50 --dtype int8   # fewer
+python benchmarks/captions.py --side 640 --dtype fp32 --work build/in-graph   # pictures that somebody must resize
 
 The captioner is that of recipes/real-captioner, its graphs those that `make real` left in build/real-captioner. PyTorch
 runs the checkpoint with its adapter attached by PEFT, greedily, in batches. Pictures have the size that the tower
-takes, so that nothing resizes them. What was said is kept in build/real-captioner/captions.json, and not asked again.
+takes, so that nothing resizes them, unless `--side` says so: then Pillow does it for PyTorch, and the client, or the
+graph (`preprocess: graph`), for transformers.js. What was said is kept in captions.json of the work folder, and not
+asked again.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ import scenes
 from tower import IMAGE_SIZE
 
 WORK = assemble.HERE.parents[1] / "build" / "real-captioner"
-REPO, KEPT = WORK / "repo", WORK / "captions.json"
+KEPT = "captions.json"
 SCENES = assemble.HERE / "scenes.py"
 BATCH = 20
 
@@ -78,25 +81,25 @@ def until(ids: list[int], ends: Sequence[int]) -> list[int]:
     return ids[: place + 1]
 
 
-def in_onnxruntime(paths: Sequence[Path], dtype: str) -> Captions:
-    model = load(REPO, dtype=dtype, backend="onnx")
+def in_onnxruntime(repo: Path, paths: Sequence[Path], dtype: str) -> Captions:
+    model = load(repo, dtype=dtype, backend="onnx")
     options = Options(max_new_tokens=assemble.MAX_NEW_TOKENS)
     return [list(model.generate([open_image(path)], None, options).token_ids) for path in paths]
 
 
-def in_node(paths: Sequence[Path], dtype: str) -> Captions:
+def in_node(repo: Path, paths: Sequence[Path], dtype: str) -> Captions:
     items = [node_runtime.Item(path) for path in paths]
     options = {"max_new_tokens": assemble.MAX_NEW_TOKENS}
-    made = node_runtime.caption(REPO, layout="captioner", dtype=dtype, items=items, generation=options)
+    made = node_runtime.caption(repo, layout="captioner", dtype=dtype, items=items, generation=options)
     return [list(caption.token_ids) for caption in made.captions]
 
 
 RUNTIMES = {"ort": in_onnxruntime, "node": in_node}
 
 
-def graphs_digest(manifest: Manifest, dtype: str) -> str:
+def graphs_digest(repo: Path, manifest: Manifest, dtype: str) -> str:
     """Of a dtype's graphs: what other ones said is not what these say."""
-    digests = [sha256(REPO / ONNX / graph.file) for graph in manifest.graphs if graph.dtype == dtype]
+    digests = [sha256(repo / ONNX / graph.file) for graph in manifest.graphs if graph.dtype == dtype]
     return hashlib.sha256("".join(digests).encode()).hexdigest()[:12]
 
 
@@ -105,27 +108,30 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=300, help="held-out scenes (300)")
     parser.add_argument("--dtype", action="append", help="repeats; every one that was exported")
     parser.add_argument("--runtime", action="append", choices=RUNTIMES, help="repeats; both")
+    parser.add_argument("--side", type=int, default=IMAGE_SIZE, help="pixels of a picture's side (%(default)s)")
+    parser.add_argument("--work", type=Path, default=WORK, help="has the repo (build/real-captioner)")
     options = parser.parse_args()
-    manifest = load_manifest(REPO)
+    repo, kept_in = options.work / "repo", options.work / KEPT
+    manifest = load_manifest(repo)
     dtypes = options.dtype or manifest.dtypes
-    found = json.loads(KEPT.read_text()) if KEPT.is_file() else {}
-    of = {**manifest.inputs_sha256, SCENES.name: sha256(SCENES)}
+    found = json.loads(kept_in.read_text()) if kept_in.is_file() else {}
+    of = {**manifest.inputs_sha256, SCENES.name: sha256(SCENES), "side": str(options.side)}
     kept: dict[str, Captions] = found["said"] if found.get("of") == of else {}
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder, f"{seed:03}.png") for seed in range(options.images)]
         for seed, path in enumerate(paths):
-            scenes.draw(scenes.held_out_scene(seed), IMAGE_SIZE).save(path)
+            scenes.draw(scenes.held_out_scene(seed), options.side).save(path)
         wanted = {"pytorch": partial(in_pytorch, paths)} | {
-            f"{name} {dtype} {graphs_digest(manifest, dtype)}": partial(RUNTIMES[name], paths, dtype)
+            f"{name} {dtype} {graphs_digest(repo, manifest, dtype)}": partial(RUNTIMES[name], repo, paths, dtype)
             for dtype in dtypes
             for name in options.runtime or RUNTIMES
         }
         for name, ask in wanted.items():
             if len(kept.get(name, [])) < options.images:
                 kept[name] = ask()
-                write_json(KEPT, {"of": of, "said": kept})
+                write_json(kept_in, {"of": of, "said": kept})
     expected = kept["pytorch"][: options.images]
-    tokenizer = load_tokenizer(REPO)
+    tokenizer = load_tokenizer(repo)
     said = [tokenizer.decode(ids, skip_special_tokens=True) for ids in expected]
     right = sum(text == scenes.held_out_scene(seed).caption for seed, text in enumerate(said))
     print(f"PyTorch: {right} of {options.images} captions exactly right ({right / options.images:.1%})")
