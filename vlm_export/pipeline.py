@@ -352,10 +352,13 @@ def _write(
 
 
 @with_trusted_code
-def run_verify(recipe: RecipeFile, work: Work, progress: Progress, *, runtimes: Sequence[VerifyTarget]) -> Report:
+def run_verify(
+    recipe: RecipeFile, work: Work, progress: Progress, *, runtimes: Sequence[VerifyTarget], bisecting: bool = False
+) -> Report:
     """Compare `repo/` with the goldens; write `report/report.json`, and what was verified into the model card.
 
-    What was measured of these graphs goes into the report's table.
+    With `bisecting`, what failed is traced back to the first stage and tensor that are wrong. What was measured of the
+    same graphs goes into the report's table.
     """
     recorded = golden.load_golden(recipe.golden_dir, recipe.name)
     manifest = load_manifest(work.repo)
@@ -372,6 +375,7 @@ def run_verify(recipe: RecipeFile, work: Work, progress: Progress, *, runtimes: 
         recorded,
         tolerances=recipe.recipe.tolerances,
         runtimes=runtimes,
+        bisecting=bisecting,
         progress=lambda what: progress(what, 0, 0),
     )
     manifest = config_files.write_failed(work.repo, manifest, report.failed_dtypes)

@@ -139,8 +139,9 @@ def _wanted(quantize: tuple[str, ...], budget: str | None, max_kl: float | None,
 @click.option(
     "--runtime", "runtimes", multiple=True, type=click.Choice(["ort", "node"]), help="Only this one; repeats."
 )
+@click.option("--bisect", "bisecting", is_flag=True, help="Name the first stage and tensor of what fails.")
 @common
-def verify(recipe: str | None, runtimes: tuple[str, ...], work: Path | None, as_json: bool) -> None:
+def verify(recipe: str | None, runtimes: tuple[str, ...], bisecting: bool, work: Path | None, as_json: bool) -> None:
     """Compare graphs and tokens with golden outputs.
 
     Golden outputs are the PyTorch model's, recorded with its adapter attached. The graphs run in ONNX Runtime here and
@@ -158,10 +159,11 @@ def verify(recipe: str | None, runtimes: tuple[str, ...], work: Path | None, as_
     from vlm_export.verify.causes import explain
 
     with Progress(as_json) as progress:
-        report = pipeline.run_verify(found, folder, progress, runtimes=runtimes or VERIFY_TARGETS)  # type: ignore[arg-type]
+        asked: Any = runtimes or VERIFY_TARGETS
+        report = pipeline.run_verify(found, folder, progress, runtimes=asked, bisecting=bisecting)
     lines = report_lines(report, folder.report / REPORT)
     advice = explain(report, recipe or found.name)
-    print_result(as_json, asdict(report) | {"advice": advice}, [*lines, *advice])
+    print_result(as_json, asdict(report) | {"advice": advice}, [*lines, *map(str, report.faults), *advice])
     if not as_json:
         Console().print(decision_table.table(report.table))
     if report.verdict != "pass":

@@ -8,6 +8,7 @@ What a dtype changes comes after that, with the weights (`quantize/`).
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 
 import onnx_ir as ir
 
@@ -24,6 +25,8 @@ from vlm_export.graph.rewrites.weight_layout import fold_transposes, gemm_to_mat
 
 Plain = Callable[[ir.Model], int]  # changes a graph; returns how often it applied
 WithWeights = Callable[[ir.Model, Collection[str]], int]  # the same, told which inputs are no weights
+# Is told of each stage of a skeleton, by the name of what was done last, and of the skeleton, which goes on changing.
+Watch = Callable[[str, ir.Model], None]
 
 AFTER_TRACE: Sequence[Plain] = (unflatten_products, join_reshapes, fuse_gelu, fuse_norms)  # need the tracer's shapes
 BEFORE_ONNXSIM: tuple[Sequence[Plain], Sequence[WithWeights]] = (
@@ -33,11 +36,26 @@ BEFORE_ONNXSIM: tuple[Sequence[Plain], Sequence[WithWeights]] = (
 AFTER_REPEAT: Sequence[WithWeights] = (pack_attention, join_norms, pick_rows_early)
 
 
-def run(passes: Sequence[Plain], skeleton: ir.Model) -> dict[str, int]:
+def nobody(stage: str, skeleton: ir.Model) -> None:
+    """Watches nothing."""
+
+
+def run(passes: Sequence[Plain], skeleton: ir.Model, watch: Watch = nobody) -> dict[str, int]:
     """Run passes in turn. Returns how often each applied, by its name."""
-    return {each.__name__: each(skeleton) for each in passes}
+    return _counted([(each.__name__, partial(each, skeleton)) for each in passes], skeleton, watch)
 
 
-def run_with_weights(passes: Sequence[WithWeights], skeleton: ir.Model, declared: Collection[str]) -> dict[str, int]:
+def run_with_weights(
+    passes: Sequence[WithWeights], skeleton: ir.Model, declared: Collection[str], watch: Watch = nobody
+) -> dict[str, int]:
     """The same for passes that look at weights: the inputs that are not `declared`."""
-    return {each.__name__: each(skeleton, declared) for each in passes}
+    return _counted([(each.__name__, partial(each, skeleton, declared)) for each in passes], skeleton, watch)
+
+
+def _counted(calls: Sequence[tuple[str, Callable[[], int]]], skeleton: ir.Model, watch: Watch) -> dict[str, int]:
+    found = {}
+    for name, call in calls:
+        found[name] = call()
+        if found[name]:
+            watch(name, skeleton)
+    return found

@@ -30,12 +30,18 @@ _FUSED = {
     "Gelu",
     "QuickGelu",
 }
+ONNXSIM = "onnxsim"
 ONNXSIM_SECONDS = 120
 ONNXSIM_BYTES = 64 << 20  # a skeleton this large is no skeleton: something folded a weight into it
 
 
 def simplify(
-    skeleton: ir.Model, component: Component, onnxsim: Onnxsim, *, seconds: float = ONNXSIM_SECONDS
+    skeleton: ir.Model,
+    component: Component,
+    onnxsim: Onnxsim,
+    *,
+    seconds: float = ONNXSIM_SECONDS,
+    watch: passes.Watch = passes.nobody,
 ) -> tuple[ir.Model, SimplifyReport]:
     """Returns the simplified skeleton and the report; past a budget, the graph stays as our rewrites left it."""
     before = len(skeleton.graph)
@@ -43,11 +49,12 @@ def simplify(
     plain, with_weights = passes.BEFORE_ONNXSIM
     rewrites = {
         **json.loads(skeleton.metadata_props.pop(REWRITES, "{}")),
-        **passes.run(plain, skeleton),
-        **passes.run_with_weights(with_weights, skeleton, declared),
+        **passes.run(plain, skeleton, watch),
+        **passes.run_with_weights(with_weights, skeleton, declared, watch),
     }
     RemoveUnusedNodesPass()(skeleton)
     simplified, outcome = _onnxsim(skeleton, onnxsim, seconds)
+    watch(ONNXSIM, simplified)
     attention, rotary = (simplified.metadata_props.get(name, "") for name in (UNFUSED, UNFUSED_ROTARY))
     report = SimplifyReport(
         before, len(simplified.graph), rewrites, count_fused(simplified), attention, outcome, unfused_rotary=rotary

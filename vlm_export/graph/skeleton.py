@@ -28,18 +28,20 @@ def make_skeleton(
     model: nn.Module,
     whole: Mapping[str, str] | None = None,
     onnxsim: Onnxsim | None = None,
+    watch: passes.Watch = passes.nobody,
 ) -> tuple[ir.Model, SimplifyReport]:
     """The simplified skeleton of a component, at the cost of two layers wherever more of them are alike.
 
     `onnxsim` is used where it was started for several components. `whole` says by path why a stack must be traced
-    whole; one whose graph turns out not to repeat joins them.
+    whole; one whose graph turns out not to repeat joins them. `watch` is told of each stage of the layers that are
+    traced.
     """
     stacks, refused = find_stacks(component, model, whole or {})
     with nullcontext(onnxsim) if onnxsim else Onnxsim() as process:
         process.start()
         with two_layers(model, stacks):
-            traced = trace(two_layer_component(component, stacks), model)
-        skeleton, report = simplify(traced, component, process)
+            traced = trace(two_layer_component(component, stacks), model, watch)
+        skeleton, report = simplify(traced, component, process, watch=watch)
     repeated: dict[str, int] = {}
     for stack in stacks:
         try:
@@ -47,9 +49,9 @@ def make_skeleton(
                 skeleton, stack.path, stack.layers, cached=stack.cached, period=stack.period
             )
         except NotRepeatable as error:
-            return make_skeleton(component, model, {**(whole or {}), stack.path: str(error)}, onnxsim)
+            return make_skeleton(component, model, {**(whole or {}), stack.path: str(error)}, onnxsim, watch)
     declared = {spec.name for spec in component.inputs}
-    rewrites = passes.run_with_weights(passes.AFTER_REPEAT, skeleton, declared)
+    rewrites = passes.run_with_weights(passes.AFTER_REPEAT, skeleton, declared, watch)
     return skeleton, replace(
         report,
         rewrites={**report.rewrites, **rewrites},

@@ -32,6 +32,7 @@ IR_VERSION = 10
 
 UNFUSED = "vlm_export.unfused_attention"  # model metadata: why attention is plain operators
 UNFUSED_ROTARY = "vlm_export.unfused_rotary"  # the same of rotary embedding
+TRACE = "trace"  # the first stage that is watched
 REWRITES = "vlm_export.rewrites"  # how often each rewrite applied, as JSON
 
 # Sizes that the tracer sees; other axes have those from `_FIRST_OTHER_SIZE` on. All differ, and none is 0 or 1, which
@@ -51,10 +52,10 @@ _FIRST_OTHER_SIZE = 9
 _TORCH_DTYPES = {"float32": torch.float32, "int64": torch.int64, "bool": torch.bool}
 
 
-def trace(component: Component, model: nn.Module) -> ir.Model:
+def trace(component: Component, model: nn.Module, watch: passes.Watch = passes.nobody) -> ir.Model:
     """The skeleton of one component: an ONNX model whose weights are graph inputs named as the model's parameters.
 
-    `model` is weightless (`checkpoint.build_empty`) and stays so.
+    `model` is weightless (`checkpoint.build_empty`) and stays so. `watch` is told of finished copies.
     """
     shared = aliases(model)
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
@@ -62,8 +63,22 @@ def trace(component: Component, model: nn.Module) -> ir.Model:
         skeleton, notes = _export_fused(component, model)
         embedding = _token_table(model)
     _weights_to_inputs(skeleton, parameters, shared)
-    rewrites = passes.run(passes.AFTER_TRACE, skeleton)
+
+    def finished(stage: str, unfinished: ir.Model) -> None:
+        if watch is not passes.nobody:
+            copy = unfinished.clone()
+            _finish(copy, component, model, ir.Value(name=embedding.name, type=embedding.type, shape=embedding.shape))
+            watch(stage, copy)
+
+    finished(TRACE, skeleton)
+    rewrites = passes.run(passes.AFTER_TRACE, skeleton, finished)
     skeleton.metadata_props.update(notes | {REWRITES: json.dumps(rewrites)})
+    _finish(skeleton, component, model, embedding)
+    return skeleton
+
+
+def _finish(skeleton: ir.Model, component: Component, model: nn.Module, embedding: ir.Value) -> None:
+    """Put the front end in front, and give inputs and outputs what the component declares of them."""
     if component.front_end is not None:
         front_end.attach(skeleton, component, embedding=embedding)
         module = model.get_input_embeddings()  # type: ignore[operator]
@@ -73,7 +88,6 @@ def trace(component: Component, model: nn.Module) -> ir.Model:
     _declare(skeleton, component)
     skeleton.ir_version = IR_VERSION
     skeleton.producer_name = "vlm-export"
-    return skeleton
 
 
 def _export_fused(component: Component, model: nn.Module) -> tuple[ir.Model, dict[str, str]]:

@@ -57,9 +57,9 @@ def verify_in_ort(run: Verification, dtype: str, golden_inputs: Sequence[Arrays]
     run.progress(f"{dtype}: graphs")
     if not _check_signatures(run, dtype, sessions):
         return False
-    driver = _driver(run, sessions)
+    driver = driver_of(run, sessions)
     try:
-        encoded = {case.name: _check_case(run, dtype, driver, case) for case in run.golden.facts.cases}
+        encoded = {case.name: check_case(run, dtype, driver, case) for case in run.golden.facts.cases}
         run.progress(f"{dtype}: tokens in ONNX Runtime")
         if _check_tokens(run, dtype, driver, golden_inputs):
             _check_captions(run, dtype)
@@ -106,7 +106,7 @@ def _check_saturation(run: Verification, component: str, dtype: str, graph: ir.G
     run.checks.append(Check(component, dtype, "ort", SATURATION, largest, saturation.LIMIT, verdict, detail))
 
 
-def _check_case(run: Verification, dtype: str, driver: Driver, case: GoldenCase) -> Arrays:
+def check_case(run: Verification, dtype: str, driver: Driver, case: GoldenCase) -> Arrays:
     """Encoder outputs, prefill, and the decode steps of one case, each against its golden array.
 
     Returns the golden arrays with the encoder's own outputs in the place of PyTorch's.
@@ -283,7 +283,7 @@ def generated(run: Verification, dtype: str, golden_inputs: Sequence[Arrays]) ->
         FloatingPointError: the decoder's scores are no numbers.
     """
     if dtype not in run.generated_in_ort:
-        driver = _driver(run, _sessions(run, dtype))
+        driver = driver_of(run, _sessions(run, dtype))
         inputs = [with_encoded(driver, model_inputs) for model_inputs in golden_inputs]
         plans = [_plan(run.golden.facts, each) for each in inputs]
         run.generated_in_ort[dtype] = [
@@ -294,7 +294,7 @@ def generated(run: Verification, dtype: str, golden_inputs: Sequence[Arrays]) ->
 
 def gap(run: Verification, dtype: str, model_inputs: Arrays, begun: Sequence[int], other: int) -> float:
     """How far below the best token's score another one's is, behind these tokens: a share of the largest score."""
-    driver = _driver(run, _sessions(run, dtype))
+    driver = driver_of(run, _sessions(run, dtype))
     inputs = with_encoded(driver, model_inputs)
     decoder, decided = Decoder(driver, inputs), _plan(run.golden.facts, inputs)
     for token in begun:
@@ -308,10 +308,11 @@ def verify_other_sizes(run: Verification, merged: Checkpoint) -> None:
     run.progress(f"{FP32.name}: other sizes, loading the model in PyTorch")
     checkpoint, model = merge.attach(merged.path, [])
     sessions = _sessions(run, FP32.name)
-    check_other_sizes(run, _driver(run, sessions), sessions, checkpoint.family.reference(model))
+    check_other_sizes(run, driver_of(run, sessions), sessions, checkpoint.family.reference(model))
 
 
-def _driver(run: Verification, sessions: Sessions) -> Driver:
+def driver_of(run: Verification, sessions: Sessions) -> Driver:
+    """The driver of the repo that is verified, on these sessions."""
     files = {name: read_json(run.repo / name) for name in ("config.json", "generation_config.json")}
     return choose_driver(files).on(sessions)
 

@@ -31,6 +31,38 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Fault:
+    """The first thing that is wrong, as `bisect.py` finds it.
+
+    Attributes:
+        component: the graph, or `files` where what it is fed is wrong.
+        dtype: the one that it was found in.
+        stage: what was done last before it is wrong.
+        before: the stage before, after which it is right; nothing where there is none.
+        tensor: the first weight or value that is wrong, or what a check says.
+        layer: the number of its layer, if its name has one.
+        place: where in it the difference is largest.
+        value, expected: what is there, and what was there before.
+    """
+
+    component: str
+    dtype: str
+    stage: str
+    before: str
+    tensor: str
+    layer: int | None = None
+    place: list[int] = field(default_factory=list)
+    value: float = 0.0
+    expected: float = 0.0
+
+    def __str__(self) -> str:
+        right = f", right after {self.before}" if self.before else ""
+        layer = "" if self.layer is None else f"layer {self.layer}, "
+        values = f": {self.value:.6g} at {self.place}, where {self.expected:.6g} is right" if self.place else ""
+        return f"{self.component} in {self.dtype}: first wrong after {self.stage}{right}: {layer}{self.tensor}{values}"
+
+
+@dataclass(frozen=True)
 class Speed:
     """How fast a dtype captions in one runtime: medians, as `bench` measured them."""
 
@@ -67,7 +99,10 @@ class DtypeRow:
 
 @dataclass(frozen=True)
 class Report:
-    """`report.json`. `table` says what the checks come to, a row a dtype, with the speeds that `bench` measured."""
+    """`report.json`. `table` says what the checks come to, a row a dtype, with the speeds that `bench` measured.
+
+    `faults` are what `verify --bisect` found.
+    """
 
     recipe: str
     layout: str
@@ -79,6 +114,7 @@ class Report:
     golden_inputs_sha256: dict[str, str]
     versions: dict[str, str]
     table: list[DtypeRow] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
     schema: int = 1
 
     @property

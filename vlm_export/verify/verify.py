@@ -23,6 +23,7 @@ from vlm_export.source.checkpoint import Checkpoint
 from vlm_export.spec.family import Preprocessor
 from vlm_export.spec.graph import Component
 from vlm_export.targets import VERIFY_TARGETS, VerifyTarget
+from vlm_export.verify.bisect import bisect
 from vlm_export.verify.golden import GoldenFolder, array_sha256
 from vlm_export.verify.in_files import check_own_files
 from vlm_export.verify.in_node import verify_in_node
@@ -40,9 +41,12 @@ def verify(
     *,
     tolerances: tuple[Tolerance, ...] = (),
     runtimes: Sequence[VerifyTarget] = VERIFY_TARGETS,
+    bisecting: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """Check the repo and return the report, passing or not.
+
+    With `bisecting`, the first stage and tensor are looked for that make a graph wrong.
 
     Raises:
         InputError: there is nothing to check, the golden was recorded from other inputs, or Node cannot be had.
@@ -79,6 +83,7 @@ def verify(
         files_sha256={},
         golden_inputs_sha256=golden.facts.inputs_sha256,
         versions={"onnxruntime": version("onnxruntime"), "python": platform.python_version(), **run.versions},
+        faults=bisect(run, merged) if bisecting and not passed else [],
     )
 
 
