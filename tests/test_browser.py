@@ -20,10 +20,8 @@ import numpy as np
 import pytest
 from exported import Exported, silent
 from PIL import Image
-from static_server import StaticServer, files_under
 
 from vlm_export import bundled, pipeline
-from vlm_export.apps.demo_server import ISOLATION
 from vlm_export.apps.load import load
 from vlm_export.files import Work
 from vlm_export.manifest import load_manifest
@@ -33,6 +31,7 @@ from vlm_export.runtime.images import open_image
 from vlm_export.verify.golden import GoldenImage, load_golden
 from vlm_export.verify.limits import TOKENS_EXACT, limit_for
 from vlm_export.web.node_runtime import Layout, node_home
+from vlm_export.web.site_server import ISOLATION, SiteServer, files_under
 
 BROWSER = Path(__file__).parent / "browser"
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -166,7 +165,7 @@ def visit(
     }
     request = {"id": MODEL, "layout": layout, "options": options, "shape": inputs.shape, "images": images}
     request |= {"asked": asked} if asked else {}
-    with StaticServer(files_under(folders), ISOLATION) as server:
+    with SiteServer(files_under(folders), ISOLATION) as server:
         result = drive(f"{server.url}/page.html", [["evaluate", f"run({json.dumps(request)})"]], flags)
     assert [answer for answer in server.answers if answer[0] not in (200, 206)] == []
     assert result["console"] == [*logs]
