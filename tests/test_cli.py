@@ -21,6 +21,7 @@ from vlm_export.cli import main
 from vlm_export.recipe import find_recipe
 from vlm_export.verify.golden import load_golden
 from vlm_export.web import node_runtime
+from vlm_export.web.captions import Item
 
 COMMAND = Path(sys.executable).with_name("vlm-export")
 REPO = "acme/shapes-captioner"
@@ -65,7 +66,7 @@ def test_four_commands_in_an_empty_folder_to_captions_in_transformers_js(tmp_pat
             node_runtime.RemoteModel(f"{hub.url}/", REPO),
             layout="captioner",
             dtype="fp32",
-            items=[node_runtime.Item(image=path) for path in recorded.image_paths()],
+            items=[Item(image=path) for path in recorded.image_paths()],
             generation={},
         )
     own_size = [index for index, image in enumerate(recorded.facts.images) if int(image.file[:2]) < 14]

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vlm_export.dtypes import FP32
 from vlm_export.runtime.repo import Repo, open_repo
 from vlm_export.runtime.sessions import Arrays
 from vlm_export.verify import limits
@@ -14,16 +13,16 @@ from vlm_export.verify.client_inputs import OwnFiles, coarse, ids_difference, pe
 from vlm_export.verify.verification import Verification
 
 
-def check_own_files(run: Verification, golden_inputs: Sequence[Arrays]) -> None:
-    """Prompt ids, pixels and ends that this package's runtime makes of the repo's files."""
+def check_own_files(run: Verification, dtype: str, golden_inputs: Sequence[Arrays]) -> None:
+    """Prompt ids, pixels and ends that this package's runtime makes of the repo's files, which all dtypes share."""
     repo = open_repo(run.repo)
     own, facts, paths = OwnFiles(repo), run.golden.facts, run.golden.image_paths()
-    check_ends(run, FP32.name, "ort", repo.generation.get("eos_token_id"))
+    check_ends(run, dtype, "ort", repo.generation.get("eos_token_id"))
     if has_prompt(repo):
         pairs = zip(paths, golden_inputs, strict=True)
         ids = [own.prompt_ids(facts, inputs, path) for path, inputs in pairs]
-        check_prompts(run, FP32.name, "ort", ids, golden_inputs)
-    check_pixels(run, FP32.name, "ort", limits.PIXELS, [own.pixels(path) for path in paths], golden_inputs)
+        check_prompts(run, dtype, "ort", ids, golden_inputs)
+    check_pixels(run, dtype, "ort", limits.PIXELS, [own.pixels(path) for path in paths], golden_inputs)
 
 
 def has_prompt(repo: Repo) -> bool:

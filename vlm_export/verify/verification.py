@@ -59,3 +59,7 @@ class Verification:
     def fail(self, component: str, dtype: str, runtime: str, metric: str, detail: str) -> None:
         """A check that needs no number: the graph is not what it should be."""
         self.checks.append(Check(component, dtype, runtime, metric, 1.0, 0.0, "fail", detail))
+
+    def leave_out(self, component: str, dtype: str, runtime: str, metric: str, detail: str) -> None:
+        """What cannot be checked on this machine, and why: neither a pass nor a failure."""
+        self.checks.append(Check(component, dtype, runtime, metric, 0.0, None, "left-out", detail))

@@ -1,22 +1,36 @@
 /**
- * Uses a page in headless Chromium, and writes what came of it as one JSON object to stdout.
+ * Uses a page in headless Chromium, and writes what comes of it to stdout, one JSON object a line.
  *
- * Reads one JSON `Job` from stdin. Exit status 1 and the reason on stderr when the browser, the page or a step fails.
+ * Reads one JSON `Job` from stdin. What the page calls `send(answer)` with is a line at once, a `Result` the last one;
+ * on failure of the browser, the page or a step it is `{"error": "…"}`, and the exit status 1. What it calls
+ * `save(name, base64)` with becomes a file of that name in the working directory.
  *
- * @typedef {{ chromium: string, flags: string[], url: string, steps: [string, ...unknown[]][], seconds: number }} Job
+ * @typedef {{ chromium: string, flags: string[], url: string, steps: [string, ...unknown[]][] }} Job
  *     A step is a method of Playwright's `Page` or of a part of it, as `keyboard.press`, and its arguments; the one
- *     of `waitForFunction` is a function's body. `seconds` is how long all of them may take.
- * @typedef {{ answers: unknown[], console: string[], foreign: string[], chromium: string }} Result  What came of each step
- *     that is an `evaluate`, what the page logged, as "type: text", and what it asked of other servers than its own.
+ *     of `waitForFunction` is a function's body.
+ * @typedef {{ done: true, answers: unknown[], console: string[], foreign: string[], chromium: string }} Result  What
+ *     came of each step that is an `evaluate`, what the page logged, as "type: text", and what it asked of other servers
+ *     than its own.
  */
 
+import { writeFile } from 'node:fs/promises';
+import { basename } from 'node:path';
 import { text } from 'node:stream/consumers';
 
 import { chromium } from 'playwright-core';
 
+/** @param {unknown} answer */
+function send(answer) {
+    process.stdout.write(`${JSON.stringify(answer)}\n`);
+}
+
 /** @type {(browser: import('playwright-core').Browser, job: Job) => Promise<Result>} */
-async function visit(browser, { url, steps, seconds }) {
+async function visit(browser, { url, steps }) {
     const page = await browser.newPage();
+    await page.exposeFunction('send', send);
+    await page.exposeFunction('save', (/** @type {string} */ name, /** @type {string} */ base64) =>
+        writeFile(basename(name), Buffer.from(base64, 'base64')),
+    );
     /** @type {string[]} */
     const logged = [];
     /** @type {string[]} */
@@ -31,7 +45,6 @@ async function visit(browser, { url, steps, seconds }) {
     const broken = new Promise((_, reject) => {
         page.on('pageerror', reject);
         page.on('crash', () => reject(new Error('the page crashed')));
-        setTimeout(() => reject(new Error(`no answer for ${seconds} s`)), seconds * 1000).unref();
     });
     /** @type {unknown[]} */
     const answers = [];
@@ -48,7 +61,7 @@ async function visit(browser, { url, steps, seconds }) {
         }
     }
     await Promise.race([take(), broken]);
-    return { answers, console: logged, foreign, chromium: browser.version() };
+    return { done: true, answers, console: logged, foreign, chromium: browser.version() };
 }
 
 /**
@@ -59,11 +72,17 @@ function to_function(body) {
     return new Function(String(body));
 }
 
-/** @type {Job} */
-const job = JSON.parse(await text(process.stdin));
-const browser = await chromium.launch({ executablePath: job.chromium, args: job.flags });
-try {
-    process.stdout.write(JSON.stringify(await visit(browser, job)));
-} finally {
-    await browser.close();
+/** @param {Job} job */
+async function main(job) {
+    const browser = await chromium.launch({ executablePath: job.chromium, args: job.flags });
+    try {
+        send(await visit(browser, job));
+    } finally {
+        await browser.close();
+    }
 }
+
+main(JSON.parse(await text(process.stdin))).catch((error) => {
+    send({ error: String(error?.message ?? error) });
+    process.exitCode = 1;
+});
