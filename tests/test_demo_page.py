@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from exported import Exported, silent
-from test_browser import RECIPE, WASM, Inputs, drive, write_inputs
+from test_browser import RECIPE, WASM, Inputs, write_inputs
 from test_js import PyTorch
 
 from vlm_export import cli, pipeline
@@ -33,6 +33,7 @@ from vlm_export.apps import demo_site
 from vlm_export.files import Work
 from vlm_export.preprocessing import load_tokenizer
 from vlm_export.web import site_server
+from vlm_export.web.chromium import drive
 from vlm_export.web.listening import listen
 from vlm_export.web.site_server import SiteServer
 
@@ -121,10 +122,10 @@ def captioned(*action: Step) -> list[Step]:
 
 def use(url: str, *steps: Step, flags: Sequence[str] = ()) -> list[Any]:
     """What the steps answer; nothing failed in the page, and it asked nobody else."""
-    result = drive(url, steps, [*WASM, *flags])
-    assert [line for line in result["console"] if line.startswith("error")] == []
-    assert result["foreign"] == []
-    answers: list[Any] = result["answers"]
+    seen = drive(url, steps, [*WASM, *flags])
+    assert [line for line in seen.console if line.startswith("error")] == []
+    assert seen.foreign == []
+    answers: list[Any] = seen.answers
     return answers
 
 
@@ -223,7 +224,7 @@ def test_troubles_are_told(site: site_server.Site, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no image")
     gone = {**site, "model/onnx/encoder_model_quantized.onnx": tmp_path / "gone"}
     with SiteServer(gone) as server:
-        result = drive(
+        seen = drive(
             server.url,
             [
                 when("!$('error').hidden"),
@@ -241,7 +242,7 @@ def test_troubles_are_told(site: site_server.Site, tmp_path: Path) -> None:
             ],
             WASM,
         )
-    missing, no_image, unreadable, nothing = result["answers"]
+    missing, no_image, unreadable, nothing = seen.answers
     assert "encoder_model_quantized.onnx is not there" in missing and "Export the model again" in missing
     assert no_image.startswith("There is no image yet: choose one")
     assert unreadable == "The browser cannot read “notes.txt” as an image. Choose a PNG, JPEG, WebP or GIF file."

@@ -22,7 +22,7 @@ import pytest
 import torch
 import yaml
 from exported import Exported, silent, write_images
-from test_browser import BROWSER, SOFTWARE_WEBGPU, WASM, drive
+from test_browser import SOFTWARE_WEBGPU, WASM
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 import vlm_export
@@ -34,6 +34,7 @@ from vlm_export.recipe import find_recipe, load_recipe
 from vlm_export.runtime.images import open_image
 from vlm_export.source import fetch
 from vlm_export.verify.golden import eos_token_ids
+from vlm_export.web.chromium import drive
 from vlm_export.web.node_runtime import node_home
 from vlm_export.web.site_server import ISOLATION, SiteServer, files_under
 
@@ -332,7 +333,7 @@ def test_in_chromium(suite: Path, name: str, flags: Sequence[str], options: Opti
     repo = json.loads(suite.read_text())["repos"][name]
     packages = node_home() / "node_modules"
     folders = {
-        "/": BROWSER,
+        "/": Path(__file__).parent / "browser",
         "/inputs/": suite.parent,
         "/vlm-export/": PACKAGE,
         "/transformers/": packages / "@huggingface/transformers/dist",
@@ -345,8 +346,8 @@ def test_in_chromium(suite: Path, name: str, flags: Sequence[str], options: Opti
     request = {"id": "tester/model", "options": options, "runs": runs}
     with SiteServer(files_under(folders), ISOLATION) as server:
         seen = drive(f"{server.url}/js.html", [["evaluate", f"run({json.dumps(request)})"]], flags)
-    assert seen["console"] == seen["foreign"] == []
-    (answer,) = seen["answers"]
+    assert seen.console == seen.foreign == []
+    (answer,) = seen.answers
     assert answer["token_ids"] == [[sequence["token_ids"] for sequence in run["expected"]] for run in runs]
     assert (answer["dtype"], answer["device"]) == ("fp32", options.get("device", "wasm"))
     assert answer["loaded"] == 100

@@ -13,6 +13,7 @@ from vlm_export.errors import CheckFailed
 from vlm_export.runtime.images import open_image
 from vlm_export.runtime.repo import open_repo
 from vlm_export.runtime.sessions import GRAPH_ERRORS, Arrays
+from vlm_export.targets import ClientTarget
 from vlm_export.verify import in_ort, limits
 from vlm_export.verify.client_inputs import peculiarity
 from vlm_export.verify.in_files import check_ends, check_pixels, check_prompts, has_prompt
@@ -96,7 +97,7 @@ def _readable(path: Path, scratch: Path) -> Path:
 
 
 def _check_as_in_ort(
-    run: Verification, dtype: str, target: str, captions: Sequence[Caption], golden_inputs: Sequence[Arrays]
+    run: Verification, dtype: str, target: ClientTarget, captions: Sequence[Caption], golden_inputs: Sequence[Arrays]
 ) -> None:
     """Scores and tokens are those that ONNX Runtime makes of the same graphs and pixels.
 
@@ -112,7 +113,7 @@ def _check_as_in_ort(
 
 
 def _check_scores(
-    run: Verification, dtype: str, target: str, captions: Sequence[Caption], golden_inputs: Sequence[Arrays]
+    run: Verification, dtype: str, target: ClientTarget, captions: Sequence[Caption], golden_inputs: Sequence[Arrays]
 ) -> None:
     """Check the step whose scores are farthest from those of ONNX Runtime behind the same tokens."""
     found = [caption.scores for caption in captions if caption.scores is not None]
@@ -130,13 +131,17 @@ def _check_scores(
 
 
 def _check_tokens(
-    run: Verification, dtype: str, target: str, tokens: Sequence[Sequence[int]], golden_inputs: Sequence[Arrays]
+    run: Verification,
+    dtype: str,
+    target: ClientTarget,
+    tokens: Sequence[Sequence[int]],
+    golden_inputs: Sequence[Arrays],
 ) -> None:
     """Check that the tokens are ONNX Runtime's, but for two scores that are near."""
     expected = in_ort.generated(run, dtype, golden_inputs)
     near: list[str] = []
     different: list[str] = []
-    tie = limits.near_tie_of_builds(run.dtypes_of(dtype))
+    tie = limits.near_tie(run.dtypes_of(dtype), target)
     for image, found, own, inputs in zip(run.golden.facts.images, tokens, expected, golden_inputs, strict=True):
         place = first_difference(found, own)
         if place is None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from vlm_export.runtime.repo import Repo, open_repo
 from vlm_export.runtime.sessions import Arrays
+from vlm_export.targets import Target
 from vlm_export.verify import limits
 from vlm_export.verify.client_inputs import OwnFiles, coarse, ids_difference, peculiarity, pixel_difference
 from vlm_export.verify.verification import Verification
@@ -30,7 +31,7 @@ def has_prompt(repo: Repo) -> bool:
     return repo.layout == "chat" and not repo.has_prefix
 
 
-def check_ends(run: Verification, dtype: str, runtime: str, found: int | Sequence[int] | None) -> None:
+def check_ends(run: Verification, dtype: str, runtime: Target, found: int | Sequence[int] | None) -> None:
     """Check that the ids which end a text are PyTorch's; `found` is what the client has, one id or several."""
     ids = [found] if isinstance(found, int) else list(found or ())
     expected = run.golden.facts.eos_token_ids
@@ -39,7 +40,7 @@ def check_ends(run: Verification, dtype: str, runtime: str, found: int | Sequenc
 
 
 def check_prompts(
-    run: Verification, dtype: str, runtime: str, found: Sequence[Sequence[int]], golden_inputs: Sequence[Arrays]
+    run: Verification, dtype: str, runtime: Target, found: Sequence[Sequence[int]], golden_inputs: Sequence[Arrays]
 ) -> None:
     """Check that the client makes PyTorch's ids of each prompt: `found` and `golden_inputs` in the order of images."""
     pairs = zip(run.golden.facts.images, found, golden_inputs, strict=True)
@@ -55,7 +56,7 @@ def check_prompts(
 def check_pixels(
     run: Verification,
     dtype: str,
-    runtime: str,
+    runtime: Target,
     metric: str,
     found: Sequence[np.ndarray | None],
     golden_inputs: Sequence[Arrays],

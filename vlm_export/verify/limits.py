@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from vlm_export.dtypes import DTYPES, FP32
 from vlm_export.recipe import Tolerance
+from vlm_export.targets import ClientTarget, Target
 
 
 @dataclass(frozen=True)
@@ -50,19 +51,45 @@ LOOPING_CAPTIONS, EMPTY_CAPTIONS = "looping_captions_rate", "empty_captions_rate
 COLLAPSE = (IMAGE_SWAP, DISTINCT_CAPTIONS, LOOPING_CAPTIONS, EMPTY_CAPTIONS)
 # A gap between two scores, as a share of the largest logit, that float32 sums in another order may turn round.
 NEAR_TIE = 1e-4
-# The same where two builds of ONNX Runtime run one graph, by dtype. With SmolLM2-135M, one build with and without some
-# of its fusions makes scores that are apart by at most 2.5e-6 in q8, 2.6e-3 in fp16 and 3.6e-2 in int8, whose kernels
-# round activations. Two scores may part.
-NEAR_TIES_OF_BUILDS = {
-    "fp16": 5e-3,
-    "int8": 1e-2,
-    "uint8": NEAR_TIE,
-    "q8": NEAR_TIE,
-    "q4": 1e-2,
-    "q4f16": 1e-2,
-    "bnb4": NEAR_TIE,
-    "q2": 1e-2,
-    "q2f16": 1e-2,
+# How far the scores of transformers.js may be from ONNX Runtime's of the same graph, pixels and tokens, as a share of
+# the largest.
+LOGITS_LIMITS: dict[ClientTarget, dict[str, float]] = {
+    "node": {
+        "fp32": 1e-5,
+        "fp16": 5e-3,
+        "int8": 2e-2,
+        "uint8": 1e-5,
+        "q8": 1e-5,
+        "q4": 3e-2,
+        "q4f16": 3e-2,
+        "bnb4": 2e-2,
+        "q2": 3e-2,
+        "q2f16": 3e-2,
+    },
+    "wasm": {
+        "fp32": 1e-5,
+        "fp16": 5e-3,
+        "int8": 2e-2,
+        "uint8": 1e-5,
+        "q8": 1e-5,
+        "q4": 3e-2,
+        "q4f16": 3e-2,
+        "bnb4": 2e-2,
+        "q2": 3e-2,
+        "q2f16": 3e-2,
+    },
+    "webgpu": {
+        "fp32": 1e-3,
+        "fp16": 5e-3,
+        "int8": 2e-2,
+        "uint8": 1e-3,
+        "q8": 1e-3,
+        "q4": 3e-2,
+        "q4f16": 3e-2,
+        "bnb4": 2e-2,
+        "q2": 3e-2,
+        "q2f16": 3e-2,
+    },
 }
 
 _AT_MOST = {MAX_RELATIVE_ERROR, LOGITS, PROMPT_IDS, ENDS, PIXELS, PIXELS_FROM_FILE, LOOPING_CAPTIONS, EMPTY_CAPTIONS}
@@ -101,31 +128,39 @@ _LIMITS = {
 }
 
 
-def limit_for(metric: str, dtypes: Sequence[str], tolerances: tuple[Tolerance, ...] = ()) -> Limit | None:
-    """The limit in force, or None where a metric is reported but decides nothing.
+def limit_for(
+    metric: str, dtypes: Sequence[str], tolerances: tuple[Tolerance, ...] = (), target: Target = "ort"
+) -> Limit | None:
+    """The limit in force in a runtime, or None where a metric is reported but decides nothing.
 
     Of several `dtypes`, one for each component, it is the widest of theirs.
     """
-    limits = [_limit_for(metric, dtype, tolerances) for dtype in dtypes]
+    limits = [_limit_for(metric, dtype, tolerances, target) for dtype in dtypes]
     known = [limit for limit in limits if limit is not None]
     if len(known) < len(limits):
         return None
     return (max if metric in _AT_MOST else min)(known, key=lambda limit: limit.limit)
 
 
-def near_tie_of_builds(dtypes: Sequence[str]) -> float:
-    """The gap of scores that two builds of ONNX Runtime may turn round: of several dtypes the widest."""
-    return max(NEAR_TIES_OF_BUILDS.get(dtype, NEAR_TIE) for dtype in dtypes)
+def near_tie(dtypes: Sequence[str], target: Target) -> float:
+    """The gap of two scores, as a share of the largest, that a runtime may turn round: of several dtypes the widest.
+
+    Each of the two may be off by what its limit allows.
+    """
+    if target == "ort":
+        return NEAR_TIE
+    return max(NEAR_TIE, *(2 * LOGITS_LIMITS[target][dtype] for dtype in dtypes))
 
 
-def _limit_for(metric: str, dtype: str, tolerances: tuple[Tolerance, ...]) -> Limit | None:
+def _limit_for(metric: str, dtype: str, tolerances: tuple[Tolerance, ...], target: Target) -> Limit | None:
     for tolerance in tolerances:
         if (tolerance.metric, tolerance.dtype) == (metric, dtype):
             return Limit(tolerance.limit, metric in _AT_MOST, tolerance.reason)
-    value = _OF_ANY_DTYPE.get(metric, _LIMITS.get(metric, {}).get(dtype))
+    by_dtype = LOGITS_LIMITS[target] if metric == LOGITS and target != "ort" else _LIMITS.get(metric, {})
+    value = _OF_ANY_DTYPE.get(metric, by_dtype.get(dtype))
     return None if value is None else Limit(value, metric in _AT_MOST)
 
 
 def metrics() -> list[str]:
     """Names that a recipe's tolerance may give."""
-    return sorted(_LIMITS)
+    return sorted([*_LIMITS, LOGITS])

@@ -75,11 +75,13 @@ class BrowserCaptions(Captions):
 
     Attributes:
         files: what the page asked for of the repo, and got.
+        missing: what it asked for and is not there.
         dtypes: what the graphs were loaded in, each once.
         isolated: whether the page may have threads.
     """
 
     files: tuple[str, ...]
+    missing: tuple[str, ...]
     dtypes: frozenset[str]
     isolated: bool
 
@@ -211,13 +213,14 @@ def caption(
     if seen.foreign:
         raise CheckFailed(f"{repo}: the page asks other servers: {', '.join(seen.foreign[:3])}")
     [done] = seen.answers
-    asked = (path for status, path in server.answers if status in (200, 206))
+    asked = [(status, path.removeprefix(prefix)) for status, path in server.answers if path.startswith(prefix)]
     return BrowserCaptions(
         captions=tuple(captions),
         versions={name: done[name] for name in ("transformers", "onnxruntime")} | {"chromium": seen.chromium},
         warnings=tuple(seen.console),
         eos_token_ids=tuple(map(int, done["eos_token_ids"])),
-        files=tuple(path.removeprefix(prefix) for path in asked if path.startswith(prefix)),
+        files=tuple(path for status, path in asked if status != 404),
+        missing=tuple(path for status, path in asked if status == 404),
         dtypes=frozenset(done["sessions"].values()),
         isolated=done["isolated"],
     )
