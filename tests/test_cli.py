@@ -171,6 +171,19 @@ def test_wrong_input_is_one_line_and_exit_2(arguments: tuple[str, ...], message:
     assert not (tmp_path / "build").exists(), "nothing half-written"
 
 
+def test_a_browser_that_is_missing_is_told_before_the_work_begins(tmp_path: Path) -> None:
+    made = prepare(tmp_path)
+    made.export()
+    options = ("--work", str(made.work.root), "--runtime", "ort", "--runtime", "wasm")
+    done = vlm_export("verify", "pico.yaml", *options, cwd=tmp_path, CHROMIUM="/nowhere/chromium")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: no Chromium (CHROMIUM is /nowhere/chromium): install one, with `apt-get install chromium` on Debian, "
+        "or set CHROMIUM to its path, or run with --runtime ort\n"
+    )
+    assert not made.work.report.exists()
+
+
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     done = vlm_export("merge", "missing.yaml", "--debug", cwd=tmp_path)
     assert done.stderr.startswith("Traceback")

@@ -51,45 +51,27 @@ LOOPING_CAPTIONS, EMPTY_CAPTIONS = "looping_captions_rate", "empty_captions_rate
 COLLAPSE = (IMAGE_SWAP, DISTINCT_CAPTIONS, LOOPING_CAPTIONS, EMPTY_CAPTIONS)
 # A gap between two scores, as a share of the largest logit, that float32 sums in another order may turn round.
 NEAR_TIE = 1e-4
+_OF_SCORES = {
+    "fp32": 1e-5,
+    "fp16": 2e-2,
+    "int8": 4e-2,
+    "uint8": 1e-5,
+    "q8": 1e-5,
+    "q4": 4e-2,
+    "q4f16": 4e-2,
+    "bnb4": 3e-2,
+    "q2": 4e-2,
+    "q2f16": 4e-2,
+}
 # How far the scores of transformers.js may be from ONNX Runtime's of the same graph, pixels and tokens, as a share of
-# the largest.
+# the largest. Measured, the worst of two images of shapes-captioner: fp32, uint8 and q8 0 in Node, 1.5e-6 in WASM,
+# 1.6e-4 on WebGPU, whose sines and cosines are not exact; fp16 5e-4, kernels for packed weights up to 1.5e-2, since
+# each build rounds activations in a way of its own. Of a captioner of real size, fp16 in Node 5.9e-3. Wrong attention,
+# as WebGPU in software has where subgroups are of 4, made 0.11 with not a token wrong.
 LOGITS_LIMITS: dict[ClientTarget, dict[str, float]] = {
-    "node": {
-        "fp32": 1e-5,
-        "fp16": 5e-3,
-        "int8": 2e-2,
-        "uint8": 1e-5,
-        "q8": 1e-5,
-        "q4": 3e-2,
-        "q4f16": 3e-2,
-        "bnb4": 2e-2,
-        "q2": 3e-2,
-        "q2f16": 3e-2,
-    },
-    "wasm": {
-        "fp32": 1e-5,
-        "fp16": 5e-3,
-        "int8": 2e-2,
-        "uint8": 1e-5,
-        "q8": 1e-5,
-        "q4": 3e-2,
-        "q4f16": 3e-2,
-        "bnb4": 2e-2,
-        "q2": 3e-2,
-        "q2f16": 3e-2,
-    },
-    "webgpu": {
-        "fp32": 1e-3,
-        "fp16": 5e-3,
-        "int8": 2e-2,
-        "uint8": 1e-3,
-        "q8": 1e-3,
-        "q4": 3e-2,
-        "q4f16": 3e-2,
-        "bnb4": 2e-2,
-        "q2": 3e-2,
-        "q2f16": 3e-2,
-    },
+    "node": _OF_SCORES,
+    "wasm": _OF_SCORES,
+    "webgpu": _OF_SCORES | dict.fromkeys(("fp32", "uint8", "q8"), 1e-3),
 }
 
 _AT_MOST = {MAX_RELATIVE_ERROR, LOGITS, PROMPT_IDS, ENDS, PIXELS, PIXELS_FROM_FILE, LOOPING_CAPTIONS, EMPTY_CAPTIONS}
@@ -145,11 +127,12 @@ def limit_for(
 def near_tie(dtypes: Sequence[str], target: Target) -> float:
     """The gap of two scores, as a share of the largest, that a runtime may turn round: of several dtypes the widest.
 
-    Each of the two may be off by what its limit allows.
+    It is what one score may be off by, not both: those of the two best tokens are hardly ever off most, and in
+    opposite directions.
     """
     if target == "ort":
         return NEAR_TIE
-    return max(NEAR_TIE, *(2 * LOGITS_LIMITS[target][dtype] for dtype in dtypes))
+    return max(NEAR_TIE, *(LOGITS_LIMITS[target][dtype] for dtype in dtypes))
 
 
 def _limit_for(metric: str, dtype: str, tolerances: tuple[Tolerance, ...], target: Target) -> Limit | None:
