@@ -51,23 +51,40 @@ LOOPING_CAPTIONS, EMPTY_CAPTIONS = "looping_captions_rate", "empty_captions_rate
 COLLAPSE = (IMAGE_SWAP, DISTINCT_CAPTIONS, LOOPING_CAPTIONS, EMPTY_CAPTIONS)
 # A gap between two scores, as a share of the largest logit, that float32 sums in another order may turn round.
 NEAR_TIE = 1e-4
-_OF_SCORES = {
-    "fp32": 1e-5,
-    "fp16": 2e-2,
-    "int8": 4e-2,
-    "uint8": 1e-5,
-    "q8": 1e-5,
-    "q4": 4e-2,
-    "q4f16": 4e-2,
-    "bnb4": 3e-2,
-    "q2": 4e-2,
-    "q2f16": 4e-2,
+# The same where two builds of ONNX Runtime run one graph, by dtype. With SmolLM2-135M, one build with and without some
+# of its fusions makes scores that are apart by at most 2.5e-6 in q8, 2.6e-3 in fp16 and 3.6e-2 in int8, whose kernels
+# round activations. Two scores may part.
+NEAR_TIES_OF_BUILDS = {
+    "fp32": NEAR_TIE,
+    "fp16": 5e-3,
+    "int8": 1e-2,
+    "uint8": NEAR_TIE,
+    "q8": NEAR_TIE,
+    "q4": 1e-2,
+    "q4f16": 1e-2,
+    "bnb4": 1e-2,
+    "q2": 1e-2,
+    "q2f16": 1e-2,
 }
+# And at least on WebGPU, whose sines and cosines, those of positions, are right to 11 bits.
+_NEAR_TIE_ON_WEBGPU = 1e-3
 # How far the scores of transformers.js may be from ONNX Runtime's of the same graph, pixels and tokens, as a share of
-# the largest. Measured, the worst of two images of shapes-captioner: fp32, uint8 and q8 0 in Node, 1.5e-6 in WASM,
-# 1.6e-4 on WebGPU, whose sines and cosines are not exact; fp16 5e-4, kernels for packed weights up to 1.5e-2, since
-# each build rounds activations in a way of its own. Of a captioner of real size, fp16 in Node 5.9e-3. Wrong attention,
-# as WebGPU in software has where subgroups are of 4, made 0.11 with not a token wrong.
+# the largest. Measured, the worst of two images, of shapes-captioner and of SmolLM2-135M behind DINOv2-small: fp32,
+# uint8 and q8 0 in Node, 1.5e-6 and 8.4e-6 in WASM, 1.6e-4 on WebGPU; fp16 5e-4 and 7.6e-3; kernels for packed
+# weights, since each build rounds activations in a way of its own, 1.5e-2 and 5.8e-2, bnb4 7.1e-3 and 1.7e-2. Wrong
+# attention, as WebGPU in software has where subgroups are of 4, made 0.11 in fp32 with not a token wrong.
+_OF_SCORES = {
+    "fp32": 1e-4,
+    "fp16": 3e-2,
+    "int8": 0.1,
+    "uint8": 1e-4,
+    "q8": 1e-4,
+    "q4": 0.1,
+    "q4f16": 0.1,
+    "bnb4": 5e-2,
+    "q2": 0.1,
+    "q2f16": 0.1,
+}
 LOGITS_LIMITS: dict[ClientTarget, dict[str, float]] = {
     "node": _OF_SCORES,
     "wasm": _OF_SCORES,
@@ -125,14 +142,11 @@ def limit_for(
 
 
 def near_tie(dtypes: Sequence[str], target: Target) -> float:
-    """The gap of two scores, as a share of the largest, that a runtime may turn round: of several dtypes the widest.
-
-    It is what one score may be off by, not both: those of the two best tokens are hardly ever off most, and in
-    opposite directions.
-    """
+    """The gap of two scores, as a share of the largest, that a runtime may turn round: of several dtypes the widest."""
     if target == "ort":
         return NEAR_TIE
-    return max(NEAR_TIE, *(LOGITS_LIMITS[target][dtype] for dtype in dtypes))
+    least = _NEAR_TIE_ON_WEBGPU if target == "webgpu" else NEAR_TIE
+    return max(least, *(NEAR_TIES_OF_BUILDS[dtype] for dtype in dtypes))
 
 
 def _limit_for(metric: str, dtype: str, tolerances: tuple[Tolerance, ...], target: Target) -> Limit | None:
