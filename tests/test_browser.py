@@ -7,6 +7,7 @@ golden's, and the graphs that were fetched with those meant.
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -291,3 +292,12 @@ def test_no_chromium(default: Exported, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("CHROMIUM", shutil.which("false") or "")
     with pytest.raises(InputError, match=r"/false does not start \(.*\): set CHROMIUM to the path of another, or run"):
         verified(default, "wasm")
+
+
+def test_a_page_that_says_nothing_is_left_and_nothing_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory() as folder:  # not pytest's: Chromium's sockets take no path of its length
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        monkeypatch.setenv("TMPDIR", folder)
+        with pytest.raises(CheckFailed, match="no answer for 5 s"):
+            chromium.drive("about:blank", [["evaluate", "new Promise(() => {})"]], WASM, silence_seconds=5)
+        assert list(Path(folder).iterdir()) == []

@@ -72,6 +72,18 @@ function to_function(body) {
     return new Function(String(body));
 }
 
+/**
+ * What Playwright says when Chromium does not start, without the command and the log, which is the same again.
+ * @param {string} message
+ */
+function withoutCommand(message) {
+    const [said] = message.split('\nCall log:');
+    return said
+        .split('\n')
+        .filter((line) => !/^\s*<launch/.test(line))
+        .join('\n');
+}
+
 /** @param {Job} job */
 async function main(job) {
     const browser = await chromium.launch({ executablePath: job.chromium, args: job.flags });
@@ -83,6 +95,6 @@ async function main(job) {
 }
 
 main(JSON.parse(await text(process.stdin))).catch((error) => {
-    send({ error: String(error?.message ?? error) });
+    send({ error: withoutCommand(String(error?.message ?? error)) });
     process.exitCode = 1;
 });

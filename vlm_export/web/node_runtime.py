@@ -28,6 +28,7 @@ from vlm_export.web.captions import Caption, Captions, Item, Layout, caption_of,
 NODE_MAJOR = 20
 SCRIPTS = Path(__file__).parents[1] / "node"
 CONTRACT = SCRIPTS.parent / "js" / "src" / "contract.js"
+_END_SECONDS = 15
 NEXT_STEP = f"install Node {NODE_MAJOR} or newer"
 INSTEAD = ", or run with --runtime ort"
 
@@ -198,7 +199,7 @@ def converse(
 ) -> dict[str, Any]:
     """Run Node with `arguments` in the folder `scratch`, hand it the request and pass each item's answer to `hear`.
 
-    Returns its last answer. What it writes to stderr is kept in `scratch`, where its temporary files lie too.
+    Returns its last answer. What it writes to stderr is kept in `scratch`.
 
     Raises CheckFailed when it fails or says nothing for `silence_seconds`, InputError when Node is missing.
     """
@@ -212,7 +213,6 @@ def converse(
         subprocess.Popen(
             command,
             cwd=scratch,
-            env={**os.environ, "TMPDIR": str(scratch)},
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=stderr,
@@ -231,10 +231,19 @@ def converse(
         except Empty:
             raise CheckFailed(f"no answer for {silence_seconds:g} s, so Node was stopped") from None
         finally:
-            node.kill()
+            _stop(node)
     if status or "done" not in answer:
         raise CheckFailed(f"Node ended with exit status {status}: {_one_line(_stderr(scratch))[-500:]}")
     return answer
+
+
+def _stop(node: subprocess.Popen[str]) -> None:
+    """End a process; it first ends the browser that it may have started, with what that left on the disk."""
+    node.terminate()
+    try:
+        node.wait(_END_SECONDS)
+    except subprocess.TimeoutExpired:
+        node.kill()
 
 
 def _pass_on(stream: Iterable[str], lines: SimpleQueue[str]) -> None:
