@@ -86,7 +86,9 @@ function withoutCommand(message) {
 
 /** @param {Job} job */
 async function main(job) {
-    const browser = await chromium.launch({ executablePath: job.chromium, args: job.flags });
+    const browser = await chromium.launch({ executablePath: job.chromium, args: job.flags, handleSIGTERM: false });
+    // Playwright would kill Chromium, and leave what that has in the folder of temporary files.
+    process.once('SIGTERM', () => browser.close().finally(() => process.exit(1)));
     try {
         send(await visit(browser, job));
     } finally {
