@@ -258,6 +258,17 @@ def test_webgpu_and_what_its_adapter_cannot_run(default: Exported) -> None:
         verified(default, "webgpu", dtypes=("fp32", "fp16"))
 
 
+def test_a_model_too_slow_in_software_is_not_called_wrong(default: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor right: a report of nothing else is no pass."""
+    if not chromium.find_adapter(chromium.find_chromium()).software:
+        pytest.skip("this machine has an adapter of its own")
+    monkeypatch.setitem(caption.__kwdefaults__, "silence_seconds", 0.5)
+    report = verified(default, "webgpu", dtypes=("fp32",))
+    [check] = report.checks
+    assert (check.verdict, report.verdict, report.failed_dtypes) == ("left-out", "fail", [])
+    assert check.detail.startswith("too slow in software: ") and "no answer for 0.5 s" in check.detail
+
+
 @pytest.fixture
 def broken(default: Exported, tmp_path: Path) -> Exported:
     """A copy that the test spoils."""

@@ -11,10 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from vlm_export.errors import CheckFailed
+
 if TYPE_CHECKING:
     import numpy as np
 
 Layout = Literal["captioner", "chat"]
+
+
+class NoAnswer(CheckFailed):
+    """A runtime said nothing for too long, and was stopped."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -175,7 +175,8 @@ def caption(
     `dtype` is one of transformers.js' names, or "auto" for the one that the repo's config asks for. `generation` holds
     options of its `generate()`. Chromium is stopped when the page says nothing for `silence_seconds`.
 
-    Raises InputError when Node or Chromium is missing, CheckFailed when the model does not load or run.
+    Raises InputError when Node or Chromium is missing, CheckFailed when the model does not load or run, NoAnswer when
+    it was stopped.
     """
     captions: list[Caption] = []
 
@@ -209,7 +210,7 @@ def caption(
                 seen = _drive(f"{server.url}/browser/page.html", steps, flags, scratch, hear, silence_seconds)
             except CheckFailed as error:
                 where = f"{repo}, layout {layout}, dtype {dtype}, in transformers.js on {target}"
-                raise CheckFailed(f"{where}: {error}") from error
+                raise type(error)(f"{where}: {error}") from error
     if seen.foreign:
         raise CheckFailed(f"{repo}: the page asks other servers: {', '.join(seen.foreign[:3])}")
     [done] = seen.answers

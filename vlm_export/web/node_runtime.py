@@ -23,7 +23,7 @@ from typing import Any
 from vlm_export.errors import CheckFailed, InputError
 from vlm_export.files import cache_folder
 from vlm_export.targets import NodeTarget
-from vlm_export.web.captions import Caption, Captions, Item, Layout, caption_of, items_json
+from vlm_export.web.captions import Caption, Captions, Item, Layout, NoAnswer, caption_of, items_json
 
 NODE_MAJOR = 20
 SCRIPTS = Path(__file__).parents[1] / "node"
@@ -201,7 +201,8 @@ def converse(
 
     Returns its last answer. What it writes to stderr is kept in `scratch`.
 
-    Raises CheckFailed when it fails or says nothing for `silence_seconds`, InputError when Node is missing.
+    Raises CheckFailed when it fails, NoAnswer when it says nothing for `silence_seconds`, InputError when Node is
+    missing.
     """
     (scratch / "request.json").write_text(json.dumps(request))
     command = [_node(), *arguments]
@@ -229,7 +230,7 @@ def converse(
                     hear(answer)
             status = node.wait()
         except Empty:
-            raise CheckFailed(f"no answer for {silence_seconds:g} s, so Node was stopped") from None
+            raise NoAnswer(f"no answer for {silence_seconds:g} s, so Node was stopped") from None
         finally:
             _stop(node)
     if status or "done" not in answer:

@@ -16,7 +16,7 @@ from vlm_export.web.captions import Caption, Captions, Item, Layout
 class Captioning(Protocol):
     """Captions items with a repo's graphs of one dtype, and calls `on_item` after each one.
 
-    Raises CheckFailed when the model does not load or run.
+    Raises CheckFailed when the model does not load or run, NoAnswer when that takes too long.
     """
 
     def __call__(
@@ -42,12 +42,14 @@ class Runtime:
         caption: captions with it.
         versions: of what it runs on.
         no_float16: why it cannot compute in float16, or nothing.
+        is_software: whether a processor plays what it runs on, so that slowness says nothing about a model.
     """
 
     target: ClientTarget
     caption: Captioning
     versions: Mapping[str, str] = field(default_factory=dict)
     no_float16: str = ""
+    is_software: bool = False
 
 
 def open_runtime(target: ClientTarget) -> Runtime:
@@ -64,4 +66,4 @@ def open_runtime(target: ClientTarget) -> Runtime:
         return Runtime(target, partial(chromium.caption, target=target, flags=chromium.WASM))
     no_float16 = "" if adapter.float16 else f"the WebGPU adapter ({adapter}) has no float16 (shader-f16)"
     in_page = partial(chromium.caption, target=target, flags=adapter.flags)
-    return Runtime(target, in_page, {"adapter": str(adapter)}, no_float16)
+    return Runtime(target, in_page, {"adapter": str(adapter)}, no_float16, adapter.software)
