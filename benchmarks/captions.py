@@ -34,6 +34,7 @@ from vlm_export.runtime.images import open_image
 from vlm_export.runtime.options import Options
 from vlm_export.verify.golden import eos_token_ids
 from vlm_export.web import node_runtime
+from vlm_export.web.captions import Item
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes" / "real-captioner"))
 
@@ -88,7 +89,7 @@ def in_onnxruntime(repo: Path, paths: Sequence[Path], dtype: str) -> Captions:
 
 
 def in_node(repo: Path, paths: Sequence[Path], dtype: str) -> Captions:
-    items = [node_runtime.Item(path) for path in paths]
+    items = [Item(path) for path in paths]
     options = {"max_new_tokens": assemble.MAX_NEW_TOKENS}
     made = node_runtime.caption(repo, layout="captioner", dtype=dtype, items=items, generation=options)
     return [list(caption.token_ids) for caption in made.captions]

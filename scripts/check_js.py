@@ -14,13 +14,13 @@ from itertools import chain
 from pathlib import Path
 
 from vlm_export.errors import InputError
+from vlm_export.web import chromium
 from vlm_export.web.node_runtime import SCRIPTS, node_home
 
 ROOT = Path(__file__).parents[1]
 TOOLS = ROOT / "scripts" / "js"
-BROWSER = ROOT / "tests" / "browser"
 PROJECT = "tsconfig.json"
-CHECKED = ("benchmarks", "scripts/js", "tests/browser", "tests/types", "vlm_export")
+CHECKED = ("benchmarks", "scripts/js", "tests/types", "vlm_export")
 # What is put beside these files before they run, under the names by which they import it.
 BESIDE = {
     "vlm_export/demo/transformers/transformers.min.d.ts": "@huggingface/transformers",
@@ -33,7 +33,7 @@ BESIDE = {
 
 def main(arguments: list[str]) -> int:
     try:
-        packages = [node_home(scripts, instead="") / "node_modules" for scripts in (TOOLS, SCRIPTS, BROWSER)]
+        packages = [node_home(scripts, instead="") / "node_modules" for scripts in (TOOLS, SCRIPTS, chromium.SCRIPTS)]
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

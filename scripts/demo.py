@@ -21,6 +21,7 @@ from hub_server import TOKEN, HubServer  # noqa: E402
 from vlm_export.recipe import find_recipe  # noqa: E402
 from vlm_export.verify.golden import load_golden  # noqa: E402
 from vlm_export.web import node_runtime  # noqa: E402
+from vlm_export.web.captions import Item  # noqa: E402
 
 REPO_ID = "acme/shapes-captioner"
 COMMANDS = (
@@ -55,7 +56,7 @@ def caption(url: str) -> bool:
         node_runtime.RemoteModel(f"{url}/", REPO_ID),
         layout="captioner",
         dtype="int8",
-        items=[node_runtime.Item(image=path) for path in golden.image_paths()],
+        items=[Item(image=path) for path in golden.image_paths()],
         generation={},
     )
     equal = 0

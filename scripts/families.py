@@ -33,7 +33,7 @@ from vlm_export.merging import adapter_settings  # noqa: E402
 from vlm_export.source import companions  # noqa: E402
 from vlm_export.source.checkpoint import open_checkpoint  # noqa: E402
 from vlm_export.spec.family import Family  # noqa: E402
-from vlm_export.targets import VERIFY_TARGETS  # noqa: E402
+from vlm_export.targets import TARGETS  # noqa: E402
 
 COLUMNS = {
     "ort": "ONNX Runtime",
@@ -111,7 +111,7 @@ Verified by {_code(sorted({proof.test for proof in found}))}.
 def _layouts(family: Family, found: Sequence[Proof]) -> Iterator[list[str]]:
     for name, layout in family.layouts.items():
         client = layout.client
-        runtimes = [runtime for runtime in VERIFY_TARGETS if runtime != "node" or client.node]
+        runtimes = [runtime for runtime in TARGETS if runtime == "ort" or client.node]
         cells = []
         for column in COLUMNS:
             proved = {

@@ -21,7 +21,7 @@ from vlm_export.files import Work
 from vlm_export.manifest import load_manifest
 from vlm_export.quantize.masks import LARGEST
 from vlm_export.recipe import RecipeFile, load_recipe
-from vlm_export.targets import VerifyTarget
+from vlm_export.targets import Target
 from vlm_export.verify import limits
 from vlm_export.verify.report import LOADS, RUNS, SATURATION, SHAPE, SIGNATURE, Report
 from vlm_export.wanted import parse
@@ -45,8 +45,8 @@ class Exported:
         wanted = parse(dtypes, "dtypes") if dtypes else None
         pipeline.run_export(self.recipe, self.work, silent, wanted=wanted, layout=layout)
 
-    def verify(self, *runtimes: VerifyTarget) -> Report:
-        return pipeline.run_verify(self.recipe, self.work, silent, runtimes=runtimes or ("ort",))
+    def verify(self, *runtimes: Target, dtypes: Sequence[str] = ()) -> Report:
+        return pipeline.run_verify(self.recipe, self.work, silent, runtimes=runtimes or ("ort",), dtypes=dtypes)
 
     def graph(self, component: str) -> Path:
         return self.work.repo / "onnx" / f"{component}.onnx"
@@ -62,7 +62,7 @@ class Exported:
         """What was exported breaks no rule of the doctor's."""
         assert examine(open_repo(self.work.repo)).found == ()
 
-    def check_every_dtype(self, layout: str, *runtimes: VerifyTarget) -> None:
+    def check_every_dtype(self, layout: str, *runtimes: Target) -> None:
         """Each dtype loads and runs in these runtimes; transformers.js says what ONNX Runtime says."""
         self.export(layout, ["all"])
         self.check_by_doctor()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -18,7 +17,7 @@ import pytest
 import torch
 from exported import Exported, failed_graphs, record, write_images
 from PIL import Image
-from test_browser import Inputs, visit
+from test_browser import tokens, visit
 from transformers import AutoModelForImageTextToText, GotOcr2ImageProcessor, PreTrainedTokenizerFast
 from transformers.utils import import_utils
 
@@ -39,6 +38,7 @@ from vlm_export.verify import limits
 from vlm_export.verify.golden import load_golden
 from vlm_export.verify.metrics import max_relative_error
 from vlm_export.verify.report import Report
+from vlm_export.web.captions import Item
 
 # By what their configs say: model_type, that of the tower, that of the text model.
 KINDS: dict[str, Callable[[Path], Path]] = {
@@ -143,20 +143,15 @@ def test_verifies_in_both_runtimes(exported: Exported) -> None:
 
 @pytest.mark.verifies("llava fast_vlm smolvlm", "chat", wasm="fp32")
 @pytest.mark.parametrize("model_type", ["llava", "fast_vlm", "smolvlm"])
-def test_in_a_browser(model_type: str, make: Callable[[str], Exported], tmp_path: Path) -> None:
+def test_in_a_browser(model_type: str, make: Callable[[str], Exported]) -> None:
     made = make(next(kind for kind in KINDS if kind.startswith(f"{model_type},")))
     golden = load_golden(made.recipe.golden_dir, made.recipe.name)
-    pixels = golden.tensors["case0/pixel_values"]
-    pixels.astype("<f4").tofile(tmp_path / "pixels.f32")
-    shutil.copyfile(golden.image_paths()[0], tmp_path / "image.png")
-    asked = {"prompt": golden.facts.text, "image": "/inputs/image.png"}
-    images = golden.facts.images[:1]
-    inputs = Inputs(tmp_path, pixels.shape, images)
+    item = Item(golden.image_paths()[0], golden.tensors["case0/pixel_values"], golden.facts.text)
     # The processor that makes tiles resizes in a graph, which looks for a GPU first.
     logs = ["warning: No available adapters."] if model_type == "smolvlm" else []
-    seen = visit(made.work.repo, "chat", inputs, {"dtype": "fp32"}, asked=asked, logs=logs)
-    assert seen.sessions == {("wasm", "fp32")}
-    assert [caption["token_ids"] for caption in seen.answer["captions"]] == [image.token_ids for image in images]
+    seen = visit(made.work.repo, "chat", [item], "fp32", logs=logs)
+    assert seen.dtypes == {"fp32"}
+    assert tokens(seen) == [golden.facts.images[0].token_ids]
 
 
 @pytest.mark.parametrize("kind", ["llava, clip_vision_model, llama", "idefics3, idefics3_vision, llama"])

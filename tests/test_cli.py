@@ -21,6 +21,7 @@ from vlm_export.cli import main
 from vlm_export.recipe import find_recipe
 from vlm_export.verify.golden import load_golden
 from vlm_export.web import node_runtime
+from vlm_export.web.captions import Item
 
 COMMAND = Path(sys.executable).with_name("vlm-export")
 REPO = "acme/shapes-captioner"
@@ -65,7 +66,7 @@ def test_four_commands_in_an_empty_folder_to_captions_in_transformers_js(tmp_pat
             node_runtime.RemoteModel(f"{hub.url}/", REPO),
             layout="captioner",
             dtype="fp32",
-            items=[node_runtime.Item(image=path) for path in recorded.image_paths()],
+            items=[Item(image=path) for path in recorded.image_paths()],
             generation={},
         )
     own_size = [index for index, image in enumerate(recorded.facts.images) if int(image.file[:2]) < 14]
@@ -170,6 +171,19 @@ def test_wrong_input_is_one_line_and_exit_2(arguments: tuple[str, ...], message:
     notice = "" if recipe_was_named else f"{DEFAULT}\n"
     assert done.stderr == f"{notice}error: {message}\n"
     assert not (tmp_path / "build").exists(), "nothing half-written"
+
+
+def test_a_browser_that_is_missing_is_told_before_the_work_begins(tmp_path: Path) -> None:
+    made = prepare(tmp_path)
+    made.export()
+    options = ("--work", str(made.work.root), "--runtime", "ort", "--runtime", "wasm")
+    done = vlm_export("verify", "pico.yaml", *options, cwd=tmp_path, CHROMIUM="/nowhere/chromium")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: no Chromium (CHROMIUM is /nowhere/chromium): install one, with `apt-get install chromium` on Debian, "
+        "or set CHROMIUM to its path, or run with --runtime ort\n"
+    )
+    assert not made.work.report.exists()
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

@@ -25,15 +25,17 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from exported import Exported, silent
-from static_server import StaticServer
-from test_browser import RECIPE, WASM, Inputs, drive, write_inputs
+from test_browser import RECIPE, WASM, Inputs, write_inputs
 from test_js import PyTorch
 
 from vlm_export import cli, pipeline
-from vlm_export.apps import demo_server, demo_site
-from vlm_export.apps.listening import listen
+from vlm_export.apps import demo_site
 from vlm_export.files import Work
 from vlm_export.preprocessing import load_tokenizer
+from vlm_export.web import site_server
+from vlm_export.web.chromium import drive
+from vlm_export.web.listening import listen
+from vlm_export.web.site_server import SiteServer
 
 CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 Step = list[Any]
@@ -54,7 +56,7 @@ def repo(exported: Exported) -> Path:
 
 
 @pytest.fixture(scope="module")
-def site(repo: Path) -> demo_server.Site:
+def site(repo: Path) -> site_server.Site:
     return demo_site.build(repo, RECIPE.golden_dir)
 
 
@@ -120,10 +122,10 @@ def captioned(*action: Step) -> list[Step]:
 
 def use(url: str, *steps: Step, flags: Sequence[str] = ()) -> list[Any]:
     """What the steps answer; nothing failed in the page, and it asked nobody else."""
-    result = drive(url, steps, [*WASM, *flags])
-    assert [line for line in result["console"] if line.startswith("error")] == []
-    assert result["foreign"] == []
-    answers: list[Any] = result["answers"]
+    seen = drive(url, steps, [*WASM, *flags])
+    assert [line for line in seen.console if line.startswith("error")] == []
+    assert seen.foreign == []
+    answers: list[Any] = seen.answers
     return answers
 
 
@@ -138,10 +140,10 @@ def beams(pytorch: PyTorch, path: Path, prompt: str = "", num_beams: int = 3) ->
 # The page
 
 
-def test_captions_are_pytorchs(pytorch: PyTorch, site: demo_server.Site, inputs: Inputs) -> None:
+def test_captions_are_pytorchs(pytorch: PyTorch, site: site_server.Site, inputs: Inputs) -> None:
     """Images that are uploaded, pasted and dropped; the text as it grows; another precision; beams."""
     first, second, third, fourth = (inputs.folder / image.file for image in inputs.images)
-    with StaticServer(site) as server:
+    with SiteServer(site) as server:
         *captions, seen, figures, others, (note, no_webgpu) = use(
             server.url,
             status("Ready"),
@@ -173,15 +175,15 @@ def test_captions_are_pytorchs(pytorch: PyTorch, site: demo_server.Site, inputs:
     }
 
 
-def graphs_fetched(server: StaticServer) -> set[str]:
+def graphs_fetched(server: SiteServer) -> set[str]:
     return {path for code, path in server.answers if code == 200 and path.startswith("/model/onnx/")}
 
 
-def test_keyboard_and_camera(site: demo_server.Site) -> None:
+def test_keyboard_and_camera(site: site_server.Site) -> None:
     """From the first Tab to a sample's caption, to more beams, to Stop; then a picture from the camera."""
     tab = ["keyboard.press", "Tab"]
     focus = ask("document.activeElement.id || document.activeElement.value || document.activeElement.firstChild?.alt")
-    with StaticServer(site) as server:
+    with SiteServer(site) as server:
         where_1, caption, said, where_2, with_beams, label, caption_2, seen, camera = use(
             server.url,
             status("Ready"),
@@ -217,12 +219,12 @@ def bytes_of(content: Path | bytes) -> bytes:
     return content if isinstance(content, bytes) else content.read_bytes()
 
 
-def test_troubles_are_told(site: demo_server.Site, tmp_path: Path) -> None:
+def test_troubles_are_told(site: site_server.Site, tmp_path: Path) -> None:
     """No image, a file that is none, a graph that is gone; and what there is still works."""
     (tmp_path / "notes.txt").write_text("no image")
     gone = {**site, "model/onnx/encoder_model_quantized.onnx": tmp_path / "gone"}
-    with StaticServer(gone) as server:
-        result = drive(
+    with SiteServer(gone) as server:
+        seen = drive(
             server.url,
             [
                 when("!$('error').hidden"),
@@ -240,7 +242,7 @@ def test_troubles_are_told(site: demo_server.Site, tmp_path: Path) -> None:
             ],
             WASM,
         )
-    missing, no_image, unreadable, nothing = result["answers"]
+    missing, no_image, unreadable, nothing = seen.answers
     assert "encoder_model_quantized.onnx is not there" in missing and "Export the model again" in missing
     assert no_image.startswith("There is no image yet: choose one")
     assert unreadable == "The browser cannot read “notes.txt” as an image. Choose a PNG, JPEG, WebP or GIF file."
@@ -253,7 +255,7 @@ def test_chat(exported: Exported, pytorch: PyTorch, inputs: Inputs, tmp_path: Pa
     (tmp_path / "merged").symlink_to(exported.work.merged)
     chat.export("chat")
     image = inputs.folder / inputs.images[0].file
-    with StaticServer(demo_site.build(chat.work.repo, tmp_path)) as server:
+    with SiteServer(demo_site.build(chat.work.repo, tmp_path)) as server:
         silent_so_far, answer, dtypes, samples = use(
             server.url,
             status("Ready"),
@@ -359,7 +361,7 @@ class Response:
     body: bytes
 
 
-def get(server: StaticServer, path: str, method: str = "GET", **headers: str) -> Response:
+def get(server: SiteServer, path: str, method: str = "GET", **headers: str) -> Response:
     """A request as it stands: no client mends the path."""
     port = int(server.url.rpartition(":")[2])
     with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
@@ -371,9 +373,9 @@ def get(server: StaticServer, path: str, method: str = "GET", **headers: str) ->
         return Response(response.status, response.headers, response.read())
 
 
-def test_server_answers(site: demo_server.Site, repo: Path) -> None:
+def test_server_answers(site: site_server.Site, repo: Path) -> None:
     graph = (repo / "onnx" / "encoder_model.onnx").read_bytes()
-    with StaticServer(site) as server:
+    with SiteServer(site) as server:
         whole = get(server, "/model/onnx/encoder_model.onnx")
         assert whole.status == 200 and whole.body == graph
         assert whole.headers["Cross-Origin-Opener-Policy"] == "same-origin"
@@ -408,14 +410,14 @@ def test_nothing_else_is_reachable(repo: Path, tmp_path: Path) -> None:
     (copy / ".hidden.json").write_text("{}")
     (copy / ".git").mkdir()
     (copy / ".git" / "config.json").write_text("{}")
-    with StaticServer(demo_site.build(copy, tmp_path)) as server:
+    with SiteServer(demo_site.build(copy, tmp_path)) as server:
         assert get(server, "/model/staying.json").status == 200
         for path in (
             "/model/missing.json", "/model/leaving.json", "/model/.hidden.json", "/model/.git/config.json", "/model",
             "/model/", "/model/onnx/", "/secret.json", "/../secret.json", "/model/../../secret.json",
             "/model/%2e%2e/%2e%2e/secret.json", "/model/..%2f..%2fsecret.json", "/model/..%5c..%5csecret.json",
             "/model/%252e%252e/secret.json", f"/{tmp_path}/secret.json", f"/model/{tmp_path}/secret.json",
-            "//etc/passwd", "/model/config.json%00", "/model/README.md", "/demo_server.py", "/../demo_server.py",
+            "//etc/passwd", "/model/config.json%00", "/model/README.md", "/site_server.py", "/../site_server.py",
         ):  # fmt: skip
             assert get(server, path).status == 404, path
 
@@ -465,12 +467,12 @@ def test_command_serves_until_it_is_interrupted(repo: Path, tmp_path: Path) -> N
     assert (process.returncode, out, err) == (0, "False\n", "")
 
 
-def test_opens_the_browser(site: demo_server.Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_opens_the_browser(site: site_server.Site, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = threading.Event()
     monkeypatch.setattr("webbrowser.open", lambda url: url.startswith("http://127.0.0.1:") and opened.set())
     monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: opened.wait(5))
     with listen(0) as listening:
-        demo_server.serve(site, listening, open_browser=True)
+        site_server.serve(site, listening, open_browser=True)
     assert opened.is_set()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from encoder_decoders import DECODERS, ENCODERS, END, START
 from exported import TOLERANCES, Exported, silent, write_images
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_browser import SOFTWARE_WEBGPU, WASM, Inputs, visit
+from test_browser import tokens, visit
 
 from vlm_export import pipeline, runtime
 from vlm_export.apps.load import load
@@ -32,9 +32,11 @@ from vlm_export.runtime.drivers import EncoderDecoderDriver
 from vlm_export.runtime.images import open_image
 from vlm_export.runtime.sessions import Sessions
 from vlm_export.source.checkpoint import open_checkpoint
+from vlm_export.targets import BrowserTarget
 from vlm_export.verify.golden import load_golden
 from vlm_export.verify.metrics import max_relative_error
 from vlm_export.verify.report import Report
+from vlm_export.web.captions import Item
 
 LAYERS = 3  # of the decoder: two are traced, one is a repetition
 PAIRS = [
@@ -286,22 +288,14 @@ def test_dtypes_of_fewer_bits_run_in_both_runtimes_alike(broken: Exported) -> No
 
 
 @pytest.mark.verifies("vision-encoder-decoder", "captioner", wasm="q8", webgpu="fp32")
-@pytest.mark.parametrize(
-    ("options", "flags", "session"),
-    [({}, WASM, ("wasm", "q8")), ({"device": "webgpu"}, SOFTWARE_WEBGPU, ("webgpu", "fp32"))],
-    ids=["wasm", "webgpu"],
-)
-def test_in_a_browser(
-    vit_gpt2: Exported, options: dict[str, str], flags: Sequence[str], session: tuple[str, str], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(("target", "dtype"), [("wasm", "q8"), ("webgpu", "fp32")])
+def test_in_a_browser(vit_gpt2: Exported, target: BrowserTarget, dtype: str) -> None:
     """Tensors without rows, which later runs give, pass through its runtimes."""
     golden = load_golden(vit_gpt2.recipe.golden_dir, vit_gpt2.recipe.name)
     pixels = pixel_values(golden.image_paths()[:1], golden.facts.image_processor)
-    pixels.astype("<f4").tofile(tmp_path / "pixels.f32")
-    images = golden.facts.images[:1]
-    seen = visit(vit_gpt2.work.repo, "captioner", Inputs(tmp_path, pixels.shape, images), options, flags)
-    assert seen.sessions == {session}
-    assert [caption["token_ids"] for caption in seen.answer["captions"]] == [image.token_ids for image in images]
+    seen = visit(vit_gpt2.work.repo, "captioner", [Item(pixel_values=pixels)], target=target)
+    assert seen.dtypes == {dtype}
+    assert tokens(seen) == [golden.facts.images[0].token_ids]
 
 
 def test_a_feature_extractor_becomes_an_image_processor(tmp_path: Path) -> None:

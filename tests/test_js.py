@@ -22,13 +22,11 @@ import pytest
 import torch
 import yaml
 from exported import Exported, silent, write_images
-from static_server import StaticServer, files_under
-from test_browser import BROWSER, SOFTWARE_WEBGPU, WASM, drive
+from test_browser import SOFTWARE_WEBGPU, WASM
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 import vlm_export
 from vlm_export import bundled, pipeline
-from vlm_export.apps.demo_server import ISOLATION
 from vlm_export.files import Work
 from vlm_export.merging import merge
 from vlm_export.preprocessing import image_processor_settings, load_tokenizer
@@ -36,7 +34,9 @@ from vlm_export.recipe import find_recipe, load_recipe
 from vlm_export.runtime.images import open_image
 from vlm_export.source import fetch
 from vlm_export.verify.golden import eos_token_ids
+from vlm_export.web.chromium import drive
 from vlm_export.web.node_runtime import node_home
+from vlm_export.web.site_server import ISOLATION, SiteServer, files_under
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(vlm_export.__file__).parent / "js"
@@ -333,7 +333,7 @@ def test_in_chromium(suite: Path, name: str, flags: Sequence[str], options: Opti
     repo = json.loads(suite.read_text())["repos"][name]
     packages = node_home() / "node_modules"
     folders = {
-        "/": BROWSER,
+        "/": Path(__file__).parent / "browser",
         "/inputs/": suite.parent,
         "/vlm-export/": PACKAGE,
         "/transformers/": packages / "@huggingface/transformers/dist",
@@ -344,10 +344,10 @@ def test_in_chromium(suite: Path, name: str, flags: Sequence[str], options: Opti
     for run in runs:
         run["pixel_values"]["path"] = f"/inputs/{Path(run['pixel_values']['path']).name}"
     request = {"id": "tester/model", "options": options, "runs": runs}
-    with StaticServer(files_under(folders), ISOLATION) as server:
+    with SiteServer(files_under(folders), ISOLATION) as server:
         seen = drive(f"{server.url}/js.html", [["evaluate", f"run({json.dumps(request)})"]], flags)
-    assert seen["console"] == seen["foreign"] == []
-    (answer,) = seen["answers"]
+    assert seen.console == seen.foreign == []
+    (answer,) = seen.answers
     assert answer["token_ids"] == [[sequence["token_ids"] for sequence in run["expected"]] for run in runs]
     assert (answer["dtype"], answer["device"]) == ("fp32", options.get("device", "wasm"))
     assert answer["loaded"] == 100

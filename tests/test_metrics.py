@@ -5,7 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vlm_export.verify.metrics import nats_lost, rouge_l
+from vlm_export.verify.metrics import largest_difference, nats_lost, rouge_l
+
+
+def test_scores_differ_by_a_share_of_the_largest() -> None:
+    never = -np.inf
+    expected = np.array([4.0, -8.0, never, 0.0], np.float32)
+    assert largest_difference(expected, expected) == 0.0
+    assert largest_difference(np.array([4.0, -8.0, never, 2.0], np.float32), expected) == 0.25
+    for scores in ([4.0, -8.0, 0.0, 0.0], [never, -8.0, never, 0.0], [4.0, -8.0, never], [np.inf, -8.0, never, 0.0]):
+        assert largest_difference(np.array(scores, np.float32), expected) == np.inf
+    assert np.isnan(largest_difference(np.array([np.nan, -8.0, never, 0.0], np.float32), expected))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ from node_repo import EOS, IMAGE, PATCH, START, VOCABULARY, write_repo
 from PIL import Image
 
 from vlm_export.errors import CheckFailed, InputError
-from vlm_export.web.node_runtime import Caption, Item, Layout, RemoteModel, caption, node_home
+from vlm_export.web.captions import Caption, Item, Layout
+from vlm_export.web.node_runtime import RemoteModel, caption, node_home
 
 LIMIT = 40
 LAYOUTS: list[Layout] = ["captioner", "chat"]
@@ -152,6 +153,24 @@ def test_generation_options(repos: dict[Layout, Path]) -> None:
 
 
 @both_layouts
+def test_scores_are_those_of_the_same_graphs(repos: dict[Layout, Path], layout: Layout) -> None:
+    """One row a token, and only of the items that ask for them; what rules do to them is in them."""
+    asked = Item(pixel_values=pixels(picture(1)), prompt="<image>", keep_scores=True)
+    items = [asked, Item(pixel_values=pixels(picture(2)), prompt="<image>")]
+    seen, other = caption(repos[layout], layout=layout, dtype="fp32", items=items, generation={}).captions
+    assert seen.scores is not None and other.scores is None
+    assert seen.scores.shape == (len(seen.token_ids), VOCABULARY)
+    assert seen.scores.argmax(axis=1).tolist() == list(seen.token_ids)
+    if layout == "captioner":
+        (hidden,) = run(repos[layout], "encoder_model", pixel_values=asked.pixel_values)
+        logits, _ = decode(repos[layout], EMPTY_CACHE, input_ids=[[START]], encoder_hidden_states=hidden)
+        np.testing.assert_allclose(seen.scores[0], logits, atol=1e-5)
+    penalty = {"repetition_penalty": 1.5}
+    [penalised] = caption(repos[layout], layout=layout, dtype="fp32", items=[asked], generation=penalty).captions
+    assert not np.allclose(penalised.scores[:2], seen.scores[:2])
+
+
+@both_layouts
 def test_remote_model(layout: Layout, tmp_path: Path) -> None:
     repo = write_repo(tmp_path / "hub/some/model/resolve/abc", layout, external_data=True)
     with hub(tmp_path / "hub") as server:
@@ -249,6 +268,7 @@ def test_installs_once_for_two_that_ask_at_once(fake_tools: Path) -> None:
     assert names(one.parent) == [one.name]
     assert names(one) == [
         "caption.mjs",
+        "client.mjs",
         "contract.mjs",
         "node_modules",
         "onnxruntime-web.mjs",

@@ -27,7 +27,6 @@ from exported import Exported
 from PIL import Image
 
 from vlm_export import bundled, runtime
-from vlm_export.apps.listening import listen
 from vlm_export.apps.load import load
 from vlm_export.apps.openai_format import MAX_PIXELS
 from vlm_export.apps.serve import Limits, application
@@ -37,6 +36,7 @@ from vlm_export.files import Work
 from vlm_export.recipe import find_recipe
 from vlm_export.runtime.images import open_image
 from vlm_export.verify.golden import GoldenFolder, load_golden
+from vlm_export.web.listening import listen
 
 COMMAND = Path(sys.executable).with_name("vlm-export")
 RECIPE = find_recipe(bundled.DEFAULT_RECIPE)

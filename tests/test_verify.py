@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,10 +14,11 @@ import onnx_ir as ir
 import pico
 import pytest
 import torch
-from exported import Exported, failed_graphs, prepare, record
+from exported import Exported, failed_graphs, prepare, record, silent
 from onnxruntime.quantization import quantize_dynamic
 from PIL import Image
 
+from vlm_export import pipeline
 from vlm_export.apps.load import load
 from vlm_export.cli.output import report_lines
 from vlm_export.errors import CheckFailed, InputError
@@ -25,6 +27,7 @@ from vlm_export.publish import gate
 from vlm_export.runtime.model import ModelFailed
 from vlm_export.runtime.options import Options
 from vlm_export.source.checkpoint import open_checkpoint
+from vlm_export.targets import Target
 from vlm_export.verify import golden, limits, verify
 from vlm_export.verify.causes import explain
 from vlm_export.verify.report import SATURATION, Check, Report
@@ -417,8 +420,49 @@ def test_another_client_in_eight_bits_does_not_hide_behind_the_margin_of_eight_b
     assert right.verdict in ("pass", "near-tie")
     path = broken.work.repo / "generation_config.json"  # which golden generation does not follow
     path.write_text(json.dumps(json.loads(path.read_text()) | {"repetition_penalty": 5.0}))
-    found = {(c.dtype, c.runtime, c.metric) for c in broken.verify(*runtimes).failures}
-    assert found == {("fp32", "node", limits.TOKENS_EXACT), ("int8", "node", limits.TOKENS_AS_ORT)}
+    report = broken.verify(*runtimes)
+    found = {(c.dtype, c.runtime, c.metric) for c in report.failures}
+    assert found == {
+        ("fp32", "node", limits.TOKENS_EXACT),
+        ("int8", "node", limits.TOKENS_AS_ORT),
+        *((dtype, "node", limits.LOGITS) for dtype in ("fp32", "int8")),
+    }
+    [logits] = [c for c in report.failures if (c.dtype, c.metric) == ("fp32", limits.LOGITS)]
+    assert re.fullmatch(r"\d\.png, token \d, of \d+ tokens of 2 images", logits.detail)
+    assert "(node): it makes other scores of the same pixels" in explain(report, "pico")[0]
+
+
+def test_only_the_dtypes_that_are_named(broken: Exported) -> None:
+    """The report is not about the others: none is published on its strength, and what failed before stays failed."""
+    with pytest.raises(InputError, match=r"^--dtype q4, q2: .*/repo/onnx has fp32, int8$"):
+        broken.verify("ort", dtypes=("q4", "int8", "q2"))
+    whole = broken.graph(f"{DECODER}_int8").read_bytes()
+    broken.graph(f"{DECODER}_int8").unlink()
+    assert broken.verify("ort").failed_dtypes == ["int8"]
+    report = broken.verify("ort", dtypes=("fp32",))
+    assert (report.verdict, report.verified_dtypes) == ("pass", ["fp32"])
+    assert json.loads((broken.work.repo / "export.json").read_text())["failed"] == ["int8"]
+    with pytest.raises(CheckFailed, match="says nothing of int8: run `vlm-export verify` without --dtype"):
+        gate.check_verified(broken.work)
+    broken.graph(f"{DECODER}_int8").write_bytes(whole)
+    assert broken.verify("ort", dtypes=("int8",)).verified_dtypes == ["int8"]
+    assert json.loads((broken.work.repo / "export.json").read_text())["failed"] == []
+
+
+@pytest.mark.parametrize("runtime", ["ort", "node"])
+def test_a_file_that_is_missing_is_named(broken: Exported, runtime: Target) -> None:
+    broken.graph("encoder_model_int8").unlink()
+    report = broken.verify(runtime)
+    assert report.failed_dtypes == ["int8"]
+    assert "encoder_model_int8.onnx" in messages(report)
+
+
+def test_a_runtime_that_cannot_load_the_layout_is_refused_by_name(exported: Exported, tmp_path: Path) -> None:
+    made = exported.copy(tmp_path / "copy")
+    made.export("components")
+    with pytest.raises(InputError, match=r"^--runtime node, wasm: .*transformers\.js does not load this layout"):
+        made.verify("ort", "node", "wasm")
+    assert pipeline.run_verify(made.recipe, made.work, silent).runtimes == ["ort"]
 
 
 def test_two_builds_may_part_where_scores_are_near(broken: Exported, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 from vlm_export import pipeline
 from vlm_export.files import Work
 from vlm_export.recipe import RecipeFile, load_recipe
+from vlm_export.targets import Target
 from vlm_export.verify import limits
 from vlm_export.verify.causes import explain
 from vlm_export.verify.report import Check, Report
@@ -74,10 +75,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def verified(folder: Path) -> Report:
-    return pipeline.run_verify(
-        load_recipe(folder / "recipe.yaml"), Work(folder / "work"), silent, runtimes=("ort", "node")
-    )
+def verified(folder: Path, *runtimes: Target) -> Report:
+    asked = runtimes or ("ort", "node")
+    return pipeline.run_verify(load_recipe(folder / "recipe.yaml"), Work(folder / "work"), silent, runtimes=asked)
 
 
 def of_files(report: Report) -> dict[tuple[str, str], Check]:
@@ -154,3 +154,21 @@ def test_the_stage_that_differs_is_named(fault: str, exported: Path, tmp_path: P
     assert {key for key, check in of_files(report).items() if check.verdict == "fail"} == expected
     assert report.verdict == "fail"
     assert cause in explain(report, "m")[0]
+
+
+@pytest.mark.browser
+def test_in_a_browser(exported: Path, tmp_path: Path) -> None:
+    """Its own tokenizer, template, canvas and rules; and it names each that was changed."""
+    shutil.copytree(exported, tmp_path, dirs_exist_ok=True)
+    report = verified(tmp_path, "wasm")
+    assert report.verdict == "pass", report.failures
+    of = (limits.PROMPT_IDS, limits.ENDS, limits.PIXELS_FROM_FILE)
+    assert of_files(report).keys() == {("wasm", metric) for metric in of}
+    for fault in ("another splitting", "another end", "another mean"):
+        file, change, _, _ = FAULTS[fault]
+        path = tmp_path / "work" / "repo" / file
+        values = json.loads(path.read_text())
+        change(values)
+        path.write_text(json.dumps(values))
+    failed = {key for key, check in of_files(verified(tmp_path, "wasm")).items() if check.verdict == "fail"}
+    assert failed == {("wasm", metric) for metric in of}

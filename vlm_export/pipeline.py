@@ -43,7 +43,7 @@ from vlm_export.recipe import RecipeFile
 from vlm_export.source.checkpoint import Checkpoint, open_checkpoint
 from vlm_export.source.fetch import sources, with_trusted_code
 from vlm_export.source.generation_rules import published
-from vlm_export.targets import VerifyTarget
+from vlm_export.targets import Target
 from vlm_export.verify import golden, verify
 from vlm_export.verify.report import Report, with_files
 from vlm_export.wanted import AUTO, PLANNED, Goal, Wanted, parse
@@ -353,12 +353,19 @@ def _write(
 
 @with_trusted_code
 def run_verify(
-    recipe: RecipeFile, work: Work, progress: Progress, *, runtimes: Sequence[VerifyTarget], bisecting: bool = False
+    recipe: RecipeFile,
+    work: Work,
+    progress: Progress,
+    *,
+    runtimes: Sequence[Target] | None = None,
+    dtypes: Sequence[str] = (),
+    bisecting: bool = False,
 ) -> Report:
     """Compare `repo/` with the goldens; write `report/report.json`, and what was verified into the model card.
 
-    With `bisecting`, what failed is traced back to the first stage and tensor that are wrong. What was measured of the
-    same graphs goes into the report's table.
+    `runtimes` and `dtypes` are those that were asked for by name. With `bisecting`, what failed is traced back to the
+    first stage and tensor that are wrong. What was measured of these graphs goes into the report's table. A dtype that
+    failed before, and was not verified now, still counts as failed.
     """
     recorded = golden.load_golden(recipe.golden_dir, recipe.name)
     manifest = load_manifest(work.repo)
@@ -375,10 +382,12 @@ def run_verify(
         recorded,
         tolerances=recipe.recipe.tolerances,
         runtimes=runtimes,
+        dtypes=dtypes,
         bisecting=bisecting,
         progress=lambda what: progress(what, 0, 0),
     )
-    manifest = config_files.write_failed(work.repo, manifest, report.failed_dtypes)
+    still = [dtype for dtype in manifest.failed if dtype not in report.verified_dtypes]
+    manifest = config_files.write_failed(work.repo, manifest, [*still, *report.failed_dtypes])
     client = merged.family.layouts[manifest.layout].client
     measured = load_benchmark(work)
     benchmark = asdict(measured) if measured else None

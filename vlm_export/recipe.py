@@ -26,6 +26,7 @@ from vlm_export.wanted import parse
 DtypeName = Literal["fp32", "fp16", "int8", "uint8", "q8", "q4", "q4f16", "bnb4", "q2", "q2f16"]
 MetricName = Literal[
     "cosine_similarity",
+    "max_logits_difference",
     "max_relative_error",
     "max_relative_error_at_other_sizes",
     "teacher_forced_top1_agreement",

@@ -8,7 +8,7 @@
     transformers/, onnxruntime/   stock transformers.js and its runtime
     licenses/
 
-All addresses are relative, so the site works wherever it lies. `demo_server` serves it, `export` writes it to a folder.
+All addresses are relative, so the site works wherever it lies. `site_server` serves it, `export` writes it to a folder.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from vlm_export import __version__, bundled
-from vlm_export.apps.demo_server import ISOLATION, Site
 from vlm_export.apps.exported_repo import recipe_of
 from vlm_export.dtypes import PREFERRED
 from vlm_export.errors import InputError
 from vlm_export.files import atomic_folder
 from vlm_export.own_files import leads_out, own_file, unchanged_file
 from vlm_export.web.node_runtime import node_home
+from vlm_export.web.site_server import ISOLATION, Site
 
 FACTS = "demo.json"
 PAGE = Path(__file__).parents[1] / "demo"

@@ -31,11 +31,11 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from vlm_export import __version__
-from vlm_export.apps.listening import HOST, LOOPBACK, listen, url_of
 from vlm_export.apps.openai_format import ApiError, ChatRequest, Completion, parse, question, refused
 from vlm_export.errors import InputError
 from vlm_export.runtime import Answer, Model
 from vlm_export.runtime.model import ModelFailed
+from vlm_export.web.listening import HOST, LOOPBACK, listen, url_of
 
 _LOG = logging.getLogger("uvicorn.error")
 _BODY_SECONDS = 60  # in which a request must have arrived

@@ -13,6 +13,7 @@ from vlm_export.cli.output import Progress, notify, print_result, report_lines
 from vlm_export.contract import LayoutName
 from vlm_export.dtypes import FP32, preferred
 from vlm_export.errors import InputError
+from vlm_export.targets import TARGETS, Target
 from vlm_export.wanted import AUTO, PLANNED, Goal, Wanted, parse, parse_size
 
 
@@ -137,17 +138,30 @@ def _wanted(quantize: tuple[str, ...], budget: str | None, max_kl: float | None,
 @click.command()
 @recipe_argument
 @click.option(
-    "--runtime", "runtimes", multiple=True, type=click.Choice(["ort", "node"]), help="Only this one; repeats."
+    "--runtime",
+    "runtimes",
+    multiple=True,
+    type=click.Choice(TARGETS),
+    help="Only this one; repeats. By itself it is ort and node.",
 )
+@click.option("--dtype", "dtypes", multiple=True, metavar="DTYPE", help="Only this one, as it was exported; repeats.")
 @click.option("--bisect", "bisecting", is_flag=True, help="Name the first stage and tensor of what fails.")
 @common
-def verify(recipe: str | None, runtimes: tuple[str, ...], bisecting: bool, work: Path | None, as_json: bool) -> None:
+def verify(
+    recipe: str | None,
+    runtimes: tuple[Target, ...],
+    dtypes: tuple[str, ...],
+    bisecting: bool,
+    work: Path | None,
+    as_json: bool,
+) -> None:
     """Compare graphs and tokens with golden outputs.
 
-    Golden outputs are the PyTorch model's, recorded with its adapter attached. The graphs run in ONNX Runtime here and
-    in stock transformers.js in Node, which is installed once, into the user's cache folder.
+    Golden outputs are the PyTorch model's, recorded with its adapter attached. The graphs run in ONNX Runtime (ort)
+    and in stock transformers.js: in Node (node), and in headless Chromium on WASM (wasm) and on WebGPU (webgpu), in
+    software where there is no graphics adapter. transformers.js is installed once, into the user's cache folder.
 
-    Example: vlm-export verify --runtime ort
+    Example: vlm-export verify --runtime ort --runtime wasm --dtype q8
     """
     from rich.console import Console
 
@@ -155,12 +169,12 @@ def verify(recipe: str | None, runtimes: tuple[str, ...], bisecting: bool, work:
     from vlm_export import pipeline
     from vlm_export.publish import decision_table
     from vlm_export.publish.findings import REPORT
-    from vlm_export.targets import VERIFY_TARGETS
     from vlm_export.verify.causes import explain
 
     with Progress(as_json) as progress:
-        asked: Any = runtimes or VERIFY_TARGETS
-        report = pipeline.run_verify(found, folder, progress, runtimes=asked, bisecting=bisecting)
+        report = pipeline.run_verify(
+            found, folder, progress, runtimes=runtimes or None, dtypes=dtypes, bisecting=bisecting
+        )
     lines = report_lines(report, folder.report / REPORT)
     advice = explain(report, recipe or found.name)
     print_result(as_json, asdict(report) | {"advice": advice}, [*lines, *map(str, report.faults), *advice])

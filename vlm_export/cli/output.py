@@ -44,10 +44,14 @@ def report_lines(report: Any, path: Path) -> list[str]:
         lines.append(f"and {len(report.failures) - len(lines)} more failures")
     for check in report.checks:
         if check.component == "all" and check.verdict != "fail":
-            lines.append(
-                f"{check.verdict:9} {check.dtype} {check.runtime:5} {check.metric} {check.value:.3f} ({check.detail})"
-            )
+            value = "" if check.verdict == "left-out" else f"{_figure(check.value)} "
+            lines.append(f"{check.verdict:9} {check.dtype} {check.runtime:5} {check.metric} {value}({check.detail})")
     return [*lines, f"{report.verdict}: {len(report.checks)} checks, {len(report.failures)} failed; {path}"]
+
+
+def _figure(value: float) -> str:
+    """Three digits behind the point, or two that count."""
+    return f"{value:.3f}" if value >= 0.001 or not value else f"{value:.1e}"
 
 
 class Progress:

@@ -126,7 +126,7 @@ def serve(
     """
     from vlm_export.apps import exported_repo
     from vlm_export.apps import serve as server
-    from vlm_export.apps.listening import LOOPBACK, check_host
+    from vlm_export.web.listening import LOOPBACK, check_host
 
     check_host(host)
     model = exported_repo.open_model(repo, work, dtype=dtype, threads=threads, notify=notify, fall_back_later=False)
@@ -159,9 +159,10 @@ def demo(
 
     Example: vlm-export demo --export site
     """
-    from vlm_export.apps import demo_server, demo_site
+    from vlm_export.apps import demo_site
     from vlm_export.apps.exported_repo import find_repo
-    from vlm_export.apps.listening import listen, url_of
+    from vlm_export.web import site_server
+    from vlm_export.web.listening import listen, url_of
 
     repo = find_repo(reference, work)
     site = demo_site.build(repo, demo_site.goldens_of(reference, repo), cached=export_to is not None)
@@ -174,7 +175,7 @@ def demo(
     listening = listen(port)
     url = url_of(listening)
     print_result(as_json, {"url": url, "path": str(repo)}, [f"{url} captions with {repo}; Ctrl-C ends it"])
-    demo_server.serve(site, listening, open_browser=not no_open)
+    site_server.serve(site, listening, open_browser=not no_open)
 
 
 @click.command()

@@ -37,8 +37,9 @@ from vlm_export.own_files import check_files
 from vlm_export.recipe import RecipeFile
 from vlm_export.runtime.drivers import choose_driver
 from vlm_export.runtime.repo import ONNX, SUFFIXES, Repo, complete_dtypes, open_repo
-from vlm_export.targets import TARGETS, Target
+from vlm_export.targets import BENCH_TARGETS, BenchTarget
 from vlm_export.web import node_runtime
+from vlm_export.web.captions import Item
 
 Progress = Callable[[str, int, int], None]
 Result = TypeVar("Result")
@@ -55,7 +56,7 @@ class Job:
 
     repo: Path
     layout: str
-    runtime: Target
+    runtime: BenchTarget
     dtype: str
     images: tuple[Path, ...]
     conversation: list[dict[str, Any]] | None
@@ -81,7 +82,7 @@ class Row:
     `tokens_per_second_range` is the slowest and the fastest round.
     """
 
-    runtime: Target
+    runtime: BenchTarget
     dtype: str
     threads: int
     graph_bytes: int
@@ -134,7 +135,7 @@ def bench(
     folder: Path,
     images: Sequence[Path],
     *,
-    runtimes: Sequence[Target] = (),
+    runtimes: Sequence[BenchTarget] = (),
     dtypes: Sequence[str] = (),
     prompt: str | None = None,
     new_tokens: int = 32,
@@ -200,13 +201,13 @@ def _dtypes(repo: Repo, components: Sequence[str], wanted: Sequence[str]) -> lis
     return list(dict.fromkeys(wanted)) or have
 
 
-def loadable(repo: Repo, wanted: Sequence[Target]) -> list[Target]:
+def loadable(repo: Repo, wanted: Sequence[BenchTarget]) -> list[BenchTarget]:
     """Those that are wanted, or all that load this layout.
 
     Raises:
         InputError: one does not load it, or Node cannot be had.
     """
-    able: tuple[Target, ...] = ("ort",) if repo.layout == "components" else TARGETS
+    able: tuple[BenchTarget, ...] = ("ort",) if repo.layout == "components" else BENCH_TARGETS
     for runtime in wanted:
         if runtime not in able:
             raise InputError(f"{repo.name}: transformers.js does not load the layout {repo.layout}: use --runtime ort")
@@ -221,7 +222,7 @@ def _conversation(prompt: str | None) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [{"type": "image"}, *text]}]
 
 
-def _own_threads(runtime: Target) -> int:
+def _own_threads(runtime: BenchTarget) -> int:
     """What the runtime takes by itself: one for each core; onnxruntime-web half of the CPUs, up to four."""
     cpus = os.cpu_count() or 1
     if runtime == "wasm":
@@ -327,7 +328,7 @@ def _in_node(job: Job) -> Sample:
         job.repo,
         layout=job.layout,  # type: ignore[arg-type]
         dtype=job.dtype,
-        items=[node_runtime.Item(path, prompt=job.conversation or "") for path in job.images],
+        items=[Item(path, prompt=job.conversation or "") for path in job.images],
         generation={"max_new_tokens": job.new_tokens, "min_new_tokens": job.new_tokens, "num_beams": 1},
         target=job.runtime,
         threads=job.threads,

@@ -253,7 +253,8 @@ def _verified(report: Mapping[str, Any] | None) -> str:
             worst[key] = check
     for (dtype, runtime, metric), check in worst.items():
         limit = "" if check["limit"] is None else f"{check['limit']:g}"
-        rows.append(f"| {dtype} | {runtime} | {metric} | {check['value']:.3g} | {limit} | {check['verdict']} |")
+        value = "" if check["verdict"] == "left-out" else f"{check['value']:.3g}"
+        rows.append(f"| {dtype} | {runtime} | {metric} | {value} | {limit} | {check['verdict']} |")
     return (
         f"Against the PyTorch model with its adapter attached, before merging: **{report['verdict']}**, "
         f"{len(report['checks'])} checks.\n\n" + "\n".join(rows) + _meanings({metric for _, _, metric in worst})

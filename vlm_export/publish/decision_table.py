@@ -21,6 +21,7 @@ from vlm_export.files import Work
 from vlm_export.manifest import Manifest, load_manifest
 from vlm_export.measure.bench_table import duration, megabytes, significant
 from vlm_export.publish.findings import load_report
+from vlm_export.targets import TARGETS
 from vlm_export.verify import limits
 from vlm_export.verify.report import DtypeRow, Speed
 from vlm_export.wanted import MIXED
@@ -85,9 +86,9 @@ def _sizes(manifest: Manifest, dtype: str) -> dict[str, int]:
 
 
 def _captions_exact(checks: Sequence[Mapping[str, Any]]) -> str | None:
-    """Of ONNX Runtime, or of Node where only that was asked."""
+    """Of ONNX Runtime, or else of the first runtime that was asked."""
     found = {check["runtime"]: check for check in checks if check["metric"] == limits.TOKENS_EXACT}
-    check = found.get("ort", found.get("node"))
+    check = next((found[target] for target in TARGETS if target in found), None)
     if check is None or math.isnan(check["value"]):
         return None
     return str(check["detail"].partition(" images")[0])
@@ -105,7 +106,7 @@ def _speed(benchmark: Mapping[str, Any] | None, dtype: str) -> dict[str, Speed]:
 def _verdict(manifest: Manifest, dtype: str, checks: Sequence[Mapping[str, Any]]) -> Literal["pass", "fail"] | None:
     if dtype in manifest.failed or any(check["verdict"] == "fail" for check in checks):
         return "fail"
-    return "pass" if checks else None
+    return "pass" if any(check["verdict"] != "left-out" for check in checks) else None
 
 
 def markdown(found: Sequence[DtypeRow]) -> str:

@@ -22,6 +22,12 @@ def check_verified(work: Work) -> None:
     report = load_document(path, Report, "run `vlm-export verify` again")
     if report.verdict != "pass" or not report.checks:
         raise CheckFailed(f"{path}: the verdict is {report.verdict}: mend it, or push with --allow-unverified")
+    verified = report.verified_dtypes
+    if missing := [dtype for dtype in load_manifest(work.repo).verified if dtype not in verified]:
+        raise CheckFailed(
+            f"{path}: says nothing of {', '.join(missing)}: run `vlm-export verify` without --dtype, or push with "
+            "--allow-unverified"
+        )
     hashes, seen = file_hashes(work.repo), report.files_sha256
     changed = sorted(name for name in hashes.keys() | seen.keys() if hashes.get(name) != seen.get(name))
     if changed:

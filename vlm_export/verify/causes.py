@@ -14,6 +14,7 @@ from vlm_export.verify.limits import (
     ENDS,
     FROM_FILE_EXACT,
     IMAGE_SWAP,
+    LOGITS,
     LOOPING_CAPTIONS,
     OTHER_SIZES,
     PIXELS,
@@ -37,7 +38,7 @@ _OF_COLLAPSE = {
     LOOPING_CAPTIONS: "it says the same words again and again",
     EMPTY_CAPTIONS: "it says nothing of images",
 }
-_OF_TOKENS = (TOKENS_EXACT, TOP1_AGREEMENT, FROM_FILE_EXACT, *COLLAPSE)
+_OF_TOKENS = (TOKENS_EXACT, TOP1_AGREEMENT, FROM_FILE_EXACT, LOGITS, *COLLAPSE)
 
 
 def explain(report: Report, name: str) -> list[str]:
@@ -63,9 +64,9 @@ def _cause(report: Report, dtype: str) -> str:
         return f"a graph kept a size that its tracer saw, or counts padding: {_where(failures)}; please report it"
     if SATURATION in metrics:
         return "integer products saturate on processors without VNNI: quantize the weights to 7 bits or as unsigned"
-    asked_ort = "ort" in report.runtimes or TOKENS_AS_ORT in metrics
+    asked_ort = "ort" in report.runtimes or metrics & {TOKENS_AS_ORT, LOGITS}
     if asked_ort and all(check.runtime != "ort" for check in failures):
-        return "right in ONNX Runtime, wrong in transformers.js: its processor, tokenizer or end tokens differ"
+        return _of_clients(report, failures)
     if dtype == FP32.name:
         return f"{_where(failures)} computes something else than PyTorch: a fault of the export; please report it"
     if FP32.name in report.failed_dtypes:
@@ -79,6 +80,18 @@ def _cause(report: Report, dtype: str) -> str:
             "every output is close to PyTorch's and yet other tokens are chosen: the dtype is too coarse for the model"
         )
     return f"{_where(failures)} is far from PyTorch's: the dtype is too coarse for its weights"
+
+
+def _of_clients(report: Report, failures: Sequence[Check]) -> str:
+    """What most likely differs where ONNX Runtime is right and transformers.js is not."""
+    wrong = list(dict.fromkeys(check.runtime for check in failures))
+    right = [runtime for runtime in report.runtimes if runtime not in ("ort", *wrong)]
+    reason = "its processor, tokenizer or end tokens differ"
+    if right:
+        reason = f"kernels there compute something else, since {', '.join(right)} is right"
+    elif LOGITS in {check.metric for check in failures}:
+        reason = "it makes other scores of the same pixels: rules of generation, or kernels, differ"
+    return f"right in ONNX Runtime, wrong in transformers.js ({', '.join(wrong)}): {reason}"
 
 
 def _collapse(report: Report, failures: Sequence[Check]) -> str:
@@ -114,13 +127,12 @@ def _captions(report: Report, dtype: str) -> str:
 
 def _way_out(report: Report, name: str) -> str:
     left = _left(report)
-    if FP32.name not in left:
+    if FP32.name in report.failed_dtypes:
         return "nothing can be published before fp32 passes"
-    failed, options = ", ".join(report.failed_dtypes), "".join(f" --quantize {dtype}" for dtype in left)
+    failed, options = ", ".join(report.failed_dtypes), "".join(f" --quantize {dtype}" for dtype in left or [FP32.name])
     return f"to publish without {failed}: `vlm-export onnx {name}{options}`, then `vlm-export verify {name}`"
 
 
 def _left(report: Report) -> list[str]:
     """The dtypes that passed, in the order of the checks."""
-    failed = report.failed_dtypes
-    return [dtype for dtype in dict.fromkeys(check.dtype for check in report.checks) if dtype not in failed]
+    return [dtype for dtype in report.verified_dtypes if dtype not in report.failed_dtypes]

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vlm_export.dtypes import FP32
 from vlm_export.runtime.repo import Repo, open_repo
 from vlm_export.runtime.sessions import GRAPH_ERRORS, Arrays
+from vlm_export.targets import Target
 from vlm_export.verify import limits
 from vlm_export.verify.client_inputs import OwnFiles, coarse, ids_difference, peculiarity, pixel_difference
 from vlm_export.verify.pixels_in_graph import PixelsInGraph
@@ -16,30 +16,30 @@ from vlm_export.verify.report import RUNS
 from vlm_export.verify.verification import Verification
 
 
-def check_own_files(run: Verification, golden_inputs: Sequence[Arrays]) -> None:
-    """Prompt ids, pixels and ends that this package's runtime makes of the repo's files."""
+def check_own_files(run: Verification, dtype: str, golden_inputs: Sequence[Arrays]) -> None:
+    """Prompt ids, pixels and ends that this package's runtime makes of the repo's files, which all dtypes share."""
     repo = open_repo(run.repo)
     own, facts, paths = OwnFiles(repo), run.golden.facts, run.golden.image_paths()
-    check_ends(run, FP32.name, "ort", repo.generation.get("eos_token_id"))
+    check_ends(run, dtype, "ort", repo.generation.get("eos_token_id"))
     if has_prompt(repo):
         pairs = zip(paths, golden_inputs, strict=True)
         ids = [own.prompt_ids(facts, inputs, path) for path, inputs in pairs]
-        check_prompts(run, FP32.name, "ort", ids, golden_inputs)
-    check_pixels(run, FP32.name, "ort", limits.PIXELS, [own.pixels(path) for path in paths], golden_inputs)
+        check_prompts(run, dtype, "ort", ids, golden_inputs)
+    check_pixels(run, dtype, "ort", limits.PIXELS, [own.pixels(path) for path in paths], golden_inputs)
     if run.pixels is not None:
-        check_pixels_in_graph(run, run.pixels)
+        check_pixels_in_graph(run, dtype, run.pixels)
 
 
-def check_pixels_in_graph(run: Verification, pixels: PixelsInGraph) -> None:
+def check_pixels_in_graph(run: Verification, dtype: str, pixels: PixelsInGraph) -> None:
     """Check that a graph which prepares pictures itself makes Pillow's pixels of them, in any size."""
     try:
         found = dict(entry for path in run.golden.image_paths()[:_PICTURES] for entry in pixels.differences(path))
     except GRAPH_ERRORS as error:
-        run.fail(pixels.graph.stem, FP32.name, "ort", RUNS, f"ONNX Runtime: {' '.join(str(error).split())}")
+        run.fail(pixels.graph.stem, dtype, "ort", RUNS, f"ONNX Runtime: {' '.join(str(error).split())}")
         return
     worst = max(found, key=lambda name: found[name])
     detail = f"{worst}, of {len(found)} pictures"
-    run.add(pixels.graph.stem, FP32.name, "ort", limits.PIXELS_IN_GRAPH, found[worst], detail)
+    run.add(pixels.graph.stem, dtype, "ort", limits.PIXELS_IN_GRAPH, found[worst], detail)
 
 
 _PICTURES = 3  # in several sizes each
@@ -50,7 +50,7 @@ def has_prompt(repo: Repo) -> bool:
     return repo.layout == "chat" and not repo.has_prefix
 
 
-def check_ends(run: Verification, dtype: str, runtime: str, found: int | Sequence[int] | None) -> None:
+def check_ends(run: Verification, dtype: str, runtime: Target, found: int | Sequence[int] | None) -> None:
     """Check that the ids which end a text are PyTorch's; `found` is what the client has, one id or several."""
     ids = [found] if isinstance(found, int) else list(found or ())
     expected = run.golden.facts.eos_token_ids
@@ -59,7 +59,7 @@ def check_ends(run: Verification, dtype: str, runtime: str, found: int | Sequenc
 
 
 def check_prompts(
-    run: Verification, dtype: str, runtime: str, found: Sequence[Sequence[int]], golden_inputs: Sequence[Arrays]
+    run: Verification, dtype: str, runtime: Target, found: Sequence[Sequence[int]], golden_inputs: Sequence[Arrays]
 ) -> None:
     """Check that the client makes PyTorch's ids of each prompt: `found` and `golden_inputs` in the order of images."""
     pairs = zip(run.golden.facts.images, found, golden_inputs, strict=True)
@@ -75,7 +75,7 @@ def check_prompts(
 def check_pixels(
     run: Verification,
     dtype: str,
-    runtime: str,
+    runtime: Target,
     metric: str,
     found: Sequence[np.ndarray | None],
     golden_inputs: Sequence[Arrays],

@@ -294,13 +294,29 @@ def generated(run: Verification, dtype: str, golden_inputs: Sequence[Arrays]) ->
 
 def gap(run: Verification, dtype: str, model_inputs: Arrays, begun: Sequence[int], other: int) -> float:
     """How far below the best token's score another one's is, behind these tokens: a share of the largest score."""
+    [(*_, last)] = scores(run, dtype, [model_inputs], [[*begun, other]])
+    return float((last.max() - last[other]) / np.abs(last[np.isfinite(last)]).max())
+
+
+def scores(
+    run: Verification, dtype: str, golden_inputs: Sequence[Arrays], tokens: Sequence[Sequence[int]]
+) -> list[np.ndarray]:
+    """For each image the scores `[tokens, vocabulary] float32` that its tokens are taken from, under the plan's rules.
+
+    Raises:
+        FloatingPointError: the decoder's scores are no numbers.
+    """
     driver = driver_of(run, _sessions(run, dtype))
-    inputs = with_encoded(driver, model_inputs)
-    decoder, decided = Decoder(driver, inputs), _plan(run.golden.facts, inputs)
-    for token in begun:
-        decoder.step([token])
-    [scores] = logits.process(decoder.scores, decoder.history, len(begun), decided)
-    return float((scores.max() - scores[other]) / np.abs(scores[np.isfinite(scores)]).max())
+    made = []
+    for model_inputs, chosen in zip(golden_inputs, tokens, strict=True):
+        inputs = with_encoded(driver, model_inputs)
+        decoder, decided, rows = Decoder(driver, inputs), _plan(run.golden.facts, inputs), list[np.ndarray]()
+        for count, token in enumerate(chosen):
+            rows.append(logits.process(decoder.scores, decoder.history, count, decided)[0])
+            if count + 1 < len(chosen):
+                decoder.step([token])
+        made.append(np.stack(rows))
+    return made
 
 
 def verify_other_sizes(run: Verification, merged: Checkpoint) -> None:

@@ -18,6 +18,17 @@ def max_relative_error(value: np.ndarray, reference: np.ndarray) -> float:
     return float(difference.max() / max(float(np.abs(reference).max()), np.finfo(np.float32).tiny))
 
 
+def largest_difference(scores: np.ndarray, expected: np.ndarray) -> float:
+    """`max |scores - expected| / max |expected|` of the tokens that can come; infinite where others can, or not these.
+
+    Both are `[vocabulary] float32`; a token that cannot come has the score -inf.
+    """
+    can_come = np.isfinite(expected)
+    if scores.shape != expected.shape or not np.array_equal(np.isneginf(scores), ~can_come):
+        return float("inf")
+    return max_relative_error(scores[can_come], expected[can_come])
+
+
 def cosine_similarity(value: np.ndarray, reference: np.ndarray) -> float:
     """The lowest cosine between corresponding rows (last axis); of two rows of zeros it is 1, of one of them 0.
 

@@ -16,8 +16,9 @@ LOADS, RUNS, SHAPE, SIGNATURE, SATURATION = "loads", "runs", "shape", "signature
 class Check:
     """One comparison.
 
-    `verdict` is pass, fail, reported (no limit applies), or near-tie: tokens that differ where two scores are equal to
-    rounding, which passes.
+    `verdict` is pass, fail, reported (no limit applies), near-tie (tokens differ where two scores are equal to
+    rounding, which passes), or left-out: a runtime of this machine cannot run the dtype, whatever the graphs are, so
+    that nothing is known of it there.
     """
 
     component: str
@@ -26,7 +27,7 @@ class Check:
     metric: str
     value: float
     limit: float | None
-    verdict: Literal["pass", "fail", "near-tie", "reported"]
+    verdict: Literal["pass", "fail", "near-tie", "reported", "left-out"]
     detail: str = ""
 
 
@@ -121,6 +122,11 @@ class Report:
     def failures(self) -> list[Check]:
         """The checks that failed, in their order."""
         return [check for check in self.checks if check.verdict == "fail"]
+
+    @property
+    def verified_dtypes(self) -> list[str]:
+        """Those that ran somewhere, in the order of the checks."""
+        return list(dict.fromkeys(check.dtype for check in self.checks if check.verdict != "left-out"))
 
     @property
     def failed_dtypes(self) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from vlm_export.dtypes import FP32
+from vlm_export.targets import Target
 from vlm_export.verify import limits
 from vlm_export.verify.client_inputs import peculiarity
 from vlm_export.verify.metrics import first_difference
@@ -13,11 +14,11 @@ from vlm_export.verify.report import Check
 from vlm_export.verify.verification import Verification
 
 
-def add_tokens(run: Verification, dtype: str, runtime: str, metric: str, generated: Sequence[Sequence[int]]) -> None:
+def add_tokens(run: Verification, dtype: str, runtime: Target, metric: str, generated: Sequence[Sequence[int]]) -> None:
     """The rate of images whose tokens are the golden ones, near-ties counted as equal in float32 and named."""
     images = run.golden.facts.images
     near, different = [], []
-    tie = limits.NEAR_TIE * run.golden.largest_logit()
+    tie = limits.near_tie([dtype], runtime) * run.golden.largest_logit() if dtype == FP32.name else 0.0
     for image, tokens in zip(images, generated, strict=True):
         place = first_difference(tokens, image.token_ids)
         if place is None:
@@ -31,7 +32,13 @@ def add_tokens(run: Verification, dtype: str, runtime: str, metric: str, generat
 
 
 def add_rate(
-    run: Verification, dtype: str, runtime: str, metric: str, count: int, near: Sequence[str], different: Sequence[str]
+    run: Verification,
+    dtype: str,
+    runtime: Target,
+    metric: str,
+    count: int,
+    near: Sequence[str],
+    different: Sequence[str],
 ) -> None:
     """Add the rate of `count` images whose tokens are as they should be: all but the `different` ones.
 

@@ -16,6 +16,7 @@ from vlm_export.recipe import Tolerance
 from vlm_export.runtime.sessions import GRAPH_ERRORS
 from vlm_export.spec.family import Layout
 from vlm_export.spec.graph import Component
+from vlm_export.targets import Target
 from vlm_export.verify import limits
 from vlm_export.verify.golden import GoldenFolder
 from vlm_export.verify.pixels_in_graph import PixelsInGraph
@@ -64,9 +65,9 @@ class Verification:
         """The dtypes that a graph may have: one, or all those that a user mixed."""
         return list(self.manifest.mixed.values()) if name == MIXED else [name]
 
-    def add(self, component: str, dtype: str, runtime: str, metric: str, value: float, detail: str = "") -> bool:
+    def add(self, component: str, dtype: str, runtime: Target, metric: str, value: float, detail: str = "") -> bool:
         """Judge a value by its limit and keep the check. Returns whether it did not fail."""
-        limit = limits.limit_for(metric, self.dtypes_of(dtype), self.tolerances)
+        limit = limits.limit_for(metric, self.dtypes_of(dtype), self.tolerances, runtime)
         verdict: Literal["pass", "fail", "reported"] = "reported"
         if limit is not None:
             verdict = "pass" if limit.holds(value) else "fail"
@@ -75,6 +76,10 @@ class Verification:
         self.checks.append(Check(component, dtype, runtime, metric, value, bound, verdict, detail))
         return verdict != "fail"
 
-    def fail(self, component: str, dtype: str, runtime: str, metric: str, detail: str) -> None:
+    def fail(self, component: str, dtype: str, runtime: Target, metric: str, detail: str) -> None:
         """A check that needs no number: the graph is not what it should be."""
         self.checks.append(Check(component, dtype, runtime, metric, 1.0, 0.0, "fail", detail))
+
+    def leave_out(self, component: str, dtype: str, runtime: Target, metric: str, detail: str) -> None:
+        """What cannot be checked on this machine, and why: neither a pass nor a failure."""
+        self.checks.append(Check(component, dtype, runtime, metric, 0.0, None, "left-out", detail))

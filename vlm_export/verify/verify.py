@@ -2,7 +2,8 @@
 
 For every dtype: the graphs' inputs and outputs against the family's declaration; every output and every `present.*` in
 prefill and decode, for each golden case; then the generated tokens of every golden image, through ONNX Runtime here and
-through stock transformers.js in Node. A report holds every check with its value and limit; no checks is not a pass.
+through stock transformers.js, in Node or in a browser. A report holds every check with its value and limit; no checks
+is not a pass.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ from vlm_export.models import pixels
 from vlm_export.recipe import Tolerance
 from vlm_export.runtime.sessions import Arrays
 from vlm_export.source.checkpoint import Checkpoint
-from vlm_export.spec.family import Preprocessor
+from vlm_export.spec.family import Layout, Preprocessor
 from vlm_export.spec.graph import Component
-from vlm_export.targets import VERIFY_TARGETS, VerifyTarget
+from vlm_export.targets import TARGETS, UNASKED, Target
 from vlm_export.verify.bisect import bisect
 from vlm_export.verify.golden import GoldenFolder, array_sha256
+from vlm_export.verify.in_client import cannot_run, verify_in_client
 from vlm_export.verify.in_files import check_own_files
-from vlm_export.verify.in_node import verify_in_node
 from vlm_export.verify.in_ort import verify_in_ort, verify_other_sizes
 from vlm_export.verify.pixels_in_graph import PixelsInGraph
 from vlm_export.verify.report import Report
 from vlm_export.verify.verification import Verification
-from vlm_export.web import node_runtime
+from vlm_export.web.runtimes import Runtime, open_runtime
 
 
 def verify(
@@ -40,16 +41,19 @@ def verify(
     golden: GoldenFolder,
     *,
     tolerances: tuple[Tolerance, ...] = (),
-    runtimes: Sequence[VerifyTarget] = VERIFY_TARGETS,
+    runtimes: Sequence[Target] | None = None,
+    dtypes: Sequence[str] = (),
     bisecting: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """Check the repo and return the report, passing or not.
 
+    Without `runtimes` they are those of `targets.UNASKED` that load the layout; without `dtypes`, all that there are.
     With `bisecting`, the first stage and tensor are looked for that make a graph wrong.
 
     Raises:
-        InputError: there is nothing to check, the golden was recorded from other inputs, or Node cannot be had.
+        InputError: there is nothing to check, the golden was recorded from other inputs, or what was asked for by name
+            cannot be had: a runtime's programs, a dtype that was not exported or that a runtime cannot run here.
     """
     manifest = load_manifest(repo)
     _check_comparable(repo, manifest, golden)
@@ -57,29 +61,31 @@ def verify(
     components = pixels.published(layout.components(merged.config), manifest.in_graph)
     run = Verification(repo, manifest, layout, components, golden, tolerances, progress)
     run.pixels = _pixels(repo, manifest, components)
+    names, wanted = _dtypes(repo, manifest, dtypes), _runtimes(repo, layout, runtimes)
+    clients = [open_runtime(target) for target in wanted if target != "ort"]  # what is missing is told before the work
+    _check_can_run(run, clients, dtypes)
     model_inputs = _golden_inputs(
         golden, merged.family.preprocessor(merged.path, merged.config, golden.facts.image_processor)
     )
-    wanted = [runtime for runtime in runtimes if runtime != "node" or layout.client.node]
-    if "node" in wanted:
-        node_runtime.node_home()  # a missing Node is better told before the work than after it
     if "ort" in wanted:
-        check_own_files(run, model_inputs)
-    for name in manifest.verified:
+        check_own_files(run, names[0], model_inputs)
+    for name in names:
         if "ort" in wanted and not verify_in_ort(run, name, model_inputs):
             continue
         if "ort" in wanted and name == FP32.name:
             verify_other_sizes(run, merged)
-        if "node" in wanted:
-            verify_in_node(run, name, model_inputs)
-    passed = bool(run.checks) and not any(check.verdict == "fail" for check in run.checks)
+        for client in clients:
+            verify_in_client(run, client, name, model_inputs)
+    graphs = [repo / ONNX / graph.file for graph in manifest.graphs]
+    verdicts = {check.verdict for check in run.checks} - {"left-out"}
+    passed = bool(verdicts) and "fail" not in verdicts
     return Report(
         recipe=manifest.recipe,
         layout=manifest.layout,
         verdict="pass" if passed else "fail",
         runtimes=list(wanted),
         checks=run.checks,
-        graphs_sha256={graph.file: sha256(repo / ONNX / graph.file) for graph in manifest.graphs},
+        graphs_sha256={graph.name: sha256(graph) for graph in graphs if graph.is_file()},
         files_sha256={},
         golden_inputs_sha256=golden.facts.inputs_sha256,
         versions={"onnxruntime": version("onnxruntime"), "python": platform.python_version(), **run.versions},
@@ -93,6 +99,37 @@ def _pixels(repo: Path, manifest: Manifest, components: Sequence[Component]) -> 
         return None
     tower = next(each for each in components if any(spec.name == pixels.PIXELS for spec in each.inputs))
     return PixelsInGraph(repo / ONNX / f"{tower.name}.onnx", manifest.in_graph)
+
+
+def _dtypes(repo: Path, manifest: Manifest, asked: Sequence[str]) -> list[str]:
+    """The dtypes to verify: those that were asked for, or all."""
+    have = manifest.verified
+    if missing := [name for name in asked if name not in have]:
+        raise InputError(f"--dtype {', '.join(missing)}: {repo / ONNX} has {', '.join(have)}")
+    return list(dict.fromkeys(asked)) or have
+
+
+def _runtimes(repo: Path, layout: Layout, asked: Sequence[Target] | None) -> list[Target]:
+    """The runtimes to verify in: those that were asked for, or those that load the layout of `UNASKED`."""
+    able: Sequence[Target] = TARGETS if layout.client.node else ("ort",)
+    if asked is None:
+        return [target for target in UNASKED if target in able]
+    if missing := [target for target in asked if target not in able]:
+        raise InputError(
+            f"--runtime {', '.join(missing)}: {repo}: transformers.js does not load this layout: run with --runtime ort"
+        )
+    return list(dict.fromkeys(asked))
+
+
+def _check_can_run(run: Verification, clients: Sequence[Runtime], asked: Sequence[str]) -> None:
+    """Raise an InputError for a dtype that was asked for by name and that one of the runtimes cannot run here."""
+    for name in asked:
+        for client in clients:
+            if reason := cannot_run(run, client, name):
+                raise InputError(
+                    f"--dtype {name} --runtime {client.target}: {reason}: verify it there on a machine whose adapter "
+                    "has, or leave one of the two options out"
+                )
 
 
 def _check_comparable(repo: Path, manifest: Manifest, golden: GoldenFolder) -> None:

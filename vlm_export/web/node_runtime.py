@@ -18,22 +18,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from vlm_export.errors import CheckFailed, InputError
 from vlm_export.files import cache_folder
 from vlm_export.targets import NodeTarget
-
-if TYPE_CHECKING:
-    import numpy as np
+from vlm_export.web.captions import Caption, Captions, Item, Layout, NoAnswer, caption_of, items_json
 
 NODE_MAJOR = 20
 SCRIPTS = Path(__file__).parents[1] / "node"
 CONTRACT = SCRIPTS.parent / "js" / "src" / "contract.js"
+_END_SECONDS = 15
 NEXT_STEP = f"install Node {NODE_MAJOR} or newer"
 INSTEAD = ", or run with --runtime ort"
-
-Layout = Literal["captioner", "chat"]
 
 
 @dataclass(frozen=True)
@@ -45,59 +42,12 @@ class RemoteModel:
     revision: str = "main"
 
 
-@dataclass(frozen=True, eq=False)
-class Item:
-    """One picture to caption: an image file, its `pixel_values` `[1, …, 3, H, W] float32`, or both.
-
-    `pixel_values` are used in the place of the client's own; of an image beside them only the size counts. The prompt
-    is the whole text, image token included, or a conversation that the client's chat template makes into one; the
-    captioner layout has no room for one and ignores it. One that `may_fail` ends nothing but itself. What the client
-    made of its image comes back if `keep_pixels` says so.
-    """
-
-    image: Path | None = None
-    pixel_values: np.ndarray | None = None
-    prompt: str | Sequence[Mapping[str, Any]] = ""
-    may_fail: bool = False
-    keep_pixels: bool = False
-
-    def __post_init__(self) -> None:
-        if self.image is None and self.pixel_values is None:
-            raise ValueError("an Item has an image or pixel_values")
-
-
 @dataclass(frozen=True)
-class Caption:
-    """What was generated for one item: ids without the prompt or the start token, up to and including eos.
+class NodeCaptions(Captions):
+    """Captions of a Node process; `peak_memory_bytes` is of the whole process."""
 
-    Both times count from the start of the item, reading its image included. `prompt_ids` are those of a chat;
-    `pixel_values` those that an item keeps; `failure` why one that may fail did.
-    """
-
-    token_ids: tuple[int, ...]
-    text: str
-    first_token_milliseconds: float
-    milliseconds: float
-    prompt_ids: tuple[int, ...] = ()
-    pixel_values: np.ndarray | None = None
-    failure: str | None = None
-
-
-@dataclass(frozen=True)
-class NodeResult:
-    """The captions in the order of the items, and what was seen on the way to them.
-
-    `versions` has the keys transformers (the JavaScript one), onnxruntime and node; `warnings` are the lines that the
-    libraries wrote to stderr. `peak_memory_bytes` is of the whole process. `eos_token_ids` are those that the client
-    stops at.
-    """
-
-    captions: tuple[Caption, ...]
-    versions: dict[str, str]
     load_milliseconds: float
     peak_memory_bytes: int
-    warnings: tuple[str, ...]
-    eos_token_ids: tuple[int, ...]
 
 
 def caption(
@@ -113,7 +63,7 @@ def caption(
     repeat_seconds: float = 0,
     on_item: Callable[[Caption], None] | None = None,
     silence_seconds: float = 600,
-) -> NodeResult:
+) -> NodeCaptions:
     """Captions the items in Node and calls `on_item` after each one.
 
     `dtype` is one of transformers.js' names, or "auto" for the one that the repo's config asks for. `generation` holds
@@ -127,14 +77,7 @@ def caption(
     captions: list[Caption] = []
 
     def hear(answer: dict[str, Any]) -> None:
-        import numpy as np
-
-        times = answer["first_token_milliseconds"], answer["milliseconds"]
-        pixels = None
-        if answer.get("pixel_shape"):
-            pixels = np.fromfile(scratch / f"{answer['index']}.out", "<f4").reshape(answer["pixel_shape"])
-        tokens, prompt = tuple(answer["token_ids"]), tuple(answer["prompt_ids"])
-        captions.append(Caption(tokens, answer["text"], *times, prompt, pixels, answer.get("failure")))
+        captions.append(caption_of(answer, scratch))
         if on_item:
             on_item(captions[-1])
 
@@ -150,17 +93,21 @@ def caption(
             "warm_up_milliseconds": warm_up_seconds * 1e3,
             "repeat_milliseconds": repeat_seconds * 1e3,
             "generation": dict(generation),
-            "items": [_item_json(item, scratch / str(index)) for index, item in enumerate(items)],
+            "items": items_json(items, scratch),
         }
-        (scratch / "request.json").write_text(json.dumps(request))
         try:
-            done = _converse([*before, str(home / "caption.mjs")], scratch, hear, silence_seconds)
+            done = converse([*before, str(home / "caption.mjs")], request, scratch, hear, silence_seconds)
         except CheckFailed as error:
             raise CheckFailed(f"{_name(model)}, layout {layout}, dtype {dtype}, in transformers.js: {error}") from error
         warnings = tuple(_stderr(scratch).splitlines())
-    versions = {name: done[name] for name in ("transformers", "onnxruntime", "node")}
-    measured = done["load_milliseconds"], done["peak_memory_bytes"]
-    return NodeResult(tuple(captions), versions, *measured, warnings, tuple(map(int, done["eos_token_ids"])))
+    return NodeCaptions(
+        captions=tuple(captions),
+        versions={name: done[name] for name in ("transformers", "onnxruntime", "node")},
+        warnings=warnings,
+        eos_token_ids=tuple(map(int, done["eos_token_ids"])),
+        load_milliseconds=done["load_milliseconds"],
+        peak_memory_bytes=done["peak_memory_bytes"],
+    )
 
 
 def node_home(scripts: Path = SCRIPTS, *, instead: str = INSTEAD) -> Path:
@@ -243,32 +190,35 @@ def _model_json(model: Path | RemoteModel) -> dict[str, str]:
     return {"path": str(model.absolute())}
 
 
-def _item_json(item: Item, pixels: Path) -> dict[str, Any]:
-    """The item as the script takes it; its `pixel_values` go into a file of that name, and what comes back, too."""
-    described: dict[str, Any] = {"prompt": item.prompt}
-    if item.image is not None:
-        described["image"] = str(item.image.absolute())
-    if item.pixel_values is not None:
-        item.pixel_values.astype("<f4").tofile(f"{pixels}.f32")
-        described["pixel_values"] = {"path": f"{pixels}.f32", "shape": item.pixel_values.shape}
-    if item.keep_pixels:
-        described["pixels_out"] = f"{pixels}.out"
-    if item.may_fail:
-        described["may_fail"] = True
-    return described
-
-
-def _converse(
-    arguments: Sequence[str], scratch: Path, hear: Callable[[dict[str, Any]], None], silence_seconds: float
+def converse(
+    arguments: Sequence[str],
+    request: Mapping[str, Any],
+    scratch: Path,
+    hear: Callable[[dict[str, Any]], None],
+    silence_seconds: float,
 ) -> dict[str, Any]:
-    """Runs Node with `arguments` on `request.json` in `scratch`, passes its answers to `hear`, returns the last one."""
+    """Run Node with `arguments` in the folder `scratch`, hand it the request and pass each item's answer to `hear`.
+
+    Returns its last answer. What it writes to stderr is kept in `scratch`.
+
+    Raises CheckFailed when it fails, NoAnswer when it says nothing for `silence_seconds`, InputError when Node is
+    missing.
+    """
+    (scratch / "request.json").write_text(json.dumps(request))
     command = [_node(), *arguments]
     answer: dict[str, Any] = {}
     lines: SimpleQueue[str] = SimpleQueue()
     with (
         (scratch / "request.json").open() as stdin,
         (scratch / "stderr.txt").open("w") as stderr,
-        subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=stderr, encoding="utf-8") as node,
+        subprocess.Popen(
+            command,
+            cwd=scratch,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            encoding="utf-8",
+        ) as node,
     ):
         threading.Thread(target=_pass_on, args=(node.stdout, lines), daemon=True).start()
         try:
@@ -280,12 +230,21 @@ def _converse(
                     hear(answer)
             status = node.wait()
         except Empty:
-            raise CheckFailed(f"no answer for {silence_seconds:g} s, so Node was stopped") from None
+            raise NoAnswer(f"no answer for {silence_seconds:g} s, so Node was stopped") from None
         finally:
-            node.kill()
+            _stop(node)
     if status or "done" not in answer:
         raise CheckFailed(f"Node ended with exit status {status}: {_one_line(_stderr(scratch))[-500:]}")
     return answer
+
+
+def _stop(node: subprocess.Popen[str]) -> None:
+    """End a process; it first ends the browser that it may have started, with what that left on the disk."""
+    node.terminate()
+    try:
+        node.wait(_END_SECONDS)
+    except subprocess.TimeoutExpired:
+        node.kill()
 
 
 def _pass_on(stream: Iterable[str], lines: SimpleQueue[str]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from mimetypes import guess_type
 from pathlib import Path, PurePosixPath
+from types import TracebackType
 
 import uvicorn
 from starlette.applications import Starlette
@@ -21,9 +22,9 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vlm_export.apps.listening import LOOPBACK, url_of
+from vlm_export.web.listening import LOOPBACK, listen, url_of
 
 Site = Mapping[str, Path | bytes]  # address without its leading slash → a file, or what it holds
 
@@ -48,6 +49,16 @@ HEADERS = {
 }
 # A browser runs no module of another type, and what `mimetypes` says is up to the machine.
 _MODULE_TYPES = {".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm"}
+
+
+def files_under(folders: Mapping[str, Path]) -> dict[str, Path | bytes]:
+    """A site of these folders' files; the keys are addresses that begin and end with a slash."""
+    return {
+        f"{prefix}{path.relative_to(folder).as_posix()}".removeprefix("/"): path
+        for prefix, folder in folders.items()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def application(site: Site, headers: Mapping[str, str] = HEADERS) -> Starlette:
@@ -87,3 +98,39 @@ def serve(site: Site, listening: socket.socket, *, open_browser: bool) -> None:
         threading.Thread(target=webbrowser.open, args=(url_of(listening),), daemon=True).start()
     with suppress(KeyboardInterrupt):
         server(application(site)).run(sockets=[listening])
+
+
+class SiteServer:
+    """Serves a site in a thread, for as long as its context lasts.
+
+    Attributes:
+        answers: status and path of every answer so far.
+    """
+
+    def __init__(self, site: Site, headers: Mapping[str, str] = HEADERS):
+        self.answers: list[tuple[int, str]] = []
+        self._app = application(site, headers)
+        self._listening = listen(0)
+        self._server = server(self._answer)
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listening]}, daemon=True)
+
+    @property
+    def url(self) -> str:
+        """The address of the site's root, without a slash at the end."""
+        return url_of(self._listening).removesuffix("/")
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def recorded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self.answers.append((message["status"], scope["path"]))
+            await send(message)
+
+        await self._app(scope, receive, recorded)
+
+    def __enter__(self) -> SiteServer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._server.should_exit = True
+        self._thread.join()

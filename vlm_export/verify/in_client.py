@@ -1,0 +1,158 @@
+"""Stock transformers.js, in any runtime: what it is fed, the scores that it makes of it, and the tokens it takes."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vlm_export.dtypes import DTYPES, FP32
+from vlm_export.errors import CheckFailed
+from vlm_export.runtime.images import open_image
+from vlm_export.runtime.repo import open_repo
+from vlm_export.runtime.sessions import GRAPH_ERRORS, Arrays
+from vlm_export.targets import ClientTarget
+from vlm_export.verify import in_ort, limits
+from vlm_export.verify.client_inputs import peculiarity
+from vlm_export.verify.golden_sessions import as_fed
+from vlm_export.verify.in_files import check_ends, check_pixels, check_prompts, has_prompt
+from vlm_export.verify.metrics import first_difference, largest_difference
+from vlm_export.verify.report import RUNS
+from vlm_export.verify.tokens import add_rate, add_tokens
+from vlm_export.verify.verification import Verification
+from vlm_export.wanted import MIXED
+from vlm_export.web.captions import Caption, Captions, Item, NoAnswer
+from vlm_export.web.runtimes import Runtime
+
+_SCORED_IMAGES = 2  # the golden images whose scores are compared, a vocabulary for each token
+
+
+def verify_in_client(run: Verification, runtime: Runtime, dtype: str, golden_inputs: Sequence[Arrays]) -> None:
+    """Tokens and scores from the same pixels, which must be those of ONNX Runtime; from the image files, reported."""
+    target, count = runtime.target, len(golden_inputs)
+    if reason := cannot_run(run, runtime, dtype):
+        run.leave_out("all", dtype, target, RUNS, reason)
+        return
+    try:
+        made = _caption(run, runtime, dtype, golden_inputs)
+    except CheckFailed as error:
+        if isinstance(error, NoAnswer) and runtime.is_software:
+            run.leave_out("all", dtype, target, RUNS, f"too slow in software: {error}")
+            return
+        run.fail("all", dtype, target, RUNS, str(error))
+        return
+    run.versions |= {f"{target}: {name}": number for name, number in {**made.versions, **runtime.versions}.items()}
+    same, from_file = made.captions[:count], made.captions[count:]
+    check_ends(run, dtype, target, made.eos_token_ids)
+    if has_prompt(open_repo(run.repo)):
+        check_prompts(run, dtype, target, [caption.prompt_ids for caption in same], golden_inputs)
+    pixels = [caption.pixel_values for caption in from_file]
+    check_pixels(run, dtype, target, limits.PIXELS_FROM_FILE, pixels, golden_inputs)
+    add_tokens(run, dtype, target, limits.TOKENS_EXACT, [caption.token_ids for caption in same])
+    _check_as_in_ort(run, dtype, target, same, golden_inputs)
+    add_tokens(run, dtype, target, limits.FROM_FILE_EXACT, [caption.token_ids for caption in from_file])
+    for image, caption in zip(run.golden.facts.images, from_file, strict=True):
+        if caption.failure and not peculiarity(run.golden.path / "images" / image.file):
+            run.fail("all", dtype, target, RUNS, f"{image.file}: {caption.failure}")
+
+
+def cannot_run(run: Verification, runtime: Runtime, dtype: str) -> str:
+    """Why graphs of a dtype cannot run in a runtime, whatever is in them; or nothing."""
+    halves = any(DTYPES[name].arithmetic == "float16" for name in run.dtypes_of(dtype))
+    return runtime.no_float16 if halves else ""
+
+
+def _caption(run: Verification, runtime: Runtime, dtype: str, golden_inputs: Sequence[Arrays]) -> Captions:
+    """Caption each golden image from PyTorch's pixels, then each from its file.
+
+    Raises:
+        CheckFailed: the model does not load or run there.
+    """
+    client, paths, facts = run.layout.client, run.golden.image_paths(), run.golden.facts
+    assert client.node is not None
+    prompt = facts.conversation or client.prompt(facts.text)
+    fed = [as_fed(inputs, run.steps)["pixel_values"] for inputs in golden_inputs]
+    with tempfile.TemporaryDirectory(prefix="vlm-export-") as scratch:
+        items = [
+            Item(_readable(path, Path(scratch)), pixels, prompt, keep_scores=place < _SCORED_IMAGES)
+            for place, (path, pixels) in enumerate(zip(paths, fed, strict=True))
+        ]
+        items += [Item(path, prompt=prompt, may_fail=True, keep_pixels=True) for path in paths]
+        done = 0
+
+        def progress(_: Caption | None = None) -> None:
+            nonlocal done
+            run.progress(f"{dtype}: transformers.js, {runtime.target}: {done} of {len(items)} captions")
+            done += 1
+
+        progress()
+        taken = "auto" if dtype == MIXED else dtype  # the repo's own config.json says which each component has
+        return runtime.caption(run.repo, layout=client.node, dtype=taken, items=items, generation={}, on_item=progress)
+
+
+def _readable(path: Path, scratch: Path) -> Path:
+    """A picture of the same size that any client can read: beside pixels nothing else of it counts."""
+    if not peculiarity(path):
+        return path
+    copy = scratch / f"{path.name}.png"
+    open_image(path).save(copy)
+    return copy
+
+
+def _check_as_in_ort(
+    run: Verification, dtype: str, target: ClientTarget, captions: Sequence[Caption], golden_inputs: Sequence[Arrays]
+) -> None:
+    """Scores and tokens are those that ONNX Runtime makes of the same graphs and pixels.
+
+    Of tokens, float32's have been compared with PyTorch's; where those leave room for what fewer bits cost, another
+    client could hide.
+    """
+    try:
+        _check_scores(run, dtype, target, captions, golden_inputs)
+        if dtype != FP32.name:
+            _check_tokens(run, dtype, target, [caption.token_ids for caption in captions], golden_inputs)
+    except (*GRAPH_ERRORS, FloatingPointError) as error:
+        run.fail("all", dtype, target, limits.TOKENS_AS_ORT, f"ONNX Runtime: {' '.join(str(error).split())}")
+
+
+def _check_scores(
+    run: Verification, dtype: str, target: ClientTarget, captions: Sequence[Caption], golden_inputs: Sequence[Arrays]
+) -> None:
+    """Check the step whose scores are farthest from those of ONNX Runtime behind the same tokens."""
+    found = [caption.scores for caption in captions if caption.scores is not None]
+    scored = len(found)
+    tokens = [caption.token_ids for caption in captions[:scored]]
+    expected = in_ort.scores(run, dtype, golden_inputs[:scored], tokens)
+    differences = {
+        f"{image.file}, token {step + 1}": largest_difference(own, theirs)
+        for image, *pair in zip(run.golden.facts.images[:scored], found, expected, strict=True)
+        for step, (own, theirs) in enumerate(zip(*pair, strict=True))
+    }
+    worst = max(differences, key=lambda where: (np.isnan(differences[where]), differences[where]))
+    detail = f"{worst}, of {len(differences)} tokens of {scored} images"
+    run.add("all", dtype, target, limits.LOGITS, differences[worst], detail)
+
+
+def _check_tokens(
+    run: Verification,
+    dtype: str,
+    target: ClientTarget,
+    tokens: Sequence[Sequence[int]],
+    golden_inputs: Sequence[Arrays],
+) -> None:
+    """Check that the tokens are ONNX Runtime's, but for two scores that are near."""
+    expected = in_ort.generated(run, dtype, golden_inputs)
+    near: list[str] = []
+    different: list[str] = []
+    tie = limits.near_tie(run.dtypes_of(dtype), target)
+    for image, found, own, inputs in zip(run.golden.facts.images, tokens, expected, golden_inputs, strict=True):
+        place = first_difference(found, own)
+        if place is None:
+            continue
+        is_near = place < min(len(found), len(own)) and (
+            in_ort.gap(run, dtype, inputs, own[:place], found[place]) < tie
+        )
+        (near if is_near else different).append(f"{image.file} from token {place + 1}")
+    add_rate(run, dtype, target, limits.TOKENS_AS_ORT, len(tokens), near, different)
