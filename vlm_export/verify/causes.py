@@ -15,6 +15,7 @@ from vlm_export.verify.limits import (
     FROM_FILE_EXACT,
     IMAGE_SWAP,
     LOOPING_CAPTIONS,
+    OTHER_SIZES,
     PIXELS,
     PIXELS_FROM_FILE,
     PROMPT_IDS,
@@ -58,6 +59,8 @@ def _cause(report: Report, dtype: str) -> str:
         return "a graph does not run: its file is damaged, or this ONNX Runtime lacks an operator that it needs"
     if metrics & {SIGNATURE, SHAPE}:
         return "a graph has other inputs or outputs than the model family declares: it was made or edited elsewhere"
+    if metrics == {OTHER_SIZES}:
+        return f"a graph kept a size that its tracer saw, or counts padding: {_where(failures)}; please report it"
     if SATURATION in metrics:
         return "integer products saturate on processors without VNNI: quantize the weights to 7 bits or as unsigned"
     asked_ort = "ort" in report.runtimes or TOKENS_AS_ORT in metrics

@@ -259,7 +259,7 @@ class _Recorder:
     def image(self, path: Path, text: str) -> GoldenImage:
         inputs = self.model_inputs(path, text)
         output = self.reference.generate(
-            _tensors(inputs),
+            as_tensors(inputs),
             do_sample=False,
             num_beams=1,
             eos_token_id=self.eos,
@@ -303,7 +303,7 @@ class _Recorder:
 
     @torch.inference_mode()
     def _case(self, arrays: dict[str, np.ndarray]) -> tuple[list[list[int]], dict[str, torch.Tensor]]:
-        inputs = _tensors(arrays)
+        inputs = as_tensors(arrays)
         values = inputs | self.reference.encode(inputs)
         output = self.reference.prefill(inputs)
         values["prefill.logits"] = output.logits[:, -1:]
@@ -313,14 +313,15 @@ class _Recorder:
             steps.append(tokens[:, 0].tolist())
             output = self.reference.step(tokens, output.past_key_values, inputs)
             values[f"step{step}.logits"] = output.logits
-        return steps, values | _cache_tensors(output.past_key_values)
+        return steps, values | cache_tensors(output.past_key_values)
 
 
-def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+def as_tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """The same arrays, as PyTorch is fed them."""
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def _cache_tensors(cache: Any) -> dict[str, torch.Tensor]:
+def cache_tensors(cache: Any) -> dict[str, torch.Tensor]:
     """A cache by transformers.js's names after `past_key_values`: `cache.0.key`, or `cache.0.decoder.key`, …
 
     Layers that hold nothing are none: Bart's kin make as many as the encoder has that they are without.

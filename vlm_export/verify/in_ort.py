@@ -14,6 +14,7 @@ from vlm_export.dtypes import DTYPES, FP32
 from vlm_export.files import read_json
 from vlm_export.graph import signature
 from vlm_export.manifest import ONNX
+from vlm_export.merging import merge
 from vlm_export.quantize import saturation
 from vlm_export.runtime import logits
 from vlm_export.runtime.drivers import Driver, choose_driver, with_encoded
@@ -21,10 +22,12 @@ from vlm_export.runtime.generate import Decoder, generate
 from vlm_export.runtime.options import Options, Plan, plan
 from vlm_export.runtime.sessions import GRAPH_ERRORS, Arrays, DecoderRun, Sessions
 from vlm_export.runtime.text import Text
+from vlm_export.source.checkpoint import Checkpoint
 from vlm_export.verify import collapse, limits
 from vlm_export.verify.collapse import ImagePair
 from vlm_export.verify.golden import Golden, GoldenCase
 from vlm_export.verify.metrics import agreement, cosine_similarity, max_relative_error, nats_lost, rouge_l
+from vlm_export.verify.other_sizes import Watched, check_other_sizes
 from vlm_export.verify.report import LOADS, RUNS, SATURATION, SHAPE, SIGNATURE, Check
 from vlm_export.verify.tokens import add_tokens
 from vlm_export.verify.verification import Verification
@@ -297,6 +300,14 @@ def gap(run: Verification, dtype: str, model_inputs: Arrays, begun: Sequence[int
         decoder.step([token])
     [scores] = logits.process(decoder.scores, decoder.history, len(begun), decided)
     return float((scores.max() - scores[other]) / np.abs(scores[np.isfinite(scores)]).max())
+
+
+def verify_other_sizes(run: Verification, merged: Checkpoint) -> None:
+    """Run the float32 graphs at other sizes than the golden's, beside the merged checkpoint in PyTorch."""
+    run.progress(f"{FP32.name}: other sizes, loading the model in PyTorch")
+    checkpoint, model = merge.attach(merged.path, [])
+    sessions = Watched(run.repo / ONNX, FP32.suffix)
+    check_other_sizes(run, _driver(run, sessions), sessions, checkpoint.family.reference(model))
 
 
 def _driver(run: Verification, sessions: Sessions) -> Driver:

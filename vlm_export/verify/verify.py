@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from vlm_export.dtypes import FP32
 from vlm_export.errors import InputError
 from vlm_export.files import sha256
 from vlm_export.manifest import ONNX, Manifest, load_manifest
@@ -23,7 +24,7 @@ from vlm_export.targets import VERIFY_TARGETS, VerifyTarget
 from vlm_export.verify.golden import GoldenFolder, array_sha256
 from vlm_export.verify.in_files import check_own_files
 from vlm_export.verify.in_node import verify_in_node
-from vlm_export.verify.in_ort import verify_in_ort
+from vlm_export.verify.in_ort import verify_in_ort, verify_other_sizes
 from vlm_export.verify.report import Report
 from vlm_export.verify.verification import Verification
 from vlm_export.web import node_runtime
@@ -59,6 +60,8 @@ def verify(
     for name in manifest.verified:
         if "ort" in wanted and not verify_in_ort(run, name, model_inputs):
             continue
+        if "ort" in wanted and name == FP32.name:
+            verify_other_sizes(run, merged)
         if "node" in wanted:
             verify_in_node(run, name, model_inputs)
     passed = bool(run.checks) and not any(check.verdict == "fail" for check in run.checks)

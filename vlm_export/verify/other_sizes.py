@@ -1,0 +1,334 @@
+"""The float32 graphs at other sizes than the golden has: every dynamic axis by itself, against PyTorch.
+
+A graph may have kept a size that its tracer saw. So each axis takes sizes that no tracer saw, while the others stay as
+they are, and every output is compared with what the merged checkpoint gives in transformers' own forward. Padded rows
+are compared with the same rows alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from vlm_export.dtypes import FP32
+from vlm_export.runtime.drivers import ChatDriver, Driver, PrefixChatDriver
+from vlm_export.runtime.sessions import (
+    GRAPH_ERRORS,
+    Arrays,
+    Cache,
+    DecoderRun,
+    Inputs,
+    Sessions,
+    cache_length,
+    keep_positions,
+)
+from vlm_export.spec.family import Reference
+from vlm_export.spec.graph import TensorSpec
+from vlm_export.verify import limits
+from vlm_export.verify.golden import as_tensors, cache_tensors
+from vlm_export.verify.metrics import max_relative_error
+from vlm_export.verify.verification import Verification
+
+BATCHES, LENGTHS, IMAGES = (1, 2, 3), (1, 2, 7, 33), (1, 2, 13)
+PADDED = (7, 2, 4)  # tokens of the rows of a padded batch
+_EDGES = (128, 192)  # pixels, where a tower takes images of any size
+_SEED = 0
+_OF_IMAGE = ".encoder."  # in the name of a cache of cross-attention
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of one run: rows, images or tiles of each, tokens of text behind them."""
+
+    batch: int = 1
+    images: int = 1
+    tokens: int = 7
+
+
+@dataclass(frozen=True)
+class Fed:
+    """What the PyTorch model is fed, and what its encoder side makes of it, by golden name: the graphs get both."""
+
+    inputs: Arrays
+    encoded: Arrays
+
+    @property
+    def to_graphs(self) -> Arrays:
+        """The graphs' inputs."""
+        return self.inputs | self.encoded
+
+
+@dataclass(frozen=True)
+class Found:
+    """One output at one size: how far it is from PyTorch's, or why there is none."""
+
+    component: str
+    output: str
+    error: float
+    failure: str = ""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis, the sizes that it takes, and what is found at each of them."""
+
+    name: str
+    sizes: Sequence[int]
+    find: Callable[[int], Iterator[Found]]
+
+
+class Watched(Sessions):
+    """Sessions that know which graph was run last: an error of ONNX Runtime does not say."""
+
+    last = ""
+
+    def run(self, component: str, feeds: Inputs) -> Arrays:
+        """As of `Sessions`."""
+        self.last = component
+        return super().run(component, feeds)
+
+    def decode(self, component: str, feeds: Inputs, cache: Cache) -> DecoderRun:
+        """As of `Sessions`."""
+        self.last = component
+        return super().decode(component, feeds, cache)
+
+
+def check_other_sizes(run: Verification, driver: Driver, sessions: Watched, reference: Reference) -> None:
+    """Add a check for each dynamic axis of each graph that it reaches.
+
+    `driver` runs the graphs on `sessions`, `reference` the model that they were made of.
+    """
+    both = Both(run, driver, reference)
+    for axis in both.axes():
+        run.progress(f"{FP32.name}: other sizes, {axis.name}")
+        _check(run, axis.name, [(size, _found(axis, size, sessions)) for size in axis.sizes])
+
+
+def _found(axis: Axis, size: int, sessions: Watched) -> list[Found]:
+    found: list[Found] = []
+    try:
+        found.extend(axis.find(size))
+    except GRAPH_ERRORS as error:
+        found.append(Found(sessions.last, "", math.inf, f"ONNX Runtime: {' '.join(str(error).split())}"))
+    return found
+
+
+def _check(run: Verification, axis: str, by_size: Sequence[tuple[int, list[Found]]]) -> None:
+    """A check for each graph: the largest error at any size, and at which sizes it is wrong."""
+    for component in dict.fromkeys(each.component for _, found in by_size for each in found):
+        own = [(size, each) for size, found in by_size for each in found if each.component == component]
+        size, worst = next(((s, f) for s, f in own if _is_wrong(f)), max(own, key=lambda pair: pair[1].error))
+        detail = f"{axis} {', '.join(str(size) for size in dict.fromkeys(size for size, _ in own))}"
+        if _is_wrong(worst):
+            right = [other for other, found in by_size if not any(map(_is_wrong, found)) and found]
+            says = worst.failure or f"{worst.output} is not PyTorch's"
+            detail = f"{axis} {size}: {says}; right with {', '.join(map(str, right)) or 'none'}"
+        run.add(component, FP32.name, "ort", limits.OTHER_SIZES, worst.error, detail)
+
+
+def _is_wrong(found: Found) -> bool:
+    limit = limits.limit_for(limits.OTHER_SIZES, [FP32.name])
+    assert limit is not None
+    return not limit.holds(found.error)
+
+
+class Both:
+    """The graphs and the PyTorch model, run on the same random inputs."""
+
+    def __init__(self, run: Verification, driver: Driver, reference: Reference):
+        self.driver, self.reference = driver, reference
+        self.random = np.random.default_rng(_SEED)
+        self.encoder = next(each for each in run.components if any(i.name == "pixel_values" for i in each.inputs))
+        self.decoder = next(each for each in reversed(run.components) if each.has_cache)
+        self.vocabulary = int(next(spec for spec in self.decoder.outputs if spec.name == "logits").shape[-1])
+
+    @property
+    def takes_text_alone(self) -> bool:
+        """Whether a prompt needs no image."""
+        return isinstance(self.driver, ChatDriver) and not isinstance(self.driver, PrefixChatDriver)
+
+    def axes(self) -> Iterator[Axis]:
+        """Every dynamic axis that a client can feed at several sizes."""
+        pixels = next(spec for spec in self.encoder.inputs if spec.name == "pixel_values")
+        for symbol in _symbols([pixels]):
+            sizes = _EDGES if symbol in ("height", "width") else dict.fromkeys((*BATCHES, *IMAGES))
+            yield Axis(symbol, tuple(sizes), partial(self.encoded_at, symbol))
+        yield Axis("batch_size", BATCHES, lambda size: self.generated(Sizes(batch=size)))
+        if "num_images" in _symbols([pixels]):
+            yield Axis("num_images", IMAGES[:2], lambda size: self.generated(Sizes(images=size)))
+        length = self._length_symbol()
+        yield Axis(length, LENGTHS, lambda size: self.generated(Sizes(tokens=size)))
+        yield Axis(f"{length} after a past of 1", LENGTHS, lambda size: self.continued(size, past=1))
+        yield Axis(f"{length} after a past", LENGTHS, lambda size: self.continued(size, past=None))
+        yield Axis("batch_size after a past of 1", BATCHES, lambda size: self.continued(1, past=1, batch=size))
+        if isinstance(self.driver, ChatDriver):
+            yield Axis("batch_size, rows padded", (len(PADDED),), lambda _: self.padded(PADDED))
+
+    def _length_symbol(self) -> str:
+        ids = next(spec for spec in self.decoder.inputs if spec.name in ("input_ids", "inputs_embeds"))
+        return str(ids.shape[1])
+
+    # What is found
+
+    def encoded_at(self, symbol: str, size: int) -> Iterator[Found]:
+        """The outputs of the encoder side, at this size of one axis of its inputs."""
+        arrays = self.pixels({symbol: size})
+        arrays["input_ids"] = self.ids(len(arrays["pixel_values"]), 1)
+        expected = self.encoded(arrays)
+        for made in self.driver.encode(arrays):
+            yield compared(made.component, made.output, made.value, expected[made.golden_name])
+
+    def generated(self, sizes: Sizes) -> Iterator[Found]:
+        """A prompt, and a token behind it."""
+        fed = self.prompt(sizes)
+        ours, theirs = self.prefill(fed)
+        yield from self.outputs(ours, theirs)
+        yield from self.outputs(*self.step(self.ids(sizes.batch, 1), ours.cache, theirs.past_key_values, fed))
+
+    def continued(self, tokens: int, *, past: int | None, batch: int = 1) -> Iterator[Found]:
+        """Several tokens in one run, after a cache of so many positions, or of a whole prompt."""
+        fed = self.prompt(Sizes(batch=batch)) if past is None else self.shortest_prompt(batch)
+        ours, theirs = self.prefill(fed)
+        cache, reference = ours.cache, theirs.past_key_values
+        if past is not None and cache_length(cache) > past:
+            cache = cut(cache, past)
+            reference.crop(past - cache_length(ours.cache))  # how many to drop, as a negative number
+        yield from self.outputs(*self.step(self.ids(batch, tokens), cache, reference, fed))
+
+    def padded(self, lengths: Sequence[int]) -> Iterator[Found]:
+        """Rows of several lengths, padded on their left, and a token behind them; each as it is alone."""
+        assert isinstance(self.driver, ChatDriver)
+        rows = [self.prompt(Sizes(tokens=length)) for length in lengths]
+        ids = [self.driver.ids(row.to_graphs)[0] for row in rows]
+        width = max(map(len, ids))
+        fed = {
+            "input_ids": np.stack([np.pad(row, (width - len(row), 0)) for row in ids]),
+            "attention_mask": np.array([[0] * (width - len(row)) + [1] * len(row) for row in ids], dtype=np.int64),
+            "image_features": np.concatenate([row.encoded["image_features"] for row in rows]),
+        }
+        alone = [self.in_pytorch_first(row) for row in rows]
+        ours = self.driver.prefill(fed)
+        yield from self.rows(ours, alone, [len(row) for row in ids])
+        token = self.ids(len(rows), 1)
+        behind = zip(rows, alone, token, strict=True)
+        after = [self.in_pytorch_next(one[None], past.past_key_values, row) for row, past, one in behind]
+        yield from self.rows(self.driver.step(token, ours.cache, fed), after, [len(row) + 1 for row in ids])
+
+    # How both are run
+
+    def prefill(self, fed: Fed) -> tuple[DecoderRun, Any]:
+        """Run both on a prompt: the graphs' outputs and PyTorch's."""
+        return self.driver.prefill(fed.to_graphs), self.in_pytorch_first(fed)
+
+    def step(self, token_ids: np.ndarray, cache: Cache, past: Any, fed: Fed) -> tuple[DecoderRun, Any]:
+        """Run both on tokens after a cache of their own: the graphs' outputs and PyTorch's."""
+        return self.driver.step(token_ids, cache, fed.to_graphs), self.in_pytorch_next(token_ids, past, fed)
+
+    @torch.inference_mode()
+    def encoded(self, inputs: Arrays) -> Arrays:
+        """What PyTorch's encoder side gives, by golden name."""
+        return {name: value.numpy() for name, value in self.reference.encode(as_tensors(inputs)).items()}
+
+    @torch.inference_mode()
+    def in_pytorch_first(self, fed: Fed) -> Any:
+        """PyTorch's output for a prompt."""
+        return self.reference.prefill(as_tensors(fed.inputs))
+
+    @torch.inference_mode()
+    def in_pytorch_next(self, token_ids: np.ndarray, past: Any, fed: Fed) -> Any:
+        """PyTorch's output for tokens after its cache `past`."""
+        return self.reference.step(torch.from_numpy(token_ids), past, as_tensors(fed.inputs))
+
+    # What they are compared in
+
+    def outputs(self, ours: DecoderRun, theirs: Any) -> Iterator[Found]:
+        """The cache, then the last position's logits."""
+        reference = cache_tensors(theirs.past_key_values)
+        for name, held in ours.cache.items():
+            # transformers' own cache of a windowed layer forgets what is outside it.
+            value, whole = held.numpy(), reference[golden_name(name)].numpy()
+            value = value if _OF_IMAGE in name else value[:, :, -whole.shape[2] :]
+            yield compared(ours.component, name.replace("past_key_values", "present"), value, whole)
+        yield compared(ours.component, "logits", ours.logits[:, -1], theirs.logits[:, -1].numpy())
+
+    def rows(self, ours: DecoderRun, alone: Sequence[Any], lengths: Sequence[int]) -> Iterator[Found]:
+        """Each row's own positions, beside those of the row alone."""
+        for place, (one, length) in enumerate(zip(alone, lengths, strict=True)):
+            taken = slice(place, place + 1)
+            cache = {name: value.numpy()[taken, :, -length:] for name, value in ours.cache.items()}
+            reference = cache_tensors(one.past_key_values)
+            for name, value in cache.items():
+                output = f"{name.replace('past_key_values', 'present')} of row {place + 1}"
+                whole = reference[golden_name(name)].numpy()
+                yield compared(ours.component, output, value[:, :, -whole.shape[2] :], whole)
+            output = f"logits of row {place + 1}"
+            yield compared(ours.component, output, ours.logits[taken, -1], one.logits[:, -1].numpy())
+
+    # What they are fed
+
+    def prompt(self, sizes: Sizes) -> Fed:
+        """Images and text as one prompt a row."""
+        arrays = self.pixels({"batch_size": sizes.batch, "num_images": sizes.images})
+        if len(arrays["pixel_values"]) != sizes.batch:  # images of all rows, one after the other
+            arrays = self.pixels({"num_images": sizes.batch * sizes.images})
+        arrays["input_ids"] = self.ids(sizes.batch, sizes.tokens)
+        encoded = self.encoded(arrays)
+        if self.takes_text_alone:
+            assert isinstance(self.driver, ChatDriver)
+            features = encoded["image_features"]
+            rows = features.size // features.shape[-1] // sizes.batch
+            places = np.full((sizes.batch, rows), self.driver.image_token_id, dtype=np.int64)
+            arrays["input_ids"] = np.concatenate([places, arrays["input_ids"]], axis=1)
+        return Fed(arrays, encoded)
+
+    def shortest_prompt(self, batch: int) -> Fed:
+        """A token alone, where the model needs no image."""
+        if self.takes_text_alone:
+            return Fed({"input_ids": self.ids(batch, 1)}, {})
+        return self.prompt(Sizes(batch, tokens=1))
+
+    def pixels(self, sizes: Mapping[str, int]) -> Arrays:
+        """Noise in -1…1, and masks of ones, as the encoder's graph takes them; an axis without a size has 1."""
+        return {spec.name: self._noise(spec, sizes) for spec in self.encoder.inputs}
+
+    def _noise(self, spec: TensorSpec, sizes: Mapping[str, int]) -> np.ndarray:
+        default = {"height": _EDGES[0], "width": _EDGES[0]}
+        shape = [size if isinstance(size, int) else sizes.get(size, default.get(size, 1)) for size in spec.shape]
+        if spec.dtype != "float32":
+            return np.ones(shape, dtype=np.dtype(spec.dtype))
+        return self.random.uniform(-1, 1, shape).astype(np.float32)
+
+    def ids(self, batch: int, tokens: int) -> np.ndarray:
+        """`[batch, tokens] int64` of any tokens, but for the one that stands for an image."""
+        image = self.driver.image_token_id if isinstance(self.driver, ChatDriver) else -1
+        ids = self.random.integers(0, self.vocabulary - 1, (batch, tokens), dtype=np.int64)
+        return ids + (ids >= image) if 0 <= image < self.vocabulary else ids
+
+
+def compared(component: str, output: str, value: np.ndarray, reference: np.ndarray) -> Found:
+    """An output beside PyTorch's."""
+    if value.shape != reference.shape:
+        sizes = f"{list(value.shape)}, not {list(reference.shape)}"
+        return Found(component, output, math.inf, f"{output} has shape {sizes}")
+    return Found(component, output, max_relative_error(value, reference))
+
+
+def golden_name(name: str) -> str:
+    """The golden's name of an input `past_key_values.*`."""
+    return name.replace("past_key_values", "cache")
+
+
+def cut(cache: Cache, positions: int) -> Cache:
+    """The first positions of self-attention's cache; that of cross-attention as it is."""
+    own = {name: value for name, value in cache.items() if _OF_IMAGE not in name}
+    return cache | keep_positions(own, positions)
+
+
+def _symbols(specs: Iterable[TensorSpec]) -> list[str]:
+    return list(dict.fromkeys(size for spec in specs for size in spec.shape if isinstance(size, str)))
