@@ -152,7 +152,9 @@ def run_export(
         known = ", ".join(merged.family.layouts)
         raise InputError(f"{recipe.path}: layout: {merged.family.model_type} has no layout {layout!r}; it has {known}")
     wanted = wanted or parse(recipe.recipe.dtypes, f"{recipe.path}: dtypes")
-    cache = GraphCache(merged, layout, keep=not recipe.recipe.trust_remote_code, retrace=retrace, notify=notify)
+    in_graph = config_files.image_processor(recipe, merged, layout) if recipe.recipe.preprocess == "graph" else {}
+    keep = not recipe.recipe.trust_remote_code
+    cache = GraphCache(merged, layout, in_graph=in_graph, keep=keep, retrace=retrace, notify=notify)
     names = [component.name for component in cache.components]
     mixed = wanted.mixed(names)
     with atomic_folder(work.repo) as folder, Onnxsim() as onnxsim:
@@ -175,6 +177,7 @@ def run_export(
             simplified=reports,
             inputs_sha256=merge_report.inputs_sha256,
             versions={name: version(name) for name in _VERSIONS},
+            in_graph=in_graph,
         )
         config_files.write_config_files(folder, recipe, merged, manifest)
         if waiting := [variant for variant in variants if variant.needs_samples]:

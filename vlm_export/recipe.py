@@ -27,6 +27,7 @@ DtypeName = Literal["fp32", "fp16", "int8", "uint8", "q8", "q4", "q4f16", "bnb4"
 MetricName = Literal[
     "cosine_similarity",
     "max_relative_error",
+    "max_relative_error_at_other_sizes",
     "teacher_forced_top1_agreement",
     "tokens_as_onnxruntime_rate",
     "tokens_exact_rate",
@@ -135,6 +136,9 @@ class Recipe:
 
     `model_type` is what the model's config must say, so that a recipe can be listed by family before it is downloaded.
 
+    `preprocess` says where pictures are resized and normalized: by the `client`, each in its own way, or in the vision
+    `graph`, which then takes pictures of any size.
+
     `tokenizer` (with its chat template) and `processor` name a folder or Hub repo to take them from, or `model`.
     Without them those of the last adapter that has them win over the model's.
 
@@ -150,6 +154,7 @@ class Recipe:
     adapters: tuple[AdapterSource, ...] = ()
     combination: Combination | None = None
     layout: LayoutName = "captioner"
+    preprocess: Literal["client", "graph"] = "client"
     dtypes: tuple[str, ...] = ("fp32",)
     generation: Generation = Field(default_factory=Generation)
     tokenizer: str | None = None

@@ -63,7 +63,7 @@ def beside(folder: Path, *, because: str) -> TorchEngine:
     repo = open_repo(folder)
     checkpoint, model = merge.attach(merged, [])
     default = checkpoint.family.image_processor(checkpoint.config)
-    settings = repo.preprocessor or image_processor_settings(merged, default, {})
+    settings = repo.in_graph or repo.preprocessor or image_processor_settings(merged, default, {})
     return TorchEngine(checkpoint, model, repo.name, repo.layout, settings, repo.generation)
 
 

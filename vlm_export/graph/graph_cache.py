@@ -43,6 +43,7 @@ from vlm_export.files import cache_folder
 from vlm_export.graph.onnxsim_process import Onnxsim
 from vlm_export.graph.simplify_report import ONNXSIM_RAN, SimplifyReport
 from vlm_export.graph.stacks import attributes
+from vlm_export.models import pixels
 from vlm_export.models.library import aliases
 from vlm_export.source.checkpoint import Checkpoint, build_empty
 from vlm_export.spec.graph import Component
@@ -71,6 +72,7 @@ def graph_cache_folder() -> Path:
 class GraphCache:
     """The skeletons of the components of a layout of a merged checkpoint: looked for, or traced and kept.
 
+    `in_graph` are image processor settings that the tower's graph carries out, if it does.
     With `retrace` none is looked for, without `keep` none is kept either. `notify` is told, once, when they cannot be.
     """
 
@@ -79,11 +81,12 @@ class GraphCache:
         merged: Checkpoint,
         layout: str,
         *,
+        in_graph: Mapping[str, Any] | None = None,
         keep: bool = True,
         retrace: bool = False,
         notify: Callable[[str], None] = lambda line: None,
     ):
-        self.components = merged.family.layouts[layout].components(merged.config)
+        self.components = pixels.published(merged.family.layouts[layout].components(merged.config), in_graph)
         self.model = build_empty(merged)
         merged.family.trim(self.model)
         self.keep, self.retrace, self.notify = keep, retrace, notify

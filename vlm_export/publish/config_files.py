@@ -16,6 +16,7 @@ from vlm_export.errors import InputError
 from vlm_export.files import read_json, write_json
 from vlm_export.manifest import MANIFEST, Manifest
 from vlm_export.measure import bench_table
+from vlm_export.models.pixels import DONE_IN_GRAPH
 from vlm_export.preprocessing import chat_template as own_template
 from vlm_export.preprocessing import (
     copy_tokenizer,
@@ -50,7 +51,9 @@ def write_config_files(folder: Path, recipe: RecipeFile, merged: Checkpoint, man
     client = merged.family.layouts[manifest.layout].client
     copy_tokenizer(merged.path, folder)
     facts = _facts(recipe, merged, client)
-    files = {_PREPROCESSOR: dict(facts.image_processor), **client.config(facts)}
+    files = _settings(client, facts)
+    if manifest.in_graph:
+        files[_PREPROCESSOR] |= DONE_IN_GRAPH
     files["config.json"][_CLIENT_CONFIG] = _client_config(manifest)
     if "processor_config.json" in files:
         files[_PREPROCESSOR]["processor_class"] = files["processor_config.json"]["processor_class"]
@@ -61,6 +64,21 @@ def write_config_files(folder: Path, recipe: RecipeFile, merged: Checkpoint, man
     _finish_tokenizer(folder, client.template(facts))
     write_json(folder / MANIFEST, asdict(manifest))
     shutil.copyfile(recipe.path, folder / "recipe.yaml")
+
+
+def image_processor(recipe: RecipeFile, merged: Checkpoint, layout: str) -> dict[str, Any]:
+    """`preprocessor_config.json` of a repo whose client prepares the pictures.
+
+    Raises:
+        InputError: as of `write_config_files`.
+    """
+    client = merged.family.layouts[layout].client
+    return _settings(client, _facts(recipe, merged, client))[_PREPROCESSOR]
+
+
+def _settings(client: Client, facts: RepoFacts) -> dict[str, dict[str, Any]]:
+    """The JSON files that make a client load a repo, by name."""
+    return {_PREPROCESSOR: dict(facts.image_processor), **client.config(facts)}
 
 
 def _facts(recipe: RecipeFile, merged: Checkpoint, client: Client) -> RepoFacts:

@@ -2,6 +2,7 @@
 
 - Angles of rotary embedding: half precision has eleven bits; at position 1000 it tells angles apart by half a radian,
   and keys came out 6 % wrong.
+- Pictures that the graph prepares itself: bytes, and what is made of them before the tower.
 - Comparisons of numbers that no layer has computed, such as which row of a position table a patch is at: 5/26 in half
   precision is below 5/26.
 - What makes or takes numbers that are too large for half precision (`ranges.py`), with the weights of such nodes.
@@ -15,9 +16,12 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from vlm_export.graph.rewrites.front_end import PREFIX
 from vlm_export.graph.weights import WeightRef, weight_inputs
+from vlm_export.models.pixels import TRACED
 from vlm_export.quantize.graph_edits import is_float
 
+PREPARED = f"{PREFIX}{TRACED}"  # pixels, where a graph prepares pictures itself
 _OF_ANGLES = ("Cos", "Sin")
 _COMPARISONS = ("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal")
 _OF_LAYERS = ("MatMul", "Gemm", "Conv", "LayerNormalization", "BatchNormalization", "Gather")
@@ -119,13 +123,25 @@ def _own_constants(nodes: tuple[ir.Node, ...]) -> tuple[ir.Value, ...]:
 
 
 def _inside(graph: ir.Graph) -> set[ir.Node]:
-    """The nodes to keep: angles and comparisons, and what lies before them back to where integers become floats."""
-    found = _before(node for node in graph if node.op_type in _OF_ANGLES)
+    """The nodes to keep: pictures, angles, comparisons, and what makes those, back to where integers become floats."""
+    found = _before(node for node in graph if node.op_type in _OF_ANGLES) | _of_pixels(graph)
     for node in graph:
         if node.op_type in _COMPARISONS and any(is_float(value) for value in node.inputs):
             before = _before([node])
             if not any(other.domain or other.op_type in _OF_LAYERS for other in before):
                 found |= before
+    return found
+
+
+def _of_pixels(graph: ir.Graph) -> set[ir.Node]:
+    """All nodes that prepare pictures."""
+    found: set[ir.Node] = set()
+    waiting = [node for node in graph if any(value.name == PREPARED for value in node.outputs)]
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting += [producer for value in node.inputs if value is not None and (producer := value.producer())]
     return found
 
 

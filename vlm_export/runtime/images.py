@@ -121,6 +121,11 @@ class ImageProcessor:
         self.settings = _checked(settings, name)
         self.is_tiling = IMAGE_PROCESSORS[name].tiles
 
+    def groups(self, images: Sequence[Image.Image]) -> list[Sequence[Image.Image]]:
+        """The pictures of one prompt, those together that come out in one size."""
+        as_they_are = not (self.is_tiling or self.settings["do_resize"] or self.settings.get("do_center_crop"))
+        return [[image] for image in images] if as_they_are else [images]
+
     def __call__(self, images: Sequence[Image.Image]) -> Processed:
         """`pixel_values` `[images, 3, H, W] float32`.
 

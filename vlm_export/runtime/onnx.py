@@ -244,13 +244,19 @@ class OnnxEngine:
         """Run the encoder side on the images of one prompt."""
         if not images:
             return Encoded({}, (), ())
-        processed = self.images(images)
-        values = {observed.golden_name: observed.value for observed in self.driver.encode(processed.arrays)}
+        processed = [self.images(group) for group in self.images.groups(images)]
+        values = self._encoded([each.arrays for each in processed])
+        tiles = tuple(tile for each in processed for tile in each.tiles)
         features = values.get("image_features")
         per_image = [features.shape[-2]] * len(images) if features is not None and features.ndim == 3 else []
         if features is not None and features.ndim == 2:
-            per_image = [len(features) // max(1, sum(map(_count, processed.tiles)))] * len(images)
-        return Encoded(values, tuple(per_image), processed.tiles)
+            per_image = [len(features) // max(1, sum(map(_count, tiles)))] * len(images)
+        return Encoded(values, tuple(per_image), tiles)
+
+    def _encoded(self, groups: Sequence[Arrays]) -> Arrays:
+        """What the encoder side gives for pictures that are run a group at a time, together, by golden name."""
+        runs = [{each.golden_name: each.value for each in self.driver.encode(group)} for group in groups]
+        return {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}
 
     def messages(self, images: Sequence[Image.Image], prompt: Prompt) -> list[Message]:
         """A prompt as a conversation: a text comes after the images.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Repo:
 
     Attributes:
         files: those three that drivers read.
+        in_graph: image processor settings that the vision graph carries out, if it does.
         failed: dtypes that did not pass `vlm-export verify`; none is taken unless it is asked for.
     """
 
@@ -37,6 +38,7 @@ class Repo:
     files: Mapping[str, dict[str, Any]]
     name: str
     failed: tuple[str, ...] = ()
+    in_graph: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -128,7 +130,8 @@ def open_repo(path: Path) -> Repo:
         files[name] = read_json(path / name) if (path / name).is_file() else {}
     files[GENERATION] = _token_ids(files[CONFIG]) | files[GENERATION]
     manifest = read_json(path / MANIFEST) if (path / MANIFEST).is_file() else {}
-    return Repo(path, files, manifest.get("recipe") or path.resolve().name, tuple(manifest.get("failed", ())))
+    name = manifest.get("recipe") or path.resolve().name
+    return Repo(path, files, name, tuple(manifest.get("failed", ())), manifest.get("in_graph") or {})
 
 
 def _token_ids(config: Mapping[str, Any]) -> dict[str, Any]:

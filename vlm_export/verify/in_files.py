@@ -8,9 +8,11 @@ import numpy as np
 
 from vlm_export.dtypes import FP32
 from vlm_export.runtime.repo import Repo, open_repo
-from vlm_export.runtime.sessions import Arrays
+from vlm_export.runtime.sessions import GRAPH_ERRORS, Arrays
 from vlm_export.verify import limits
 from vlm_export.verify.client_inputs import OwnFiles, coarse, ids_difference, peculiarity, pixel_difference
+from vlm_export.verify.pixels_in_graph import PixelsInGraph
+from vlm_export.verify.report import RUNS
 from vlm_export.verify.verification import Verification
 
 
@@ -24,6 +26,23 @@ def check_own_files(run: Verification, golden_inputs: Sequence[Arrays]) -> None:
         ids = [own.prompt_ids(facts, inputs, path) for path, inputs in pairs]
         check_prompts(run, FP32.name, "ort", ids, golden_inputs)
     check_pixels(run, FP32.name, "ort", limits.PIXELS, [own.pixels(path) for path in paths], golden_inputs)
+    if run.pixels is not None:
+        check_pixels_in_graph(run, run.pixels)
+
+
+def check_pixels_in_graph(run: Verification, pixels: PixelsInGraph) -> None:
+    """Check that a graph which prepares pictures itself makes Pillow's pixels of them, in any size."""
+    try:
+        found = dict(entry for path in run.golden.image_paths()[:_PICTURES] for entry in pixels.differences(path))
+    except GRAPH_ERRORS as error:
+        run.fail(pixels.graph.stem, FP32.name, "ort", RUNS, f"ONNX Runtime: {' '.join(str(error).split())}")
+        return
+    worst = max(found, key=lambda name: found[name])
+    detail = f"{worst}, of {len(found)} pictures"
+    run.add(pixels.graph.stem, FP32.name, "ort", limits.PIXELS_IN_GRAPH, found[worst], detail)
+
+
+_PICTURES = 3  # in several sizes each
 
 
 def has_prompt(repo: Repo) -> bool:
@@ -65,7 +84,8 @@ def check_pixels(
 
     Those that a client cannot read, or reads otherwise by their kind, are named and not judged.
     """
-    pairs = [(pixels, inputs["pixel_values"]) for pixels, inputs in zip(found, golden_inputs, strict=True)]
+    made = [run.made_pixels(pixels) for pixels in found]
+    pairs = [(pixels, inputs["pixel_values"]) for pixels, inputs in zip(made, golden_inputs, strict=True)]
     if metric == limits.PIXELS_FROM_FILE:
         values = [pixel_difference(coarse(pixels), coarse(expected)) for pixels, expected in pairs]
     else:

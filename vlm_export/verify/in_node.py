@@ -13,6 +13,7 @@ from vlm_export.runtime.repo import open_repo
 from vlm_export.runtime.sessions import GRAPH_ERRORS, Arrays
 from vlm_export.verify import in_ort, limits
 from vlm_export.verify.client_inputs import peculiarity
+from vlm_export.verify.golden_sessions import as_fed
 from vlm_export.verify.in_files import check_ends, check_pixels, check_prompts, has_prompt
 from vlm_export.verify.metrics import first_difference
 from vlm_export.verify.report import RUNS
@@ -42,8 +43,8 @@ def verify_in_node(run: Verification, dtype: str, golden_inputs: Sequence[Arrays
     try:
         with tempfile.TemporaryDirectory(prefix="vlm-export-") as scratch:
             readable = [_readable(path, Path(scratch)) for path in paths]
-            pairs = zip(readable, golden_inputs, strict=True)
-            same = [node_runtime.Item(path, inputs["pixel_values"], prompt) for path, inputs in pairs]
+            fed = [as_fed(inputs, run.steps)["pixel_values"] for inputs in golden_inputs]
+            same = [node_runtime.Item(path, pixels, prompt) for path, pixels in zip(readable, fed, strict=True)]
             items = [*same, *from_files]
             taken = "auto" if dtype == MIXED else dtype  # the repo's own config.json says which each component has
             result = node_runtime.caption(run.repo, layout=client.node, dtype=taken, items=items, generation={})

@@ -26,8 +26,9 @@ from vlm_export.source.checkpoint import Checkpoint
 from vlm_export.verify import collapse, limits
 from vlm_export.verify.collapse import ImagePair
 from vlm_export.verify.golden import Golden, GoldenCase
+from vlm_export.verify.golden_sessions import GoldenSessions
 from vlm_export.verify.metrics import agreement, cosine_similarity, max_relative_error, nats_lost, rouge_l
-from vlm_export.verify.other_sizes import Watched, check_other_sizes
+from vlm_export.verify.other_sizes import check_other_sizes
 from vlm_export.verify.report import LOADS, RUNS, SATURATION, SHAPE, SIGNATURE, Check
 from vlm_export.verify.tokens import add_tokens
 from vlm_export.verify.verification import Verification
@@ -306,7 +307,7 @@ def verify_other_sizes(run: Verification, merged: Checkpoint) -> None:
     """Run the float32 graphs at other sizes than the golden's, beside the merged checkpoint in PyTorch."""
     run.progress(f"{FP32.name}: other sizes, loading the model in PyTorch")
     checkpoint, model = merge.attach(merged.path, [])
-    sessions = Watched(run.repo / ONNX, FP32.suffix)
+    sessions = _sessions(run, FP32.name)
     check_other_sizes(run, _driver(run, sessions), sessions, checkpoint.family.reference(model))
 
 
@@ -315,12 +316,9 @@ def _driver(run: Verification, sessions: Sessions) -> Driver:
     return choose_driver(files).on(sessions)
 
 
-def _sessions(run: Verification, dtype: str) -> Sessions:
-    if dtype == MIXED:
-        return Sessions(
-            run.repo / ONNX, {component: DTYPES[own].suffix for component, own in run.manifest.mixed.items()}
-        )
-    return Sessions(run.repo / ONNX, DTYPES[dtype].suffix)
+def _sessions(run: Verification, dtype: str) -> GoldenSessions:
+    mixed = {component: DTYPES[own].suffix for component, own in run.manifest.mixed.items()}
+    return GoldenSessions(run.repo / ONNX, mixed if dtype == MIXED else DTYPES[dtype].suffix, run.steps)
 
 
 def _forced(decoder: Decoder, plan: Plan, golden: Sequence[int]) -> Forced:

@@ -44,6 +44,7 @@ TOKENS_AS_ORT = "tokens_as_onnxruntime_rate"  # of transformers.js in fewer bits
 # another crop, size or mean makes more.
 PROMPT_IDS, ENDS = "prompts_that_differ", "ends_that_differ"
 PIXELS, PIXELS_FROM_FILE = "mean_pixel_difference", "mean_pixel_difference_from_image_file"
+PIXELS_IN_GRAPH = "largest_pixel_difference_in_graph"  # of a graph that prepares pictures, from Pillow's, of 255
 # Signs of a collapse, in any dtype and whatever the cosines are: see `collapse.py`.
 DISTINCT_CAPTIONS, IMAGE_SWAP = "distinct_captions_rate", "image_swap_sensitivity"
 LOOPING_CAPTIONS, EMPTY_CAPTIONS = "looping_captions_rate", "empty_captions_rate"
@@ -72,10 +73,11 @@ _AT_MOST = {
     ENDS,
     PIXELS,
     PIXELS_FROM_FILE,
+    PIXELS_IN_GRAPH,
     LOOPING_CAPTIONS,
     EMPTY_CAPTIONS,
 }
-_OF_FILES = {PROMPT_IDS: 0.0, ENDS: 0.0, PIXELS: 1e-3, PIXELS_FROM_FILE: 0.3}
+_OF_FILES = {PROMPT_IDS: 0.0, ENDS: 0.0, PIXELS: 1e-3, PIXELS_FROM_FILE: 0.3, PIXELS_IN_GRAPH: 2.0}
 _OF_COLLAPSE = {
     # Below a third, most of what the image says is lost. Of shapes-captioner, 4 levels in all activations of the tower
     # leave 0.05, in its residuals 0.16; 4 levels in its last layer alone, with 15 of 20 captions exact, leave 0.74.

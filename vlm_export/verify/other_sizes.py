@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,14 +17,13 @@ import numpy as np
 import torch
 
 from vlm_export.dtypes import FP32
+from vlm_export.models.pixels import PIXELS
 from vlm_export.runtime.drivers import ChatDriver, Driver, PrefixChatDriver
 from vlm_export.runtime.sessions import (
     GRAPH_ERRORS,
     Arrays,
     Cache,
     DecoderRun,
-    Inputs,
-    Sessions,
     cache_length,
     keep_positions,
 )
@@ -32,6 +31,7 @@ from vlm_export.spec.family import Reference
 from vlm_export.spec.graph import TensorSpec
 from vlm_export.verify import limits
 from vlm_export.verify.golden import as_tensors, cache_tensors
+from vlm_export.verify.golden_sessions import GoldenSessions
 from vlm_export.verify.metrics import max_relative_error
 from vlm_export.verify.verification import Verification
 
@@ -83,23 +83,7 @@ class Axis:
     find: Callable[[int], Iterator[Found]]
 
 
-class Watched(Sessions):
-    """Sessions that know which graph was run last: an error of ONNX Runtime does not say."""
-
-    last = ""
-
-    def run(self, component: str, feeds: Inputs) -> Arrays:
-        """As of `Sessions`."""
-        self.last = component
-        return super().run(component, feeds)
-
-    def decode(self, component: str, feeds: Inputs, cache: Cache) -> DecoderRun:
-        """As of `Sessions`."""
-        self.last = component
-        return super().decode(component, feeds, cache)
-
-
-def check_other_sizes(run: Verification, driver: Driver, sessions: Watched, reference: Reference) -> None:
+def check_other_sizes(run: Verification, driver: Driver, sessions: GoldenSessions, reference: Reference) -> None:
     """Add a check for each dynamic axis of each graph that it reaches.
 
     `driver` runs the graphs on `sessions`, `reference` the model that they were made of.
@@ -110,7 +94,7 @@ def check_other_sizes(run: Verification, driver: Driver, sessions: Watched, refe
         _check(run, axis.name, [(size, _found(axis, size, sessions)) for size in axis.sizes])
 
 
-def _found(axis: Axis, size: int, sessions: Watched) -> list[Found]:
+def _found(axis: Axis, size: int, sessions: GoldenSessions) -> list[Found]:
     found: list[Found] = []
     try:
         found.extend(axis.find(size))
@@ -144,7 +128,12 @@ class Both:
     def __init__(self, run: Verification, driver: Driver, reference: Reference):
         self.driver, self.reference = driver, reference
         self.random = np.random.default_rng(_SEED)
-        self.encoder = next(each for each in run.components if any(i.name == "pixel_values" for i in each.inputs))
+        encoder = next(each for each in run.components if any(i.name == PIXELS for i in each.inputs))
+        # Of a graph that prepares pictures itself PyTorch gets what is made of them: see `GoldenSessions`.
+        self.images = (
+            tuple(replace(spec, name=PIXELS) for spec in encoder.traced_inputs) if run.steps else encoder.inputs
+        )
+        self.steps = run.steps
         self.decoder = next(each for each in reversed(run.components) if each.has_cache)
         self.vocabulary = int(next(spec for spec in self.decoder.outputs if spec.name == "logits").shape[-1])
 
@@ -155,7 +144,7 @@ class Both:
 
     def axes(self) -> Iterator[Axis]:
         """Every dynamic axis that a client can feed at several sizes."""
-        pixels = next(spec for spec in self.encoder.inputs if spec.name == "pixel_values")
+        pixels = next(spec for spec in self.images if spec.name == PIXELS)
         for symbol in _symbols([pixels]):
             sizes = _EDGES if symbol in ("height", "width") else dict.fromkeys((*BATCHES, *IMAGES))
             yield Axis(symbol, tuple(sizes), partial(self.encoded_at, symbol))
@@ -179,7 +168,7 @@ class Both:
     def encoded_at(self, symbol: str, size: int) -> Iterator[Found]:
         """The outputs of the encoder side, at this size of one axis of its inputs."""
         arrays = self.pixels({symbol: size})
-        arrays["input_ids"] = self.ids(len(arrays["pixel_values"]), 1)
+        arrays["input_ids"] = self.ids(len(arrays[PIXELS]), 1)
         expected = self.encoded(arrays)
         for made in self.driver.encode(arrays):
             yield compared(made.component, made.output, made.value, expected[made.golden_name])
@@ -275,7 +264,7 @@ class Both:
     def prompt(self, sizes: Sizes) -> Fed:
         """Images and text as one prompt a row."""
         arrays = self.pixels({"batch_size": sizes.batch, "num_images": sizes.images})
-        if len(arrays["pixel_values"]) != sizes.batch:  # images of all rows, one after the other
+        if len(arrays[PIXELS]) != sizes.batch:  # images of all rows, one after the other
             arrays = self.pixels({"num_images": sizes.batch * sizes.images})
         arrays["input_ids"] = self.ids(sizes.batch, sizes.tokens)
         encoded = self.encoded(arrays)
@@ -294,14 +283,16 @@ class Both:
         return self.prompt(Sizes(batch, tokens=1))
 
     def pixels(self, sizes: Mapping[str, int]) -> Arrays:
-        """Noise in -1…1, and masks of ones, as the encoder's graph takes them; an axis without a size has 1."""
-        return {spec.name: self._noise(spec, sizes) for spec in self.encoder.inputs}
+        """Noise, and masks of ones, as the encoder's graph takes them; an axis without a size has 1."""
+        return {spec.name: self._noise(spec, sizes) for spec in self.images}
 
     def _noise(self, spec: TensorSpec, sizes: Mapping[str, int]) -> np.ndarray:
         default = {"height": _EDGES[0], "width": _EDGES[0]}
         shape = [size if isinstance(size, int) else sizes.get(size, default.get(size, 1)) for size in spec.shape]
         if spec.dtype != "float32":
             return np.ones(shape, dtype=np.dtype(spec.dtype))
+        if self.steps is not None:
+            return self.steps.normalized(self.random.integers(0, 256, shape))
         return self.random.uniform(-1, 1, shape).astype(np.float32)
 
     def ids(self, batch: int, tokens: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -10,11 +11,14 @@ from typing import Literal
 import numpy as np
 
 from vlm_export.manifest import Manifest
+from vlm_export.models.pixels import Steps
 from vlm_export.recipe import Tolerance
+from vlm_export.runtime.sessions import GRAPH_ERRORS
 from vlm_export.spec.family import Layout
 from vlm_export.spec.graph import Component
 from vlm_export.verify import limits
 from vlm_export.verify.golden import GoldenFolder
+from vlm_export.verify.pixels_in_graph import PixelsInGraph
 from vlm_export.verify.report import Check
 from vlm_export.wanted import MIXED
 
@@ -24,6 +28,7 @@ class Verification:
     """What one verification reads, and what it has seen so far.
 
     Attributes:
+        pixels: the part of the vision graph that prepares pictures, if it does.
         generated_in_ort: each dtype's tokens in ONNX Runtime, a list for each golden image.
         fp32_scores: the float32 graphs' scores of the next token where PyTorch's tokens are forced,
             `[tokens, vocabulary] float32` for each of the first golden images.
@@ -36,10 +41,24 @@ class Verification:
     golden: GoldenFolder
     tolerances: tuple[Tolerance, ...]
     progress: Callable[[str], None]
+    pixels: PixelsInGraph | None = None
     checks: list[Check] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     generated_in_ort: dict[str, list[list[int]]] = field(default_factory=dict)
     fp32_scores: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def steps(self) -> Steps | None:
+        """What the vision graph does to pictures, if it prepares them itself."""
+        return Steps.of(self.pixels.settings) if self.pixels else None
+
+    def made_pixels(self, pictures: np.ndarray | None) -> np.ndarray | None:
+        """What the tower takes of what a client feeds; None where the client, or the graph, makes nothing of it."""
+        if self.pixels is None or pictures is None:
+            return pictures
+        with suppress(*GRAPH_ERRORS):
+            return self.pixels.made_of(pictures)
+        return None
 
     def dtypes_of(self, name: str) -> list[str]:
         """The dtypes that a graph may have: one, or all those that a user mixed."""

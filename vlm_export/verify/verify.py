@@ -16,15 +16,18 @@ from vlm_export.dtypes import FP32
 from vlm_export.errors import InputError
 from vlm_export.files import sha256
 from vlm_export.manifest import ONNX, Manifest, load_manifest
+from vlm_export.models import pixels
 from vlm_export.recipe import Tolerance
 from vlm_export.runtime.sessions import Arrays
 from vlm_export.source.checkpoint import Checkpoint
 from vlm_export.spec.family import Preprocessor
+from vlm_export.spec.graph import Component
 from vlm_export.targets import VERIFY_TARGETS, VerifyTarget
 from vlm_export.verify.golden import GoldenFolder, array_sha256
 from vlm_export.verify.in_files import check_own_files
 from vlm_export.verify.in_node import verify_in_node
 from vlm_export.verify.in_ort import verify_in_ort, verify_other_sizes
+from vlm_export.verify.pixels_in_graph import PixelsInGraph
 from vlm_export.verify.report import Report
 from vlm_export.verify.verification import Verification
 from vlm_export.web import node_runtime
@@ -47,8 +50,9 @@ def verify(
     manifest = load_manifest(repo)
     _check_comparable(repo, manifest, golden)
     layout = merged.family.layouts[manifest.layout]
-    components = layout.components(merged.config)
+    components = pixels.published(layout.components(merged.config), manifest.in_graph)
     run = Verification(repo, manifest, layout, components, golden, tolerances, progress)
+    run.pixels = _pixels(repo, manifest, components)
     model_inputs = _golden_inputs(
         golden, merged.family.preprocessor(merged.path, merged.config, golden.facts.image_processor)
     )
@@ -76,6 +80,14 @@ def verify(
         golden_inputs_sha256=golden.facts.inputs_sha256,
         versions={"onnxruntime": version("onnxruntime"), "python": platform.python_version(), **run.versions},
     )
+
+
+def _pixels(repo: Path, manifest: Manifest, components: Sequence[Component]) -> PixelsInGraph | None:
+    """The part of the float32 vision graph that prepares pictures, if it does."""
+    if not manifest.in_graph:
+        return None
+    tower = next(each for each in components if any(spec.name == pixels.PIXELS for spec in each.inputs))
+    return PixelsInGraph(repo / ONNX / f"{tower.name}.onnx", manifest.in_graph)
 
 
 def _check_comparable(repo: Path, manifest: Manifest, golden: GoldenFolder) -> None:
