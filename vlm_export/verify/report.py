@@ -10,6 +10,8 @@ from vlm_export.files import file_hashes
 
 # Metrics of checks that need no tolerance: a graph is as it should be, or it is not.
 LOADS, RUNS, SHAPE, SIGNATURE, SATURATION = "loads", "runs", "shape", "signature", "largest_pair_of_integer_weights"
+CAPTIONS = 64  # golden images of which a report holds captions
+MadeOf = Literal["pixels", "file"]
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,8 @@ class Check:
     """One comparison.
 
     `verdict` is pass, fail, reported (no limit applies), or near-tie: tokens that differ where two scores are equal to
-    rounding, which passes.
+    rounding, which passes. Of a graph's output, `output` is its name and `phase` the run that gave it: `prefill`,
+    `decode step 1`; an encoder has one run, and no name for it.
     """
 
     component: str
@@ -28,6 +31,21 @@ class Check:
     limit: float | None
     verdict: Literal["pass", "fail", "near-tie", "reported"]
     detail: str = ""
+    output: str = ""
+    phase: str = ""
+
+
+@dataclass(frozen=True)
+class Captions:
+    """What a dtype says in one runtime of the first golden images, in their order; PyTorch's captions are the golden's.
+
+    `made_of` says whether it was given the golden's pixels, or the image files.
+    """
+
+    dtype: str
+    runtime: str
+    made_of: MadeOf
+    texts: list[str]
 
 
 @dataclass(frozen=True)
@@ -67,7 +85,10 @@ class DtypeRow:
 
 @dataclass(frozen=True)
 class Report:
-    """`report.json`. `table` says what the checks come to, a row a dtype, with the speeds that `bench` measured."""
+    """`report.json`. `table` says what the checks come to, a row a dtype, with the speeds that `bench` measured.
+
+    `captions` are of the first `CAPTIONS` golden images, of each dtype in each runtime that made some.
+    """
 
     recipe: str
     layout: str
@@ -79,6 +100,7 @@ class Report:
     golden_inputs_sha256: dict[str, str]
     versions: dict[str, str]
     table: list[DtypeRow] = field(default_factory=list)
+    captions: list[Captions] = field(default_factory=list)
     schema: int = 1
 
     @property

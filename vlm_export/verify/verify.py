@@ -79,6 +79,7 @@ def verify(
         files_sha256={},
         golden_inputs_sha256=golden.facts.inputs_sha256,
         versions={"onnxruntime": version("onnxruntime"), "python": platform.python_version(), **run.versions},
+        captions=run.captions,
     )
 
 
