@@ -15,6 +15,13 @@ from vlm_export.dtypes import FP32, preferred
 from vlm_export.errors import InputError
 from vlm_export.wanted import AUTO, PLANNED, Goal, Wanted, parse, parse_size
 
+# By choice of `verify --fail-on`, the verdicts of checks that make it fail.
+FAIL_ON: dict[str, frozenset[str]] = {
+    "fail": frozenset({"fail"}),
+    "near-tie": frozenset({"fail", "near-tie"}),
+    "never": frozenset(),
+}
+
 
 @click.command()
 @recipe_argument
@@ -139,21 +146,42 @@ def _wanted(quantize: tuple[str, ...], budget: str | None, max_kl: float | None,
 @click.option(
     "--runtime", "runtimes", multiple=True, type=click.Choice(["ort", "node"]), help="Only this one; repeats."
 )
+@click.option(
+    "--fail-on",
+    type=click.Choice([*FAIL_ON]),
+    default="fail",
+    show_default=True,
+    help="The mildest verdict that makes the exit status 1.",
+)
+@click.option("--junit", type=click.Path(path_type=Path), metavar="FILE", help="Write the checks as JUnit XML too.")
 @common
-def verify(recipe: str | None, runtimes: tuple[str, ...], work: Path | None, as_json: bool) -> None:
+def verify(
+    recipe: str | None,
+    runtimes: tuple[str, ...],
+    fail_on: str,
+    junit: Path | None,
+    work: Path | None,
+    as_json: bool,
+) -> None:
     """Compare graphs and tokens with golden outputs.
 
     Golden outputs are the PyTorch model's, recorded with its adapter attached. The graphs run in ONNX Runtime here and
     in stock transformers.js in Node, which is installed once, into the user's cache folder.
 
+    What was found is in report/: report.json, and index.html, a page to look at. A near-tie is two scores that are
+    equal to rounding, so that either token is right. Whatever --fail-on says, push refuses what failed.
+
+    \b
     Example: vlm-export verify --runtime ort
+             vlm-export verify --fail-on near-tie --junit verify.xml
     """
     from rich.console import Console
 
     found, folder = open_recipe(recipe, work)
     from vlm_export import pipeline
     from vlm_export.publish import decision_table
-    from vlm_export.publish.findings import REPORT
+    from vlm_export.publish.findings import PAGE, REPORT
+    from vlm_export.publish.junit import write_junit
     from vlm_export.targets import VERIFY_TARGETS
     from vlm_export.verify.causes import explain
 
@@ -161,10 +189,15 @@ def verify(recipe: str | None, runtimes: tuple[str, ...], work: Path | None, as_
         report = pipeline.run_verify(found, folder, progress, runtimes=runtimes or VERIFY_TARGETS)  # type: ignore[arg-type]
     lines = report_lines(report, folder.report / REPORT)
     advice = explain(report, recipe or found.name)
-    print_result(as_json, asdict(report) | {"advice": advice}, [*lines, *advice])
+    page = folder.report / PAGE
+    print_result(as_json, asdict(report) | {"advice": advice, "page": str(page)}, [*lines, *advice])
     if not as_json:
         Console().print(decision_table.table(report.table))
-    if report.verdict != "pass":
+        click.echo(f"to look at: {page}")
+    failing = FAIL_ON[fail_on]
+    if junit is not None:
+        write_junit(junit, report, failing or FAIL_ON["fail"])
+    if failing and (report.verdict != "pass" or any(check.verdict in failing for check in report.checks)):
         click.get_current_context().exit(1)
 
 

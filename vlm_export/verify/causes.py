@@ -45,16 +45,35 @@ def explain(report: Report, name: str) -> list[str]:
     failed = report.failed_dtypes
     if not failed:
         return []
-    lines = [f"{dtype}: {_cause(report, dtype)}{_captions(report, dtype)}" for dtype in failed]
-    return [*lines, _way_out(report, name)]
+    lines = [f"{dtype}: {cause(report, dtype)}{_captions(report, dtype)}" for dtype in failed]
+    commands = publishable(report, name)
+    if not commands:
+        return [*lines, "nothing can be published before fp32 passes"]
+    return [*lines, f"to publish without {', '.join(failed)}: {', then '.join(f'`{line}`' for line in commands)}"]
 
 
-def _cause(report: Report, dtype: str) -> str:
+def publishable(report: Report, name: str) -> list[str]:
+    """The commands that leave out the dtypes that failed, of a recipe; none if float32 is among them."""
+    left = passed(report)
+    if FP32.name not in left:
+        return []
+    options = "".join(f" --quantize {dtype}" for dtype in left)
+    return [f"vlm-export onnx {name}{options}", f"vlm-export verify {name}"]
+
+
+def passed(report: Report) -> list[str]:
+    """The dtypes that passed, in the order of the checks."""
+    failed = report.failed_dtypes
+    return [dtype for dtype in dict.fromkeys(check.dtype for check in report.checks) if dtype not in failed]
+
+
+def cause(report: Report, dtype: str) -> str:
+    """In words, what most likely made a dtype fail, and what can be done."""
     failures = [check for check in report.failures if check.dtype == dtype]
     metrics = {check.metric for check in failures}
-    for metric, cause in _OF_FILES.items():
+    for metric, words in _OF_FILES.items():
         if metric in metrics:
-            return cause
+            return words
     if metrics & {LOADS, RUNS}:
         return "a graph does not run: its file is damaged, or this ONNX Runtime lacks an operator that it needs"
     if metrics & {SIGNATURE, SHAPE}:
@@ -86,7 +105,7 @@ def _collapse(report: Report, failures: Sequence[Check]) -> str:
     metrics = {check.metric for check in failures}
     signs = " and ".join(words for metric, words in _OF_COLLAPSE.items() if metric in metrics)
     begins = "" if metrics <= set(_OF_TOKENS) else f"; it begins at {_where(failures)}"
-    return f"it has collapsed: {signs}{begins}; take another dtype: {', '.join(_left(report))}"
+    return f"it has collapsed: {signs}{begins}; take another dtype: {', '.join(passed(report))}"
 
 
 def _too_large(dtype: str) -> str:
@@ -110,17 +129,3 @@ def _where(failures: Sequence[Check]) -> str:
 def _captions(report: Report, dtype: str) -> str:
     rates = [check for check in report.checks if (check.dtype, check.metric) == (dtype, TOKENS_EXACT)]
     return "".join(f"; captions in {check.runtime}: {check.detail.partition(';')[0]} as PyTorch's" for check in rates)
-
-
-def _way_out(report: Report, name: str) -> str:
-    left = _left(report)
-    if FP32.name not in left:
-        return "nothing can be published before fp32 passes"
-    failed, options = ", ".join(report.failed_dtypes), "".join(f" --quantize {dtype}" for dtype in left)
-    return f"to publish without {failed}: `vlm-export onnx {name}{options}`, then `vlm-export verify {name}`"
-
-
-def _left(report: Report) -> list[str]:
-    """The dtypes that passed, in the order of the checks."""
-    failed = report.failed_dtypes
-    return [dtype for dtype in dict.fromkeys(check.dtype for check in report.checks) if dtype not in failed]
