@@ -9,6 +9,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -26,11 +27,11 @@ from vlm_export.publish.page.page import Commands, verdict, write_page
 from vlm_export.publish.page.pictures import Words, differing_words
 from vlm_export.verify import limits
 from vlm_export.verify.golden import load_golden
-from vlm_export.verify.report import Captions, Check, Report
+from vlm_export.verify.report import FAIL_ON, Captions, Check, Report
 
 HOSTILE = "<script>alert('x')</script><img src=https://example.org/x.png>"
 DTYPES = ("fp32", "fp16", "int8", "q8", "q2")
-VOID = {"meta", "link", "img", "br"}
+VOID = {"meta", "link", "img", "wbr"}
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +203,22 @@ def test_a_strip_of_the_adapters_changes_for_each_module() -> None:
     assert [bar.title for bar in keys.bars] == ["a.2.k: 10.00%", "a.10.k: 20.00%"], "in the order of layers"
     assert keys.bars[0].height == keys.bars[1].height / 2
     assert len(values.bars) == 1
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "fails_on"),
+    [
+        ((), {"fail", "near-tie"}),
+        (("pass",), set()),
+        (("pass", "near-tie"), {"near-tie"}),
+        (("pass", "fail"), {"fail", "near-tie"}),
+    ],
+)
+def test_what_fails_is_what_was_asked_for(verified: Exported, verdicts: tuple[Any, ...], fails_on: set[str]) -> None:
+    checks = [Check("all", "fp32", "ort", limits.TOKENS_EXACT, 1.0, 1.0, verdict) for verdict in verdicts]
+    passes = checks and "fail" not in verdicts
+    report = replace(report_of(verified), checks=checks, verdict="pass" if passes else "fail")
+    assert {choice for choice in FAIL_ON if report.fails(choice)} == fails_on
 
 
 def test_junit_has_a_case_for_each_dtype_runtime_and_metric(verified: Exported, tmp_path: Path) -> None:

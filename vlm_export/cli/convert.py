@@ -13,14 +13,8 @@ from vlm_export.cli.output import Progress, notify, print_result, report_lines
 from vlm_export.contract import LayoutName
 from vlm_export.dtypes import FP32, preferred
 from vlm_export.errors import InputError
+from vlm_export.verify.report import FAIL_ON
 from vlm_export.wanted import AUTO, PLANNED, Goal, Wanted, parse, parse_size
-
-# By choice of `verify --fail-on`, the verdicts of checks that make it fail.
-FAIL_ON: dict[str, frozenset[str]] = {
-    "fail": frozenset({"fail"}),
-    "near-tie": frozenset({"fail", "near-tie"}),
-    "never": frozenset(),
-}
 
 
 @click.command()
@@ -194,10 +188,9 @@ def verify(
     if not as_json:
         Console().print(decision_table.table(report.table))
         click.echo(f"to look at: {page}")
-    failing = FAIL_ON[fail_on]
     if junit is not None:
-        write_junit(junit, report, failing or FAIL_ON["fail"])
-    if failing and (report.verdict != "pass" or any(check.verdict in failing for check in report.checks)):
+        write_junit(junit, report, FAIL_ON[fail_on] or FAIL_ON["fail"])
+    if report.fails(fail_on):
         click.get_current_context().exit(1)
 
 

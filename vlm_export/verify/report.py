@@ -11,6 +11,12 @@ from vlm_export.files import file_hashes
 # Metrics of checks that need no tolerance: a graph is as it should be, or it is not.
 LOADS, RUNS, SHAPE, SIGNATURE, SATURATION = "loads", "runs", "shape", "signature", "largest_pair_of_integer_weights"
 CAPTIONS = 64  # golden images of which a report holds captions
+# By choice of `verify --fail-on`, the verdicts of checks that it fails for.
+FAIL_ON: dict[str, frozenset[str]] = {
+    "fail": frozenset({"fail"}),
+    "near-tie": frozenset({"fail", "near-tie"}),
+    "never": frozenset(),
+}
 MadeOf = Literal["pixels", "file"]
 
 
@@ -107,6 +113,11 @@ class Report:
     def failures(self) -> list[Check]:
         """The checks that failed, in their order."""
         return [check for check in self.checks if check.verdict == "fail"]
+
+    def fails(self, fail_on: str) -> bool:
+        """Whether it fails by a choice of `FAIL_ON`; no checks are no pass."""
+        failing = FAIL_ON[fail_on]
+        return bool(failing) and (self.verdict == "fail" or any(check.verdict in failing for check in self.checks))
 
     @property
     def failed_dtypes(self) -> list[str]:
