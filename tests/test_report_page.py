@@ -134,13 +134,27 @@ def test_needs_nothing_else_and_escapes_all_text(verified: Exported, tmp_path: P
 def test_a_report_without_captions_or_with_no_checks_has_a_page_too(verified: Exported) -> None:
     commands = Commands("pico", "", "your-name/pico")
     empty = replace(report_of(verified), checks=[], captions=[], table=[])
-    assert str(verdict(empty, commands)) == "Nothing may be published: nothing was verified."
+    assert str(verdict(empty, commands, {})) == "Nothing may be published: nothing was verified."
     failed = Check("decoder_model_merged", "fp32", "ort", limits.MAX_RELATIVE_ERROR, 1.0, 1e-4, "fail")
-    assert "fp32 is not what PyTorch computes" in str(verdict(replace(empty, checks=[failed]), commands))
+    assert "fp32 is not what PyTorch computes" in str(verdict(replace(empty, checks=[failed]), commands, {}))
     golden = load_golden(verified.recipe.golden_dir, "pico")
     write_page(verified.recipe, Work(verified.work.root), empty, golden, None)
     assert "nothing was verified" in Reader(page_of(verified.work)).text
     write_page(verified.recipe, verified.work, report_of(verified), golden, None)
+
+
+def test_a_mixture_that_passes_is_made_again_of_its_parts(verified: Exported) -> None:
+    checks = [
+        Check("all", name, "ort", limits.TOKENS_EXACT, 1.0, 1.0, judged)
+        for name, judged in (("fp32", "pass"), ("q8", "fail"), ("mixed", "pass"))
+    ]
+    report = replace(report_of(verified), checks=checks)
+    found = verdict(
+        report, Commands("pico", "", "your-name/pico"), {"decoder_model_merged": "q4", "encoder_model": "q8"}
+    )
+    assert str(found) == "May be published: fp32, mixed; not q8."
+    mixture = "decoder_model_merged=q4,encoder_model=q8"
+    assert found.commands[0] == f"vlm-export onnx pico --quantize fp32 --quantize {mixture}"
 
 
 def test_captions_of_every_dtype_are_in_the_report(verified: Exported) -> None:

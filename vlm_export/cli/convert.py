@@ -173,6 +173,7 @@ def verify(
 
     found, folder = open_recipe(recipe, work)
     from vlm_export import pipeline
+    from vlm_export.manifest import load_manifest
     from vlm_export.publish import decision_table
     from vlm_export.publish.findings import PAGE, REPORT
     from vlm_export.publish.junit import write_junit
@@ -182,7 +183,7 @@ def verify(
     with Progress(as_json) as progress:
         report = pipeline.run_verify(found, folder, progress, runtimes=runtimes or VERIFY_TARGETS)  # type: ignore[arg-type]
     lines = report_lines(report, folder.report / REPORT)
-    advice = explain(report, recipe or found.name)
+    advice = explain(report, recipe or found.name, load_manifest(folder.repo).mixed)
     page = folder.report / PAGE
     print_result(as_json, asdict(report) | {"advice": advice, "page": str(page)}, [*lines, *advice])
     if not as_json:

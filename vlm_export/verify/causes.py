@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from vlm_export.dtypes import DTYPES, FP32
@@ -24,6 +24,7 @@ from vlm_export.verify.limits import (
     TOP1_AGREEMENT,
 )
 from vlm_export.verify.report import LOADS, RUNS, SATURATION, SHAPE, SIGNATURE, Check, Report
+from vlm_export.wanted import MIXED
 
 _OF_FILES = {
     PROMPT_IDS: "the repo's tokenizer or chat template makes other prompt ids than PyTorch was fed",
@@ -40,24 +41,30 @@ _OF_COLLAPSE = {
 _OF_TOKENS = (TOKENS_EXACT, TOP1_AGREEMENT, FROM_FILE_EXACT, *COLLAPSE)
 
 
-def explain(report: Report, name: str) -> list[str]:
-    """For each dtype that failed a line with the likely cause, then one that says how to publish without them."""
+def explain(report: Report, name: str, mixed: Mapping[str, str] | None = None) -> list[str]:
+    """For each dtype that failed a line with the likely cause, then one that says how to publish without them.
+
+    `name` is the recipe's, `mixed` the manifest's.
+    """
     failed = report.failed_dtypes
     if not failed:
         return []
     lines = [f"{dtype}: {cause(report, dtype)}{_captions(report, dtype)}" for dtype in failed]
-    commands = publishable(report, name)
+    commands = publishable(report, name, mixed or {})
     if not commands:
         return [*lines, "nothing can be published before fp32 passes"]
     return [*lines, f"to publish without {', '.join(failed)}: {', then '.join(f'`{line}`' for line in commands)}"]
 
 
-def publishable(report: Report, name: str) -> list[str]:
+def publishable(report: Report, name: str, mixed: Mapping[str, str]) -> list[str]:
     """The commands that leave out the dtypes that failed, of a recipe; none if float32 is among them."""
     left = passed(report)
     if FP32.name not in left:
         return []
-    options = "".join(f" --quantize {dtype}" for dtype in left)
+    wanted = [dtype for dtype in left if dtype != MIXED]
+    if MIXED in left:
+        wanted.append(",".join(f"{component}={dtype}" for component, dtype in mixed.items()))
+    options = "".join(f" --quantize {each}" for each in wanted)
     return [f"vlm-export onnx {name}{options}", f"vlm-export verify {name}"]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -105,7 +105,7 @@ def _html(
     return _template().render(
         report=report,
         description=recipe.recipe.description.strip(),
-        verdict=verdict(report, commands),
+        verdict=verdict(report, commands, manifest.mixed),
         matrix=matrix(report),
         runtimes=[runtime_name(name) for name in report.runtimes],
         pictures=pictures(golden, report.captions),
@@ -124,18 +124,18 @@ def _html(
 
 def _wanted(manifest: Manifest) -> list[str]:
     """What `--quantize` was given."""
-    of_one = [f"{component}={dtype}" for component, dtype in manifest.mixed.items()]
-    return [*(dtype for dtype in manifest.dtypes if dtype != FP32.name), *of_one]
+    mixed = ",".join(f"{component}={dtype}" for component, dtype in manifest.mixed.items())
+    return [*(dtype for dtype in manifest.dtypes if dtype != FP32.name), *([mixed] if mixed else [])]
 
 
-def verdict(report: Report, commands: Commands) -> Verdict:
-    """The verdict of a report."""
+def verdict(report: Report, commands: Commands, mixed: Mapping[str, str]) -> Verdict:
+    """The verdict of a report; `mixed` is the manifest's."""
     good, failed = causes.passed(report), report.failed_dtypes
     if not report.checks:
         return Verdict("", "Nothing may be published: nothing was verified.", [])
     if not failed:
         return Verdict(f"May be published: {', '.join(good)}.", "", [commands.push()])
-    without = causes.publishable(report, commands.recipe)
+    without = causes.publishable(report, commands.recipe, mixed)
     if not without:
         return Verdict("", "Nothing may be published: fp32 is not what PyTorch computes.", [])
     return Verdict(
