@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from click.testing import CliRunner, Result
@@ -131,6 +132,22 @@ def test_json_is_one_object_on_stdout(tmp_path: Path) -> None:
         assert isinstance(json.loads(done.stdout), dict)
     work = tmp_path / "build" / "pico"
     assert sorted(path.name for path in work.iterdir()) == ["merged", "repo", "report"]
+
+
+def test_verify_ends_with_its_page_and_fails_as_asked(tmp_path: Path) -> None:
+    made = prepare(tmp_path, tolerances=[])  # random weights say something else in int8
+    made.export("captioner", ["int8"])
+    work = tmp_path / "work"
+    verify = ("verify", "pico.yaml", "--work", str(work), "--runtime", "ort")
+    never = in_this_process(*verify, "--fail-on", "never", "--junit", "ci/verify.xml", cwd=tmp_path)
+    assert (never.exit_code, never.stdout.splitlines()[-1]) == (0, f"to look at: {work / 'report' / 'index.html'}")
+    suite = ElementTree.parse(tmp_path / "ci" / "verify.xml").getroot()[0]
+    assert int(str(suite.get("failures"))) > 0, "what fails is in the file, whatever the exit status is"
+    done = in_this_process(*verify, "--json", cwd=tmp_path)
+    assert done.exit_code == 1
+    found = json.loads(done.stdout)
+    assert (found["verdict"], found["page"]) == ("fail", str(work / "report" / "index.html"))
+    assert Path(found["page"]).is_file()
 
 
 def test_a_failed_verification_exits_1_and_lists_what_failed(tmp_path: Path) -> None:

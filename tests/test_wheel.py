@@ -50,7 +50,10 @@ def test_installed_wheel_works_in_an_environment_of_its_own(tmp_path: Path) -> N
     assert "torch" in imported
     assert imported - declared("vlm-export") <= OPTIONAL, "not among the dependencies in pyproject.toml"
     run(command, "onnx", "--quantize", "int8", cwd=tmp_path)
-    assert "\npass: " in run(command, "verify", cwd=tmp_path)
+    verified = run(command, "verify", cwd=tmp_path)
+    assert "\npass: " in verified
+    page = verified.splitlines()[-1].removeprefix("to look at: ")
+    assert caption in (tmp_path / page).read_text(encoding="utf-8")
     assert run(command, "run", "--backend", "onnx", str(photo), cwd=tmp_path) == f"{caption}\n"
     assert "written to site" in run(command, "demo", "--export", "site", cwd=tmp_path)
     assert {"app.js", "vlm-export"} <= {path.name for path in (tmp_path / "site").iterdir()}

@@ -33,6 +33,7 @@ from vlm_export.merging.merge import MergeReport
 from vlm_export.own_files import own_file
 from vlm_export.publish import config_files, decision_table
 from vlm_export.publish.findings import BENCH, REPORT, load_benchmark, load_report
+from vlm_export.publish.page.page import write_page
 from vlm_export.quantize import calibration, estimate, ranges, saturation
 from vlm_export.quantize import plan as plans
 from vlm_export.quantize.calibration import Samples, Solver
@@ -361,7 +362,8 @@ def run_verify(
     dtypes: Sequence[str] = (),
     bisecting: bool = False,
 ) -> Report:
-    """Compare `repo/` with the goldens; write `report/report.json`, and what was verified into the model card.
+    """Compare `repo/` with the goldens; write `report/`: JSON and a page; and what was verified into the model
+    card.
 
     `runtimes` and `dtypes` are those that were asked for by name. With `bisecting`, what failed is traced back to the
     first stage and tensor that are wrong. What was measured of these graphs goes into the report's table. A dtype that
@@ -394,6 +396,7 @@ def run_verify(
     report = replace(report, table=decision_table.rows(manifest, asdict(report), benchmark))
     config_files.write_card(work.repo, recipe, client, manifest, asdict(report), benchmark)
     write_json(work.report / REPORT, with_files(report, work.repo))
+    write_page(recipe, work, report, recorded, measured)
     return report
 
 
@@ -414,5 +417,8 @@ def run_card(recipe: RecipeFile, work: Work, benchmark: Mapping[str, Any]) -> Pa
     if report is not None:
         table = decision_table.rows(manifest, verified, benchmark)
         hashes = report.files_sha256 | {card.name: sha256(card)}
-        write_json(work.report / REPORT, asdict(replace(report, table=table, files_sha256=hashes)))
+        report = replace(report, table=table, files_sha256=hashes)
+        write_json(work.report / REPORT, asdict(report))
+        recorded = golden.load_golden(recipe.golden_dir, recipe.name)
+        write_page(recipe, work, report, recorded, load_benchmark(work))
     return card

@@ -14,6 +14,7 @@ from vlm_export.contract import LayoutName
 from vlm_export.dtypes import FP32, preferred
 from vlm_export.errors import InputError
 from vlm_export.targets import TARGETS, Target
+from vlm_export.verify.report import FAIL_ON
 from vlm_export.wanted import AUTO, PLANNED, Goal, Wanted, parse, parse_size
 
 
@@ -146,12 +147,22 @@ def _wanted(quantize: tuple[str, ...], budget: str | None, max_kl: float | None,
 )
 @click.option("--dtype", "dtypes", multiple=True, metavar="DTYPE", help="Only this one, as it was exported; repeats.")
 @click.option("--bisect", "bisecting", is_flag=True, help="Name the first stage and tensor of what fails.")
+@click.option(
+    "--fail-on",
+    type=click.Choice([*FAIL_ON]),
+    default="fail",
+    show_default=True,
+    help="The mildest verdict that makes the exit status 1.",
+)
+@click.option("--junit", type=click.Path(path_type=Path), metavar="FILE", help="Write the checks as JUnit XML too.")
 @common
 def verify(
     recipe: str | None,
     runtimes: tuple[Target, ...],
     dtypes: tuple[str, ...],
     bisecting: bool,
+    fail_on: str,
+    junit: Path | None,
     work: Path | None,
     as_json: bool,
 ) -> None:
@@ -161,14 +172,21 @@ def verify(
     and in stock transformers.js: in Node (node), and in headless Chromium on WASM (wasm) and on WebGPU (webgpu), in
     software where there is no graphics adapter. transformers.js is installed once, into the user's cache folder.
 
+    What was found is in report/: report.json, and index.html, a page to look at. A near-tie is two scores that are
+    equal to rounding, so that either token is right. Whatever --fail-on says, push refuses what failed.
+
+    \b
     Example: vlm-export verify --runtime ort --runtime wasm --dtype q8
+             vlm-export verify --fail-on near-tie --junit verify.xml
     """
     from rich.console import Console
 
     found, folder = open_recipe(recipe, work)
     from vlm_export import pipeline
+    from vlm_export.manifest import load_manifest
     from vlm_export.publish import decision_table
-    from vlm_export.publish.findings import REPORT
+    from vlm_export.publish.findings import PAGE, REPORT
+    from vlm_export.publish.junit import write_junit
     from vlm_export.verify.causes import explain
 
     with Progress(as_json) as progress:
@@ -176,11 +194,17 @@ def verify(
             found, folder, progress, runtimes=runtimes or None, dtypes=dtypes, bisecting=bisecting
         )
     lines = report_lines(report, folder.report / REPORT)
-    advice = explain(report, recipe or found.name)
-    print_result(as_json, asdict(report) | {"advice": advice}, [*lines, *map(str, report.faults), *advice])
+    advice = explain(report, recipe or found.name, load_manifest(folder.repo).mixed)
+    page = folder.report / PAGE
+    print_result(
+        as_json, asdict(report) | {"advice": advice, "page": str(page)}, [*lines, *map(str, report.faults), *advice]
+    )
     if not as_json:
         Console().print(decision_table.table(report.table))
-    if report.verdict != "pass":
+        click.echo(f"to look at: {page}")
+    if junit is not None:
+        write_junit(junit, report, FAIL_ON[fail_on] or FAIL_ON["fail"])
+    if report.fails(fail_on):
         click.get_current_context().exit(1)
 
 

@@ -10,7 +10,7 @@ from vlm_export.manifest import ONNX
 from vlm_export.measure.bench import Benchmark
 from vlm_export.verify.report import Report
 
-REPORT, BENCH = "report.json", "bench.json"
+REPORT, BENCH, PAGE = "report.json", "bench.json", "index.html"
 Finding = TypeVar("Finding", Report, Benchmark)
 
 

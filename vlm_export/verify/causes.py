@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from vlm_export.dtypes import DTYPES, FP32
@@ -25,6 +25,7 @@ from vlm_export.verify.limits import (
     TOP1_AGREEMENT,
 )
 from vlm_export.verify.report import LOADS, RUNS, SATURATION, SHAPE, SIGNATURE, Check, Report
+from vlm_export.wanted import MIXED
 
 _OF_FILES = {
     PROMPT_IDS: "the repo's tokenizer or chat template makes other prompt ids than PyTorch was fed",
@@ -41,21 +42,45 @@ _OF_COLLAPSE = {
 _OF_TOKENS = (TOKENS_EXACT, TOP1_AGREEMENT, FROM_FILE_EXACT, LOGITS, *COLLAPSE)
 
 
-def explain(report: Report, name: str) -> list[str]:
-    """For each dtype that failed a line with the likely cause, then one that says how to publish without them."""
+def explain(report: Report, name: str, mixed: Mapping[str, str] | None = None) -> list[str]:
+    """For each dtype that failed a line with the likely cause, then one that says how to publish without them.
+
+    `name` is the recipe's, `mixed` the manifest's.
+    """
     failed = report.failed_dtypes
     if not failed:
         return []
-    lines = [f"{dtype}: {_cause(report, dtype)}{_captions(report, dtype)}" for dtype in failed]
-    return [*lines, _way_out(report, name)]
+    lines = [f"{dtype}: {cause(report, dtype)}{_captions(report, dtype)}" for dtype in failed]
+    commands = publishable(report, name, mixed or {})
+    if not commands:
+        return [*lines, "nothing can be published before fp32 passes"]
+    return [*lines, f"to publish without {', '.join(failed)}: {', then '.join(f'`{line}`' for line in commands)}"]
 
 
-def _cause(report: Report, dtype: str) -> str:
+def publishable(report: Report, name: str, mixed: Mapping[str, str]) -> list[str]:
+    """The commands that leave out the dtypes that failed, of a recipe; none if float32 is among them."""
+    left = passed(report)
+    if FP32.name in report.failed_dtypes:
+        return []
+    wanted = [dtype for dtype in left if dtype != MIXED] or [FP32.name]
+    if MIXED in left:
+        wanted.append(",".join(f"{component}={dtype}" for component, dtype in mixed.items()))
+    options = "".join(f" --quantize {each}" for each in wanted)
+    return [f"vlm-export onnx {name}{options}", f"vlm-export verify {name}"]
+
+
+def passed(report: Report) -> list[str]:
+    """The dtypes that passed, in the order of the checks."""
+    return [dtype for dtype in report.verified_dtypes if dtype not in report.failed_dtypes]
+
+
+def cause(report: Report, dtype: str) -> str:
+    """In words, what most likely made a dtype fail, and what can be done."""
     failures = [check for check in report.failures if check.dtype == dtype]
     metrics = {check.metric for check in failures}
-    for metric, cause in _OF_FILES.items():
+    for metric, words in _OF_FILES.items():
         if metric in metrics:
-            return cause
+            return words
     if metrics & {LOADS, RUNS}:
         return "a graph does not run: its file is damaged, or this ONNX Runtime lacks an operator that it needs"
     if metrics & {SIGNATURE, SHAPE}:
@@ -99,7 +124,7 @@ def _collapse(report: Report, failures: Sequence[Check]) -> str:
     metrics = {check.metric for check in failures}
     signs = " and ".join(words for metric, words in _OF_COLLAPSE.items() if metric in metrics)
     begins = "" if metrics <= set(_OF_TOKENS) else f"; it begins at {_where(failures)}"
-    return f"it has collapsed: {signs}{begins}; take another dtype: {', '.join(_left(report))}"
+    return f"it has collapsed: {signs}{begins}; take another dtype: {', '.join(passed(report))}"
 
 
 def _too_large(dtype: str) -> str:
@@ -123,16 +148,3 @@ def _where(failures: Sequence[Check]) -> str:
 def _captions(report: Report, dtype: str) -> str:
     rates = [check for check in report.checks if (check.dtype, check.metric) == (dtype, TOKENS_EXACT)]
     return "".join(f"; captions in {check.runtime}: {check.detail.partition(';')[0]} as PyTorch's" for check in rates)
-
-
-def _way_out(report: Report, name: str) -> str:
-    left = _left(report)
-    if FP32.name in report.failed_dtypes:
-        return "nothing can be published before fp32 passes"
-    failed, options = ", ".join(report.failed_dtypes), "".join(f" --quantize {dtype}" for dtype in left or [FP32.name])
-    return f"to publish without {failed}: `vlm-export onnx {name}{options}`, then `vlm-export verify {name}`"
-
-
-def _left(report: Report) -> list[str]:
-    """The dtypes that passed, in the order of the checks."""
-    return [dtype for dtype in report.verified_dtypes if dtype not in report.failed_dtypes]

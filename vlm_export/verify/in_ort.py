@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -46,6 +46,18 @@ class Forced:
 
     chosen: list[int]
     scores: np.ndarray
+
+
+@dataclass(frozen=True)
+class Where:
+    """The case and the run of the graphs that an output is of; an encoder's one run has no name."""
+
+    case: GoldenCase
+    phase: str = ""
+
+    def __str__(self) -> str:
+        parts = (self.case.name, f"batch {self.case.batch}", self.phase)
+        return ", ".join(part for part in parts if part)
 
 
 def verify_in_ort(run: Verification, dtype: str, golden_inputs: Sequence[Arrays]) -> bool:
@@ -116,23 +128,25 @@ def check_case(run: Verification, dtype: str, driver: Driver, case: GoldenCase) 
         for name, value in run.golden.tensors.items()
         if name.startswith(f"{case.name}/")
     }
-    where = f"{case.name}, batch {case.batch}"
+    where = Where(case)
     encoded = driver.encode(goldens)
     for made in encoded:
         _compare(run, dtype, made.component, made.output, made.value, goldens[made.golden_name], where, goldens)
     done = driver.prefill(goldens)
     to_come = len(case.step_token_ids)
-    _compare_run(run, dtype, done, goldens["prefill.logits"], goldens, to_come, f"{where}, prefill")
+    _compare_run(run, dtype, done, goldens["prefill.logits"], goldens, to_come, replace(where, phase="prefill"))
     after_prefill = done.cache
     for step, tokens in enumerate(case.step_token_ids):
         ids = np.array(tokens, dtype=np.int64).reshape(case.batch, 1)
         done = driver.step(ids, done.cache, goldens)
         logits = goldens[f"step{step}.logits"]
-        _compare_run(run, dtype, done, logits, goldens, to_come - step - 1, f"{where}, decode step {step + 1}")
+        at_step = replace(where, phase=f"decode step {step + 1}")
+        _compare_run(run, dtype, done, logits, goldens, to_come - step - 1, at_step)
     if case.batch == 1:  # GroupQueryAttention takes several tokens after a past at this batch only (ORT 1.31)
         together = np.array(case.step_token_ids, dtype=np.int64).T
         done = driver.step(together, after_prefill, goldens)
-        _compare_run(run, dtype, done, logits, goldens, 0, f"{where}, {together.shape[1]} tokens in one step")
+        at_once = replace(where, phase=f"{together.shape[1]} tokens in one step")
+        _compare_run(run, dtype, done, logits, goldens, 0, at_once)
     return goldens | {made.golden_name: made.value for made in encoded}
 
 
@@ -143,7 +157,7 @@ def _compare_run(
     logits: np.ndarray,
     goldens: Mapping[str, np.ndarray],
     to_come: int,
-    where: str,
+    where: Where,
 ) -> None:
     """Logits and cache of one run; the golden cache holds the tokens of `to_come` more, but for cross-attention's."""
     _compare(run, dtype, done.component, "logits", done.logits, logits, where, goldens)
@@ -162,26 +176,25 @@ def _compare(
     output: str,
     value: np.ndarray,
     reference: np.ndarray,
-    where: str,
+    where: Where,
     goldens: Mapping[str, np.ndarray],
 ) -> None:
     """One output. In float32 the error decides; in fewer bits the direction of each row does."""
+    detail = f"{output} ({where})"
     if not value.size:
-        run.fail(component, dtype, "ort", SHAPE, f"{output} ({where}) is empty: {list(value.shape)}")
+        run.fail(component, dtype, "ort", SHAPE, f"{detail} is empty: {list(value.shape)}")
         return
     if value.shape != reference.shape:
-        detail = f"{output} ({where}) has shape {list(value.shape)}, not {list(reference.shape)}"
+        detail += f" has shape {list(value.shape)}, not {list(reference.shape)}"
         if output == "logits" and value.ndim == 3 and value.shape[1] > 1:
             detail += signature.VISION_LOGITS.format(count=value.shape[1])
         run.fail(component, dtype, "ort", SHAPE, detail)
         return
     error = max_relative_error(value, reference)
-    if dtype == FP32.name:
-        good = run.add(component, dtype, "ort", limits.MAX_RELATIVE_ERROR, error, f"{output} ({where})")
-    else:
-        run.add(component, dtype, "ort", limits.MAX_RELATIVE_ERROR, error, f"{output} ({where})")
+    good = run.add(component, dtype, "ort", limits.MAX_RELATIVE_ERROR, error, detail, output, where.phase)
+    if dtype != FP32.name:
         cosine = cosine_similarity(value, reference)
-        good = run.add(component, dtype, "ort", limits.COSINE_SIMILARITY, cosine, f"{output} ({where})")
+        good = run.add(component, dtype, "ort", limits.COSINE_SIMILARITY, cosine, detail, output, where.phase)
     if not good:
         _explain(run, value, goldens)
 

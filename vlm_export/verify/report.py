@@ -10,6 +10,14 @@ from vlm_export.files import file_hashes
 
 # Metrics of checks that need no tolerance: a graph is as it should be, or it is not.
 LOADS, RUNS, SHAPE, SIGNATURE, SATURATION = "loads", "runs", "shape", "signature", "largest_pair_of_integer_weights"
+CAPTIONS = 64  # golden images of which a report holds captions
+# By choice of `verify --fail-on`, the verdicts of checks that it fails for.
+FAIL_ON: dict[str, frozenset[str]] = {
+    "fail": frozenset({"fail"}),
+    "near-tie": frozenset({"fail", "near-tie"}),
+    "never": frozenset(),
+}
+MadeOf = Literal["pixels", "file"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +26,8 @@ class Check:
 
     `verdict` is pass, fail, reported (no limit applies), near-tie (tokens differ where two scores are equal to
     rounding, which passes), or left-out: a runtime of this machine cannot run the dtype, whatever the graphs are, so
-    that nothing is known of it there.
+    that nothing is known of it there. Of a graph's output, `output` is its name and `phase` the run that gave it:
+    `prefill`, `decode step 1`; an encoder has one run, and no name for it.
     """
 
     component: str
@@ -29,6 +38,21 @@ class Check:
     limit: float | None
     verdict: Literal["pass", "fail", "near-tie", "reported", "left-out"]
     detail: str = ""
+    output: str = ""
+    phase: str = ""
+
+
+@dataclass(frozen=True)
+class Captions:
+    """What a dtype says in one runtime of the first golden images, in their order; PyTorch's captions are the golden's.
+
+    `made_of` says whether it was given the golden's pixels, or the image files.
+    """
+
+    dtype: str
+    runtime: str
+    made_of: MadeOf
+    texts: list[str]
 
 
 @dataclass(frozen=True)
@@ -102,7 +126,8 @@ class DtypeRow:
 class Report:
     """`report.json`. `table` says what the checks come to, a row a dtype, with the speeds that `bench` measured.
 
-    `faults` are what `verify --bisect` found.
+    `faults` are what `verify --bisect` found. `captions` are of the first `CAPTIONS` golden images, of each dtype in
+    each runtime that made some.
     """
 
     recipe: str
@@ -116,12 +141,18 @@ class Report:
     versions: dict[str, str]
     table: list[DtypeRow] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    captions: list[Captions] = field(default_factory=list)
     schema: int = 1
 
     @property
     def failures(self) -> list[Check]:
         """The checks that failed, in their order."""
         return [check for check in self.checks if check.verdict == "fail"]
+
+    def fails(self, fail_on: str) -> bool:
+        """Whether it fails by a choice of `FAIL_ON`; no checks are no pass."""
+        failing = FAIL_ON[fail_on]
+        return bool(failing) and (self.verdict == "fail" or any(check.verdict in failing for check in self.checks))
 
     @property
     def verified_dtypes(self) -> list[str]:

@@ -15,7 +15,11 @@ from vlm_export.verify.verification import Verification
 
 
 def add_tokens(run: Verification, dtype: str, runtime: Target, metric: str, generated: Sequence[Sequence[int]]) -> None:
-    """The rate of images whose tokens are the golden ones, near-ties counted as equal in float32 and named."""
+    """The rate of images whose tokens are the golden ones, near-ties counted as equal in float32 and named.
+
+    What the tokens say is kept for the report.
+    """
+    run.keep_captions(dtype, runtime, "file" if metric == limits.FROM_FILE_EXACT else "pixels", generated)
     images = run.golden.facts.images
     near, different = [], []
     tie = limits.near_tie([dtype], runtime) * run.golden.largest_logit() if dtype == FP32.name else 0.0

@@ -14,13 +14,14 @@ from vlm_export.manifest import Manifest
 from vlm_export.models.pixels import Steps
 from vlm_export.recipe import Tolerance
 from vlm_export.runtime.sessions import GRAPH_ERRORS
+from vlm_export.runtime.text import Text
 from vlm_export.spec.family import Layout
 from vlm_export.spec.graph import Component
 from vlm_export.targets import Target
 from vlm_export.verify import limits
 from vlm_export.verify.golden import GoldenFolder
 from vlm_export.verify.pixels_in_graph import PixelsInGraph
-from vlm_export.verify.report import Check
+from vlm_export.verify.report import CAPTIONS, Captions, Check, MadeOf
 from vlm_export.wanted import MIXED
 
 
@@ -47,6 +48,7 @@ class Verification:
     versions: dict[str, str] = field(default_factory=dict)
     generated_in_ort: dict[str, list[list[int]]] = field(default_factory=dict)
     fp32_scores: list[np.ndarray] = field(default_factory=list)
+    captions: list[Captions] = field(default_factory=list)
 
     @property
     def steps(self) -> Steps | None:
@@ -65,7 +67,22 @@ class Verification:
         """The dtypes that a graph may have: one, or all those that a user mixed."""
         return list(self.manifest.mixed.values()) if name == MIXED else [name]
 
-    def add(self, component: str, dtype: str, runtime: Target, metric: str, value: float, detail: str = "") -> bool:
+    def keep_captions(self, dtype: str, runtime: Target, made_of: MadeOf, token_ids: Sequence[Sequence[int]]) -> None:
+        """Keep what was said of the golden images, for the report."""
+        text = Text(self.repo)
+        self.captions.append(Captions(dtype, runtime, made_of, [text.decode(ids) for ids in token_ids[:CAPTIONS]]))
+
+    def add(
+        self,
+        component: str,
+        dtype: str,
+        runtime: Target,
+        metric: str,
+        value: float,
+        detail: str = "",
+        output: str = "",
+        phase: str = "",
+    ) -> bool:
         """Judge a value by its limit and keep the check. Returns whether it did not fail."""
         limit = limits.limit_for(metric, self.dtypes_of(dtype), self.tolerances, runtime)
         verdict: Literal["pass", "fail", "reported"] = "reported"
@@ -73,7 +90,7 @@ class Verification:
             verdict = "pass" if limit.holds(value) else "fail"
             detail = "; ".join(part for part in (detail, limit.reason and f"limit: {limit.reason}") if part)
         bound = None if limit is None else limit.limit
-        self.checks.append(Check(component, dtype, runtime, metric, value, bound, verdict, detail))
+        self.checks.append(Check(component, dtype, runtime, metric, value, bound, verdict, detail, output, phase))
         return verdict != "fail"
 
     def fail(self, component: str, dtype: str, runtime: Target, metric: str, detail: str) -> None:

@@ -90,6 +90,7 @@ def verify(
         golden_inputs_sha256=golden.facts.inputs_sha256,
         versions={"onnxruntime": version("onnxruntime"), "python": platform.python_version(), **run.versions},
         faults=bisect(run, merged) if bisecting and not passed else [],
+        captions=run.captions,
     )
 
 
