@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import pytest
 from exported import Exported, prepare
 from PIL import Image
-from test_browser import WASM, drive
+from test_browser import WASM
 
 from vlm_export.files import Work
 from vlm_export.publish.findings import load_report
@@ -28,6 +28,7 @@ from vlm_export.publish.page.pictures import Words, differing_words
 from vlm_export.verify import limits
 from vlm_export.verify.golden import load_golden
 from vlm_export.verify.report import FAIL_ON, Captions, Check, Report
+from vlm_export.web.chromium import drive
 
 HOSTILE = "<script>alert('x')</script><img src=https://example.org/x.png>"
 DTYPES = ("fp32", "fp16", "int8", "q8", "q2")
@@ -270,7 +271,7 @@ def test_in_a_browser_nothing_is_wider_than_a_small_phone(verified: Exported) ->
         ["evaluate", overflow],
     ]
     seen = drive(url, steps, WASM)
-    narrow, wide, why, opened = seen["answers"]
+    narrow, wide, why, opened = seen.answers
     assert (narrow, wide, opened) == (0, 0, 0)
     assert re.match("encoder_model, .* is far from PyTorch's", why)
-    assert seen["console"] == [] and seen["foreign"] == []
+    assert seen.console == [] and seen.foreign == []
