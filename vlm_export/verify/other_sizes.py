@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -62,6 +63,19 @@ class Fed:
     def to_graphs(self) -> Arrays:
         """The graphs' inputs."""
         return self.inputs | self.encoded
+
+
+@dataclass(frozen=True)
+class Start:
+    """Both sides after a prompt."""
+
+    fed: Fed
+    ours: DecoderRun
+    theirs: Any
+
+    def past(self) -> Any:
+        """PyTorch's cache, to be run on: a copy, since every run appends to it."""
+        return deepcopy(self.theirs.past_key_values)
 
 
 @dataclass(frozen=True)
@@ -128,6 +142,7 @@ class Both:
     def __init__(self, run: Verification, driver: Driver, reference: Reference):
         self.driver, self.reference = driver, reference
         self.random = np.random.default_rng(_SEED)
+        self._starts: dict[tuple[Sizes, bool], Start] = {}
         encoder = next(each for each in run.components if any(i.name == PIXELS for i in each.inputs))
         # Of a graph that prepares pictures itself PyTorch gets what is made of them: see `GoldenSessions`.
         self.images = (
@@ -175,20 +190,25 @@ class Both:
 
     def generated(self, sizes: Sizes) -> Iterator[Found]:
         """A prompt, and a token behind it."""
-        fed = self.prompt(sizes)
-        ours, theirs = self.prefill(fed)
-        yield from self.outputs(ours, theirs)
-        yield from self.outputs(*self.step(self.ids(sizes.batch, 1), ours.cache, theirs.past_key_values, fed))
+        start = self.start(sizes, short=False)
+        yield from self.outputs(start.ours, start.theirs)
+        yield from self.outputs(*self.step(self.ids(sizes.batch, 1), start.ours.cache, start.past(), start.fed))
 
     def continued(self, tokens: int, *, past: int | None, batch: int = 1) -> Iterator[Found]:
         """Several tokens in one run, after a cache of so many positions, or of a whole prompt."""
-        fed = self.prompt(Sizes(batch=batch)) if past is None else self.shortest_prompt(batch)
-        ours, theirs = self.prefill(fed)
-        cache, reference = ours.cache, theirs.past_key_values
+        start = self.start(Sizes(batch), short=past is not None)
+        cache, reference = start.ours.cache, start.past()
         if past is not None and cache_length(cache) > past:
             cache = cut(cache, past)
-            reference.crop(past - cache_length(ours.cache))  # how many to drop, as a negative number
-        yield from self.outputs(*self.step(self.ids(batch, tokens), cache, reference, fed))
+            reference.crop(past - cache_length(start.ours.cache))  # how many to drop, as a negative number
+        yield from self.outputs(*self.step(self.ids(batch, tokens), cache, reference, start.fed))
+
+    def start(self, sizes: Sizes, *, short: bool) -> Start:
+        """Both after a prompt of these sizes, or after the shortest; run once."""
+        if (sizes, short) not in self._starts:
+            fed = self.shortest_prompt(sizes.batch) if short else self.prompt(sizes)
+            self._starts[sizes, short] = Start(fed, self.driver.prefill(fed.to_graphs), self.in_pytorch_first(fed))
+        return self._starts[sizes, short]
 
     def padded(self, lengths: Sequence[int]) -> Iterator[Found]:
         """Rows of several lengths, padded on their left, and a token behind them; each as it is alone."""
@@ -211,10 +231,6 @@ class Both:
 
     # How both are run
 
-    def prefill(self, fed: Fed) -> tuple[DecoderRun, Any]:
-        """Run both on a prompt: the graphs' outputs and PyTorch's."""
-        return self.driver.prefill(fed.to_graphs), self.in_pytorch_first(fed)
-
     def step(self, token_ids: np.ndarray, cache: Cache, past: Any, fed: Fed) -> tuple[DecoderRun, Any]:
         """Run both on tokens after a cache of their own: the graphs' outputs and PyTorch's."""
         return self.driver.step(token_ids, cache, fed.to_graphs), self.in_pytorch_next(token_ids, past, fed)
@@ -226,8 +242,10 @@ class Both:
 
     @torch.inference_mode()
     def in_pytorch_first(self, fed: Fed) -> Any:
-        """PyTorch's output for a prompt."""
-        return self.reference.prefill(as_tensors(fed.inputs))
+        """PyTorch's output for a prompt; of its logits the last position's, since the others are never compared."""
+        made = self.reference.prefill(as_tensors(fed.inputs))
+        made.logits = made.logits[:, -1:].clone()
+        return made
 
     @torch.inference_mode()
     def in_pytorch_next(self, token_ids: np.ndarray, past: Any, fed: Fed) -> Any:
