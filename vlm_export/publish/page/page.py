@@ -107,7 +107,7 @@ def _html(
         description=recipe.recipe.description.strip(),
         verdict=verdict(report, commands, manifest.mixed),
         matrix=matrix(report),
-        runtimes=[runtime_name(name) for name in report.runtimes],
+        runtimes=_enumerated([runtime_name(name) for name in report.runtimes]),
         pictures=pictures(golden, report.captions),
         images=len(golden.facts.images),
         plots=_plots(report),
@@ -120,6 +120,11 @@ def _html(
         versions={**manifest.versions, **report.versions},
         again=commands.again(_wanted(manifest)),
     )
+
+
+def _enumerated(names: Sequence[str]) -> str:
+    *most, last = names or ["no runtime"]
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _wanted(manifest: Manifest) -> list[str]:
