@@ -258,6 +258,7 @@ def test_junit_has_a_case_for_each_dtype_runtime_and_metric(verified: Exported, 
 
 
 @pytest.mark.browser
+@pytest.mark.node
 def test_in_a_browser_nothing_is_wider_than_a_small_phone(verified: Exported) -> None:
     url = (verified.work.report / "index.html").as_uri()
     overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"

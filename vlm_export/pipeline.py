@@ -402,7 +402,7 @@ def run_verify(
 
 @with_trusted_code
 def run_card(recipe: RecipeFile, work: Work, benchmark: Mapping[str, Any]) -> Path:
-    """Write what was measured into the model card, and keep it for the next one. Returns the card's path.
+    """Write what was measured into the model card and the report's page, and keep it. Returns the card's path.
 
     A report of these graphs goes on being about the repo's files: the card's hash in it is the new card's. If another
     file was changed since, its hash is not, and the report is as little about that file as before.

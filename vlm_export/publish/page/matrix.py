@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
 from vlm_export.measure.bench_table import megabytes, significant
@@ -25,8 +26,13 @@ class Subject:
 
     @property
     def title(self) -> str:
-        """The column's heading."""
-        return f"{self.what}, {runtime_name(self.runtime)}" if self.runtime else self.what
+        """The column's name where it has no heading."""
+        return f"{self.what}, {self.place}" if self.runtime else self.what
+
+    @property
+    def place(self) -> str:
+        """The runtime as a reader knows it."""
+        return runtime_name(self.runtime)
 
 
 @dataclass(frozen=True)
@@ -54,11 +60,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Matrix:
-    """The table; `measured` are the headings of the speeds."""
+    """The table; `measured` are the runtimes whose speeds it has."""
 
     columns: Sequence[Subject]
     measured: Sequence[str]
     rows: Sequence[Row]
+
+    @property
+    def groups(self) -> list[tuple[str, list[Subject]]]:
+        """The columns below each heading."""
+        return [(what, list(columns)) for what, columns in groupby(self.columns, key=lambda column: column.what)]
 
 
 def runtime_name(runtime: str) -> str:
@@ -71,7 +82,7 @@ def matrix(report: Report) -> Matrix:
     columns = list(_columns(report))
     measured = [runtime for runtime in RUNTIMES if any(runtime in row.speed for row in report.table)]
     rows = [_row(report, row, columns, measured) for row in report.table]
-    return Matrix(columns, [f"tok/s, {runtime_name(runtime)}" for runtime in measured], rows)
+    return Matrix(columns, [runtime_name(runtime) for runtime in measured], rows)
 
 
 def _columns(report: Report) -> Iterator[Subject]:
@@ -134,7 +145,7 @@ def _mark(checks: Sequence[Check]) -> Mark:
 def _graphs(checks: Sequence[Check]) -> str:
     judged = [check for check in checks if check.verdict != "reported"]
     good = sum(check.verdict != "fail" for check in judged)
-    return f"all {good:,} checks" if good == len(judged) else f"{good:,} of {len(judged):,} checks"
+    return f"all {good:,}" if good == len(judged) else f"{good:,} of {len(judged):,}"
 
 
 def _captions(checks: Sequence[Check]) -> str:

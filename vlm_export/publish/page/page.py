@@ -89,25 +89,13 @@ def write_page(
         InputError: one of those files cannot be read, or an image of the golden.
     """
     merged = load_document(work.merged / MERGE_REPORT, MergeReport, f"run `vlm-export merge {recipe.name}`")
-    text = _html(recipe, Commands.of(recipe, work), load_manifest(work.repo), merged, report, golden, benchmark)
-    write_text(work.report / PAGE, text)
-
-
-def _html(
-    recipe: RecipeFile,
-    commands: Commands,
-    manifest: Manifest,
-    merged: MergeReport,
-    report: Report,
-    golden: GoldenFolder,
-    benchmark: Benchmark | None,
-) -> str:
-    return _template().render(
+    manifest, commands = load_manifest(work.repo), Commands.of(recipe, work)
+    text = _template().render(
         report=report,
         description=recipe.recipe.description.strip(),
         verdict=verdict(report, commands, manifest.mixed),
         matrix=matrix(report),
-        runtimes=[runtime_name(name) for name in report.runtimes],
+        runtimes=_enumerated([runtime_name(name) for name in report.runtimes]),
         pictures=pictures(golden, report.captions),
         images=len(golden.facts.images),
         plots=_plots(report),
@@ -120,6 +108,12 @@ def _html(
         versions={**manifest.versions, **report.versions},
         again=commands.again(_wanted(manifest)),
     )
+    write_text(work.report / PAGE, text)
+
+
+def _enumerated(names: Sequence[str]) -> str:
+    *most, last = names or ["no runtime"]
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _wanted(manifest: Manifest) -> list[str]:
