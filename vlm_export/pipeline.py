@@ -32,7 +32,7 @@ from vlm_export.merging.merge import REPORT as MERGE_REPORT
 from vlm_export.merging.merge import MergeReport
 from vlm_export.own_files import own_file
 from vlm_export.publish import config_files, decision_table
-from vlm_export.publish.findings import BENCH, REPORT, load_benchmark, load_report
+from vlm_export.publish.findings import BENCH, REPORT, load_benchmark, load_report, read_report
 from vlm_export.publish.page.page import write_page
 from vlm_export.quantize import calibration, estimate, ranges, saturation
 from vlm_export.quantize import plan as plans
@@ -361,13 +361,15 @@ def run_verify(
     runtimes: Sequence[Target] | None = None,
     dtypes: Sequence[str] = (),
     bisecting: bool = False,
+    reusing: bool = False,
 ) -> Report:
     """Compare `repo/` with the goldens; write `report/`: JSON and a page; and what was verified into the model
     card.
 
     `runtimes` and `dtypes` are those that were asked for by name. With `bisecting`, what failed is traced back to the
     first stage and tensor that are wrong. What was measured of these graphs goes into the report's table. A dtype that
-    failed before, and was not verified now, still counts as failed.
+    failed before, and was not verified now, still counts as failed. With `reusing`, what passed in the last report is
+    taken over where nothing that it depends on has changed.
     """
     recorded = golden.load_golden(recipe.golden_dir, recipe.name)
     manifest = load_manifest(work.repo)
@@ -386,6 +388,7 @@ def run_verify(
         runtimes=runtimes,
         dtypes=dtypes,
         bisecting=bisecting,
+        earlier=read_report(work) if reusing else None,
         progress=lambda what: progress(what, 0, 0),
     )
     still = [dtype for dtype in manifest.failed if dtype not in report.verified_dtypes]

@@ -146,6 +146,7 @@ def _wanted(quantize: tuple[str, ...], budget: str | None, max_kl: float | None,
     help="Only this one; repeats. By itself it is ort and node.",
 )
 @click.option("--dtype", "dtypes", multiple=True, metavar="DTYPE", help="Only this one, as it was exported; repeats.")
+@click.option("--again", is_flag=True, help="Verify what is unchanged since it passed, too.")
 @click.option("--bisect", "bisecting", is_flag=True, help="Name the first stage and tensor of what fails.")
 @click.option(
     "--fail-on",
@@ -160,6 +161,7 @@ def verify(
     recipe: str | None,
     runtimes: tuple[Target, ...],
     dtypes: tuple[str, ...],
+    again: bool,
     bisecting: bool,
     fail_on: str,
     junit: Path | None,
@@ -191,14 +193,20 @@ def verify(
 
     with Progress(as_json) as progress:
         report = pipeline.run_verify(
-            found, folder, progress, runtimes=runtimes or None, dtypes=dtypes, bisecting=bisecting
+            found,
+            folder,
+            progress,
+            runtimes=runtimes or None,
+            dtypes=dtypes,
+            bisecting=bisecting,
+            reusing=not again,
         )
     lines = report_lines(report, folder.report / REPORT)
     advice = explain(report, recipe or found.name, load_manifest(folder.repo).mixed)
     page = folder.report / PAGE
-    print_result(
-        as_json, asdict(report) | {"advice": advice, "page": str(page)}, [*lines, *map(str, report.faults), *advice]
-    )
+    reused = [f"unchanged since it passed: {', '.join(report.reused)}"] if report.reused else []
+    said = [*lines, *reused, *map(str, report.faults), *advice]
+    print_result(as_json, asdict(report) | {"advice": advice, "page": str(page)}, said)
     if not as_json:
         Console().print(decision_table.table(report.table))
         click.echo(f"to look at: {page}")

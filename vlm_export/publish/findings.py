@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 from vlm_export.documents import load_document
+from vlm_export.errors import InputError
 from vlm_export.files import Work, sha256
 from vlm_export.manifest import ONNX
 from vlm_export.measure.bench import Benchmark
@@ -17,6 +18,15 @@ Finding = TypeVar("Finding", Report, Benchmark)
 def load_report(work: Work) -> Report | None:
     """The report, if there is one, and it is about the graphs of `repo/` as they are."""
     return _of_these_graphs(work, REPORT, Report)
+
+
+def read_report(work: Work) -> Report | None:
+    """The last report, whatever graphs it is about; none where it cannot be read."""
+    path = work.report / REPORT
+    try:
+        return load_document(path, Report, "") if path.is_file() else None
+    except InputError:
+        return None
 
 
 def load_benchmark(work: Work) -> Benchmark | None:

@@ -127,7 +127,8 @@ class Report:
     """`report.json`. `table` says what the checks come to, a row a dtype, with the speeds that `bench` measured.
 
     `faults` are what `verify --bisect` found. `captions` are of the first `CAPTIONS` golden images, of each dtype in
-    each runtime that made some.
+    each runtime that made some. `fingerprints` are of what a dtype's checks in a runtime depend on, and `reused` those
+    that an earlier verification made, both by `DTYPE in RUNTIME`.
     """
 
     recipe: str
@@ -141,6 +142,8 @@ class Report:
     versions: dict[str, str]
     table: list[DtypeRow] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    reused: list[str] = field(default_factory=list)
     captions: list[Captions] = field(default_factory=list)
     schema: int = 1
 

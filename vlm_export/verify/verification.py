@@ -30,6 +30,8 @@ class Verification:
     """What one verification reads, and what it has seen so far.
 
     Attributes:
+        fingerprints: of what was found of a dtype in a runtime, by both: what it depends on.
+        reused: those of them that an earlier verification found.
         pixels: the part of the vision graph that prepares pictures, if it does.
         generated_in_ort: each dtype's tokens in ONNX Runtime, a list for each golden image.
         fp32_scores: the float32 graphs' scores of the next token where PyTorch's tokens are forced,
@@ -49,6 +51,8 @@ class Verification:
     generated_in_ort: dict[str, list[list[int]]] = field(default_factory=dict)
     fp32_scores: list[np.ndarray] = field(default_factory=list)
     captions: list[Captions] = field(default_factory=list)
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    reused: list[str] = field(default_factory=list)
 
     @property
     def steps(self) -> Steps | None:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from vlm_export.dtypes import FP32
 from vlm_export.errors import InputError
-from vlm_export.files import sha256
 from vlm_export.manifest import ONNX, Manifest, load_manifest
 from vlm_export.models import pixels
 from vlm_export.recipe import Tolerance
@@ -31,6 +30,7 @@ from vlm_export.verify.in_files import check_own_files
 from vlm_export.verify.in_ort import verify_in_ort, verify_other_sizes
 from vlm_export.verify.pixels_in_graph import PixelsInGraph
 from vlm_export.verify.report import Report
+from vlm_export.verify.reuse import Reuse
 from vlm_export.verify.verification import Verification
 from vlm_export.web.runtimes import Runtime, open_runtime
 
@@ -44,12 +44,14 @@ def verify(
     runtimes: Sequence[Target] | None = None,
     dtypes: Sequence[str] = (),
     bisecting: bool = False,
+    earlier: Report | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """Check the repo and return the report, passing or not.
 
     Without `runtimes` they are those of `targets.UNASKED` that load the layout; without `dtypes`, all that there are.
-    With `bisecting`, the first stage and tensor are looked for that make a graph wrong.
+    With `bisecting`, the first stage and tensor are looked for that make a graph wrong. What passed in an `earlier`
+    report is taken over where nothing that it depends on has changed.
 
     Raises:
         InputError: there is nothing to check, the golden was recorded from other inputs, or what was asked for by name
@@ -67,16 +69,22 @@ def verify(
     model_inputs = _golden_inputs(
         golden, merged.family.preprocessor(merged.path, merged.config, golden.facts.image_processor)
     )
+    reuse = Reuse.of(run, earlier)
+    broken: set[str] = set()
     if "ort" in wanted:
         check_own_files(run, names[0], model_inputs)
-    for name in names:
-        if "ort" in wanted and not verify_in_ort(run, name, model_inputs):
-            continue
-        if "ort" in wanted and name == FP32.name:
-            verify_other_sizes(run, merged)
-        for client in clients:
+        for name in reuse.take(names, "ort", {}):
+            if not verify_in_ort(run, name, model_inputs):
+                broken.add(name)
+            elif name == FP32.name:
+                verify_other_sizes(run, merged)
+            reuse.done(name, "ort", {})
+    for client in clients:
+        running = [name for name in names if name not in broken]
+        for name in reuse.take(running, client.target, client.versions):
             verify_in_client(run, client, name, model_inputs)
-    graphs = [repo / ONNX / graph.file for graph in manifest.graphs]
+            reuse.done(name, client.target, client.versions)
+    files = [graph.file for graph in manifest.graphs]
     verdicts = {check.verdict for check in run.checks} - {"left-out"}
     passed = bool(verdicts) and "fail" not in verdicts
     return Report(
@@ -85,12 +93,14 @@ def verify(
         verdict="pass" if passed else "fail",
         runtimes=list(wanted),
         checks=run.checks,
-        graphs_sha256={graph.name: sha256(graph) for graph in graphs if graph.is_file()},
+        graphs_sha256={file: reuse.digests[file] for file in files if file in reuse.digests},
         files_sha256={},
         golden_inputs_sha256=golden.facts.inputs_sha256,
         versions={"onnxruntime": version("onnxruntime"), "python": platform.python_version(), **run.versions},
         faults=bisect(run, merged) if bisecting and not passed else [],
         captions=run.captions,
+        fingerprints=run.fingerprints,
+        reused=run.reused,
     )
 
 
