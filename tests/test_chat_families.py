@@ -181,12 +181,13 @@ def test_the_template_is_the_client_s_own(exported: Exported, tmp_path: Path) ->
         ("ort", "fp32", limits.PROMPT_IDS),
         ("node", "fp32", limits.PROMPT_IDS),
         ("node", "fp32", limits.TOKENS_EXACT),
+        ("node", "fp32", limits.LOGITS),
     }
     in_fewer_bits = [dtype for dtype in load_manifest(made.work.repo).dtypes if dtype != "fp32"]
     assert "q8" in in_fewer_bits
     for dtype in in_fewer_bits:
         failed = {(runtime, metric) for runtime, of, metric in found if of == dtype}
-        of_tokens = {("node", limits.TOKENS_AS_ORT), ("node", limits.TOKENS_EXACT)}
+        of_tokens = {("node", metric) for metric in (limits.TOKENS_AS_ORT, limits.TOKENS_EXACT, limits.LOGITS)}
         assert ("node", limits.PROMPT_IDS) in failed <= {("node", limits.PROMPT_IDS), *of_tokens}
         assert failed & of_tokens or dtype == "int8", "random weights in int8 may say the same of another prompt"
 
