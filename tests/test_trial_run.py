@@ -80,7 +80,7 @@ def test_an_export_that_does_not_run_leaves_nothing(tmp_path: Path, monkeypatch:
     settings = pico.config()
     settings["text_config"] |= {"head_dim": 12}
     made = prepare(tmp_path, settings)
-    monkeypatch.setattr(attention, "_HEAD_MULTIPLE", 1)
+    monkeypatch.setattr(attention, "HEAD_MULTIPLE", 1)
     with pytest.raises(CheckFailed, match=r"^decoder_model_merged.onnx: ONNX Runtime cannot run it: .*multiple of 8"):
         made.export()
     assert not made.work.repo.exists()

@@ -20,6 +20,7 @@ import torch
 from vlm_export.dtypes import FP32
 from vlm_export.models.pixels import PIXELS
 from vlm_export.runtime.drivers import ChatDriver, Driver, PrefixChatDriver
+from vlm_export.runtime.repo import open_repo
 from vlm_export.runtime.sessions import (
     GRAPH_ERRORS,
     Arrays,
@@ -149,6 +150,7 @@ class Both:
             tuple(replace(spec, name=PIXELS) for spec in encoder.traced_inputs) if run.steps else encoder.inputs
         )
         self.steps = run.steps
+        self.positions = open_repo(run.repo).positions
         self.decoder = next(each for each in reversed(run.components) if each.has_cache)
         self.vocabulary = int(next(spec for spec in self.decoder.outputs if spec.name == "logits").shape[-1])
 
@@ -166,13 +168,26 @@ class Both:
         yield Axis("batch_size", BATCHES, lambda size: self.generated(Sizes(batch=size)))
         if "num_images" in _symbols([pixels]):
             yield Axis("num_images", IMAGES[:2], lambda size: self.generated(Sizes(images=size)))
-        length = self._length_symbol()
-        yield Axis(length, LENGTHS, lambda size: self.generated(Sizes(tokens=size)))
-        yield Axis(f"{length} after a past of 1", LENGTHS, lambda size: self.continued(size, past=1))
-        yield Axis(f"{length} after a past", LENGTHS, lambda size: self.continued(size, past=None))
+        length, default = self._length_symbol(), Sizes()
+        rows = self._image_rows()
+        behind = {"": rows + 1, " after a past of 1": 1, " after a past": rows + default.tokens}
+        lengths = {name: self._that_fit(positions) for name, positions in behind.items()}
+        yield Axis(length, lengths[""], lambda size: self.generated(Sizes(tokens=size)))
+        for name, past in ((" after a past of 1", 1), (" after a past", None)):
+            yield Axis(length + name, lengths[name], partial(self.continued, past=past))
         yield Axis("batch_size after a past of 1", BATCHES, lambda size: self.continued(1, past=1, batch=size))
         if isinstance(self.driver, ChatDriver):
             yield Axis("batch_size, rows padded", (len(PADDED),), lambda _: self.padded(PADDED))
+
+    def _image_rows(self) -> int:
+        """Positions that an image takes in the decoder."""
+        fed = self.prompt(Sizes())
+        features = fed.encoded.get("image_features")
+        return 0 if features is None else features.size // features.shape[-1]
+
+    def _that_fit(self, others: int) -> tuple[int, ...]:
+        """The lengths that the model has positions for, beside so many others."""
+        return tuple(length for length in LENGTHS if self.positions is None or length + others <= self.positions)
 
     def _length_symbol(self) -> str:
         ids = next(spec for spec in self.decoder.inputs if spec.name in ("input_ids", "inputs_embeds"))

@@ -23,13 +23,12 @@ from vlm_export.source.checkpoint import Checkpoint
 from vlm_export.spec.family import Layout, Preprocessor
 from vlm_export.spec.graph import Component
 from vlm_export.targets import TARGETS, UNASKED, Target
-from vlm_export.verify.bisect import bisect
 from vlm_export.verify.golden import GoldenFolder, array_sha256
 from vlm_export.verify.in_client import cannot_run, verify_in_client
 from vlm_export.verify.in_files import check_own_files
 from vlm_export.verify.in_ort import verify_in_ort, verify_other_sizes
 from vlm_export.verify.pixels_in_graph import PixelsInGraph
-from vlm_export.verify.report import Report
+from vlm_export.verify.report import Fault, Report
 from vlm_export.verify.reuse import Reuse
 from vlm_export.verify.verification import Verification
 from vlm_export.web.runtimes import Runtime, open_runtime
@@ -97,11 +96,17 @@ def verify(
         files_sha256={},
         golden_inputs_sha256=golden.facts.inputs_sha256,
         versions={"onnxruntime": version("onnxruntime"), "python": platform.python_version(), **run.versions},
-        faults=bisect(run, merged) if bisecting and not passed else [],
+        faults=_bisected(run, merged) if bisecting and not passed else [],
         captions=run.captions,
         fingerprints=run.fingerprints,
         reused=run.reused,
     )
+
+
+def _bisected(run: Verification, merged: Checkpoint) -> list[Fault]:
+    from vlm_export.verify.bisect import bisect  # it traces, which nothing else here does
+
+    return bisect(run, merged)
 
 
 def _pixels(repo: Path, manifest: Manifest, components: Sequence[Component]) -> PixelsInGraph | None:
