@@ -124,6 +124,18 @@ def test_a_damaged_file(exported: Exported, tmp_path: Path, suffix: str, dtype: 
     assert str(fault).startswith(f"{DECODER} in {dtype}: first wrong after the file {path.name}, right after ")
 
 
+def test_a_damaged_file_of_a_mixture(merged: Exported, tmp_path: Path) -> None:
+    made = merged.copy(tmp_path / "copy")
+    made.export("captioner", ["encoder_model=int8,decoder_model_merged=q8"])
+    path = made.graph(f"{DECODER}_quantized")
+    model = ir.load(path)
+    names = [name for name in model.graph.initializers if "layers.1.self_attn.q_proj" in name and "scale" not in name]
+    value = model.graph.initializers[names[0]]
+    value.const_value = ir.Tensor(-value.const_value.numpy(), name=value.name)
+    ir.save(model, path)
+    assert (DECODER, "mixed", 1) in {(fault.component, fault.dtype, fault.layer) for fault in faults(made)}
+
+
 def test_wrong_pixels_come_first(exported: Exported, tmp_path: Path) -> None:
     made = exported.copy(tmp_path / "copy")
     path = made.work.repo / "preprocessor_config.json"

@@ -184,6 +184,13 @@ def test_towers_that_take_something_else(shape: tuple[int | str, ...]) -> None:
         pixels.published([tower], PLAIN)
 
 
+@pytest.mark.parametrize("settings", [PLAIN | {"do_resize": False}, CLIP | {"do_center_crop": False}, CLIP], ids=str)
+def test_steps_that_make_another_size_than_the_tower_takes(settings: dict[str, Any]) -> None:
+    tower = Component("encoder_model", lambda model: model, (TensorSpec(PIXELS, "float32", ("b", 3, 18, 18)),), ())
+    with pytest.raises(InputError, match=r"preprocess: graph: the steps make pictures of .*the tower takes \(18, 18\)"):
+        pixels.published([tower], settings)
+
+
 def spoil_filter(graph: ir.Graph) -> None:
     [resize] = [node for node in graph if node.op_type == "Resize"]
     resize.attributes["mode"] = ir.AttrString("mode", "linear")

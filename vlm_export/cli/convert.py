@@ -205,7 +205,10 @@ def verify(
     advice = explain(report, recipe or found.name, load_manifest(folder.repo).mixed)
     page = folder.report / PAGE
     reused = [f"unchanged since it passed: {', '.join(report.reused)}"] if report.reused else []
-    said = [*lines, *reused, *map(str, report.faults), *advice]
+    found_by_bisecting = [*map(str, report.faults)]
+    if bisecting and report.verdict == "fail" and not report.faults:
+        found_by_bisecting = ["--bisect: no output of a golden case is beyond its limit, so that no stage can be told"]
+    said = [*lines, *reused, *found_by_bisecting, *advice]
     print_result(as_json, asdict(report) | {"advice": advice, "page": str(page)}, said)
     if not as_json:
         Console().print(decision_table.table(report.table))

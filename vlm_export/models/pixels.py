@@ -191,6 +191,9 @@ def _with_steps(component: Component, steps: Steps) -> Component:
     [pixels] = component.inputs
     if not all(isinstance(side, int) for side in pixels.shape[-2:]):
         raise _refused("the model takes pictures of any size itself, and counts its features by it")
+    made = steps.crop or steps.size
+    if made != pixels.shape[-2:]:
+        raise _refused(f"the steps make pictures of {made or 'any size'}, and the tower takes {pixels.shape[-2:]}")
     return replace(
         component,
         inputs=(TensorSpec(PIXELS, "float32", (*pixels.shape[:-2], "height", "width")),),

@@ -33,6 +33,7 @@ from vlm_export.verify.golden_sessions import GoldenSessions, as_fed
 from vlm_export.verify.metrics import cosine_similarity, max_relative_error
 from vlm_export.verify.report import SHAPE, Check, Fault
 from vlm_export.verify.verification import Verification
+from vlm_export.wanted import MIXED
 
 _OF_FILES = {limits.PROMPT_IDS: "prompt ids", limits.PIXELS: "pixels", limits.PIXELS_IN_GRAPH: "pixels of the graph"}
 _OF_GRAPHS = (limits.MAX_RELATIVE_ERROR, limits.COSINE_SIMILARITY, SHAPE)  # of golden cases
@@ -144,7 +145,8 @@ class Search:
             yield Stage(name, folder / "model.onnx")
 
     def _file(self, component: Component, dtype: str) -> Path:
-        return self.run.repo / ONNX / f"{component.name}{DTYPES[dtype].suffix}.onnx"
+        own = self.run.manifest.mixed[component.name] if dtype == MIXED else dtype
+        return self.run.repo / ONNX / f"{component.name}{DTYPES[own].suffix}.onnx"
 
     def _first_wrong(self, component: Component, stages: Sequence[Stage]) -> int:
         """The place of the first stage that is wrong; the last one is."""
