@@ -136,6 +136,20 @@ def test_a_damaged_file_of_a_mixture(merged: Exported, tmp_path: Path) -> None:
     assert (DECODER, "mixed", 1) in {(fault.component, fault.dtype, fault.layer) for fault in faults(made)}
 
 
+def test_a_damaged_table_is_not_blamed_on_the_decoder(merged: Exported, tmp_path: Path) -> None:
+    made = merged.copy(tmp_path / "copy")
+    made.export("chat")
+    path = made.graph("embed_tokens")
+    model = ir.load(path)
+    [name] = [name for name in model.graph.initializers if "embed_tokens" in name]
+    value = model.graph.initializers[name]
+    value.const_value = ir.Tensor(-value.const_value.numpy(), name=name)
+    ir.save(model, path)
+    found = faults(made)
+    assert [(fault.component, fault.stage) for fault in found] == [("embed_tokens", "the file embed_tokens.onnx")]
+    assert found[0].tensor == name and found[0].place
+
+
 def test_wrong_pixels_come_first(exported: Exported, tmp_path: Path) -> None:
     made = exported.copy(tmp_path / "copy")
     path = made.work.repo / "preprocessor_config.json"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from vlm_export.graph.skeleton import make_skeleton
 from vlm_export.graph.stacks import find_stacks
 from vlm_export.graph.weights import attach_weights
 from vlm_export.manifest import ONNX
+from vlm_export.models.pixels import PIXELS
 from vlm_export.runtime.sessions import GRAPH_ERRORS, Arrays, Cache, DecoderRun, Inputs
 from vlm_export.source.checkpoint import Checkpoint
 from vlm_export.spec.graph import Component
@@ -51,16 +52,16 @@ class Stage:
 
 
 class OneGraph(GoldenSessions):
-    """A repo's sessions, but for one component, which is another file; its inputs are kept."""
+    """A repo's sessions, but for one component, whose inputs are kept, and `others`: they are other files."""
 
-    def __init__(self, run: Verification, component: str, path: Path):
+    def __init__(self, run: Verification, component: str, path: Path, others: Mapping[str, Path]):
         super().__init__(run.repo / ONNX, FP32.suffix, run.steps)
-        self.component, self.file = component, path
+        self.component, self.files = component, {**others, component: path}
         self.fed: list[Arrays] = []
 
     def path(self, component: str) -> Path:
         """The file of a graph."""
-        return self.file if component == self.component else super().path(component)
+        return self.files.get(component) or super().path(component)
 
     def run(self, component: str, feeds: Inputs) -> Arrays:
         """As of `Sessions`."""
@@ -107,6 +108,7 @@ class Search:
 
     def __init__(self, run: Verification, merged: Checkpoint, scratch: Path):
         self.run, self.merged, self.scratch = run, merged, scratch
+        self.made_anew: dict[str, Path] = {}  # graphs in the place of the repo's, for a while
         in_graph = run.manifest.in_graph
         self.cache = GraphCache(merged, run.manifest.layout, in_graph=in_graph, keep=False)
 
@@ -122,11 +124,29 @@ class Search:
             return self._between(component, dtype, before, last)
         stages = [*self.stages(component), last]
         first = self._first_wrong(component, stages)
+        if first == 0 and (feeding := self._wrong_before(component, stages[0])):
+            return feeding
         if first == 0:
             wrong = self._wrong(component, stages[0])
             assert wrong is not None
             return self._as_in_the_check(component, dtype, stages[0].name, "", wrong)
         return self._between(component, dtype, stages[first - 1], stages[first])
+
+    def _wrong_before(self, component: Component, stage: Stage) -> Fault | None:
+        """The fault of a graph that feeds this one and is not compared itself, as `embed_tokens` is not."""
+        for other in self.cache.components:
+            if other.name == component.name or any(spec.name == PIXELS for spec in other.inputs):
+                continue
+            *_, last = self.stages(other)
+            self.made_anew = {other.name: last.path}
+            is_right = self._wrong(component, stage) is None
+            self.made_anew = {}
+            if is_right:
+                file = Stage(f"the file {self._file(other, FP32.name).name}", self._file(other, FP32.name))
+                differs = _different_weight(ir.load(last.path), ir.load(file.path))
+                found = differs or (f"what {component.name} is fed", [], [0.0, 0.0])
+                return self._fault(other, FP32.name, last, file, *found)
+        return None
 
     def stages(self, component: Component) -> Iterator[Stage]:
         """The component's graph after each thing that is done to it, traced anew."""
@@ -140,7 +160,7 @@ class Search:
             made.append(("repeat_layers", make_skeleton(component, model)[0]))
         for place, (name, skeleton) in enumerate(made):
             folder = self.scratch / f"{component.name}.{place}"
-            folder.mkdir()
+            folder.mkdir(exist_ok=True)
             save_graph(attach_weights(skeleton, component, self.merged.tensors), folder / "model.onnx")
             yield Stage(name, folder / "model.onnx")
 
@@ -167,7 +187,7 @@ class Search:
     def _checked(self, component: Component, stage: Stage, dtype: str) -> tuple[Check | None, list[Arrays]]:
         """The same, and what the graph was fed."""
         run = replace(self.run, checks=[])
-        sessions = OneGraph(run, component.name, stage.path)
+        sessions = OneGraph(run, component.name, stage.path, self.made_anew)
         driver = in_ort.driver_of(run, sessions)
         for case in run.golden.facts.cases:
             try:
