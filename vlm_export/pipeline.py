@@ -30,6 +30,8 @@ from vlm_export.manifest import ONNX, GraphFile, Manifest, Range, complete_dtype
 from vlm_export.merging import merge
 from vlm_export.merging.merge import REPORT as MERGE_REPORT
 from vlm_export.merging.merge import MergeReport
+from vlm_export.models import pixels
+from vlm_export.models.pixels import NotInGraph
 from vlm_export.own_files import own_file
 from vlm_export.publish import config_files, decision_table
 from vlm_export.publish.findings import BENCH, REPORT, load_benchmark, load_report, read_report
@@ -153,7 +155,7 @@ def run_export(
         known = ", ".join(merged.family.layouts)
         raise InputError(f"{recipe.path}: layout: {merged.family.model_type} has no layout {layout!r}; it has {known}")
     wanted = wanted or parse(recipe.recipe.dtypes, f"{recipe.path}: dtypes")
-    in_graph = config_files.image_processor(recipe, merged, layout) if recipe.recipe.preprocess == "graph" else {}
+    in_graph = _in_graph(recipe, merged, layout, notify)
     keep = not recipe.recipe.trust_remote_code
     cache = GraphCache(merged, layout, in_graph=in_graph, keep=keep, retrace=retrace, notify=notify)
     names = [component.name for component in cache.components]
@@ -202,6 +204,28 @@ def _merged(recipe: RecipeFile, work: Work) -> tuple[MergeReport, Checkpoint]:
     if not (work.merged / MERGE_REPORT).is_file():
         raise InputError(f"{work.merged}: nothing merged yet: {again}")
     return load_document(work.merged / MERGE_REPORT, MergeReport, again), open_checkpoint(work.merged)
+
+
+def _in_graph(recipe: RecipeFile, merged: Checkpoint, layout: str, notify: Callable[[str], None]) -> dict[str, Any]:
+    """The image processor settings that the vision graph carries out; none where the client does.
+
+    `notify` is told where the graph would by itself, and cannot.
+
+    Raises:
+        InputError: the recipe asks for the graph, and it cannot.
+    """
+    asked, wanted = recipe.recipe.preprocess, merged.family.layouts[layout]
+    if asked == "client" or (asked == "auto" and not wanted.client.feeds_one_picture):
+        return {}
+    settings = config_files.image_processor(recipe, merged, layout)
+    try:
+        pixels.published(wanted.components(merged.config), settings)
+    except NotInGraph as error:
+        if asked == "graph":
+            raise
+        notify(f"the client resizes pictures, each in its own way: {error.reason}")
+        return {}
+    return settings
 
 
 def _traced(

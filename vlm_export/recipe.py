@@ -138,7 +138,8 @@ class Recipe:
     `model_type` is what the model's config must say, so that a recipe can be listed by family before it is downloaded.
 
     `preprocess` says where pictures are resized and normalized: by the `client`, each in its own way, or in the vision
-    `graph`, which then takes pictures of any size.
+    `graph`, which then takes pictures of any size. By itself (`auto`) it is the graph where the client feeds one
+    picture at a time and the steps have operators.
 
     `tokenizer` (with its chat template) and `processor` name a folder or Hub repo to take them from, or `model`.
     Without them those of the last adapter that has them win over the model's.
@@ -155,7 +156,7 @@ class Recipe:
     adapters: tuple[AdapterSource, ...] = ()
     combination: Combination | None = None
     layout: LayoutName = "captioner"
-    preprocess: Literal["client", "graph"] = "client"
+    preprocess: Literal["auto", "client", "graph"] = "auto"
     dtypes: tuple[str, ...] = ("fp32",)
     generation: Generation = Field(default_factory=Generation)
     tokenizer: str | None = None

@@ -24,6 +24,7 @@ class EncoderDecoder(Client):
     name = "pipeline('image-to-text')"
     task = "image-to-text"
     node: Literal["captioner"] = "captioner"
+    feeds_one_picture = True
 
     def __init__(
         self,

@@ -21,6 +21,7 @@ class PrefixCaptioner(Client):
     name = "pipeline('image-to-text')"
     task = "image-to-text"
     node: Literal["captioner"] = "captioner"
+    feeds_one_picture = True
     own_token = IMAGE_TOKEN
     chat_template = CHAT_TEMPLATE
 

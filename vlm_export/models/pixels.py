@@ -31,6 +31,14 @@ _FILTERS = {
 DONE_IN_GRAPH = {"do_resize": False, "do_center_crop": False, "do_rescale": False, "do_normalize": False}
 
 
+class NotInGraph(InputError):
+    """A graph cannot prepare these pictures; `reason` says why."""
+
+    def __init__(self, reason: str):
+        super().__init__(f"preprocess: graph: {reason}: set `preprocess: client`, and the client does it")
+        self.reason = reason
+
+
 @dataclass(frozen=True)
 class Steps:
     """What `preprocessor_config.json` says, checked, as a graph can do it.
@@ -55,16 +63,17 @@ class Steps:
         """The steps that the settings ask for.
 
         Raises:
-            InputError: tiles, a filter that ONNX has no operator for, or a size that depends on more than one side.
+            NotInGraph: tiles, a filter that ONNX has no operator for, or a size that depends on more than one side.
+            InputError: a setting that is not known here.
         """
         processor = ImageProcessor(settings)
         known = processor.settings
         if processor.is_tiling:
-            raise _refused("this image processor cuts pictures into tiles")
+            raise NotInGraph("this image processor cuts pictures into tiles")
         crop = known["crop_size"] if known.get("do_center_crop") else None
         size = _size(known["size"]) if known["do_resize"] else None
         if size is not None and known["resample"] not in _FILTERS:
-            raise _refused(f"resample {known['resample']} has no operator: bilinear (2) and bicubic (3) have")
+            raise NotInGraph(f"resample {known['resample']} has no operator: bilinear (2) and bicubic (3) have")
         found = cls(
             size=size,
             filter=known["resample"],
@@ -74,7 +83,7 @@ class Steps:
             std=tuple(known["image_std"]) if known["do_normalize"] else None,
         )
         if found.crop and min(np.broadcast_to(found.size or 0, 2)) < max(found.crop):
-            raise _refused("crop_size is larger than what is left of some pictures")
+            raise NotInGraph("crop_size is larger than what is left of some pictures")
         return found
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
@@ -86,8 +95,7 @@ class Steps:
 
     def text(self) -> str:
         """ONNX text: `pixel_values` `[batch, 3, height, width]` float32 → `normalized_pixels`, of the tower's size."""
-        # A client that is fed normalized pixels has them made bytes again: not all of them come out whole.
-        lines = [f"whole = Round ({PIXELS})", f"bytes = Cast <to = {_UINT8}> (whole)"]
+        lines = [f"bytes = Cast <to = {_UINT8}> ({PIXELS})"]
         made = "bytes"
         if self.size is not None:
             lines += [*self._sizes(), self._resize()]
@@ -173,7 +181,7 @@ def published(components: Sequence[Component], in_graph: Mapping[str, Any] | Non
     """The components; where there are settings `in_graph`, the tower's with their steps in front.
 
     Raises:
-        InputError: as `Steps.of`; or the tower takes something else than pictures of one size.
+        NotInGraph, InputError: as `Steps.of`; or the tower takes something else than pictures of one size.
     """
     if not in_graph:
         return tuple(components)
@@ -187,13 +195,13 @@ def _takes_pixels(component: Component) -> bool:
 
 def _with_steps(component: Component, steps: Steps) -> Component:
     if component.front_end is not None or len(component.inputs) > 1:
-        raise _refused("the model takes tiles, or masks beside its pictures")
+        raise NotInGraph("the model takes tiles, or masks beside its pictures")
     [pixels] = component.inputs
     if not all(isinstance(side, int) for side in pixels.shape[-2:]):
-        raise _refused("the model takes pictures of any size itself, and counts its features by it")
+        raise NotInGraph("the model takes pictures of any size itself, and counts its features by it")
     made = steps.crop or steps.size
     if made != pixels.shape[-2:]:
-        raise _refused(f"the steps make pictures of {made or 'any size'}, and the tower takes {pixels.shape[-2:]}")
+        raise NotInGraph(f"the steps make pictures of {made or 'any size'}, and the tower takes {pixels.shape[-2:]}")
     return replace(
         component,
         inputs=(TensorSpec(PIXELS, "float32", (*pixels.shape[:-2], "height", "width")),),
@@ -207,7 +215,7 @@ def _size(size: Mapping[str, int]) -> tuple[int, int] | int:
         return size["height"], size["width"]
     if set(size) == {"shortest_edge"}:
         return size["shortest_edge"]
-    raise _refused(f"size {dict(size)} limits both sides")
+    raise NotInGraph(f"size {dict(size)} limits both sides")
 
 
 def _by_channel(values: Sequence[float]) -> np.ndarray:
@@ -216,7 +224,3 @@ def _by_channel(values: Sequence[float]) -> np.ndarray:
 
 def _floats(values: Sequence[float]) -> str:
     return f"[{', '.join(repr(float(value)) for value in values)}]"
-
-
-def _refused(reason: str) -> InputError:
-    return InputError(f"preprocess: graph: {reason}: set `preprocess: client`, and the client does it")

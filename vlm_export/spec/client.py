@@ -44,6 +44,7 @@ class Client(ABC):
         name: how the model card calls it.
         task: the model card's `pipeline_tag`.
         node: the way in which `node/caption.mjs` runs it, or None where transformers.js cannot.
+        feeds_one_picture: whether it runs the vision graph for one picture at a time, each of a size of its own.
         own_token: a token that the tokenizer lacks and the repo's gets, with the id `RepoFacts.first_unused_token_id`.
         chat_template: the template of a tokenizer that has none.
     """
@@ -51,6 +52,7 @@ class Client(ABC):
     name: str
     task: str = "image-text-to-text"
     node: Literal["captioner", "chat"] | None = None
+    feeds_one_picture: bool = False
     own_token: str | None = None
     chat_template: str | None = None
 
