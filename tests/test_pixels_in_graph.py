@@ -13,14 +13,16 @@ import onnxruntime
 import pico
 import pico_chat
 import pytest
-from exported import Exported, record
+from exported import Exported, record, silent
 from PIL import Image
 
+from vlm_export import pipeline
 from vlm_export.apps.load import load
 from vlm_export.errors import InputError
 from vlm_export.manifest import load_manifest
 from vlm_export.models import pixels
 from vlm_export.models.pixels import PIXELS, Steps
+from vlm_export.publish.findings import PAGE, load_report
 from vlm_export.quantize.full_precision import PREPARED
 from vlm_export.runtime.images import ImageProcessor, open_image
 from vlm_export.spec.graph import Component, TensorSpec
@@ -80,6 +82,12 @@ def test_every_runtime_sees_the_same(tmp_path: Path, layout: str) -> None:
     assert found[limits.PIXELS_FROM_FILE, "node", "fp32"] < 1e-6
     assert found[limits.TOKENS_EXACT, "node", "fp32"] == 1
     assert found[limits.FROM_FILE_EXACT, "node", "fp32"] == 1, "noise, and made smaller: by a client it is not the same"
+    photographs = {each.file: each for each in report.from_files if not each.is_golden}
+    assert len(photographs) == 6
+    plain = [each for each in photographs.values() if not each.peculiarity]
+    assert {each.file for each in plain} == {"astronaut.jpg", "cat.jpg", "coffee.jpg", "photographer-grey.jpg"}
+    assert all(each.pixel_difference is not None and each.pixel_difference < 0.05 for each in plain)
+    assert all(each.text == each.expected for each in plain)
     [in_graph] = [c for c in report.checks if c.metric == limits.PIXELS_IN_GRAPH]
     assert in_graph.value <= 1 and in_graph.detail.endswith("of 21 pictures")
 
@@ -88,11 +96,49 @@ def test_a_client_that_resizes_sees_something_else(tmp_path: Path) -> None:
     """What the graph is for: the same checkpoint and pictures, prepared by the client."""
     pico.write_checkpoint(tmp_path / "checkpoint")
     write_pictures(tmp_path / "images")
-    made = record(tmp_path)
+    made = record(tmp_path, preprocess="client")
     made.export("captioner")
     assert load_manifest(made.work.repo).in_graph == {}
     found = metrics(made, limits.PIXELS_FROM_FILE, "node")
     assert found["fp32"] > 0.01
+    report = load_report(made.work)
+    assert report is not None
+    photographs = [each for each in report.from_files if not each.is_golden and not each.peculiarity]
+    assert all(each.pixel_difference is not None and each.pixel_difference > 1 for each in photographs)
+    assert {each.file for each in report.from_files if each.is_golden} == {"0.png", "1.png", "2.png"}
+    page = (made.work.report / PAGE).read_text(encoding="utf-8")
+    assert "From image files" in page and all(each.file in page for each in photographs)
+
+
+def test_kinds_that_decoders_read_in_different_ways_are_named(exported: Exported) -> None:
+    report = exported.verify("node")
+    kinds = {each.file: each.peculiarity for each in report.from_files}
+    assert kinds["cat-transparent.png"] == "transparent"
+    assert kinds["photographer-16-bits.png"] == "more than 8 bits"
+    [rate] = [c for c in report.checks if (c.metric, c.dtype) == (limits.PHOTOGRAPHS, "fp32")]
+    assert rate.verdict == "reported" and "of 255" in rate.detail
+    assert not [c for c in report.checks if (c.metric, c.dtype) == (limits.PHOTOGRAPHS, "q8")], "of one dtype"
+
+
+def test_preprocess_by_itself(tmp_path: Path) -> None:
+    """The graph prepares a captioner's pictures; of a chat the client does, which may feed several of any sizes."""
+    pico.write_checkpoint(tmp_path / "checkpoint")
+    write_pictures(tmp_path / "images")
+    made = record(tmp_path)
+    for layout, expected in (("captioner", True), ("chat", False)):
+        made.export(layout)
+        assert bool(load_manifest(made.work.repo).in_graph) is expected
+
+
+def test_a_captioner_that_the_graph_cannot_prepare_pictures_for(tmp_path: Path) -> None:
+    pico.write_checkpoint(tmp_path / "checkpoint")
+    write_pictures(tmp_path / "images")
+    made = record(tmp_path, image_processor={"resample": 1})
+    said: list[str] = []
+    pipeline.run_export(made.recipe, made.work, silent, notify=said.append)
+    assert load_manifest(made.work.repo).in_graph == {}
+    [line] = said
+    assert line.startswith("the client resizes pictures, each in its own way: resample 1 has no operator")
 
 
 def test_what_the_repo_says(exported: Exported) -> None:

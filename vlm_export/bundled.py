@@ -10,7 +10,13 @@ ROOT = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent
 
 RECIPES = ROOT / "recipes"
 GOLDEN = ROOT / "golden"
+_PHOTOGRAPHS = GOLDEN / "photographs"
 DEFAULT_RECIPE = "shapes-captioner"
+
+
+def photographs() -> list[Path]:
+    """The bundled photographs, by name: as cameras write them, and of kinds that decoders read in different ways."""
+    return sorted(path for path in _PHOTOGRAPHS.iterdir() if path.suffix in (".jpg", ".png"))
 
 
 def recipe_names() -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from vlm_export.runtime.sessions import GRAPH_ERRORS, Arrays
 from vlm_export.targets import ClientTarget
 from vlm_export.verify import in_ort, limits
 from vlm_export.verify.client_inputs import peculiarity
+from vlm_export.verify.from_files import Photograph, add_golden_images, add_photographs
 from vlm_export.verify.golden_sessions import as_fed
 from vlm_export.verify.in_files import check_ends, check_pixels, check_prompts, has_prompt
 from vlm_export.verify.metrics import first_difference, largest_difference
@@ -29,14 +31,23 @@ from vlm_export.web.runtimes import Runtime
 _SCORED_IMAGES = 2  # the golden images whose scores are compared, a vocabulary for each token
 
 
-def verify_in_client(run: Verification, runtime: Runtime, dtype: str, golden_inputs: Sequence[Arrays]) -> None:
-    """Tokens and scores from the same pixels, which must be those of ONNX Runtime; from the image files, reported."""
+def verify_in_client(
+    run: Verification,
+    runtime: Runtime,
+    dtype: str,
+    golden_inputs: Sequence[Arrays],
+    photographs: Sequence[Photograph] = (),
+) -> None:
+    """Tokens and scores from the same pixels, which must be those of ONNX Runtime; from the image files, reported.
+
+    Where there are photographs, the pixels that the client makes of files are reported too.
+    """
     target, count = runtime.target, len(golden_inputs)
     if reason := cannot_run(run, runtime, dtype):
         run.leave_out("all", dtype, target, RUNS, reason)
         return
     try:
-        made = _caption(run, runtime, dtype, golden_inputs)
+        made = _caption(run, runtime, dtype, golden_inputs, [picture.path for picture in photographs])
     except CheckFailed as error:
         if isinstance(error, NoAnswer) and runtime.is_software:
             run.leave_out("all", dtype, target, RUNS, f"too slow in software: {error}")
@@ -44,7 +55,11 @@ def verify_in_client(run: Verification, runtime: Runtime, dtype: str, golden_inp
         run.fail("all", dtype, target, RUNS, str(error))
         return
     run.versions |= {f"{target}: {name}": number for name, number in {**made.versions, **runtime.versions}.items()}
-    same, from_file = made.captions[:count], made.captions[count:]
+    same, from_file, of_photographs = (
+        made.captions[:count],
+        made.captions[count : 2 * count],
+        made.captions[2 * count :],
+    )
     check_ends(run, dtype, target, made.eos_token_ids)
     if has_prompt(open_repo(run.repo)):
         check_prompts(run, dtype, target, [caption.prompt_ids for caption in same], golden_inputs)
@@ -56,6 +71,10 @@ def verify_in_client(run: Verification, runtime: Runtime, dtype: str, golden_inp
     for image, caption in zip(run.golden.facts.images, from_file, strict=True):
         if caption.failure and not peculiarity(run.golden.path / "images" / image.file):
             run.fail("all", dtype, target, RUNS, f"{image.file}: {caption.failure}")
+    if photographs:
+        add_golden_images(run, target, dtype, from_file, golden_inputs)
+        with suppress(*GRAPH_ERRORS, FloatingPointError):  # of which the checks in ONNX Runtime say more
+            add_photographs(run, target, dtype, of_photographs, photographs)
 
 
 def cannot_run(run: Verification, runtime: Runtime, dtype: str) -> str:
@@ -64,8 +83,10 @@ def cannot_run(run: Verification, runtime: Runtime, dtype: str) -> str:
     return runtime.no_float16 if halves else ""
 
 
-def _caption(run: Verification, runtime: Runtime, dtype: str, golden_inputs: Sequence[Arrays]) -> Captions:
-    """Caption each golden image from PyTorch's pixels, then each from its file.
+def _caption(
+    run: Verification, runtime: Runtime, dtype: str, golden_inputs: Sequence[Arrays], photographs: Sequence[Path]
+) -> Captions:
+    """Caption each golden image from PyTorch's pixels, then each from its file, then the photographs from theirs.
 
     Raises:
         CheckFailed: the model does not load or run there.
@@ -79,7 +100,7 @@ def _caption(run: Verification, runtime: Runtime, dtype: str, golden_inputs: Seq
             Item(_readable(path, Path(scratch)), pixels, prompt, keep_scores=place < _SCORED_IMAGES)
             for place, (path, pixels) in enumerate(zip(paths, fed, strict=True))
         ]
-        items += [Item(path, prompt=prompt, may_fail=True, keep_pixels=True) for path in paths]
+        items += [Item(path, prompt=prompt, may_fail=True, keep_pixels=True) for path in [*paths, *photographs]]
         done = 0
 
         def progress(_: Caption | None = None) -> None:

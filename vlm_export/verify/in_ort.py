@@ -296,13 +296,20 @@ def generated(run: Verification, dtype: str, golden_inputs: Sequence[Arrays]) ->
         FloatingPointError: the decoder's scores are no numbers.
     """
     if dtype not in run.generated_in_ort:
-        driver = driver_of(run, _sessions(run, dtype))
-        inputs = [with_encoded(driver, model_inputs) for model_inputs in golden_inputs]
-        plans = [_plan(run.golden.facts, each) for each in inputs]
-        run.generated_in_ort[dtype] = [
-            generate(Decoder(driver, each), decided)[0].token_ids for each, decided in zip(inputs, plans, strict=True)
-        ]
+        run.generated_in_ort[dtype] = tokens(run, dtype, golden_inputs)
     return run.generated_in_ort[dtype]
+
+
+def tokens(run: Verification, dtype: str, pictures: Sequence[Arrays]) -> list[list[int]]:
+    """Greedy tokens of any pictures, under the golden's rules.
+
+    Raises:
+        FloatingPointError: the decoder's scores are no numbers.
+    """
+    driver = driver_of(run, _sessions(run, dtype))
+    inputs = [with_encoded(driver, model_inputs) for model_inputs in pictures]
+    plans = [_plan(run.golden.facts, each) for each in inputs]
+    return [generate(Decoder(driver, each), decided)[0].token_ids for each, decided in zip(inputs, plans, strict=True)]
 
 
 def gap(run: Verification, dtype: str, model_inputs: Arrays, begun: Sequence[int], other: int) -> float:

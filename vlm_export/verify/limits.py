@@ -47,6 +47,7 @@ LOGITS = "max_logits_difference"  # of transformers.js from ONNX Runtime, the sa
 PROMPT_IDS, ENDS = "prompts_that_differ", "ends_that_differ"
 PIXELS, PIXELS_FROM_FILE = "mean_pixel_difference", "mean_pixel_difference_from_image_file"
 PIXELS_IN_GRAPH = "largest_pixel_difference_in_graph"  # of a graph that prepares pictures, from Pillow's, of 255
+PHOTOGRAPHS = "photographs_exact_rate"  # from files, of the package's photographs: see `from_files.py`
 # Signs of a collapse, in any dtype and whatever the cosines are: see `collapse.py`.
 DISTINCT_CAPTIONS, IMAGE_SWAP = "distinct_captions_rate", "image_swap_sensitivity"
 LOOPING_CAPTIONS, EMPTY_CAPTIONS = "looping_captions_rate", "empty_captions_rate"

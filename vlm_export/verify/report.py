@@ -56,6 +56,36 @@ class Captions:
 
 
 @dataclass(frozen=True)
+class FromFile:
+    """What a client made of an image file, beside what PyTorch's processor makes of it.
+
+    Attributes:
+        runtime, dtype: where it was captioned, and by which graphs.
+        file: its name.
+        is_golden: whether it is one of the golden images; else it is one of the package's photographs.
+        peculiarity: what decoders read in different ways in it, or nothing.
+        width, height: px.
+        pixel_difference: of what the tower takes, the mean, as a part of 255; None where the sizes differ, or nothing
+            was made.
+        expected: PyTorch's caption, or of a photograph what the same graphs say of PyTorch's pixels.
+        text: what the client says.
+        failure: why it says nothing, or nothing.
+    """
+
+    runtime: str
+    dtype: str
+    file: str
+    is_golden: bool
+    peculiarity: str
+    width: int
+    height: int
+    pixel_difference: float | None
+    expected: str
+    text: str
+    failure: str = ""
+
+
+@dataclass(frozen=True)
 class Fault:
     """The first thing that is wrong, as `bisect.py` finds it.
 
@@ -127,8 +157,9 @@ class Report:
     """`report.json`. `table` says what the checks come to, a row a dtype, with the speeds that `bench` measured.
 
     `faults` are what `verify --bisect` found. `captions` are of the first `CAPTIONS` golden images, of each dtype in
-    each runtime that made some. `fingerprints` are of what a dtype's checks in a runtime depend on, and `reused` those
-    that an earlier verification made, both by `DTYPE in RUNTIME`.
+    each runtime that made some; `from_files` of one dtype in each, from image files. `fingerprints` are of what a
+    dtype's checks in a runtime depend on, and `reused` those that an earlier verification made, both by `DTYPE in
+    RUNTIME`.
     """
 
     recipe: str
@@ -145,6 +176,7 @@ class Report:
     fingerprints: dict[str, str] = field(default_factory=dict)
     reused: list[str] = field(default_factory=list)
     captions: list[Captions] = field(default_factory=list)
+    from_files: list[FromFile] = field(default_factory=list)
     schema: int = 1
 
     @property

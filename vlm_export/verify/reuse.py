@@ -72,12 +72,13 @@ class Reuse:
         return bool(same and found) and all(check.verdict not in ("fail", "left-out") for check in found)
 
     def _take(self, dtype: str, target: Target) -> None:
-        assert self.earlier is not None
-        key = _key(dtype, target)
+        earlier, key = self.earlier, _key(dtype, target)
+        assert earlier is not None
         self.run.checks += self._checks(dtype, target)
-        self.run.captions += [each for each in self.earlier.captions if (each.dtype, each.runtime) == (dtype, target)]
-        self.run.versions |= {name: of for name, of in self.earlier.versions.items() if name.startswith(f"{target}: ")}
-        self.run.fingerprints[key] = self.earlier.fingerprints[key]
+        self.run.captions += [each for each in earlier.captions if (each.dtype, each.runtime) == (dtype, target)]
+        self.run.from_files += [each for each in earlier.from_files if (each.dtype, each.runtime) == (dtype, target)]
+        self.run.versions |= {name: of for name, of in earlier.versions.items() if name.startswith(f"{target}: ")}
+        self.run.fingerprints[key] = earlier.fingerprints[key]
         self.run.reused.append(key)
 
     def _checks(self, dtype: str, target: Target) -> list[Check]:

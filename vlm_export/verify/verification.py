@@ -21,7 +21,7 @@ from vlm_export.targets import Target
 from vlm_export.verify import limits
 from vlm_export.verify.golden import GoldenFolder
 from vlm_export.verify.pixels_in_graph import PixelsInGraph
-from vlm_export.verify.report import CAPTIONS, Captions, Check, MadeOf
+from vlm_export.verify.report import CAPTIONS, Captions, Check, FromFile, MadeOf
 from vlm_export.wanted import MIXED
 
 
@@ -51,6 +51,7 @@ class Verification:
     generated_in_ort: dict[str, list[list[int]]] = field(default_factory=dict)
     fp32_scores: list[np.ndarray] = field(default_factory=list)
     captions: list[Captions] = field(default_factory=list)
+    from_files: list[FromFile] = field(default_factory=list)
     fingerprints: dict[str, str] = field(default_factory=dict)
     reused: list[str] = field(default_factory=list)
 

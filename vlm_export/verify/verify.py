@@ -23,6 +23,7 @@ from vlm_export.source.checkpoint import Checkpoint
 from vlm_export.spec.family import Layout, Preprocessor
 from vlm_export.spec.graph import Component
 from vlm_export.targets import TARGETS, UNASKED, Target
+from vlm_export.verify.from_files import photographs
 from vlm_export.verify.golden import GoldenFolder, array_sha256
 from vlm_export.verify.in_client import cannot_run, verify_in_client
 from vlm_export.verify.in_files import check_own_files
@@ -65,9 +66,9 @@ def verify(
     names, wanted = _dtypes(repo, manifest, dtypes), _runtimes(repo, layout, runtimes)
     clients = [open_runtime(target) for target in wanted if target != "ort"]  # what is missing is told before the work
     _check_can_run(run, clients, dtypes)
-    model_inputs = _golden_inputs(
-        golden, merged.family.preprocessor(merged.path, merged.config, golden.facts.image_processor)
-    )
+    preprocessor = merged.family.preprocessor(merged.path, merged.config, golden.facts.image_processor)
+    model_inputs = _golden_inputs(golden, preprocessor)
+    pictures = photographs(preprocessor, golden.facts.text) if clients else []
     reuse = Reuse.of(run, earlier)
     broken: set[str] = set()
     if "ort" in wanted:
@@ -81,7 +82,7 @@ def verify(
     for client in clients:
         running = [name for name in names if name not in broken]
         for name in reuse.take(running, client.target, client.versions):
-            verify_in_client(run, client, name, model_inputs)
+            verify_in_client(run, client, name, model_inputs, pictures if name == names[0] else ())
             reuse.done(name, client.target, client.versions)
     files = [graph.file for graph in manifest.graphs]
     verdicts = {check.verdict for check in run.checks} - {"left-out"}
@@ -98,6 +99,7 @@ def verify(
         versions={"onnxruntime": version("onnxruntime"), "python": platform.python_version(), **run.versions},
         faults=_bisected(run, merged) if bisecting and not passed else [],
         captions=run.captions,
+        from_files=run.from_files,
         fingerprints=run.fingerprints,
         reused=run.reused,
     )

@@ -21,7 +21,7 @@ from vlm_export.merging.merge import REPORT as MERGE_REPORT
 from vlm_export.merging.merge import MergeReport
 from vlm_export.publish import quality_plot
 from vlm_export.publish.findings import PAGE
-from vlm_export.publish.page import adapter, heat_map
+from vlm_export.publish.page import adapter, from_files, heat_map
 from vlm_export.publish.page.matrix import matrix, runtime_name
 from vlm_export.publish.page.pictures import pictures
 from vlm_export.recipe import RecipeFile
@@ -98,6 +98,7 @@ def write_page(
         runtimes=_enumerated([runtime_name(name) for name in report.runtimes]),
         pictures=pictures(golden, report.captions),
         images=len(golden.facts.images),
+        files=from_files.table(report.from_files),
         plots=_plots(report),
         panels=heat_map.panels(report),
         shades=heat_map.LEVELS,
