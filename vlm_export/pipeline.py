@@ -413,7 +413,7 @@ def run_verify(
         dtypes=dtypes,
         bisecting=bisecting,
         earlier=read_report(work) if reusing else None,
-        progress=lambda what: progress(what, 0, 0),
+        progress=progress,
     )
     still = [dtype for dtype in manifest.failed if dtype not in report.verified_dtypes]
     manifest = config_files.write_failed(work.repo, manifest, [*still, *report.failed_dtypes])

@@ -29,12 +29,16 @@ _NUMPY_TYPES = {
 _PAST, _PRESENT = "past_key_values", "present"
 
 
-class UnknownInput(Exception):
+class GraphError(Exception):
+    """Something is wrong in a graph's file."""
+
+
+class UnknownInput(GraphError):
     """A graph declares an input that no client feeds."""
 
 
 GRAPH_ERRORS = (  # ONNX Runtime has no common base for its own
-    UnknownInput,
+    GraphError,
     FloatingPointError,
     ort_state.Fail,
     ort_state.InvalidArgument,

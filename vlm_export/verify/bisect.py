@@ -150,7 +150,7 @@ class Search:
 
     def stages(self, component: Component) -> Iterator[Stage]:
         """The component's graph after each thing that is done to it, traced anew."""
-        self.run.progress(f"bisecting {component.name}: tracing")
+        self.run.tell(f"bisecting {component.name}: tracing")
         made: list[tuple[str, ir.Model]] = []
         model = self.cache.model
         stacks, _ = find_stacks(component, model, {})
@@ -173,7 +173,7 @@ class Search:
         low, high = 0, len(stages) - 1
         while low < high:
             middle = (low + high) // 2
-            self.run.progress(f"bisecting {component.name}: {stages[middle].name}")
+            self.run.tell(f"bisecting {component.name}: {stages[middle].name}")
             if self._wrong(component, stages[middle]):
                 high = middle
             else:

@@ -101,16 +101,14 @@ def _caption(
             for place, (path, pixels) in enumerate(zip(paths, fed, strict=True))
         ]
         items += [Item(path, prompt=prompt, may_fail=True, keep_pixels=True) for path in [*paths, *photographs]]
-        done = 0
+        what = f"{dtype}: transformers.js, {runtime.target}"
 
-        def progress(_: Caption | None = None) -> None:
-            nonlocal done
-            run.progress(f"{dtype}: transformers.js, {runtime.target}: {done} of {len(items)} captions")
-            done += 1
+        def on_item(_: Caption) -> None:
+            run.tell(what, captions=1)
 
-        progress()
+        run.tell(what)
         taken = "auto" if dtype == MIXED else dtype  # the repo's own config.json says which each component has
-        return runtime.caption(run.repo, layout=client.node, dtype=taken, items=items, generation={}, on_item=progress)
+        return runtime.caption(run.repo, layout=client.node, dtype=taken, items=items, generation={}, on_item=on_item)
 
 
 def _readable(path: Path, scratch: Path) -> Path:

@@ -66,13 +66,13 @@ def verify_in_ort(run: Verification, dtype: str, golden_inputs: Sequence[Arrays]
     Returns whether the graphs run: then captions can be compared elsewhere, whatever else was found.
     """
     sessions = _sessions(run, dtype)
-    run.progress(f"{dtype}: graphs")
+    run.tell(f"{dtype}: graphs")
     if not _check_signatures(run, dtype, sessions):
         return False
     driver = driver_of(run, sessions)
     try:
         encoded = {case.name: check_case(run, dtype, driver, case) for case in run.golden.facts.cases}
-        run.progress(f"{dtype}: tokens in ONNX Runtime")
+        run.tell(f"{dtype}: tokens in ONNX Runtime")
         if _check_tokens(run, dtype, driver, golden_inputs):
             _check_captions(run, dtype)
             _check_collapse(run, dtype, driver, encoded)
@@ -231,6 +231,7 @@ def _check_tokens(run: Verification, dtype: str, driver: Driver, golden_inputs: 
         except FloatingPointError as error:
             run.add("all", dtype, "ort", limits.TOKENS_EXACT, math.nan, f"{image.file}: {error}")
             return False
+        run.tell(f"{dtype}: tokens in ONNX Runtime", captions=1)
         generated.append(own.token_ids)
         agreed.append(agreement(chosen, image.token_ids))
     run.generated_in_ort[dtype] = generated
@@ -341,7 +342,7 @@ def scores(
 
 def verify_other_sizes(run: Verification, merged: Checkpoint) -> None:
     """Run the float32 graphs at other sizes than the golden's, beside the merged checkpoint in PyTorch."""
-    run.progress(f"{FP32.name}: other sizes, loading the model in PyTorch")
+    run.tell(f"{FP32.name}: other sizes, loading the model in PyTorch")
     checkpoint, model = merge.attach(merged.path, [])
     sessions = _sessions(run, FP32.name)
     check_other_sizes(run, driver_of(run, sessions), sessions, checkpoint.family.reference(model))

@@ -105,7 +105,7 @@ def check_other_sizes(run: Verification, driver: Driver, sessions: GoldenSession
     """
     both = Both(run, driver, reference)
     for axis in both.axes():
-        run.progress(f"{FP32.name}: other sizes, {axis.name}")
+        run.tell(f"{FP32.name}: other sizes, {axis.name}")
         _check(run, axis.name, [(size, _found(axis, size, sessions)) for size in axis.sizes])
 
 

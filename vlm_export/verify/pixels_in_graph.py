@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from PIL import Image
 
 from vlm_export.models.pixels import PIXELS, Steps
 from vlm_export.quantize.full_precision import PREPARED
 from vlm_export.runtime.images import ImageProcessor, open_image
+from vlm_export.runtime.sessions import GraphError
 
 # Widths and heights of pictures: much and little smaller, larger, 1:8, a line.
 _SIZES = ((301, 199), (40, 320), (320, 40), (17, 23), (640, 1), (900, 601))
@@ -36,11 +38,14 @@ class PixelsInGraph:
 
     @cached_property
     def _session(self) -> onnxruntime.InferenceSession:
-        model = ir.load(self.graph)
+        try:
+            model = ir.load(self.graph)
+        except (OSError, ValueError, DecodeError) as error:
+            raise GraphError(f"{self.graph.name}: {' '.join(str(error).split())}") from None
         graph = model.graph
         made = next((value for node in graph for value in node.outputs if value.name == PREPARED), None)
-        if made is None:
-            raise FloatingPointError(f"{self.graph.name} has no value {PREPARED}: its steps were edited")
+        if made is None or [value.name for value in graph.inputs] != [PIXELS]:
+            raise GraphError(f"{self.graph.name}: {PIXELS} does not become {PREPARED}: its steps were edited")
         made.type = ir.TensorType(ir.DataType.FLOAT)
         graph.outputs.clear()
         graph.outputs.append(made)
@@ -54,7 +59,7 @@ class PixelsInGraph:
         """`[batch, 3, h, w] float32` in 0…255 → what the tower takes, `[batch, 3, H, W] float32`.
 
         Raises:
-            FloatingPointError: the graph has other steps than were written.
+            GraphError: the graph cannot be read, or has other steps than were written.
         """
         return np.asarray(self._session.run(None, {PIXELS: pictures.astype(np.float32)})[0])
 

@@ -31,6 +31,8 @@ class Verification:
 
     Attributes:
         fingerprints: of what was found of a dtype in a runtime, by both: what it depends on.
+        progress: is told what is done now, how many captions have been made, and of how many.
+        planned, made: captions that the verification takes, and those that there are.
         reused: those of them that an earlier verification found.
         pixels: the part of the vision graph that prepares pictures, if it does.
         generated_in_ort: each dtype's tokens in ONNX Runtime, a list for each golden image.
@@ -44,7 +46,9 @@ class Verification:
     components: Sequence[Component]
     golden: GoldenFolder
     tolerances: tuple[Tolerance, ...]
-    progress: Callable[[str], None]
+    progress: Callable[[str, int, int], None]
+    planned: int = 0
+    made: int = 0
     pixels: PixelsInGraph | None = None
     checks: list[Check] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
@@ -67,6 +71,11 @@ class Verification:
         with suppress(*GRAPH_ERRORS):
             return self.pixels.made_of(pictures)
         return None
+
+    def tell(self, what: str, captions: int = 0) -> None:
+        """Tell what is done now, and that so many more captions are made."""
+        self.made += captions
+        self.progress(what, self.made, self.planned)
 
     def dtypes_of(self, name: str) -> list[str]:
         """The dtypes that a graph may have: one, or all those that a user mixed."""

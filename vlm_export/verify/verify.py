@@ -45,7 +45,7 @@ def verify(
     dtypes: Sequence[str] = (),
     bisecting: bool = False,
     earlier: Report | None = None,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Report:
     """Check the repo and return the report, passing or not.
 
@@ -69,11 +69,15 @@ def verify(
     preprocessor = merged.family.preprocessor(merged.path, merged.config, golden.facts.image_processor)
     model_inputs = _golden_inputs(golden, preprocessor)
     pictures = photographs(preprocessor, golden.facts.text) if clients else []
+    captions = {target: len(golden.facts.images) * (1 if target == "ort" else 2) for target in wanted}  # of a dtype
+    run.planned = len(names) * sum(captions.values()) + len(pictures) * len(clients)
     reuse = Reuse.of(run, earlier)
     broken: set[str] = set()
     if "ort" in wanted:
         check_own_files(run, names[0], model_inputs)
-        for name in reuse.take(names, "ort", {}):
+        left = reuse.take(names, "ort", {})
+        run.made += (len(names) - len(left)) * captions["ort"]
+        for name in left:
             if not verify_in_ort(run, name, model_inputs):
                 broken.add(name)
             elif name == FP32.name:
@@ -81,7 +85,9 @@ def verify(
             reuse.done(name, "ort", {})
     for client in clients:
         running = [name for name in names if name not in broken]
-        for name in reuse.take(running, client.target, client.versions):
+        left = reuse.take(running, client.target, client.versions)
+        run.made += (len(names) - len(left)) * captions[client.target]
+        for name in left:
             verify_in_client(run, client, name, model_inputs, pictures if name == names[0] else ())
             reuse.done(name, client.target, client.versions)
     files = [graph.file for graph in manifest.graphs]
