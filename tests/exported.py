@@ -19,10 +19,12 @@ from vlm_export.doctor.repo_view import open_repo
 from vlm_export.dtypes import DTYPES
 from vlm_export.files import Work
 from vlm_export.manifest import load_manifest
+from vlm_export.models.pixels import PIXELS, Steps
 from vlm_export.quantize.masks import LARGEST
 from vlm_export.recipe import RecipeFile, load_recipe
 from vlm_export.targets import Target
 from vlm_export.verify import limits
+from vlm_export.verify.golden_sessions import as_fed
 from vlm_export.verify.report import LOADS, RUNS, SATURATION, SHAPE, SIGNATURE, Report
 from vlm_export.wanted import parse
 
@@ -111,6 +113,12 @@ def record(folder: Path, **recipe: Any) -> Exported:
     pipeline.run_golden(exported.recipe, silent)
     pipeline.run_merge(exported.recipe, exported.work, silent)
     return exported
+
+
+def as_fed_to(repo: Path, pixels: np.ndarray) -> np.ndarray:
+    """Normalized pixels as the repo's vision graph takes them: as pictures, where it prepares those itself."""
+    in_graph = load_manifest(repo).in_graph
+    return as_fed({PIXELS: pixels}, Steps.of(in_graph) if in_graph else None)[PIXELS]
 
 
 def failed_graphs(report: Report) -> set[str]:

@@ -150,8 +150,9 @@ def test_a_damaged_table_is_not_blamed_on_the_decoder(merged: Exported, tmp_path
     assert found[0].tensor == name and found[0].place
 
 
-def test_wrong_pixels_come_first(exported: Exported, tmp_path: Path) -> None:
-    made = exported.copy(tmp_path / "copy")
+def test_wrong_pixels_come_first(tmp_path: Path) -> None:
+    made = prepare(tmp_path, preprocess="client")
+    made.export("captioner")
     path = made.work.repo / "preprocessor_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"image_mean": [0.4, 0.5, 0.5]}))
     [fault] = faults(made)

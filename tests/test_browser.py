@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exported import Exported, silent
+from exported import Exported, as_fed_to, silent
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -54,9 +54,8 @@ class Inputs:
     pixels: np.ndarray
     images: Sequence[GoldenImage]
 
-    @property
-    def items(self) -> list[Item]:
-        return [Item(pixel_values=pixels[None], prompt="<image>") for pixels in self.pixels]
+    def items(self, repo: Path) -> list[Item]:
+        return [Item(pixel_values=as_fed_to(repo, pixels[None]), prompt="<image>") for pixels in self.pixels]
 
     @property
     def files(self) -> list[Item]:
@@ -152,7 +151,7 @@ def assert_golden(dtype: str, said: Sequence[object], golden: Sequence[object]) 
 def test_wasm(export: Export, inputs: Inputs, layout: Layout, exported_dtype: str, asked: str, dtype: str) -> None:
     repo = export(layout, exported_dtype)
     files = inputs.files if layout == "captioner" else []
-    seen = visit(repo, layout, [*inputs.items, *files], asked)
+    seen = visit(repo, layout, [*inputs.items(repo), *files], asked)
     assert seen.dtypes == {dtype}
     assert graphs_fetched(seen) == graphs(repo, dtype)
     assert seen.isolated, "the headers that allow threads have no effect"
@@ -175,7 +174,7 @@ def in_onnxruntime(repo: Path, dtype: str, inputs: Inputs) -> list[list[int]]:
 def test_every_dtype_in_wasm(export: Export, tmp_path: Path, dtype: str) -> None:
     """In the browser's default build; `verify` runs them in Node, and `bench` in the plain build."""
     repo, inputs = export("captioner", "all"), write_inputs(tmp_path, count=2)
-    seen = visit(repo, "captioner", inputs.items, dtype)
+    seen = visit(repo, "captioner", inputs.items(repo), dtype)
     assert seen.dtypes == {dtype}
     assert graphs_fetched(seen) == graphs(repo, dtype)
     assert tokens(seen) == in_onnxruntime(repo, dtype, inputs)
@@ -185,7 +184,7 @@ def test_every_dtype_in_wasm(export: Export, tmp_path: Path, dtype: str) -> None
 def test_every_dtype_in_webgpu(export: Export, tmp_path: Path, dtype: str) -> None:
     """The software adapter has no float16, so that fp16, q4f16 and q2f16 can only be run on another."""
     repo, inputs = export("captioner", "all"), write_inputs(tmp_path, count=1)
-    seen = visit(repo, "captioner", inputs.items, dtype, "webgpu")
+    seen = visit(repo, "captioner", inputs.items(repo), dtype, "webgpu")
     assert seen.dtypes == {dtype}
     assert tokens(seen) == in_onnxruntime(repo, dtype, inputs)
 
@@ -195,7 +194,7 @@ def test_every_dtype_in_webgpu(export: Export, tmp_path: Path, dtype: str) -> No
 def test_webgpu(export: Export, tmp_path: Path, asked: str, dtype: str) -> None:
     """On a software adapter, which takes seconds for one image."""
     repo, inputs = export("captioner", "int8" if dtype == "int8" else "q8"), write_inputs(tmp_path, count=1)
-    seen = visit(repo, "captioner", inputs.items, asked, "webgpu")
+    seen = visit(repo, "captioner", inputs.items(repo), asked, "webgpu")
     assert seen.dtypes == {dtype}
     assert graphs_fetched(seen) == graphs(repo, dtype)
     assert tokens(seen) == [image.token_ids for image in inputs.images]

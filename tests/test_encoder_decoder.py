@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from encoder_decoders import DECODERS, ENCODERS, END, START
-from exported import TOLERANCES, Exported, silent, write_images
+from exported import TOLERANCES, Exported, as_fed_to, silent, write_images
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_browser import tokens, visit
@@ -293,7 +293,9 @@ def test_in_a_browser(vit_gpt2: Exported, target: BrowserTarget, dtype: str) -> 
     """Tensors without rows, which later runs give, pass through its runtimes."""
     golden = load_golden(vit_gpt2.recipe.golden_dir, vit_gpt2.recipe.name)
     pixels = pixel_values(golden.image_paths()[:1], golden.facts.image_processor)
-    seen = visit(vit_gpt2.work.repo, "captioner", [Item(pixel_values=pixels)], target=target)
+    seen = visit(
+        vit_gpt2.work.repo, "captioner", [Item(pixel_values=as_fed_to(vit_gpt2.work.repo, pixels))], target=target
+    )
     assert seen.dtypes == {dtype}
     assert tokens(seen) == [golden.facts.images[0].token_ids]
 

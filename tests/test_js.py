@@ -21,7 +21,7 @@ import pico_chat
 import pytest
 import torch
 import yaml
-from exported import Exported, silent, write_images
+from exported import Exported, as_fed_to, silent, write_images
 from test_browser import SOFTWARE_WEBGPU, WASM
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
@@ -137,13 +137,14 @@ class Suite:
         for index, images in enumerate((one,) if isinstance(one, Path) else one for one in pictures):
             inputs = pytorch.model_inputs(images, text)
             file = self.folder / f"{name}-{index}.f32"
-            inputs["pixel_values"].astype("<f4").tofile(file)
+            fed = as_fed_to(repo, inputs["pixel_values"])
+            fed.astype("<f4").tofile(file)
             for options in settings:
                 asked = defaults | options
                 runs.append(
                     {
                         "images": [str(image.absolute()) for image in images],
-                        "pixel_values": {"path": str(file), "shape": inputs["pixel_values"].shape},
+                        "pixel_values": {"path": str(file), "shape": fed.shape},
                         "prompt": prompt,
                         "options": asked,
                         "expected": pytorch.generate(inputs, {"do_sample": False, **asked}),

@@ -26,6 +26,7 @@ from vlm_export.errors import InputError
 from vlm_export.merging import merge
 from vlm_export.recipe import find_recipe
 from vlm_export.runtime import Answer, Model, Options, generate, logits
+from vlm_export.runtime.images import ImageProcessor
 from vlm_export.runtime.onnx import OnnxEngine
 from vlm_export.runtime.options import Plan
 from vlm_export.runtime.options import plan as decide
@@ -105,7 +106,8 @@ def pair(default_repo: Path) -> Pair:
     checkpoint, model = merge.attach(recipe.path.parent / "shapes-captioner" / "checkpoint", [])
     loaded, pictures = load(default_repo, dtype="fp32", threads=1), images()
     assert isinstance(loaded.engine, OnnxEngine)
-    pixels = np.concatenate([loaded.engine.images([image]).arrays["pixel_values"] for image in pictures])
+    prepared = ImageProcessor(loaded.engine.repo.in_graph)
+    pixels = np.concatenate([prepared([image]).arrays["pixel_values"] for image in pictures])
     inputs = {"pixel_values": torch.from_numpy(pixels), "input_ids": torch.zeros((len(pixels), 0), dtype=torch.int64)}
     return Pair(loaded, checkpoint.family.reference(model), pictures, inputs)
 
