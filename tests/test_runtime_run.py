@@ -82,6 +82,34 @@ def test_a_folder_is_the_images_in_it(default_repo: Path, images: list[str], tmp
     assert split_arguments([str(tmp_path)]) == (None, [tmp_path / "a.PNG", tmp_path / "b.png"])
 
 
+def test_a_folder_goes_on_past_what_cannot_be_read(default_repo: Path, images: list[str], tmp_path: Path) -> None:
+    for image in images:
+        shutil.copy(image, tmp_path)
+    (tmp_path / "01a.png").write_bytes(b"no picture")
+    result = run(default_repo, tmp_path)
+    assert result.exit_code == 2
+    assert len(result.stdout.splitlines()) == len(images)
+    *lines, last = result.stderr.splitlines()
+    assert lines == [
+        f"{tmp_path / '01a.png'}: not a readable image: cannot identify image file '{tmp_path / '01a.png'}'"
+    ]
+    assert last == "error: 1 of 4 images cannot be read"
+    streamed = run(default_repo, tmp_path, "--stream")
+    assert (streamed.exit_code, streamed.stdout) == (2, result.stdout)
+    as_json = run(default_repo, tmp_path, "--json")
+    found = json.loads(as_json.stdout)
+    assert (as_json.exit_code, len(found["results"]), len(found["unread"])) == (2, 3, 1)
+
+
+def test_an_image_from_stdin(default_repo: Path, images: list[str], captions: dict[Path, str]) -> None:
+    content = Path(images[0]).read_bytes()
+    result = CliRunner().invoke(main, ["run", str(default_repo), "-"], input=content)
+    assert (result.exit_code, result.stdout.strip()) == (0, captions[Path(images[0])])
+    result = CliRunner().invoke(main, ["run", str(default_repo), "-"], input=b"no picture")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: -: stdin holds no readable image")
+
+
 def test_json_has_tokens_times_and_what_ran(default_repo: Path, captions: dict[Path, str], images: list[str]) -> None:
     done = json.loads(run(default_repo, *images, "--json", "--num-beams", 3, "--num-return-sequences", 2).stdout)
     assert (done["model"], done["layout"], done["backend"], done["dtype"]) == (

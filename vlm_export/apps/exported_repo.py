@@ -19,6 +19,7 @@ from vlm_export.runtime.repo import CONFIG, ONNX, SUFFIXES, choose_dtype, open_r
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic")
+STDIN = Path("-")  # as an image
 _ALL_BUT_GRAPHS = ("*.json", "*.jinja")
 
 
@@ -106,18 +107,17 @@ def recipe_of(reference: str | None) -> RecipeFile | None:
         raise InputError(f"{error}; nor is it a folder, or an id of the Hub (org/name)") from None
 
 
-def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[Path]]:
+def split_arguments(arguments: Sequence[str], *, needs_images: bool = True) -> tuple[str | None, list[Path]]:
     """`[RECIPE|DIR|REPO_ID] IMAGE…` → the reference, if there is one, and image files; a folder is the images in it.
 
-    What exists as a file is an image, and what has an image's suffix is meant as one.
+    What exists as a file is an image, and what has an image's suffix is meant as one; `-` is `STDIN`.
 
     Raises:
-        InputError: an image is missing, or there is none.
+        InputError: an image is missing, or there is none where one is needed.
     """
-    first, *rest = arguments
-    reference = None if _is_image(first) else first
-    images = [image for argument in (rest if reference else arguments) for image in _images(argument)]
-    if not images:
+    reference = None if not arguments or _is_image(arguments[0]) else arguments[0]
+    images = [image for argument in arguments[1 if reference else 0 :] for image in _images(argument)]
+    if needs_images and not images:
         known = reference is not None and (reference in bundled.recipe_names() or Path(reference).exists())
         unknown = "" if known else f"{reference}: no such image; "
         raise InputError(f"{unknown}give an image: `vlm-export run {reference} photo.jpg`")
@@ -129,7 +129,7 @@ def _is_image(argument: str) -> bool:
     path = Path(argument).expanduser()
     if path.suffix in (".yaml", ".yml"):
         return False
-    if path.is_file():
+    if path == STDIN or path.is_file():
         return True
     if argument in bundled.recipe_names() or any(_repos(path)):
         return False
@@ -138,6 +138,8 @@ def _is_image(argument: str) -> bool:
 
 def _images(argument: str) -> list[Path]:
     path = Path(argument).expanduser()
+    if path == STDIN:
+        return [path]
     if path.is_dir():
         found = sorted(file for file in path.iterdir() if file.suffix.lower() in _IMAGES)
         if not found:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from PIL import Image, UnidentifiedImageError
+
+from vlm_export.apps.exported_repo import STDIN
 from vlm_export.errors import InputError
 from vlm_export.runtime import Answer, Model, Options
-from vlm_export.runtime.images import open_image
-from vlm_export.runtime.model import Item
+from vlm_export.runtime.images import as_rgb, open_image
 
 _BATCH_SIZE = 8  # images in a batch: more of them decode together, and the first caption comes later
 _EARLY_STOPPING = {"true": True, "false": False, "never": "never"}
@@ -37,21 +41,30 @@ def caption(
     prompt: str | None,
     options: Options,
     stream: Callable[[str], None] | None = None,
-) -> Iterator[tuple[Sequence[Path], Answer]]:
-    """The answer to each group of images; `stream` is given the text of all of them as it comes, a line each.
+) -> Iterator[tuple[Sequence[Path], Answer | InputError]]:
+    """The answer to each group of images, or why an image of it cannot be read, if it is one of several.
+
+    `stream` is given the text of all of them as it comes, a line each.
 
     Raises:
-        InputError: an image cannot be read, or the model refuses the prompt, the images or an option.
+        InputError: the only image cannot be read, or the model refuses the prompt, the images or an option.
     """
     if stream is None:
         waiting = iter(groups)
         while chunk := list(islice(waiting, _BATCH_SIZE)):
-            yield from zip(chunk, model.generate_batch([_item(group, prompt) for group in chunk], options), strict=True)
+            opened = [_open(group, len(groups)) for group in chunk]
+            items = [(images, prompt) for images in opened if not isinstance(images, InputError)]
+            said = iter(model.generate_batch(items, options))
+            for group, images in zip(chunk, opened, strict=True):
+                yield group, images if isinstance(images, InputError) else next(said)
         return
     for group in groups:
-        images, text = _item(group, prompt)
+        images = _open(group, len(groups))
+        if isinstance(images, InputError):
+            yield group, images
+            continue
         stream(_label(group, len(groups)))
-        answer = model.generate(images, text, options, on_text=stream)
+        answer = model.generate(images, prompt, options, on_text=stream)
         stream("\n")
         for other in answer.alternatives:
             stream(f"{_label(group, len(groups))}{other.text}\n")
@@ -63,8 +76,10 @@ def lines(group: Sequence[Path], answer: Answer, groups: int) -> list[str]:
     return [f"{_label(group, groups)}{one.text}" for one in (answer, *answer.alternatives)]
 
 
-def as_json(model: Model, results: Sequence[tuple[Sequence[Path], Answer]], load_seconds: float) -> dict[str, Any]:
-    """What `--json` prints."""
+def as_json(
+    model: Model, results: Sequence[tuple[Sequence[Path], Answer]], load_seconds: float, unread: Sequence[str]
+) -> dict[str, Any]:
+    """What `--json` prints; `unread` says which images cannot be read, and why."""
     return {
         "model": model.name,
         "layout": model.layout,
@@ -72,11 +87,35 @@ def as_json(model: Model, results: Sequence[tuple[Sequence[Path], Answer]], load
         "dtype": model.dtype,
         "load_seconds": load_seconds,
         "results": [{"images": [str(path) for path in group], **asdict(answer)} for group, answer in results],
+        "unread": list(unread),
     }
 
 
-def _item(group: Sequence[Path], prompt: str | None) -> Item:
-    return [open_image(path) for path in group], prompt
+def _open(group: Sequence[Path], groups: int) -> list[Image.Image] | InputError:
+    """The images of a group; why one cannot be read, where there are other groups.
+
+    Raises:
+        InputError: one cannot be read, and there is no other group.
+    """
+    try:
+        return [_from_stdin() if path == STDIN else open_image(path) for path in group]
+    except InputError as error:
+        if groups == 1:
+            raise
+        return error
+
+
+def _from_stdin() -> Image.Image:
+    """The image that stdin holds.
+
+    Raises:
+        InputError: it holds none.
+    """
+    try:
+        with Image.open(BytesIO(sys.stdin.buffer.read())) as image:
+            return as_rgb(image)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"-: stdin holds no readable image: {' '.join(str(error).split())}") from None
 
 
 def _label(group: Sequence[Path], groups: int) -> str:

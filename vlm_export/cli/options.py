@@ -44,28 +44,46 @@ def _remember_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None
     ctx.find_root().meta[_DEBUG] = value
 
 
+work_option = click.option(
+    "--work",
+    type=click.Path(path_type=Path, file_okay=False),
+    envvar="VLM_EXPORT_WORK",
+    help="Work folder, in place of build/<recipe name>.",
+)
+debug_option = click.option(
+    "--debug", is_flag=True, expose_value=False, callback=_remember_debug, help="Show the traceback of an error."
+)
+
+
 def common(command: Command) -> Command:
     """Options of every command that works on a recipe."""
-    work = click.option(
-        "--work",
-        type=click.Path(path_type=Path, file_okay=False),
-        envvar="VLM_EXPORT_WORK",
-        help="Work folder, in place of build/<recipe name>.",
-    )
-    return work(output_options(command))
+    return work_option(output_options(command))
 
 
 def output_options(command: Command) -> Command:
     """Options of every command that prints a result."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")(
+        debug_option(command)
+    )
+
+
+def generation_options(command: Command) -> Command:
+    """Options of how tokens are chosen, as `apps.run.options` takes them."""
     options = (
-        click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
-        click.option(
-            "--debug",
-            is_flag=True,
-            expose_value=False,
-            callback=_remember_debug,
-            help="Show the traceback of an error.",
-        ),
+        click.option("--num-beams", type=int, help="Beam search."),
+        click.option("--num-return-sequences", type=int, help="So many beams or samples, a line each."),
+        click.option("--length-penalty", type=float, help="Above 0 favours long beams."),
+        click.option("--early-stopping", type=click.Choice(["true", "false", "never"]), help="When beam search ends."),
+        click.option("--sample", is_flag=True, help="Draw each token instead of taking the best."),
+        click.option("--temperature", type=float, help="With --sample."),
+        click.option("--top-k", type=int, help="With --sample: among so many of the best."),
+        click.option("--top-p", type=float, help="With --sample: among the best that have this share."),
+        click.option("--seed", type=int, help="With --sample: makes it repeatable."),
+        click.option("--max-new-tokens", type=int, help="At most so many."),
+        click.option("--min-new-tokens", type=int, help="At least so many."),
+        click.option("--repetition-penalty", type=float, help="Above 1 makes what was said less likely."),
+        click.option("--no-repeat-ngram-size", type=int, help="No run of so many tokens comes twice."),
+        click.option("--stop", multiple=True, help="A text that ends an answer; repeats."),
     )
     for option in reversed(options):
         command = option(command)

@@ -1,4 +1,4 @@
-"""The commands that use an exported repo: run, serve, demo, doctor."""
+"""The commands that use an exported repo: run, chat, serve, demo, doctor."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 import click
 
-from vlm_export.cli.options import common, output_options
+from vlm_export.cli.options import common, debug_option, generation_options, output_options, work_option
 from vlm_export.cli.output import UNWRAPPED, notify, print_result, write
+from vlm_export.errors import InputError
 
 
 @click.command()
@@ -21,20 +22,7 @@ from vlm_export.cli.output import UNWRAPPED, notify, print_result, write
 @click.option("--backend", type=click.Choice(["auto", "onnx", "torch"]), default="auto", show_default=True)
 @click.option("--threads", type=click.IntRange(min=0), default=0, help="For each graph; 0 is ONNX Runtime's choice.")
 @click.option("--stream", is_flag=True, help="Print the text as it comes.")
-@click.option("--num-beams", type=int, help="Beam search.")
-@click.option("--num-return-sequences", type=int, help="So many beams or samples, a line each.")
-@click.option("--length-penalty", type=float, help="Above 0 favours long beams.")
-@click.option("--early-stopping", type=click.Choice(["true", "false", "never"]), help="When beam search ends.")
-@click.option("--sample", is_flag=True, help="Draw each token instead of taking the best.")
-@click.option("--temperature", type=float, help="With --sample.")
-@click.option("--top-k", type=int, help="With --sample: among so many of the best.")
-@click.option("--top-p", type=float, help="With --sample: among the best that have this share of the probability.")
-@click.option("--seed", type=int, help="With --sample: makes it repeatable.")
-@click.option("--max-new-tokens", type=int)
-@click.option("--min-new-tokens", type=int)
-@click.option("--repetition-penalty", type=float)
-@click.option("--no-repeat-ngram-size", type=int)
-@click.option("--stop", multiple=True, help="A text that ends an answer; repeats.")
+@generation_options
 @common
 def run(
     arguments: tuple[str, ...],
@@ -51,10 +39,12 @@ def run(
     """Caption images, or ask about them.
 
     With ONNX Runtime alone, neither PyTorch nor transformers; a recipe that is not exported yet runs with PyTorch.
-    What is not given here is as generation_config.json says. One image gives its caption, several a line each.
+    What is not given here is as generation_config.json says. One image gives its caption, several a line each; a folder
+    is the images in it, - is one from stdin. Of several, those that cannot be read are told at the end.
 
     \b
     Example: vlm-export run photo.jpg
+             curl -s https://example.org/photo.jpg | vlm-export run -
              vlm-export run build/my-captioner/repo photos/ --num-beams 3
              vlm-export run org/model photo.jpg --prompt 'What is this?' --stream
     """
@@ -68,13 +58,66 @@ def run(
     load_seconds = time.monotonic() - started
     groups = [images] if together else [[image] for image in images]
     streamed = stream and not as_json
-    results = []
+    results, unread = [], []
     for group, answer in runner.caption(model, groups, prompt, options, write if streamed else None):
+        if isinstance(answer, InputError):
+            unread.append(str(answer))
+            continue
         results.append((group, answer))
         if not streamed and not as_json:
             click.echo("\n".join(runner.lines(group, answer, len(groups))))
     if as_json:
-        print_result(True, runner.as_json(model, results, load_seconds), [])
+        print_result(True, runner.as_json(model, results, load_seconds, unread), [])
+    if unread:
+        for line in unread:
+            notify(line)
+        raise InputError(f"{len(unread)} of {len(groups)} images cannot be read")
+
+
+@click.command()
+@click.argument("arguments", nargs=-1, metavar="[RECIPE|DIR|REPO_ID] [IMAGE]...")
+@click.option("--dtype", help="By default int8, else q8, else fp32, of those that passed verify.")
+@click.option("--backend", type=click.Choice(["auto", "onnx", "torch"]), default="auto", show_default=True)
+@click.option("--threads", type=click.IntRange(min=0), default=0, help="For each graph; 0 is ONNX Runtime's choice.")
+@generation_options
+@work_option
+@debug_option
+def chat(
+    arguments: tuple[str, ...],
+    dtype: str | None,
+    backend: Literal["auto", "onnx", "torch"],
+    threads: int,
+    work: Path | None,
+    **generation: Any,
+) -> None:
+    """Talk with a chat model in the terminal, about pictures.
+
+    Each line is a turn, and the model remembers the ones before. /image FILE shows a picture with the next line, /new
+    begins again, /quit or Ctrl-D ends; Ctrl-C stops an answer.
+
+    \b
+    Example: vlm-export chat org/model photo.jpg
+    """
+    from vlm_export.apps import chat as talking
+    from vlm_export.apps import exported_repo
+    from vlm_export.apps import run as runner
+
+    options = runner.options(**generation)
+    reference, images = exported_repo.split_arguments(arguments, needs_images=False)
+    model = exported_repo.open_model(reference, work, dtype=dtype, backend=backend, threads=threads, notify=notify)
+    talk = talking.Talk(model, options, write, notify)
+    for image in images:
+        talk.show(image)
+    is_terminal = sys.stdin.isatty()
+    if is_terminal:
+        notify(f"{model.name} in {model.dtype}: {talking.HELP}")
+    while True:
+        try:
+            line = input("> ") if is_terminal else sys.stdin.readline()
+        except EOFError:
+            break
+        if (not is_terminal and not line) or not talk.hear(line):
+            break
 
 
 @click.command()
@@ -209,4 +252,4 @@ def doctor(reference: str, as_json: bool) -> None:
         click.get_current_context().exit(1)
 
 
-COMMANDS = (run, serve, demo, doctor)
+COMMANDS = (run, chat, serve, demo, doctor)
