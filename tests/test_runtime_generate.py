@@ -104,9 +104,11 @@ def images() -> list[Image.Image]:
 def pair(default_repo: Path) -> Pair:
     recipe = find_recipe("shapes-captioner")
     checkpoint, model = merge.attach(recipe.path.parent / "shapes-captioner" / "checkpoint", [])
-    loaded, pictures = load(default_repo, dtype="fp32", threads=1), images()
+    loaded = load(default_repo, dtype="fp32", threads=1)
     assert isinstance(loaded.engine, OnnxEngine)
     prepared = ImageProcessor(loaded.engine.repo.in_graph)
+    size = (prepared.settings["size"]["width"], prepared.settings["size"]["height"])
+    pictures = [image.resize(size) for image in images()]  # the graph's own resizing is right to 1 of 255
     pixels = np.concatenate([prepared([image]).arrays["pixel_values"] for image in pictures])
     inputs = {"pixel_values": torch.from_numpy(pixels), "input_ids": torch.zeros((len(pixels), 0), dtype=torch.int64)}
     return Pair(loaded, checkpoint.family.reference(model), pictures, inputs)
