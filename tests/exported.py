@@ -105,6 +105,7 @@ def record(folder: Path, **recipe: Any) -> Exported:
         "name": "pico",
         "model": "checkpoint",
         "generation": {"max_new_tokens": 6},
+        "hub": {"license": "apache-2.0"},
         "golden": {"images": ["images/*.png"], "prompts": ["a cat"]},
         "tolerances": TOLERANCES,
     }

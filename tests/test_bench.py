@@ -216,7 +216,7 @@ def test_the_card_and_push(exported: Exported, tmp_path: Path) -> None:
     pipeline.run_card(made.recipe, made.work, measured(made))  # takes the first one's place
     assert card(made).count("## Measured") == 1
     assert "4 new tokens each" in card(made) and "3 new tokens each" not in card(made)
-    assert card(made).index("## Verified") < card(made).index("## Measured") < card(made).index("## Made from")
+    assert card(made).index("## Verified") < card(made).index("## Measured") < card(made).index("## How it was made")
     assert "**pass**" in card(made)
     gate.check_verified(made.work)
     made.verify("ort")  # writes the card anew, with what was measured

@@ -125,9 +125,9 @@ def test_without_memory_to_calibrate_it_rounds_and_says_so(
     assert {graph.file for graph in load_manifest(copy.work.repo).graphs if graph.rounded} == {f"{DECODER}_q4.onnx"}
     assert done.manifest == load_manifest(copy.work.repo)
     assert done.expected.calibration_memory_bytes == 0
-    assert "\n\nq4: weights of few bits are rounded to the nearest, not " in (copy.work.repo / "README.md").read_text()
+    assert "\n- q4: weights of few bits are rounded to the nearest, not " in (copy.work.repo / "README.md").read_text()
     copy.verify()
-    assert "\n\nq4: weights of few bits are rounded to the nearest, not " in (copy.work.repo / "README.md").read_text()
+    assert "\n- q4: weights of few bits are rounded to the nearest, not " in (copy.work.repo / "README.md").read_text()
 
 
 def test_a_budget_needs_calibration(made: Exported, told: Told) -> None:

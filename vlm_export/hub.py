@@ -13,9 +13,11 @@ import fnmatch
 import glob
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -44,31 +46,56 @@ from huggingface_hub.hf_api import RepoFile
 from vlm_export.errors import CheckFailed, InputError
 from vlm_export.own_files import leads_out
 
+Kind = Literal["model", "space"]
+Files = Mapping[str, Path | bytes]  # by path in the repo: a file, or what it holds
 # The folder this tool owns in a published repo: remote files in it that are no longer built are deleted.
-OWNED_FOLDER = "onnx/"
+OWNED_FOLDER: Mapping[Kind, str] = {"model": "onnx/", "space": "model/"}
+# Source: hub-docs, `docs/hub/storage-limits.md`.
+MAX_FILE_BYTES = 500 * 10**9
+MAX_ENTRIES = 10_000  # of a folder
 # huggingface_hub refuses to commit anything in these.
 FORBIDDEN_FOLDERS = (".git", ".cache")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 LOGIN = "run `hf auth login` or set HF_TOKEN"
 
 
+Action = Literal["add", "update", "delete", "same", "send"]
+
+
+class Unreachable(InputError):
+    """The Hub does not answer, or is not to be asked."""
+
+
 @dataclass(frozen=True)
 class FileChange:
-    """What a push does to one file of the repo."""
+    """What a push does to one file of the repo; `send` where nobody knows what the Hub has."""
 
     path: str
-    action: Literal["add", "update", "delete", "same"]
+    action: Action
     size_bytes: int
 
 
 @dataclass(frozen=True)
 class PushPlan:
-    """What a push would do; `changes` are sorted by path and leave out the remote files a push does not touch."""
+    """What a push would do.
+
+    Attributes:
+        create_repo: whether the repo is not there yet.
+        changes: by path, without the remote files that a push does not touch.
+        kind: of the repo.
+        not_compared: why the Hub was not asked what it has, if it was not; everything is `send` then.
+    """
 
     repo_id: str
     revision: str
     create_repo: bool
     changes: tuple[FileChange, ...]
+    kind: Kind = "model"
+    not_compared: str = ""
+
+    def total_bytes(self, *actions: str) -> int:
+        """The size of all files to which one of these things is done."""
+        return sum(change.size_bytes for change in self.changes if change.action in actions)
 
 
 @dataclass(frozen=True)
@@ -90,58 +117,85 @@ class _Remote:
     files: Mapping[str, RepoFile]
 
 
-def plan_push(repo_id: str, folder: Path, *, revision: str | None = None) -> PushPlan:
-    """What `push_folder` would change on the branch `revision`, which need not exist yet, nor the repo.
-
-    Raises InputError if the folder cannot be pushed or the Hub cannot be read.
-    """
-    files = _local_files(folder)
-    _check_namespace(repo_id)
-    with _hub_errors(repo_id, revision):
-        remote = _read_remote(HfApi(), repo_id, revision)
-    changes = _changes(files, remote.files if remote else {})
-    return PushPlan(repo_id, revision or constants.DEFAULT_REVISION, remote is None, changes)
-
-
-def push_folder(
+def plan_push(
     repo_id: str,
-    folder: Path,
+    files: Path | Files,
     *,
     private: bool = False,
     revision: str | None = None,
     create_pr: bool = False,
+    kind: Kind = "model",
+) -> PushPlan:
+    """What `push` of the same arguments would change on the branch `revision`, which need not exist yet, nor the repo.
+
+    Raises InputError where that would, as far as the Hub says so before; Unreachable if it cannot be asked.
+    """
+    found = _checked(repo_id, files, revision, create_pr)
+    with _hub_errors(repo_id, revision):
+        remote = _read_remote(HfApi(), repo_id, revision, kind)
+    if remote is not None:
+        _check_private(repo_id, remote, private)
+    changes = _changes(found, remote.files if remote else {}, kind)
+    return PushPlan(repo_id, revision or constants.DEFAULT_REVISION, remote is None, changes, kind)
+
+
+def plan_unseen(repo_id: str, files: Path | Files, reason: str, *, revision: str | None, kind: Kind) -> PushPlan:
+    """What a push would send to a repo that cannot be looked at, for a reason that is given.
+
+    Raises InputError as `plan_push` does.
+    """
+    found = _checked(repo_id, files, revision, create_pr=False)
+    changes = tuple(FileChange(name, "send", _size(found[name])) for name in sorted(found))
+    return PushPlan(repo_id, revision or constants.DEFAULT_REVISION, False, changes, kind, reason)
+
+
+def check_token(repo_id: str) -> None:
+    """Raises InputError if there is no token to push with."""
+    if _token() is None:
+        raise InputError(f"{repo_id}: no Hugging Face token to push with: {LOGIN}")
+
+
+def push_folder(
+    repo_id: str,
+    files: Path | Files,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+    kind: Kind = "model",
     message: str,
 ) -> PushResult:
-    """Make `repo_id` hold every file of `folder`, in one commit; no commit if it already does.
+    """Make `repo_id` hold every file of a folder, or these files, in one commit; no commit if it already does.
 
-    Stale files under `onnx/` are deleted, other remote files are left alone. `private` counts when the repo is created;
-    without it the namespace's default does. Raises InputError for what the user or the Hub refuses, CheckFailed if a
-    file did not arrive.
+    Stale files under `OWNED_FOLDER` are deleted, other remote files are left alone. `private` counts when the repo is
+    created; without it the namespace's default does. Raises InputError for what the user or the Hub refuses,
+    CheckFailed if a file did not arrive.
     """
-    if create_pr and revision is not None:
-        raise InputError(f"{repo_id}: a pull request always goes to the main branch: drop the revision {revision!r}")
-    files = _local_files(folder)
-    _check_namespace(repo_id)
+    found = _checked(repo_id, files, revision, create_pr)
     with _hub_errors(repo_id, revision):
-        if _token() is None:
-            raise InputError(f"{repo_id}: no Hugging Face token to push with: {LOGIN}")
+        check_token(repo_id)
         api = HfApi()
-        remote = _prepare_remote(api, repo_id, revision, private)
-        changes = _changes(files, remote.files)
-        operations = _operations(changes, files)
+        remote = _prepare_remote(api, repo_id, revision, private, kind)
+        operations = _operations(_changes(found, remote.files, kind), found)
         if not operations:
-            return PushResult(f"{constants.ENDPOINT}/{repo_id}", remote.commit, None)
+            return PushResult(page_of(repo_id, kind), remote.commit, None)
         # Not upload_folder: with hf_xet it may split a push over several commits, and it skips some folders silently.
         info = api.create_commit(
             repo_id,
             operations,
             commit_message=message,
+            repo_type=kind,
             revision=revision,
             create_pr=create_pr,
             parent_commit=remote.commit,
         )
-        _check_arrived(api, repo_id, info.pr_revision or info.oid, files)
-    return PushResult(str(info.repo_url), info.oid, info.pr_url)
+        _check_arrived(api, repo_id, info.pr_revision or info.oid, found, kind)
+    return PushResult(page_of(repo_id, kind), info.oid, info.pr_url)
+
+
+def page_of(repo_id: str, kind: Kind = "model") -> str:
+    """The address of a repo's page."""
+    return f"{constants.ENDPOINT}/{'spaces/' if kind == 'space' else ''}{repo_id}"
 
 
 def download(repo_id: str, *, revision: str | None = None, allow_patterns: Sequence[str]) -> Path:
@@ -176,7 +230,35 @@ def list_files(repo_id: str, *, revision: str | None = None) -> dict[str, int]:
 # The folder to push
 
 
-def _local_files(folder: Path) -> dict[str, Path]:
+def _checked(repo_id: str, files: Path | Files, revision: str | None, create_pr: bool) -> Files:
+    """The files to push. Raises InputError for what the Hub would refuse whatever it has."""
+    if create_pr and revision is not None:
+        raise InputError(f"{repo_id}: a pull request always goes to the main branch: drop the revision {revision!r}")
+    found = folder_files(files) if isinstance(files, Path) else files
+    _check_limits(repo_id, found)
+    _check_namespace(repo_id)
+    return found
+
+
+def _check_limits(repo_id: str, files: Files) -> None:
+    """Raises InputError for what is larger than the Hub takes."""
+    for name, content in files.items():
+        if (size := _size(content)) > MAX_FILE_BYTES:
+            limit = f"{MAX_FILE_BYTES / 1e9:.0f} GB"
+            raise InputError(f"{repo_id}: {name} has {size / 1e9:,.0f} GB, and the Hub takes files up to {limit}")
+    entries = {
+        PurePosixPath(*parts[:end]) for name in files for parts in [name.split("/")] for end in range(1, len(parts) + 1)
+    }
+    folder, count = Counter(entry.parent.as_posix() for entry in entries).most_common(1)[0]
+    if count > MAX_ENTRIES:
+        raise InputError(f"{repo_id}: {folder} holds {count:,} files, and the Hub takes {MAX_ENTRIES:,} in a folder")
+
+
+def _size(content: Path | bytes) -> int:
+    return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+
+def folder_files(folder: Path) -> dict[str, Path]:
     """The files of `folder` by their path in the repo. Raises InputError for what the Hub could not hold."""
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder: build one to push first")
@@ -203,29 +285,29 @@ def _check_link(folder: Path, relative: Path) -> None:
         raise InputError(f"{folder}: {relative} is a link to no file: put the file or folder itself there")
 
 
-def _same_content(path: Path, remote: RepoFile) -> bool:
+def _same_content(content: Path | bytes, remote: RepoFile) -> bool:
     """Whether a local file is the remote one: the Hub gives the sha256 of LFS files, else the git blob sha1."""
-    size_bytes = path.stat().st_size
+    size_bytes = _size(content)
     if size_bytes != remote.size:
         return False
-    with path.open("rb") as file:
+    with BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
         if remote.lfs is not None:
             return hashlib.file_digest(file, "sha256").hexdigest() == remote.lfs.sha256
         return hashlib.file_digest(file, lambda: hashlib.sha1(b"blob %d\0" % size_bytes)).hexdigest() == remote.blob_id
 
 
-def _changes(files: Mapping[str, Path], remote: Mapping[str, RepoFile]) -> tuple[FileChange, ...]:
-    changes = [_change(name, path, remote.get(name)) for name, path in files.items()]
-    stale = [name for name in remote if name.startswith(OWNED_FOLDER) and name not in files]
+def _changes(files: Files, remote: Mapping[str, RepoFile], kind: Kind) -> tuple[FileChange, ...]:
+    changes = [_change(name, content, remote.get(name)) for name, content in files.items()]
+    stale = [name for name in remote if name.startswith(OWNED_FOLDER[kind]) and name not in files]
     changes += [FileChange(name, "delete", remote[name].size) for name in stale]
     return tuple(sorted(changes, key=lambda change: change.path))
 
 
-def _change(name: str, path: Path, remote: RepoFile | None) -> FileChange:
-    action: Literal["add", "update", "same"] = "add"
+def _change(name: str, content: Path | bytes, remote: RepoFile | None) -> FileChange:
+    action: Action = "add"
     if remote is not None:
-        action = "same" if _same_content(path, remote) else "update"
-    return FileChange(name, action, path.stat().st_size)
+        action = "same" if _same_content(content, remote) else "update"
+    return FileChange(name, action, _size(content))
 
 
 # The repo
@@ -237,43 +319,46 @@ def _check_namespace(repo_id: str) -> None:
         raise InputError(_redact(_not_a_repo_id(repo_id)))
 
 
-def _read_remote(api: HfApi, repo_id: str, revision: str | None) -> _Remote | None:
+def _read_remote(api: HfApi, repo_id: str, revision: str | None, kind: Kind) -> _Remote | None:
     """The head of `revision`, or of main if the repo lacks that branch; None if there is no such repo."""
     has_branch = True
     try:
         try:
-            info = api.model_info(repo_id, revision=revision)
+            info = api.repo_info(repo_id, revision=revision, repo_type=kind)
         except RevisionNotFoundError:
             has_branch = False
-            info = api.model_info(repo_id)
+            info = api.repo_info(repo_id, repo_type=kind)
     except RepositoryNotFoundError as error:
         # 401 and 403 do not tell "not there" from "not for you".
         if error.response.status_code == 404:
             return None
         raise
-    tree = api.list_repo_tree(repo_id, recursive=True, revision=info.sha)
+    tree = api.list_repo_tree(repo_id, recursive=True, revision=info.sha, repo_type=kind)
     files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
     return _Remote(info.sha, bool(info.private), has_branch, files)
 
 
-def _prepare_remote(api: HfApi, repo_id: str, revision: str | None, private: bool) -> _Remote:
+def _prepare_remote(api: HfApi, repo_id: str, revision: str | None, private: bool, kind: Kind) -> _Remote:
     """The branch to commit to, created with its repo if need be."""
-    remote = _read_remote(api, repo_id, revision)
+    remote = _read_remote(api, repo_id, revision, kind)
     if remote is None:
-        api.create_repo(repo_id, private=private or None, exist_ok=True)
-        remote = _read_remote(api, repo_id, revision)
+        sdk = "static" if kind == "space" else None
+        api.create_repo(repo_id, private=private or None, repo_type=kind, space_sdk=sdk, exist_ok=True)
+        remote = _read_remote(api, repo_id, revision, kind)
     if remote is None:
         raise InputError(f"{repo_id} exists but the token may not see it: use a token with access to it")
-    if private and not remote.private:
-        raise InputError(f"{repo_id} exists and is public: make it private in its settings, or push without --private")
+    _check_private(repo_id, remote, private)
     if revision is not None and not remote.has_branch:
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
+        api.create_branch(repo_id, branch=revision, repo_type=kind, exist_ok=True)
     return remote
 
 
-def _operations(
-    changes: Iterable[FileChange], files: Mapping[str, Path]
-) -> list[CommitOperationAdd | CommitOperationDelete]:
+def _check_private(repo_id: str, remote: _Remote, private: bool) -> None:
+    if private and not remote.private:
+        raise InputError(f"{repo_id} exists and is public: make it private in its settings, or push without --private")
+
+
+def _operations(changes: Iterable[FileChange], files: Files) -> list[CommitOperationAdd | CommitOperationDelete]:
     operations: list[CommitOperationAdd | CommitOperationDelete] = []
     for change in changes:
         if change.action == "delete":
@@ -283,10 +368,10 @@ def _operations(
     return operations
 
 
-def _check_arrived(api: HfApi, repo_id: str, revision: str, files: Mapping[str, Path]) -> None:
+def _check_arrived(api: HfApi, repo_id: str, revision: str, files: Files, kind: Kind) -> None:
     """Raises CheckFailed if the commit is not the folder: the Hub silently drops what the repo's .gitignore names."""
-    remote = _read_remote(api, repo_id, revision)
-    changes = _changes(files, remote.files if remote else {})
+    remote = _read_remote(api, repo_id, revision, kind)
+    changes = _changes(files, remote.files if remote else {}, kind)
     differing = [change.path for change in changes if change.action != "same"]
     if differing:
         raise CheckFailed(
@@ -343,7 +428,12 @@ def _hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
         if message is None:
             raise
         shows_token = any(_redact(str(link)) != str(link) for link in _chain(error))
-        raise InputError(_redact(message)) from (None if shows_token else error)
+        kind = Unreachable if any(map(_is_unreachable, _chain(error))) else InputError
+        raise kind(_redact(message)) from (None if shows_token else error)
+
+
+def _is_unreachable(error: BaseException) -> bool:
+    return isinstance(error, OfflineModeIsEnabled | TransportError | ConnectionError | TimeoutError)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -33,7 +33,9 @@ from vlm_export.merging.merge import MergeReport
 from vlm_export.models import pixels
 from vlm_export.models.pixels import NotInGraph
 from vlm_export.own_files import own_file
-from vlm_export.publish import config_files, decision_table
+from vlm_export.publish import card, config_files, decision_table, licence
+from vlm_export.publish.addresses import CARD
+from vlm_export.publish.card import Found
 from vlm_export.publish.findings import BENCH, REPORT, load_benchmark, load_report, read_report
 from vlm_export.publish.page.page import write_page
 from vlm_export.quantize import calibration, estimate, ranges, saturation
@@ -190,7 +192,9 @@ def run_export(
             manifest = replace(manifest, graphs=graphs, dtypes=complete_dtypes(graphs, names), ranges=found)
         manifest = replace(manifest, mixed=mixed)
         config_files.write_config_files(folder, recipe, merged, manifest)
-        config_files.write_card(folder, recipe, merged.family.layouts[layout].client, manifest, None)
+        if licence.is_missing(asdict(recipe.recipe.hub)):
+            notify(f"warning: {recipe.path}: {licence.NO_LICENCE}; push refuses it")
+        card.write_card(folder, recipe, merged.family.layouts[layout].client, manifest)
     return manifest
 
 
@@ -421,7 +425,7 @@ def run_verify(
     measured = load_benchmark(work)
     benchmark = asdict(measured) if measured else None
     report = replace(report, table=decision_table.rows(manifest, asdict(report), benchmark))
-    config_files.write_card(work.repo, recipe, client, manifest, asdict(report), benchmark)
+    card.write_card(work.repo, recipe, client, manifest, Found(asdict(report), benchmark, recorded))
     write_json(work.report / REPORT, with_files(report, work.repo))
     write_page(recipe, work, report, recorded, measured)
     return report
@@ -438,14 +442,15 @@ def run_card(recipe: RecipeFile, work: Work, benchmark: Mapping[str, Any]) -> Pa
     write_json(work.report / BENCH, benchmark)
     report = load_report(work)
     client = open_checkpoint(work.merged).family.layouts[manifest.layout].client
-    card = work.repo / config_files.CARD
-    verified = asdict(report) if report else None
-    config_files.write_card(work.repo, recipe, client, manifest, verified, benchmark)
-    if report is not None:
-        table = decision_table.rows(manifest, verified, benchmark)
-        hashes = report.files_sha256 | {card.name: sha256(card)}
-        report = replace(report, table=table, files_sha256=hashes)
-        write_json(work.report / REPORT, asdict(report))
-        recorded = golden.load_golden(recipe.golden_dir, recipe.name)
-        write_page(recipe, work, report, recorded, load_benchmark(work))
-    return card
+    path = work.repo / CARD
+    if report is None:
+        card.write_card(work.repo, recipe, client, manifest, Found(benchmark=benchmark))
+        return path
+    recorded = golden.load_golden(recipe.golden_dir, recipe.name)
+    verified = asdict(report)
+    card.write_card(work.repo, recipe, client, manifest, Found(verified, benchmark, recorded))
+    table = decision_table.rows(manifest, verified, benchmark)
+    report = replace(report, table=table, files_sha256=report.files_sha256 | {path.name: sha256(path)})
+    write_json(work.report / REPORT, asdict(report))
+    write_page(recipe, work, report, recorded, load_benchmark(work))
+    return path

@@ -34,6 +34,7 @@ MetricName = Literal[
     "tokens_exact_rate",
 ]
 BaseName = Literal["original", "dequantized"]
+BaseModelRelation = Literal["adapter", "finetune", "merge", "quantized"]
 CombinationType = Literal[
     "linear",
     "cat",
@@ -118,7 +119,11 @@ class Tolerance:
 
 @dataclass(frozen=True, config=_STRICT)
 class HubMetadata:
-    """Front matter of the model card."""
+    """Front matter of the model card.
+
+    `license: other` takes a name and a link. `base_model_relation` follows from the rest of the recipe if it is left
+    out. Without `pictures` no golden image is published.
+    """
 
     license: str | None = None
     language: tuple[str, ...] = ()
@@ -126,6 +131,10 @@ class HubMetadata:
     base_model: tuple[str, ...] = ()
     datasets: tuple[str, ...] = ()
     repo_id: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+    base_model_relation: BaseModelRelation | None = None
+    pictures: bool = Field(default=True, strict=True)
 
 
 @dataclass(frozen=True, config=_STRICT)

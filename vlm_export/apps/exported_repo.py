@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
 
 from vlm_export import bundled
+from vlm_export.apps.download import download, is_repo_id
 from vlm_export.apps.load import load
 from vlm_export.errors import InputError
 from vlm_export.files import Work
 from vlm_export.recipe import RecipeFile, find_recipe
-from vlm_export.runtime.drivers import choose_driver
 from vlm_export.runtime.model import Backend, Engine, Model
-from vlm_export.runtime.repo import CONFIG, ONNX, SUFFIXES, choose_dtype, open_repo
+from vlm_export.runtime.repo import CONFIG, ONNX
 
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic")
 STDIN = Path("-")  # as an image
-_ALL_BUT_GRAPHS = ("*.json", "*.jinja")
 
 
 def find_repo(reference: str | None, work: Path | None = None, *, dtype: str | None = None) -> Path:
@@ -38,7 +35,7 @@ def find_repo(reference: str | None, work: Path | None = None, *, dtype: str | N
             raise InputError(f"{folder}: nothing exported yet: run {_export_commands(recipe)}")
         return folder
     folder = Path(str(reference)).expanduser()
-    return _within(folder) if folder.is_dir() else _download(str(reference), dtype)
+    return _within(folder) if folder.is_dir() else download(str(reference), dtype)
 
 
 def open_model(
@@ -99,7 +96,7 @@ def recipe_of(reference: str | None) -> RecipeFile | None:
     """
     if reference is None or reference in bundled.recipe_names() or reference.endswith((".yaml", ".yml")):
         return find_recipe(reference)
-    if Path(reference).expanduser().is_dir() or _REPO_ID.fullmatch(reference):
+    if Path(reference).expanduser().is_dir() or is_repo_id(reference):
         return None
     try:
         return find_recipe(reference)
@@ -148,19 +145,6 @@ def _images(argument: str) -> list[Path]:
     if not path.is_file():
         raise InputError(f"{path}: no such image")
     return [path]
-
-
-def _download(repo_id: str, dtype: str | None) -> Path:
-    from vlm_export import hub
-
-    folder = hub.download(repo_id, allow_patterns=_ALL_BUT_GRAPHS)
-    repo = open_repo(folder)
-    components = choose_driver(repo.files).components
-    files = map(PurePosixPath, hub.list_files(repo_id, revision=folder.name))
-    names = {path.name for path in files if path.parent.name == ONNX}
-    suffix = SUFFIXES[choose_dtype(dtype, components, names, f"{repo_id}: {ONNX}", repo.failed)]
-    graphs = [f"{ONNX}/{component}{suffix}.onnx*" for component in components]  # and their external data
-    return hub.download(repo_id, revision=folder.name, allow_patterns=(*_ALL_BUT_GRAPHS, *graphs))
 
 
 def work_of(recipe: RecipeFile, work: Path | None) -> Work:

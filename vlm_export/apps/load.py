@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from vlm_export.apps.download import download, is_repo_id
 from vlm_export.errors import InputError
 from vlm_export.runtime.model import Backend, Engine, EngineFailed, Model
 from vlm_export.runtime.onnx import OnnxEngine
@@ -15,7 +16,7 @@ from vlm_export.runtime.repo import GENERATION, open_repo
 
 
 def load(
-    folder: Path,
+    model: Path | str,
     *,
     dtype: str | None = None,
     backend: Backend | Literal["auto"] = "auto",
@@ -27,7 +28,8 @@ def load(
     """Load an exported repo.
 
     Args:
-        folder: the repo: configs, tokenizer, and graphs in `onnx/`.
+        model: the repo's folder: configs, tokenizer, and graphs in `onnx/`; or its id on the Hub, of which the graphs
+            of one dtype are fetched.
         dtype: if None, what a processor prefers (`dtypes.PREFERRED`) of those that did not fail `vlm-export verify`.
         backend: "onnx" alone, "torch" alone, or "auto": PyTorch where the graphs are missing or fail.
         threads: for each graph; 0 leaves it to ONNX Runtime.
@@ -39,6 +41,8 @@ def load(
     Raises:
         InputError: what the user can mend: a missing file, a setting that is not understood, no model to fall back to.
     """
+
+    folder = download(model, dtype) if isinstance(model, str) and _is_of_the_hub(model) else Path(model)
 
     def torch_engine(reason: str = "") -> Engine:
         if fallback is not None:
@@ -62,3 +66,7 @@ def load(
     for name in unknown_settings(engine.repo.generation):
         notify(f"{folder / GENERATION}: {name}: is not applied")
     return Model(engine, torch_engine if backend == "auto" and fall_back_later else None)
+
+
+def _is_of_the_hub(model: str) -> bool:
+    return is_repo_id(model) and not Path(model).is_dir()

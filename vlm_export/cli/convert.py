@@ -9,7 +9,7 @@ from typing import Any, get_args
 import click
 
 from vlm_export.cli.options import common, open_recipe, recipe_argument
-from vlm_export.cli.output import Progress, notify, print_result, report_lines
+from vlm_export.cli.output import Progress, notify, plan_lines, print_result, report_lines
 from vlm_export.contract import LayoutName
 from vlm_export.dtypes import FP32, preferred
 from vlm_export.errors import InputError
@@ -222,11 +222,12 @@ def verify(
 @click.command()
 @click.argument("repo_id")
 @click.option("--recipe", help="A bundled recipe's name or a YAML file.")
-@click.option("--dry-run", is_flag=True, help="List what would change; upload nothing.")
+@click.option("--dry-run", is_flag=True, help="List what would change, or why it would be refused; upload nothing.")
 @click.option("--private", is_flag=True, help="Make a new repo private.")
 @click.option("--revision", help="Push to this branch.")
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead of pushing to the branch.")
 @click.option("--allow-unverified", is_flag=True, help="Push files that no passing report is about.")
+@click.option("--allow-unlicensed", is_flag=True, help="Push a repo that does not say what its users may do.")
 @common
 def push(
     repo_id: str,
@@ -236,32 +237,28 @@ def push(
     revision: str | None,
     create_pr: bool,
     allow_unverified: bool,
+    allow_unlicensed: bool,
     work: Path | None,
     as_json: bool,
 ) -> None:
     """Upload repo/ to REPO_ID on the Hugging Face Hub.
 
-    Refuses files that no passing report is about. The token is the one of `hf auth login` or HF_TOKEN.
+    Refuses files that no passing report is about, a repo without a licence, and what the Hub would not take; --dry-run
+    refuses the same. The model card that is uploaded has REPO_ID in its code. The token is the one of `hf auth login`
+    or HF_TOKEN.
 
     Example: vlm-export push org/model --dry-run
     """
     found, folder = open_recipe(recipe, work, builds_model=False)
     from vlm_export.publish import gate
 
+    to = gate.Destination(repo_id, private, revision, create_pr)
+    allowed = gate.Allowed(allow_unverified, allow_unlicensed)
     if dry_run:
-        plan = gate.run_plan(folder, repo_id, revision=revision)
-        lines = [f"{change.action:7} {change.path} ({change.size_bytes / 1e6:.2f} MB)" for change in plan.changes]
-        print_result(as_json, asdict(plan), [*lines, f"nothing was uploaded to {repo_id}"])
+        plan = gate.run_plan(found, folder, to, allowed)
+        print_result(as_json, asdict(plan), [*plan_lines(plan), f"nothing was uploaded to {repo_id}"])
         return
-    result = gate.run_push(
-        found,
-        folder,
-        repo_id,
-        private=private,
-        revision=revision,
-        create_pr=create_pr,
-        allow_unverified=allow_unverified,
-    )
+    result = gate.run_push(found, folder, to, allowed)
     print_result(as_json, asdict(result), [f"pushed to {result.pull_request or result.url}"])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,29 @@ def report_lines(report: Any, path: Path) -> list[str]:
             value = "" if check.verdict == "left-out" else f"{_figure(check.value)} "
             lines.append(f"{check.verdict:9} {check.dtype} {check.runtime:5} {check.metric} {value}({check.detail})")
     return [*lines, f"{report.verdict}: {len(report.checks)} checks, {len(report.failures)} failed; {path}"]
+
+
+def plan_lines(plan: Any) -> list[str]:
+    """What `push --dry-run` prints of a plan: a line for each file, and how much is done in all."""
+    lines = [f"{change.action:7} {change.path} ({_size(change.size_bytes)})" for change in plan.changes]
+    counts = Counter(change.action for change in plan.changes)
+    done = [f"{counts[action]} to {action}" for action in ("add", "update", "send", "delete") if counts[action]]
+    unchanged = [f"{counts['same']} the same"] if counts["same"] else []
+    upload = _size(plan.total_bytes("add", "update", "send"))
+    where = f"{plan.repo_id}@{plan.revision}"
+    return [
+        *lines,
+        f"{where}: {', '.join([*done, *unchanged])}; {upload} to upload"
+        + ("; the repo is new" if plan.create_repo else ""),
+        *([f"not compared with what the Hub has: {plan.not_compared}"] if plan.not_compared else []),
+    ]
+
+
+def _size(size_bytes: int) -> str:
+    """Bytes, kB or MB, whichever says most in few digits."""
+    if size_bytes < 1000:
+        return f"{size_bytes} bytes"
+    return f"{size_bytes / 1e3:.1f} kB" if size_bytes < 1_000_000 else f"{size_bytes / 1e6:,.1f} MB"
 
 
 def _figure(value: float) -> str:

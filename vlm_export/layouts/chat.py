@@ -16,7 +16,7 @@ _NO_GRID = 1 << 16  # pixels: a patch larger than any image
 class Chat(Client):
     """What such classes share: how they are loaded and driven. Their config files differ.
 
-    `call` is how the processor takes an image and a text, `question` an example of one.
+    `call` is how the processor takes an image and a text.
     """
 
     name = "AutoModelForImageTextToText"
@@ -24,21 +24,19 @@ class Chat(Client):
     call = "image, text"
     question = "What is in this image?"
 
-    def snippet(self, repo_id: str) -> str:
-        """JavaScript that asks `question` about an image."""
-        return f"""```js
-import {{ AutoProcessor, AutoModelForImageTextToText, load_image }} from '@huggingface/transformers';
+    def javascript(self, repo_id: str, photo: str) -> str:
+        """A module's lines that ask `question` about a picture."""
+        return f"""import {{ AutoProcessor, AutoModelForImageTextToText, load_image }} from '@huggingface/transformers';
 
 const processor = await AutoProcessor.from_pretrained('{repo_id}');
 const model = await AutoModelForImageTextToText.from_pretrained('{repo_id}');
 const content = [{{ type: 'image' }}, {{ type: 'text', text: '{self.question}' }}];
 const text = processor.apply_chat_template([{{ role: 'user', content }}], {{ add_generation_prompt: true }});
-const image = await load_image('photo.jpg');
+const image = await load_image('{photo}');
 const inputs = await processor({self.call});
 const output = await model.generate(inputs);
 const answer = output.slice(null, [inputs.input_ids.dims[1], null]);
-const [said] = processor.batch_decode(answer, {{ skip_special_tokens: true }});
-```"""
+const [caption] = processor.batch_decode(answer, {{ skip_special_tokens: true }});"""
 
 
 def llava_processor(image_token: str, image_tokens: int) -> dict[str, Any]:

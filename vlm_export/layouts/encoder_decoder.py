@@ -8,23 +8,19 @@ cross-attention. Every decoder is therefore called TrOCR there: the names are th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
+from vlm_export.layouts.captioner import Captioner
 from vlm_export.models.decoder import Geometry
-from vlm_export.spec.client import Client, RepoFacts, generation_config
+from vlm_export.spec.client import RepoFacts, generation_config
 
 
-class EncoderDecoder(Client):
+class EncoderDecoder(Captioner):
     """A client whose decoder goes by TrOCR's name.
 
     `geometry` gives the decoder's sizes under a config, `start_token_id` the first id under it and a stored
     `generation_config.json`.
     """
-
-    name = "pipeline('image-to-text')"
-    task = "image-to-text"
-    node: Literal["captioner"] = "captioner"
-    feeds_one_picture = True
 
     def __init__(
         self,
@@ -56,15 +52,6 @@ class EncoderDecoder(Client):
         start = self.start_token_id(facts.config, facts.stored_generation)
         generation = generation_config(facts, decoder_start_token_id=start)
         return {"config.json": config, "generation_config.json": generation}
-
-    def snippet(self, repo_id: str) -> str:
-        """JavaScript that captions an image by the pipeline 'image-to-text'."""
-        return f"""```js
-import {{ pipeline }} from '@huggingface/transformers';
-
-const captioner = await pipeline('image-to-text', '{repo_id}');
-const [{{ generated_text }}] = await captioner('photo.jpg');
-```"""
 
 
 def _positions(decoder: Mapping[str, Any]) -> dict[str, int]:

@@ -7,21 +7,18 @@ penalty would then suppress, and special, so that decoding drops it.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from vlm_export.contract import PREFIX
+from vlm_export.layouts.captioner import Captioner
 from vlm_export.layouts.prefix_chat import CHAT_TEMPLATE, IMAGE_TOKEN
 from vlm_export.layouts.text_models import known_text_config
-from vlm_export.spec.client import Client, RepoFacts, generation_config
+from vlm_export.spec.client import RepoFacts, generation_config
 
 
-class PrefixCaptioner(Client):
-    """The client of `captioner`: the pipeline 'image-to-text', with the image token as the start token."""
+class PrefixCaptioner(Captioner):
+    """The client of `captioner`, with the image token as the start token."""
 
-    name = "pipeline('image-to-text')"
-    task = "image-to-text"
-    node: Literal["captioner"] = "captioner"
-    feeds_one_picture = True
     own_token = IMAGE_TOKEN
     chat_template = CHAT_TEMPLATE
 
@@ -42,12 +39,3 @@ class PrefixCaptioner(Client):
             "config.json": config,
             "generation_config.json": generation_config(facts, decoder_start_token_id=start),
         }
-
-    def snippet(self, repo_id: str) -> str:
-        """JavaScript that captions an image by the pipeline 'image-to-text'."""
-        return f"""```js
-import {{ pipeline }} from '@huggingface/transformers';
-
-const captioner = await pipeline('image-to-text', '{repo_id}');
-const [{{ generated_text }}] = await captioner('photo.jpg');
-```"""

@@ -19,6 +19,12 @@ class PrefixComponents(Client):
     task = "image-to-text"
     own_token = IMAGE_TOKEN
     chat_template = CHAT_TEMPLATE
+    graphs = """\
+vision_encoder   pixel_values                       -> last_hidden_state
+projection       last_hidden_state                  -> projected_prefix
+prefix_init      prefix_embeddings, input_ids       -> logits, present.*          (once; input_ids may be empty)
+embed_tokens     input_ids                          -> inputs_embeds              (each new token)
+language_model   inputs_embeds, past_key_values.*   -> logits, present.*"""
 
     def config(self, facts: RepoFacts) -> dict[str, dict[str, Any]]:
         """The model's own config, its text config complete, and `generation_config.json`."""
@@ -26,13 +32,3 @@ class PrefixComponents(Client):
             "config.json": {**facts.config, "text_config": dict(facts.text_config)},
             "generation_config.json": generation_config(facts),
         }
-
-    def snippet(self, repo_id: str) -> str:
-        """The graphs as a table: what each takes and gives. No library loads them."""
-        return """```text
-vision_encoder   pixel_values                       -> last_hidden_state
-projection       last_hidden_state                  -> projected_prefix
-prefix_init      prefix_embeddings, input_ids       -> logits, present.*          (once; input_ids may be empty)
-embed_tokens     input_ids                          -> inputs_embeds              (each new token)
-language_model   inputs_embeds, past_key_values.*   -> logits, present.*
-```"""

@@ -1,21 +1,16 @@
-"""Lay out the repo: what transformers.js reads beside the graphs, the model card, and where it all came from."""
+"""Lay out the repo: what transformers.js reads beside the graphs, and where it all came from."""
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from vlm_export.dtypes import DTYPES, FP32, PREFERRED, preferred
+from vlm_export.dtypes import FP32, PREFERRED, preferred
 from vlm_export.errors import InputError
-from vlm_export.files import read_json, write_json
+from vlm_export.files import read_json, write_json, write_text
 from vlm_export.manifest import MANIFEST, Manifest
-from vlm_export.measure import bench_table
 from vlm_export.models.pixels import DONE_IN_GRAPH
 from vlm_export.preprocessing import chat_template as own_template
 from vlm_export.preprocessing import (
@@ -25,19 +20,15 @@ from vlm_export.preprocessing import (
     processor_settings,
     stored_generation,
 )
-from vlm_export.publish import decision_table, quality_plot
+from vlm_export.publish.local_paths import forget_folders, published_recipe
 from vlm_export.recipe import RecipeFile
 from vlm_export.source.checkpoint import Checkpoint
 from vlm_export.source.companions import check_tokenizer
 from vlm_export.source.generation_rules import published
 from vlm_export.spec.client import ChatTemplate, Client, RepoFacts
-from vlm_export.verify import collapse
 from vlm_export.verify.golden import eos_token_ids
-from vlm_export.verify.report import DtypeRow
 from vlm_export.wanted import MIXED
 
-CARD = "README.md"
-NOT_CALIBRATED = "weights of few bits are rounded to the nearest, not calibrated on images, for want of memory"
 _PREPROCESSOR = "preprocessor_config.json"
 _CLIENT_CONFIG = "transformers.js_config"
 
@@ -63,7 +54,8 @@ def write_config_files(folder: Path, recipe: RecipeFile, merged: Checkpoint, man
         _add_token(folder, client.own_token, facts.first_unused_token_id)
     _finish_tokenizer(folder, client.template(facts))
     write_json(folder / MANIFEST, asdict(manifest))
-    shutil.copyfile(recipe.path, folder / "recipe.yaml")
+    write_text(folder / "recipe.yaml", published_recipe(recipe))
+    forget_folders(folder)
 
 
 def image_processor(recipe: RecipeFile, merged: Checkpoint, layout: str) -> dict[str, Any]:
@@ -119,11 +111,11 @@ def _client_config(manifest: Manifest) -> dict[str, Any]:
     chunks = {graph.file: graph.data_chunks for graph in manifest.graphs if graph.data_chunks}
     if chunks:
         config["use_external_data_format"] = chunks
-    config["device_config"] = {device: {"dtype": _taken(device, manifest)} for device in PREFERRED}
+    config["device_config"] = {device: {"dtype": taken(device, manifest)} for device in PREFERRED}
     return config
 
 
-def _taken(device: str, manifest: Manifest) -> str | dict[str, str]:
+def taken(device: str, manifest: Manifest) -> str | dict[str, str]:
     """The dtype that a client takes on a device, or one for each component, if a user chose those and none failed."""
     if manifest.mixed and MIXED not in manifest.failed:
         return manifest.mixed
@@ -167,105 +159,3 @@ def _finish_tokenizer(folder: Path, chat_template: ChatTemplate | None) -> None:
     if chat_template is not None:
         config["chat_template"] = chat_template
     write_json(folder / "tokenizer_config.json", config)
-
-
-def write_card(
-    folder: Path,
-    recipe: RecipeFile,
-    client: Client,
-    manifest: Manifest,
-    report: Mapping[str, Any] | None,
-    benchmark: Mapping[str, Any] | None = None,
-) -> None:
-    """Write the model card: which dtype to take, how, what was verified (`report`) and measured, if it was.
-
-    The picture of what each dtype costs lies beside it, where at least two have been told.
-    """
-    rows = decision_table.rows(manifest, report, benchmark)
-    hub = recipe.recipe.hub
-    front = {
-        "library_name": "transformers.js" if client.node else "onnx",
-        "pipeline_tag": client.task,
-        "license": hub.license,
-        "language": list(hub.language),
-        "base_model": list(hub.base_model),
-        "datasets": list(hub.datasets),
-        "tags": ["onnx", "vlm-export", *hub.tags],
-    }
-    front = {key: value for key, value in front.items() if value}
-    repo_id = hub.repo_id or f"your-name/{recipe.name}"
-    sections = [
-        f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
-        f"# {recipe.name}\n",
-        recipe.recipe.description.strip(),
-        f"\n## Which dtype\n\n{decision_table.markdown(rows)}\n- {_suffixes(manifest)}{_plot(folder, rows)}",
-        f"\n## Use\n\nLoads with {client.name}.\n\n{client.snippet(repo_id)}",
-        _in_float32(manifest) + _not_calibrated(manifest),
-        f"\n## Verified\n\n{_verified(report)}",
-        *([f"\n## Measured\n\n{bench_table.markdown(benchmark)}"] if benchmark else []),
-        "\n## Made from\n\n"
-        + "\n".join(f"- `{name}` sha256 `{digest}`" for name, digest in manifest.inputs_sha256.items())
-        + "\n\nwith "
-        + ", ".join(f"{name} {number}" for name, number in manifest.versions.items())
-        + ". The recipe is `recipe.yaml`, the details are in `export.json`.\n",
-    ]
-    (folder / CARD).write_text("\n".join(sections), encoding="utf-8")
-
-
-def _suffixes(manifest: Manifest) -> str:
-    suffixes = [f"`{DTYPES[dtype].suffix}` {dtype}" for dtype in manifest.dtypes if DTYPES[dtype].suffix]
-    return f"files in `onnx/`: no suffix is {FP32.name}" + "".join(f", {suffix}" for suffix in suffixes)
-
-
-def _not_calibrated(manifest: Manifest) -> str:
-    rounded = dict.fromkeys(graph.dtype for graph in manifest.graphs if graph.rounded)
-    return f"\n\n{', '.join(rounded)}: {NOT_CALIBRATED}." if rounded else ""
-
-
-def _plot(folder: Path, rows: Sequence[DtypeRow]) -> str:
-    """Write the picture of what each dtype costs; returns the card's link to it, or nothing where there is none."""
-    picture = quality_plot.svg(rows)
-    (folder / quality_plot.FILE).unlink(missing_ok=True)
-    if picture is None:
-        return ""
-    (folder / quality_plot.FILE).write_text(picture, encoding="utf-8")
-    return f"\n\n![Size and KL of each dtype]({quality_plot.FILE})"
-
-
-def _in_float32(manifest: Manifest) -> str:
-    """A sentence for each component whose variants in float16 keep what that cannot hold in float32."""
-    halves = [graph for graph in manifest.graphs if DTYPES[graph.dtype].arithmetic == "float16"]
-    kept = {name: found for name, found in manifest.ranges.items() if found.in_float32}
-    return "".join(
-        f"\n\nOf `{name}` in {', '.join(graph.dtype for graph in halves if graph.component == name)}, {found.remedy}."
-        for name, found in kept.items()
-    )
-
-
-def _verified(report: Mapping[str, Any] | None) -> str:
-    if report is None:
-        return "Not verified yet."
-    rows = ["| dtype | runtime | check | worst value | limit | verdict |", "|---|---|---|---|---|---|"]
-    worst: dict[tuple[str, str, str], Mapping[str, Any]] = {}
-    for check in report["checks"]:
-        key = (check["dtype"], check["runtime"], check["metric"])
-        if key not in worst or _badness(check) > _badness(worst[key]):
-            worst[key] = check
-    for (dtype, runtime, metric), check in worst.items():
-        limit = "" if check["limit"] is None else f"{check['limit']:g}"
-        value = "" if check["verdict"] == "left-out" else f"{check['value']:.3g}"
-        rows.append(f"| {dtype} | {runtime} | {metric} | {value} | {limit} | {check['verdict']} |")
-    return (
-        f"Against the PyTorch model with its adapter attached, before merging: **{report['verdict']}**, "
-        f"{len(report['checks'])} checks.\n\n" + "\n".join(rows) + _meanings({metric for _, _, metric in worst})
-    )
-
-
-def _meanings(metrics: Collection[str]) -> str:
-    """A list that says in words what those metrics are that tell of a collapse."""
-    lines = [f"- `{metric}`: {meaning}." for metric, meaning in collapse.MEANINGS.items() if metric in metrics]
-    return "\n\n" + "\n".join(lines) if lines else ""
-
-
-def _badness(check: Mapping[str, Any]) -> tuple[bool, float]:
-    return check["verdict"] == "fail", check["value"] if "error" in check["metric"] else -check["value"]

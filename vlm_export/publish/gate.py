@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
 
 from vlm_export import hub
 from vlm_export.documents import load_document
-from vlm_export.errors import CheckFailed
+from vlm_export.errors import CheckFailed, InputError
 from vlm_export.files import Work, file_hashes
 from vlm_export.manifest import load_manifest
+from vlm_export.publish import licence
+from vlm_export.publish.addresses import CARD, readdressed
 from vlm_export.publish.findings import REPORT
+from vlm_export.publish.local_paths import leaks
 from vlm_export.recipe import RecipeFile
 from vlm_export.verify.report import Report
 
@@ -37,25 +46,105 @@ def check_verified(work: Work) -> None:
         )
 
 
-def run_plan(work: Work, repo_id: str, *, revision: str | None) -> hub.PushPlan:
-    """What a push would change."""
-    load_manifest(work.repo)
-    return hub.plan_push(repo_id, work.repo, revision=revision)
+@dataclass(frozen=True)
+class Destination:
+    """Where a push goes.
+
+    Attributes:
+        repo_id: of the Hub.
+        private: whether a repo that is not there yet is made so.
+        revision: the branch, else main.
+        create_pr: whether a pull request is opened in place of a commit.
+    """
+
+    repo_id: str
+    private: bool = False
+    revision: str | None = None
+    create_pr: bool = False
 
 
-def run_push(
-    recipe: RecipeFile,
-    work: Work,
-    repo_id: str,
-    *,
-    private: bool,
-    revision: str | None,
-    create_pr: bool,
-    allow_unverified: bool,
-) -> hub.PushResult:
-    """Upload `repo/`, which must be verified as it stands."""
+@dataclass(frozen=True)
+class Allowed:
+    """What a push does not refuse, since its user says so."""
+
+    unverified: bool = False
+    unlicensed: bool = False
+
+
+def run_plan(recipe: RecipeFile, work: Work, to: Destination, allowed: Allowed = Allowed()) -> hub.PushPlan:
+    """What `run_push` would change, after all that it refuses before it uploads. Without the Hub, what it would send.
+
+    Raises:
+        InputError, CheckFailed: as `run_push` does.
+    """
+    return plan(_files(recipe, work, to, allowed), to)
+
+
+def plan(files: hub.Files, to: Destination, kind: hub.Kind = "model") -> hub.PushPlan:
+    """What a push of these files would change; where the Hub cannot be asked what it has, what would be sent.
+
+    Raises:
+        InputError: there is no token, or what the Hub would refuse.
+    """
+    hub.check_token(to.repo_id)
+    options: dict[str, Any] = {"revision": to.revision, "kind": kind}
+    try:
+        return hub.plan_push(to.repo_id, files, private=to.private, create_pr=to.create_pr, **options)
+    except hub.Unreachable as error:
+        return hub.plan_unseen(to.repo_id, files, str(error), **options)
+
+
+def run_push(recipe: RecipeFile, work: Work, to: Destination, allowed: Allowed = Allowed()) -> hub.PushResult:
+    """Upload `repo/`, which must be verified as it stands. The card gets the id that it is pushed to.
+
+    Raises:
+        CheckFailed: it is not verified, or names folders of this machine; or a file did not arrive.
+        InputError: it has no licence; or what the Hub refuses.
+    """
+    return push(_files(recipe, work, to, allowed), to, message_of(recipe))
+
+
+def push(files: hub.Files, to: Destination, message: str, kind: hub.Kind = "model") -> hub.PushResult:
+    """Upload files as they are; raises as `run_push` does."""
+    return hub.push_folder(
+        to.repo_id,
+        files,
+        private=to.private,
+        revision=to.revision,
+        create_pr=to.create_pr,
+        kind=kind,
+        message=message,
+    )
+
+
+def message_of(recipe: RecipeFile) -> str:
+    """The commit's message."""
+    return f"Export {recipe.name} with vlm-export {version('vlm-export')}"
+
+
+def _files(recipe: RecipeFile, work: Work, to: Destination, allowed: Allowed) -> hub.Files:
+    """What is uploaded, after every check of it."""
     load_manifest(work.repo)
-    if not allow_unverified:
+    if not allowed.unverified:
         check_verified(work)
-    message = f"Export {recipe.name} with vlm-export {version('vlm-export')}"
-    return hub.push_folder(repo_id, work.repo, private=private, revision=revision, create_pr=create_pr, message=message)
+    card = work.repo / CARD
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    if not allowed.unlicensed and licence.is_missing(_front_matter(text)):
+        raise InputError(
+            f"{card}: {licence.NO_LICENCE}, and run `vlm-export verify` again, which writes it into the card; or push "
+            "with --allow-unlicensed"
+        )
+    if found := next(leaks(work.repo, recipe, work.root), None):
+        raise CheckFailed(f"{work.repo / found[0]}: names {found[1]}, a folder of this machine: say it in other words")
+    files: dict[str, Path | bytes] = {**hub.folder_files(work.repo)}
+    return files | ({CARD: readdressed(text, to.repo_id).encode()} if text else {})
+
+
+def _front_matter(card: str) -> Mapping[str, Any]:
+    """A card's front matter, or nothing where it has none that can be read: the Hub says what is wrong with it."""
+    opening, _, rest = card.partition("---\n")
+    try:
+        front = yaml.safe_load(rest.partition("\n---\n")[0]) if not opening else None
+    except yaml.YAMLError:
+        return {}
+    return front if isinstance(front, dict) else {}

@@ -47,6 +47,8 @@ class Client(ABC):
         feeds_one_picture: whether it runs the vision graph for one picture at a time, each of a size of its own.
         own_token: a token that the tokenizer lacks and the repo's gets, with the id `RepoFacts.first_unused_token_id`.
         chat_template: the template of a tokenizer that has none.
+        question: what the model card asks about a picture; a captioner is asked nothing.
+        graphs: what each graph takes and gives, a line each, where no library loads them.
     """
 
     name: str
@@ -55,6 +57,8 @@ class Client(ABC):
     feeds_one_picture: bool = False
     own_token: str | None = None
     chat_template: str | None = None
+    question: str = ""
+    graphs: str = ""
 
     @abstractmethod
     def config(self, facts: RepoFacts) -> dict[str, dict[str, Any]]:
@@ -63,9 +67,12 @@ class Client(ABC):
         `preprocessor_config.json` is among them only where the client cannot act on the checkpoint's own.
         """
 
-    @abstractmethod
-    def snippet(self, repo_id: str) -> str:
-        """JavaScript (or Python, where no library loads it) that captions an image."""
+    def javascript(self, repo_id: str, photo: str) -> str:
+        """A module's lines that leave in `caption` what the model says of a picture, a path or an address.
+
+        Nothing where transformers.js does not load the graphs.
+        """
+        return ""
 
     def template(self, facts: RepoFacts) -> ChatTemplate | None:
         """The repo's chat template: another than the checkpoint's where the client's processor writes other tokens."""
