@@ -5,7 +5,8 @@
     python -m tests.hub_server --port 0 --root DIR      # by hand: prints its URL, runs until interrupted
 
 `Store` keeps repos, commits and blobs on disk; `_Handler` speaks HTTP and answers errors as the Hub does, with the
-X-Error-Code headers that huggingface_hub reads. Models only, one token, no Xet (set HF_HUB_DISABLE_XET=1), no paging.
+X-Error-Code headers that huggingface_hub reads. Models, and static Spaces as `spaces/ns/name`; one token, no Xet (set
+HF_HUB_DISABLE_XET=1), no paging.
 """
 
 from __future__ import annotations
@@ -260,7 +261,10 @@ class _Handler(BaseHTTPRequestHandler):
             for route_method, pattern, answer in ROUTES:
                 match = re.fullmatch(pattern, url.path)
                 if match and route_method == method:
-                    answer(self, **{name: unquote(value) for name, value in match.groupdict(default="").items()})
+                    found = {name: unquote(value) for name, value in match.groupdict(default="").items()}
+                    if space := found.pop("space", ""):
+                        found["repo"] = space
+                    answer(self, **found)
                     return
             raise HubError(404, f"Cannot {self.command} {url.path}")
         except HubError as error:
@@ -301,7 +305,7 @@ class _Handler(BaseHTTPRequestHandler):
         return True
 
     def _may_write(self, repo_id: str) -> bool:
-        return repo_id.split("/")[0] in self.server.namespaces
+        return repo_id.removeprefix("spaces/").split("/")[0] in self.server.namespaces
 
     def _check_read(self, repo_id: str) -> Store:
         store, authorized = self.server.store, self._authorized()
@@ -352,6 +356,10 @@ class _Handler(BaseHTTPRequestHandler):
             raise HubError(400, f"Invalid repo name: {repo_id}")
         if not self._may_write(repo_id):
             raise HubError(403, f'You don\'t have the rights to create a model under the namespace "{namespace}"')
+        if wanted.get("type") == "space":
+            if wanted.get("sdk") != "static":
+                raise HubError(400, "A Space of another sdk than static is not served here")
+            repo_id = f"spaces/{repo_id}"
         url = f"{self.server.url}/{repo_id}"
         with self.server.store.lock:
             if self.server.store.exists(repo_id):
@@ -365,8 +373,8 @@ class _Handler(BaseHTTPRequestHandler):
         sha, commit = history[0]
         self._send_json(
             {
-                "id": repo,
-                "author": repo.split("/")[0],
+                "id": repo.removeprefix("spaces/"),
+                "author": repo.removeprefix("spaces/").split("/")[0],
                 "sha": sha,
                 "private": store.is_private(repo),
                 "createdAt": history[-1][1].date,
@@ -596,8 +604,8 @@ def _describe_folder(path: str) -> dict[str, Any]:
     return {"type": "directory", "path": path, "size": 0, "oid": hashlib.sha1(path.encode()).hexdigest()}
 
 
-_REPO = rf"(?P<repo>{REPO_ID})"
-_MODEL = rf"/api/models/{_REPO}"
+_REPO = rf"(?P<repo>(?:spaces/)?{REPO_ID})"
+_MODEL = rf"/api/(?:models/(?P<repo>{REPO_ID})|(?P<space>spaces/{REPO_ID}))"
 _REVISION = r"(?P<revision>[^/]+)"
 ROUTES: Sequence[tuple[str, str, Callable[..., None]]] = (
     ("OPTIONS", r".*", _Handler.preflight),

@@ -19,5 +19,6 @@ class Captioner(Client):
         """A module's lines that caption a picture by the pipeline 'image-to-text'."""
         return f"""import {{ pipeline }} from '@huggingface/transformers';
 
+const photo = '{photo}';
 const captioner = await pipeline('image-to-text', '{repo_id}');
-const [{{ generated_text: caption }}] = await captioner('{photo}');"""
+const [{{ generated_text: caption }}] = await captioner(photo);"""

@@ -28,11 +28,12 @@ class Chat(Client):
         """A module's lines that ask `question` about a picture."""
         return f"""import {{ AutoProcessor, AutoModelForImageTextToText, load_image }} from '@huggingface/transformers';
 
+const photo = '{photo}';
 const processor = await AutoProcessor.from_pretrained('{repo_id}');
 const model = await AutoModelForImageTextToText.from_pretrained('{repo_id}');
 const content = [{{ type: 'image' }}, {{ type: 'text', text: '{self.question}' }}];
 const text = processor.apply_chat_template([{{ role: 'user', content }}], {{ add_generation_prompt: true }});
-const image = await load_image('{photo}');
+const image = await load_image(photo);
 const inputs = await processor({self.call});
 const output = await model.generate(inputs);
 const answer = output.slice(null, [inputs.input_ids.dims[1], null]);

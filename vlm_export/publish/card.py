@@ -101,7 +101,7 @@ def _use(folder: Path, client: Client, repo_id: str, shown: Sequence[Example]) -
         settings=read_json(folder / "preprocessor_config.json"),
         generation=read_json(folder / "generation_config.json"),
     )
-    return "## Use\n\n" + "\n".join(snippet.markdown() for snippet in snippets(subject))
+    return "\n\n".join(["## Use", *(snippet.markdown() for snippet in snippets(subject))])
 
 
 def _dtypes(folder: Path, manifest: Manifest, rows: Sequence[DtypeRow]) -> str:

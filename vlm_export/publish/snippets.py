@@ -36,7 +36,7 @@ class Snippet:
     def markdown(self) -> str:
         """A heading and the code."""
         install = f"`{self.install}`, then\n\n" if self.install else ""
-        return f"### {self.title}\n\n{install}```{self.language}\n{self.code}\n```\n"
+        return f"### {self.title}\n\n{install}```{self.language}\n{self.code}\n```"
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,11 @@ def _page(module: str) -> Snippet:
     code = f"""<!doctype html>
 <meta charset="utf-8">
 <script type="importmap">
-{{ "imports": {{ "{PACKAGE}": "{cdn}" }} }}
+{{
+  "imports": {{
+    "{PACKAGE}": "{cdn}"
+  }}
+}}
 </script>
 <p id="caption">Loading…</p>
 <script type="module">

@@ -1,0 +1,207 @@
+"""The model card's code, pasted and run as it stands: Node, Python, ONNX Runtime, and a page in Chromium.
+
+A repo is pushed to a Hub on this machine, and its card read from there. What is put in front of the code is what sends
+requests for the Hub's address to that one; what a page asks of the CDN is answered by the packages of npm that stand in
+the cache, if name, version and path are theirs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from exported import Exported, record
+from hub_server import TOKEN, HubServer, environment
+from PIL import Image
+from test_runtime_chat import KINDS as CHATS
+
+from vlm_export.files import Work
+from vlm_export.publish.addresses import HUB
+from vlm_export.recipe import find_recipe
+from vlm_export.verify.golden import load_golden
+from vlm_export.web import chromium, node_runtime
+from vlm_export.web.site_server import SiteServer
+
+CDN = "https://cdn.jsdelivr.net/npm"
+PACKAGES = ("@huggingface/transformers", "onnxruntime-web")
+TYPES = {".mjs": "text/javascript", ".js": "text/javascript", ".wasm": "application/wasm"}
+# Requests for the Hub go to another; what is fetched is not kept in the package's own folder.
+IN_NODE = """
+import {{ env }} from '@huggingface/transformers';
+env.cacheDir = './fetched/';
+const direct = env.fetch;
+env.fetch = (address, options) => direct(String(address).replace('{there}', '{here}'), options);
+"""
+IN_PAGE = """
+const direct = window.fetch;
+window.fetch = (address, options) => direct(String(address).replace('{there}', '{here}'), options);
+"""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A repo on the Hub of this machine: the code blocks of its card, by heading, and what the model says there."""
+
+    hub: HubServer
+    home: Path
+    code: dict[str, str]
+    caption: str
+
+    def python(self, title: str, folder: Path) -> str:
+        """What a Python block prints, run as a file."""
+        (folder / "pasted.py").write_text(self.code[title])
+        return _printed([sys.executable, "pasted.py"], folder, **environment(self.hub.url, self.home, TOKEN))
+
+    def node(self, folder: Path) -> str:
+        """What the block for Node prints, beside an installed transformers.js."""
+        (folder / "node_modules").symlink_to(node_runtime.node_home() / "node_modules")
+        (folder / "hub.mjs").write_text(IN_NODE.format(there=HUB, here=self.hub.url))
+        (folder / "pasted.mjs").write_text(self.code["In Node"])
+        return _printed(["node", "--import", "./hub.mjs", "pasted.mjs"], folder)
+
+    def page(self, folder: Path) -> str:
+        """What the page shows."""
+        har = _cdn(folder)
+        shown = "document.querySelector('#caption').textContent"
+        pages = {"empty.html": b"<!doctype html>", "pasted.html": self.code["In a page"].encode()}
+        with SiteServer(pages, {}) as server:
+            steps: list[list[Any]] = [
+                ["addInitScript", {"content": IN_PAGE.format(there=HUB, here=self.hub.url)}],
+                ["routeFromHAR", str(har), {"url": f"{CDN}/**", "notFound": "abort"}],
+                ["goto", f"{server.url}/pasted.html"],
+                ["waitForFunction", f"return {shown} !== 'Loading…'"],
+                ["evaluate", shown],
+            ]
+            seen = chromium.drive(f"{server.url}/empty.html", steps, chromium.WASM)
+        assert {address.split("/")[2] for address in seen.foreign} == {CDN.split("/")[2], self.hub.url.split("/")[2]}
+        return str(seen.answers[0])
+
+
+def _printed(command: list[str], folder: Path, **environ: str) -> str:
+    done = subprocess.run(command, cwd=folder, env=os.environ | environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.removesuffix("\n")
+
+
+def _cdn(folder: Path) -> Path:
+    """The packages' files under the addresses that the CDN gives them, as an archive that Playwright answers from."""
+    entries = []
+    for name in PACKAGES:
+        home = node_runtime.node_home() / "node_modules" / name
+        version = json.loads((home / "package.json").read_text())["version"]
+        for path in (home / "dist").iterdir():
+            if path.suffix in TYPES and (path.name.startswith("ort-wasm") or path.name == "transformers.min.js"):
+                (folder / f"{home.name}-{path.name}").symlink_to(path)
+                entries.append(_entry(f"{CDN}/{name}@{version}/dist/{path.name}", f"{home.name}-{path.name}"))
+    archive = {"log": {"version": "1.2", "creator": {"name": "test", "version": "1"}, "entries": entries}}
+    (folder / "cdn.har").write_text(json.dumps(archive))
+    return folder / "cdn.har"
+
+
+def _entry(address: str, file: str) -> dict[str, Any]:
+    kind = TYPES[Path(file).suffix]
+    common: dict[str, Any] = {"httpVersion": "HTTP/1.1", "cookies": [], "headersSize": -1, "bodySize": -1}
+    headers = [{"name": "content-type", "value": kind}, {"name": "access-control-allow-origin", "value": "*"}]
+    return {
+        "startedDateTime": "2026-01-01T00:00:00.000Z",
+        "time": 0,
+        "request": {"method": "GET", "url": address, "headers": [], "queryString": [], **common},
+        "response": {
+            "status": 200,
+            "statusText": "OK",
+            "headers": headers,
+            "redirectURL": "",
+            "content": {"size": -1, "mimeType": kind, "_file": file},
+            **common,
+        },
+        "cache": {},
+        "timings": {"send": 0, "wait": 0, "receive": 0},
+    }
+
+
+def _published(made: Exported, repo_id: str, folder: Path) -> Iterator[Published]:
+    """Push a verified export with the command, and read its card back."""
+    golden = load_golden(made.recipe.golden_dir, made.recipe.name)
+    with HubServer(folder / "hub") as hub:
+        home = folder / "home"
+        arguments = ["push", repo_id, "--recipe", str(made.recipe.path), "--work", str(made.work.root)]
+        _printed([sys.executable, "-m", "vlm_export", *arguments], folder, **environment(hub.url, home, TOKEN))
+        read = (
+            "import sys, huggingface_hub; print(open(huggingface_hub.hf_hub_download(sys.argv[1], 'README.md')).read())"
+        )
+        card = _printed([sys.executable, "-c", read, repo_id], folder, **environment(hub.url, home, TOKEN))
+        code = dict(re.findall(r"^### (.*?)\n.*?^```\w+\n(.*?)^```$", card, re.MULTILINE | re.DOTALL))
+        yield Published(hub, home, code, golden.facts.images[0].caption)
+
+
+@pytest.fixture(scope="module")
+def captioner(default_repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
+    """The bundled recipe, in fp32 and q8."""
+    folder = tmp_path_factory.mktemp("captioner")
+    made = Exported(find_recipe("shapes-captioner"), Work(folder / "work"))
+    made.work.root.mkdir()
+    for part in default_repo.parent.iterdir():
+        (made.work.root / part.name).mkdir()
+        subprocess.run(["cp", "-r", f"{part}/.", str(made.work.root / part.name)], check=True)
+    made.verify("ort")
+    yield from _published(made, "acme/shapes", folder)
+
+
+def test_every_way_is_there(captioner: Published) -> None:
+    assert list(captioner.code) == ["In a page", "In Node", "In Python", "ONNX Runtime alone"]
+
+
+def test_the_captioner_in_node(captioner: Published, tmp_path: Path) -> None:
+    assert captioner.node(tmp_path) == captioner.caption
+
+
+def test_the_captioner_in_python(captioner: Published, tmp_path: Path) -> None:
+    assert captioner.python("In Python", tmp_path) == captioner.caption
+
+
+def test_the_captioner_in_onnxruntime(captioner: Published, tmp_path: Path) -> None:
+    assert captioner.python("ONNX Runtime alone", tmp_path) == captioner.caption
+
+
+@pytest.mark.browser
+def test_the_captioner_in_a_page(captioner: Published, tmp_path: Path) -> None:
+    assert captioner.page(tmp_path) == captioner.caption
+
+
+@pytest.fixture(scope="module", params=CHATS)
+def chat(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
+    """Small models of two classes that take picture and text in another order.
+
+    Their pictures have one colour each, which every client resizes alike: random weights tell the least difference.
+    """
+    folder = tmp_path_factory.mktemp("chat")
+    CHATS[request.param](folder / "checkpoint")
+    (folder / "images").mkdir()
+    for colour in ("white", "navy", "orange"):
+        Image.new("RGB", (16, 16), colour).save(folder / "images" / f"{colour}.png")
+    content = [{"type": "image"}, {"type": "text", "text": "What is in this image?"}]
+    prompts = [[{"role": "user", "content": content}]]
+    made = record(folder, layout="chat", golden={"images": ["images/*.png"], "prompts": prompts})
+    made.export("chat", ["fp32"])
+    made.verify("ort")
+    yield from _published(made, f"acme/{request.param}", folder)
+
+
+def test_a_chat_model(chat: Published, tmp_path: Path) -> None:
+    assert list(chat.code) == ["In a page", "In Node", "In Python"]
+    assert chat.caption.strip()
+    assert chat.python("In Python", tmp_path) == chat.caption
+    assert chat.node(tmp_path) == chat.caption
+
+
+@pytest.mark.browser
+def test_a_chat_model_in_a_page(chat: Published, tmp_path: Path) -> None:
+    assert chat.page(tmp_path) == chat.caption
