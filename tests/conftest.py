@@ -26,7 +26,7 @@ MARKED = {
     "wheel",
     "slow": "adapter_names adapters attention bench browser card card_snippets chat_families cli companions "
     "demo_page doctor documents encoder_decoder export generation_rules graph_cache js matrix merge own_files "
-    "planted_collapse proof ranges remote_code repeat_layers report_page rewrites runtime_chat runtime_generate "
+    "planted_collapse proof push ranges remote_code repeat_layers report_page rewrites runtime_chat runtime_generate "
     "serve shapes_captioner telemetry trained trial_run verify wheel",
 }
 

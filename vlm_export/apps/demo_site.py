@@ -18,6 +18,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
@@ -44,14 +45,14 @@ _SPACE_HEADERS = "\n".join(f"  {name.lower()}: {value}" for name, value in ISOLA
 _README = """---
 title: {name}
 sdk: static
-custom_headers:
+{models}custom_headers:
 {headers}
 ---
 
 # {name}, in a browser
 
 A page that captions images in the browser, with stock transformers.js and no server behind it. Any host of static files
-will do; all addresses are relative.
+will do; all addresses are relative.{home}
 
 - Hugging Face Space: `hf upload your-name/{name} . --repo-type space`, run in this folder. The block above makes it a
   static Space and sends the headers below.
@@ -70,10 +71,20 @@ Written by `vlm-export demo --export`, which overwrites this folder only while n
 """
 
 
-def build(repo: Path, goldens: Path, *, cached: bool = False) -> dict[str, Path | bytes]:
+@dataclass(frozen=True)
+class Home:
+    """The repo on the Hub that a site is about: its id, and the address of its page."""
+
+    repo_id: str
+    address: str
+
+
+def build(
+    repo: Path, goldens: Path | None, *, cached: bool = False, home: Home | None = None
+) -> dict[str, Path | bytes]:
     """The site for an exported repo. Samples are the images of its `goldens`, if there are any.
 
-    `cached`: a browser keeps the downloads until the repo is another.
+    `cached`: a browser keeps the downloads until the repo is another. A site with a `home` links to it.
 
     Raises:
         InputError: the repo was not made by `vlm-export onnx`, or transformers.js cannot be installed.
@@ -81,7 +92,7 @@ def build(repo: Path, goldens: Path, *, cached: bool = False) -> dict[str, Path 
     manifest = _manifest(repo)
     model = dict(_files(repo, _REPO_FILES))
     libraries = _libraries()
-    captions, prompt = _samples(goldens, manifest["inputs_sha256"])
+    captions, prompt = _samples(goldens, manifest["inputs_sha256"]) if goldens else ({}, "")
     facts = {
         "generator": f"vlm-export {__version__}",
         "name": manifest["recipe"],
@@ -91,6 +102,7 @@ def build(repo: Path, goldens: Path, *, cached: bool = False) -> dict[str, Path 
         "download_bytes": _download_bytes(manifest, model),
         "cache": _fingerprint(model) if cached else None,
         "runtime_bytes": libraries[f"onnxruntime/{_RUNTIME}.wasm"].stat().st_size,
+        "home": asdict(home) if home else None,
         "prompt": prompt,
         "samples": [{"file": f"samples/{path.name}", "caption": caption} for path, caption in captions.items()],
     }
@@ -107,6 +119,22 @@ def build(repo: Path, goldens: Path, *, cached: bool = False) -> dict[str, Path 
     }
 
 
+def with_notes(site: Site) -> dict[str, Path | bytes]:
+    """The site with what hosts of files read: a README that makes it a static Space, and a list of its files."""
+    facts = json.loads(_bytes(site[FACTS]))
+    home = facts["home"]
+    readme = _README.format(
+        name=facts["name"],
+        headers=_SPACE_HEADERS,
+        models=f"models:\n- {home['repo_id']}\n" if home else "",
+        home=f" The model is [{home['repo_id']}]({home['address']})." if home else "",
+    )
+    # GitHub Pages would otherwise look for what Jekyll has to do.
+    whole: dict[str, Path | bytes] = {**site, "README.md": readme.encode(), ".nojekyll": b""}
+    files = sorted([*whole, _FILE_LIST])
+    return whole | {_FILE_LIST: _json({"generator": f"vlm-export {__version__}", "files": files})}
+
+
 def export(site: Site, target: Path) -> list[str]:
     """Write the site to a new or empty folder, or over one that this wrote, for any host of static files.
 
@@ -114,11 +142,7 @@ def export(site: Site, target: Path) -> list[str]:
     """
     target = target.resolve()
     _check_replaceable(target)
-    readme = _README.format(name=json.loads(_bytes(site[FACTS]))["name"], headers=_SPACE_HEADERS)
-    # GitHub Pages would otherwise look for what Jekyll has to do.
-    whole = {**site, "README.md": readme.encode(), ".nojekyll": b""}
-    addresses = sorted([*whole, _FILE_LIST])
-    whole[_FILE_LIST] = _json({"generator": f"vlm-export {__version__}", "files": addresses})
+    whole = with_notes(site)
     with atomic_folder(target) as folder:
         for address, content in whole.items():
             path = folder / address
@@ -127,7 +151,7 @@ def export(site: Site, target: Path) -> list[str]:
                 path.write_bytes(content)
             else:
                 shutil.copyfile(content, path)
-    return addresses
+    return sorted(whole)
 
 
 def _check_replaceable(target: Path) -> None:

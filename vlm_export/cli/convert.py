@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -16,6 +16,12 @@ from vlm_export.errors import InputError
 from vlm_export.targets import TARGETS, Target
 from vlm_export.verify.report import FAIL_ON
 from vlm_export.wanted import AUTO, PLANNED, Goal, Wanted, parse, parse_size
+
+if TYPE_CHECKING:
+    from vlm_export.files import Work
+    from vlm_export.hub import Files
+    from vlm_export.publish.gate import Allowed, Destination
+    from vlm_export.recipe import RecipeFile
 
 
 @click.command()
@@ -226,6 +232,7 @@ def verify(
 @click.option("--private", is_flag=True, help="Make a new repo private.")
 @click.option("--revision", help="Push to this branch.")
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead of pushing to the branch.")
+@click.option("--create-space", is_flag=True, help="Publish the demo page too, as a static Space of the same name.")
 @click.option("--allow-unverified", is_flag=True, help="Push files that no passing report is about.")
 @click.option("--allow-unlicensed", is_flag=True, help="Push a repo that does not say what its users may do.")
 @common
@@ -236,6 +243,7 @@ def push(
     private: bool,
     revision: str | None,
     create_pr: bool,
+    create_space: bool,
     allow_unverified: bool,
     allow_unlicensed: bool,
     work: Path | None,
@@ -250,16 +258,43 @@ def push(
     Example: vlm-export push org/model --dry-run
     """
     found, folder = open_recipe(recipe, work, builds_model=False)
+    from vlm_export.publish.gate import Allowed, Destination
+
+    to = Destination(repo_id, private, revision, create_pr, create_space)
+    act = _plan if dry_run else _push
+    value, lines = act(found, folder, to, Allowed(allow_unverified, allow_unlicensed))
+    print_result(as_json, value, lines)
+
+
+def _plan(recipe: RecipeFile, work: Work, to: Destination, allowed: Allowed) -> tuple[dict[str, Any], list[str]]:
+    """What `push --dry-run` found, as JSON and as lines."""
     from vlm_export.publish import gate
 
-    to = gate.Destination(repo_id, private, revision, create_pr)
-    allowed = gate.Allowed(allow_unverified, allow_unlicensed)
-    if dry_run:
-        plan = gate.run_plan(found, folder, to, allowed)
-        print_result(as_json, asdict(plan), [*plan_lines(plan), f"nothing was uploaded to {repo_id}"])
-        return
-    result = gate.run_push(found, folder, to, allowed)
-    print_result(as_json, asdict(result), [f"pushed to {result.pull_request or result.url}"])
+    page = _page(recipe, work, to)
+    plan = gate.run_plan(recipe, work, to, allowed)
+    of_page = gate.plan(page, to, "space") if page else None
+    lines = [*plan_lines(plan), *(plan_lines(of_page) if of_page else []), f"nothing was uploaded to {to.repo_id}"]
+    return asdict(plan) | {"space": asdict(of_page) if of_page else None}, lines
+
+
+def _push(recipe: RecipeFile, work: Work, to: Destination, allowed: Allowed) -> tuple[dict[str, Any], list[str]]:
+    """What `push` did, as JSON and as lines."""
+    from vlm_export.publish import gate
+
+    page = _page(recipe, work, to)
+    done = gate.run_push(recipe, work, to, allowed)
+    of_page = gate.push(page, to, gate.message_of(recipe), "space") if page else None
+    lines = [f"pushed to {done.pull_request or done.url}", *([f"its demo page is {of_page.url}"] if of_page else [])]
+    return asdict(done) | {"space": asdict(of_page) if of_page else None}, lines
+
+
+def _page(recipe: RecipeFile, work: Work, to: Destination) -> Files | None:
+    """The files of the Space, made before anything is pushed, if there is to be one."""
+    if not to.has_space:
+        return None
+    from vlm_export.publish.space import space_files
+
+    return space_files(recipe, work, to)
 
 
 @click.command()

@@ -57,7 +57,7 @@ def plan_lines(plan: Any) -> list[str]:
     done = [f"{counts[action]} to {action}" for action in ("add", "update", "send", "delete") if counts[action]]
     unchanged = [f"{counts['same']} the same"] if counts["same"] else []
     upload = _size(plan.total_bytes("add", "update", "send"))
-    where = f"{plan.repo_id}@{plan.revision}"
+    where = f"{'spaces/' if plan.kind == 'space' else ''}{plan.repo_id}@{plan.revision}"
     return [
         *lines,
         f"{where}: {', '.join([*done, *unchanged])}; {upload} to upload"

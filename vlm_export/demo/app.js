@@ -8,6 +8,7 @@
  *     name: string, layout: 'captioner' | 'chat' | 'components', download_bytes: Record<string, number>,
  *     preferred: Record<Device, string[]>, failed: string[],
  *     runtime_bytes: number, cache: string | null, prompt: string, samples: Sample[],
+ *     home: { repo_id: string, address: string } | null,
  * }} Facts  demo.json.
  * @typedef {{ value: string, text: string, detail?: string, reason?: string | null }} Option  `reason` says why it
  *     cannot be chosen.
@@ -382,6 +383,10 @@ async function open() {
     document.title = facts.name;
     document.body.dataset.layout = facts.layout;
     $('#name').textContent = facts.name;
+    if (facts.home) {
+        Object.assign($('#home', HTMLAnchorElement), { href: facts.home.address, textContent: facts.home.repo_id });
+        $('#home').hidden = false;
+    }
     $('#prompt', HTMLTextAreaElement).value = facts.prompt;
     $('#prompt-field').hidden = !takes_prompt();
     offer('device', [

@@ -8,6 +8,7 @@ from vlm_export.recipe import RecipeFile
 
 CARD = "README.md"
 HUB = "https://huggingface.co"
+_TITLE = re.compile(r"^# .*$", re.MULTILINE)
 _WRITTEN_FOR = re.compile(r"<!-- Card of ([\w.-]+/[\w.-]+) -->")
 
 
@@ -36,3 +37,9 @@ def readdressed(card: str, repo_id: str) -> str:
     if found is None:
         return card
     return re.sub(rf"(?<![\w.-]){re.escape(found[1])}(?![\w-]|\.\w)", lambda _: repo_id, card)
+
+
+def with_link(card: str, page: str) -> str:
+    """A card that says under its title where the model can be tried."""
+    link = f"[Try it in your browser]({page}): nothing is installed, and pictures stay with you."
+    return _TITLE.sub(lambda title: f"{title[0]}\n\n{link}", card, count=1)

@@ -16,7 +16,7 @@ from vlm_export.errors import CheckFailed, InputError
 from vlm_export.files import Work, file_hashes
 from vlm_export.manifest import load_manifest
 from vlm_export.publish import licence
-from vlm_export.publish.addresses import CARD, readdressed
+from vlm_export.publish.addresses import CARD, readdressed, with_link
 from vlm_export.publish.findings import REPORT
 from vlm_export.publish.local_paths import leaks
 from vlm_export.recipe import RecipeFile
@@ -55,12 +55,14 @@ class Destination:
         private: whether a repo that is not there yet is made so.
         revision: the branch, else main.
         create_pr: whether a pull request is opened in place of a commit.
+        has_space: whether its card links to a Space of the same name.
     """
 
     repo_id: str
     private: bool = False
     revision: str | None = None
     create_pr: bool = False
+    has_space: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,10 @@ def _files(recipe: RecipeFile, work: Work, to: Destination, allowed: Allowed) ->
     if found := next(leaks(work.repo, recipe, work.root), None):
         raise CheckFailed(f"{work.repo / found[0]}: names {found[1]}, a folder of this machine: say it in other words")
     files: dict[str, Path | bytes] = {**hub.folder_files(work.repo)}
-    return files | ({CARD: readdressed(text, to.repo_id).encode()} if text else {})
+    published = readdressed(text, to.repo_id)
+    if to.has_space:
+        published = with_link(published, hub.page_of(to.repo_id, "space"))
+    return files | ({CARD: published.encode()} if text else {})
 
 
 def _front_matter(card: str) -> Mapping[str, Any]:
