@@ -13,18 +13,21 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import encoder_decoders
 import pytest
 from exported import Exported, record
 from hub_server import TOKEN, HubServer, environment
 from PIL import Image
 from test_runtime_chat import KINDS as CHATS
 
-from vlm_export.files import Work
+from vlm_export.files import Work, read_json
+from vlm_export.layouts.prefix_captioner import PrefixCaptioner
 from vlm_export.publish.addresses import HUB
+from vlm_export.publish.snippets import Subject, snippets
 from vlm_export.recipe import find_recipe
 from vlm_export.verify.golden import load_golden
 from vlm_export.web import chromium, node_runtime
@@ -174,6 +177,32 @@ def test_the_captioner_in_onnxruntime(captioner: Published, tmp_path: Path) -> N
 @pytest.mark.browser
 def test_the_captioner_in_a_page(captioner: Published, tmp_path: Path) -> None:
     assert captioner.page(tmp_path) == captioner.caption
+
+
+@pytest.mark.parametrize("decoder", ["gpt2", "trocr"])  # trocr keeps what it made of the picture, gpt2 makes it again
+def test_an_encoder_decoder_in_onnxruntime(decoder: str, tmp_path: Path) -> None:
+    encoder_decoders.write_checkpoint(tmp_path / "checkpoint", encoder_decoders.config("vit", decoder))
+    made = record(tmp_path)
+    made.export("captioner", ["fp32"])
+    made.verify("ort")
+    for published in _published(made, f"acme/{decoder}", tmp_path):
+        assert published.python("ONNX Runtime alone", tmp_path) == published.caption
+
+
+def test_no_code_that_would_say_something_else(captioner: Published, default_repo: Path) -> None:
+    """Where pictures are cropped or tokens are penalized, the few lines for ONNX Runtime would not do."""
+    settings = read_json(default_repo / "preprocessor_config.json")
+    generation = read_json(default_repo / "generation_config.json")
+    subject = Subject("a/b", "", PrefixCaptioner(), settings, generation)
+    titles = list(captioner.code)
+    assert [snippet.title for snippet in snippets(subject)] == titles
+    for changed in (
+        replace(subject, settings={**settings, "do_center_crop": True}),
+        replace(subject, settings={**settings, "size": {"shortest_edge": 224}}),
+        replace(subject, settings={**settings, "do_resize": False}),
+        replace(subject, generation={**generation, "repetition_penalty": 1.4}),
+    ):
+        assert [snippet.title for snippet in snippets(changed)] == titles[:-1]
 
 
 @pytest.fixture(scope="module", params=CHATS)
