@@ -201,6 +201,7 @@ def test_no_code_that_would_say_something_else(captioner: Published, default_rep
         replace(subject, settings={**settings, "size": {"shortest_edge": 224}}),
         replace(subject, settings={**settings, "do_resize": False}),
         replace(subject, generation={**generation, "repetition_penalty": 1.4}),
+        replace(subject, generation={**generation, "no_repeat_ngram_size": 1}),
     ):
         assert [snippet.title for snippet in snippets(changed)] == titles[:-1]
 

@@ -160,7 +160,7 @@ def test_a_plan_for_a_repo_that_does_not_exist_creates_nothing(hub: HubServer, f
     assert {change.path: change.size_bytes for change in plan.changes} == {k: len(v) for k, v in FILES.items()}
     assert {change.action for change in plan.changes} == {"add"}
     assert not HfApi().repo_exists(REPO)
-    assert {method for method, _ in hub.requests} == {"GET"}
+    assert {path for method, path in hub.requests if method != "GET"} == {"/api/validate-yaml"}
 
 
 def test_private(hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

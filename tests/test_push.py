@@ -122,6 +122,16 @@ def test_it_refuses_as_the_hub_would(verified: Exported, hub: HubServer, monkeyp
         for act in (gate.run_plan, gate.run_push):
             with pytest.raises(InputError, match=message):
                 act(verified.recipe, verified.work, to)
+    card = verified.work.repo / "README.md"
+    stood = card.read_text()
+    card.write_text("---\nlicense: [\n---\n")
+    said = []
+    for act in (gate.run_plan, gate.run_push):
+        with pytest.raises(InputError, match="Invalid YAML") as caught:
+            act(verified.recipe, verified.work, Destination(REPO), Allowed(unverified=True, unlicensed=True))
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+    card.write_text(stood)
     monkeypatch.setenv("HF_TOKEN", "")
     for act in (gate.run_plan, gate.run_push):
         with pytest.raises(InputError, match="no Hugging Face token to push with"):

@@ -42,6 +42,7 @@ from huggingface_hub.errors import (
     RevisionResolutionError,
 )
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import get_session, hf_raise_for_status
 
 from vlm_export.errors import CheckFailed, InputError
 from vlm_export.own_files import leads_out
@@ -133,6 +134,7 @@ def plan_push(
     found = _checked(repo_id, files, revision, create_pr)
     with _hub_errors(repo_id, revision):
         remote = _read_remote(HfApi(), repo_id, revision, kind)
+        _check_front_matter(found, kind)
     if remote is not None:
         _check_private(repo_id, remote, private)
     changes = _changes(found, remote.files if remote else {}, kind)
@@ -356,6 +358,16 @@ def _prepare_remote(api: HfApi, repo_id: str, revision: str | None, private: boo
 def _check_private(repo_id: str, remote: _Remote, private: bool) -> None:
     if private and not remote.private:
         raise InputError(f"{repo_id} exists and is public: make it private in its settings, or push without --private")
+
+
+def _check_front_matter(files: Files, kind: Kind) -> None:
+    """Have the Hub look at the card's front matter, as a commit does. Raises HfHubHTTPError if it refuses that."""
+    card = files.get(constants.REPOCARD_NAME)
+    if card is None:
+        return
+    text = (card if isinstance(card, bytes) else card.read_bytes()).decode("utf-8", errors="replace")
+    asked = get_session().post(f"{constants.ENDPOINT}/api/validate-yaml", json={"content": text, "repoType": kind})
+    hf_raise_for_status(asked)
 
 
 def _operations(changes: Iterable[FileChange], files: Files) -> list[CommitOperationAdd | CommitOperationDelete]:

@@ -9,12 +9,11 @@ from functools import cache
 from typing import Any, Literal
 
 from vlm_export.publish.addresses import address
+from vlm_export.source.generation_rules import HEEDED
 from vlm_export.spec.client import Client
 from vlm_export.web import node_runtime
 
 PACKAGE = "@huggingface/transformers"
-_CHANGES_TOKENS = ("repetition_penalty", "no_repeat_ngram_size", "min_new_tokens", "min_length", "bad_words_ids")
-_IS_OFF = (None, 0, 1, 1.0)
 
 
 @dataclass(frozen=True)
@@ -128,8 +127,8 @@ def _is_plain(subject: Subject) -> bool:
     steps = all(settings.get(name, True) is True for name in ("do_resize", "do_rescale", "do_normalize"))
     square = isinstance(size := settings.get("size"), Mapping) and {"height", "width"} <= size.keys()
     whole = not settings.get("do_center_crop") and not settings.get("do_pad")
-    greedy = all(subject.generation.get(name) in _IS_OFF for name in _CHANGES_TOKENS)
-    return steps and square and whole and greedy
+    greedy = all(subject.generation.get(name) in (None, off) for name, off in HEEDED.items())
+    return steps and square and whole and greedy and "max_new_tokens" in subject.generation
 
 
 def _onnxruntime(subject: Subject) -> Snippet:
