@@ -19,7 +19,7 @@ from PIL import Image
 
 from vlm_export.errors import CheckFailed, InputError
 from vlm_export.publish import examples, gate, licence
-from vlm_export.publish.addresses import readdressed, signature
+from vlm_export.publish.addresses import draft_id, readdressed, signature
 from vlm_export.publish.examples import Example
 from vlm_export.publish.front_matter import relation
 from vlm_export.publish.gate import Allowed, Destination
@@ -202,6 +202,16 @@ def test_a_push_writes_the_id_and_leaves_the_folder_as_it_was_verified(verified:
     assert front(pushed)["thumbnail"] == f"https://huggingface.co/{REPO}/resolve/main/assets/example-1.png"
     plan = gate.run_plan(verified.recipe, verified.work, Destination(REPO))
     assert {change.action for change in plan.changes} == {"same"}
+
+
+@pytest.mark.parametrize(
+    ("repo_id", "expected"), [(None, "your-name/pico"), ("me/pico", "me/pico"), ("org/tower", "your-name/pico")]
+)
+def test_the_draft_names_the_recipes_id_unless_that_is_a_base(
+    verified: Exported, repo_id: str | None, expected: str
+) -> None:
+    hub = replace(verified.recipe.recipe.hub, repo_id=repo_id)
+    assert draft_id(replace(verified.recipe, recipe=replace(verified.recipe.recipe, hub=hub))) == expected
 
 
 def test_only_a_whole_id_is_another() -> None:

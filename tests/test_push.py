@@ -203,13 +203,17 @@ def test_the_space_and_the_model_link_to_each_other(made: Exported, tmp_path: Pa
             f"its demo page is {hub.url}/spaces/{REPO}",
         ]
         configure(patch, hub.url, tmp_path / "home", TOKEN)
-        card = (Path(snapshot_download(REPO)) / "README.md").read_text()
+        model = Path(snapshot_download(REPO))
+        card = (model / "README.md").read_text()
         assert f"# pico\n\n[Try it in your browser]({hub.url}/spaces/{REPO}): " in card
         space = Path(snapshot_download(REPO, repo_type="space"))
         assert HfApi().space_info(REPO).id == REPO
         close_session()
         again = command(made, "--create-space", "--dry-run", **environ)
         assert again.stdout.count("to add") == again.stdout.count("to update") == 0
+    places = [str(place).encode() for place in (made.work.root, made.recipe.path.parent, Path(__file__).parents[1])]
+    published = [path for path in (*space.rglob("*"), *model.rglob("*")) if path.is_file()]
+    assert [path for path in published for place in places if place in path.read_bytes()] == []
     front, text = (space / "README.md").read_text().split("---\n")[1:]
     assert (yaml.safe_load(front)["sdk"], yaml.safe_load(front)["models"]) == ("static", [REPO])
     assert f"The model is [{REPO}]({hub.url}/{REPO})." in text
