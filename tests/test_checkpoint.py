@@ -29,7 +29,8 @@ from vlm_export.files import read_json, sha256
 from vlm_export.models.library import aliases, library_names
 from vlm_export.source.checkpoint import Checkpoint, build_empty, open_checkpoint
 from vlm_export.tensors.safetensors_writer import DTYPES, Entry, write_tensors
-from vlm_export.tensors.stored import stored_tensors, weight_files
+from vlm_export.tensors.stored import stored_tensors
+from vlm_export.tensors.weight_files import weight_files
 
 HEAD, EMBEDDING = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
 

@@ -38,7 +38,7 @@ from vlm_export.publish.addresses import CARD
 from vlm_export.publish.card import Found
 from vlm_export.publish.findings import BENCH, REPORT, load_benchmark, load_report, read_report
 from vlm_export.publish.page.page import write_page
-from vlm_export.quantize import calibration, estimate, ranges, saturation
+from vlm_export.quantize import calibration, costs, estimate, ranges, saturation
 from vlm_export.quantize import plan as plans
 from vlm_export.quantize.calibration import Samples, Solver
 from vlm_export.quantize.estimate import Estimate
@@ -330,18 +330,18 @@ def _within(
     Raises:
         InputError: disk or memory do not suffice, or not for the goal, which needs calibration.
     """
-    costs = [estimate.cost(variant) for variant in variants]
-    estimate.check_disk(costs, free_disk(folder), folder)
+    needs = [costs.cost(variant) for variant in variants]
+    estimate.check_disk(needs, free_disk(folder), folder)
     available = min(available_memory(), memory_bytes or sys.maxsize)
-    expected = estimate.estimate(costs)
+    expected = estimate.estimate(needs)
     if expected.calibration_memory_bytes > available:
         if goal is not None:
             raise InputError(f"--quantize {AUTO}: {estimate.too_little_to_calibrate(expected, available)}")
-        notify(estimate.why_rounded(costs, available))
+        notify(estimate.why_rounded(needs, available))
         variants = [replace(variant, rounded=variant.is_calibrated) for variant in variants]
-        expected = estimate.estimate(estimate.without_calibration(costs))
+        expected = estimate.estimate(estimate.without_calibration(needs))
     estimate.check_memory(expected, available)
-    measuring = estimate.measuring_memory(costs)
+    measuring = estimate.measuring_memory(needs)
     if halves := [variant for variant in variants if variant.is_half and measuring > available]:
         names = list(dict.fromkeys(variant.dtype.name for variant in halves))
         notify(estimate.why_unmeasured(names, measuring, available))

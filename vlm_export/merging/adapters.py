@@ -31,7 +31,8 @@ from vlm_export.recipe import Combination
 from vlm_export.source.checkpoint import TRAINED_BESIDE_LORA, Checkpoint
 from vlm_export.tensors import other_folders
 from vlm_export.tensors.peft_keys import is_adapters, is_lora, module_of, plain_key
-from vlm_export.tensors.stored import ADAPTER_WEIGHTS, TensorRef, Weight, folder_of, stored_tensors, weight_files
+from vlm_export.tensors.stored import TensorRef, Weight, stored_tensors
+from vlm_export.tensors.weight_files import ADAPTER_WEIGHTS, folder_of, weight_files
 
 _NAME = "default"  # PEFT's name for the adapter in the model
 _A = re.compile(r"\.lora_(embedding_)?A(?=\.|$)")

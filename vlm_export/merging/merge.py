@@ -34,8 +34,9 @@ from vlm_export.source.companions import GENERATION, GENERATION_FILE, Choice, Co
 from vlm_export.source.generation_rules import unheeded
 from vlm_export.source.quantized import base_weights
 from vlm_export.tensors.safetensors_writer import DTYPES, Entry, write_tensors
-from vlm_export.tensors.stored import WEIGHTS, TensorRef, Weight, folder_of, is_pickle, weight_files
+from vlm_export.tensors.stored import TensorRef, Weight
 from vlm_export.tensors.streaming import return_freed_memory
+from vlm_export.tensors.weight_files import WEIGHTS, folder_of, is_pickle, weight_files
 
 REPORT = "merge.json"
 

@@ -17,6 +17,7 @@ import onnxruntime
 
 from vlm_export.dtypes import FP32
 from vlm_export.errors import InputError
+from vlm_export.quantize.estimate import SQUARES_BYTES
 from vlm_export.quantize.numbers import Quantized, Solution
 from vlm_export.quantize.probe import Probe
 from vlm_export.quantize.solve import solve
@@ -32,7 +33,6 @@ from vlm_export.runtime.sessions import Arrays, Cache, DecoderRun, Inputs, Sessi
 
 _SEED = 0
 _ROWS = 512  # of a value that are held at a time
-SQUARES_BYTES = 1 << 30  # of the inputs' products that are collected in one pass
 
 Item = TypeVar("Item")
 Progress = Callable[[str, int, int], None]  # what, done, of how many

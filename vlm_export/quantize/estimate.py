@@ -1,7 +1,7 @@
 """What an export will take, before anything is written: the bytes of each file, disk, memory and time.
 
-Sizes are those of the graphs themselves, to within a few bytes. Memory and time are rough: they
-were measured on SmolLM2-135M behind DINOv2-small and on random weights of SmolLM2-1.7B's shape (x86-64, two cores).
+`costs.py` says what each variant comes to. Memory and time are rough: they were measured on SmolLM2-135M behind
+DINOv2-small and on random weights of SmolLM2-1.7B's shape (x86-64, two cores).
 """
 
 from __future__ import annotations
@@ -13,9 +13,6 @@ from pathlib import Path
 
 from vlm_export.dtypes import FP32, Form
 from vlm_export.errors import InputError
-from vlm_export.graph.graph_file import size_bytes
-from vlm_export.quantize.calibration import SQUARES_BYTES
-from vlm_export.quantize.variants import Variant
 
 # Resident at the most, as the kernel counts it: 524 MiB once torch and transformers are there and graphs are found,
 # 660 after the first trial run. A trial of other graphs than float32 unpacks the largest weight, twice in q8: 1131 MiB
@@ -31,6 +28,7 @@ _SECONDS_A_WEIGHT = 30e-9  # written in any dtype
 _SECONDS_A_FILE = 2.0  # its trial run
 _SECONDS_A_SAMPLED_WEIGHT = 0.65e-6  # of eight images: once to record them, and once for each pass over the samples
 _SECONDS_A_SOLVED_STEP = 0.5e-9  # inputs² · (inputs + outputs)
+SQUARES_BYTES = 1 << 30  # of the inputs' products that calibration collects in one pass
 _BESIDE_BYTES = 32_000_000  # tokenizer, settings and card
 
 
@@ -104,25 +102,6 @@ class Estimate:
             f"writes {len(self.files)} file{'s' * (len(self.files) > 1)}, {_size(self.size_bytes)}; "
             f"needs {_size(memory)} of memory; about {minutes} minute{'s' * (minutes > 1)}"
         )
-
-
-def cost(variant: Variant) -> VariantCost:
-    """What writing a variant takes. Its graph is made, and no weight is read."""
-    model = variant.make()
-    tensors = [value.const_value for value in variant.source.model.graph.initializers.values()]
-    sizes = [tensor.size for tensor in tensors if tensor is not None]
-    return VariantCost(
-        variant.source.name,
-        variant.dtype.name,
-        variant.file,
-        size_bytes(model),
-        sum(sizes),
-        0 if variant.dtype == FP32 else max(sizes, default=0),
-        tuple(
-            Solved(variant.source.name, str(of.weight.name), of.form, value, of.inputs, of.outputs, of.blocks)
-            for value, of in (variant.to_solve() if variant.is_calibrated else ())
-        ),
-    )
 
 
 def estimate(costs: Sequence[VariantCost]) -> Estimate:

@@ -23,7 +23,8 @@ from vlm_export.own_files import check_files
 from vlm_export.spec.family import Family
 from vlm_export.tensors import other_folders
 from vlm_export.tensors.peft_keys import below_root
-from vlm_export.tensors.stored import TensorRef, folder_of, stored_tensors
+from vlm_export.tensors.stored import TensorRef, stored_tensors
+from vlm_export.tensors.weight_files import folder_of
 
 # What is downloaded of a model and of an adapter; and what lies beside the weights of both.
 COMPANIONS = (

@@ -19,7 +19,7 @@ from vlm_export.files import read_json, write_json
 from vlm_export.own_files import own_file
 from vlm_export.preprocessing import load_tokenizer
 from vlm_export.source.checkpoint import Checkpoint
-from vlm_export.tensors.stored import folder_of
+from vlm_export.tensors.weight_files import folder_of
 
 CONFIG, GENERATION_FILE = "config.json", "generation_config.json"
 TOKENIZER, TEMPLATE, PROCESSOR, GENERATION = "tokenizer", "chat template", "processor", "generation rules"

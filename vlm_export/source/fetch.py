@@ -16,7 +16,7 @@ from vlm_export.own_files import own_file
 from vlm_export.recipe import OF_MODEL, RecipeFile
 from vlm_export.source import companions, remote_code
 from vlm_export.source.checkpoint import ADAPTER_FILES, COMPANIONS, MODEL_FILES
-from vlm_export.tensors.stored import folder_of
+from vlm_export.tensors.weight_files import folder_of
 
 Given = ParamSpec("Given")
 Made = TypeVar("Made")

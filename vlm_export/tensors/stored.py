@@ -16,15 +16,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from vlm_export.errors import InputError
-from vlm_export.files import read_json
-from vlm_export.own_files import own_file
-from vlm_export.tensors import other_folders
 from vlm_export.tensors.peft_keys import PEFT_ROOT
 from vlm_export.tensors.safetensors_writer import DTYPES
+from vlm_export.tensors.weight_files import WEIGHTS, is_pickle, weight_files
 
-WEIGHTS = "model.safetensors"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_PICKLES = {WEIGHTS: "pytorch_model.bin", ADAPTER_WEIGHTS: "adapter_model.bin"}
 _SAFETENSORS_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # What torch.compile, FSDP and activation checkpointing put between a module's name and its parts'.
 _WRAPPER = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
@@ -76,11 +71,6 @@ class TensorRef:
         return f"{self.file.name}: {self.key}"
 
 
-def folder_of(path: Path) -> Path:
-    """Where a checkpoint's or adapter's settings lie: the folder itself, or that of its one file of weights."""
-    return path.parent if path.is_file() else path
-
-
 def stored_tensors(path: Path, whole: str = WEIGHTS) -> dict[str, TensorRef]:
     """Every tensor of a folder's file or shards, or of one file, by key without the names of wrappers around modules.
 
@@ -99,32 +89,6 @@ def stored_tensors(path: Path, whole: str = WEIGHTS) -> dict[str, TensorRef]:
     return refs
 
 
-def weight_files(path: Path, whole: str = WEIGHTS) -> list[Path]:
-    """The files that hold the weights of a checkpoint, or of an adapter, as the name of its `whole` file says.
-
-    Safetensors are preferred to pickles.
-
-    Raises:
-        InputError: there are none, or one is a link that leads out of the folder.
-    """
-    if path.is_file():
-        own_file(path.parent, path.name)
-        return [path]
-    for name in (whole, _PICKLES[whole]):
-        if file := own_file(path, name):
-            return [file]
-        if index := own_file(path, f"{name}.index.json"):
-            return [own_file(path, shard) or path / shard for shard in _shard_names(index)]
-    if instead := (other_folders.no_model if whole == WEIGHTS else other_folders.no_adapter)(path):
-        raise InputError(instead)
-    raise InputError(f"{path}: no {whole} (nor {whole}.index.json, {_PICKLES[whole]}); save the weights as safetensors")
-
-
-def is_pickle(file: Path) -> bool:
-    """Whether a file of weights is a pickle, by its suffix."""
-    return file.suffix in (".bin", ".pt", ".pth")
-
-
 def _unpickled(file: Path) -> dict[str, torch.Tensor]:
     """A pickled state dict, its tensors mapped into memory, nothing in it executed.
 
@@ -141,16 +105,6 @@ def _unpickled(file: Path) -> dict[str, torch.Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise InputError(f"{file}: holds more than named tensors; save the model's state_dict as safetensors")
     return state
-
-
-def _shard_names(index_file: Path) -> list[str]:
-    weight_map = read_json(index_file).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise InputError(f"{index_file}: no weight_map of tensor names to file names")
-    for name in sorted(set(weight_map.values())):
-        if Path(name).name != name or name == "..":
-            raise InputError(f"{index_file}: weight_map: {name!r} is outside the checkpoint's folder")
-    return sorted(set(weight_map.values()))
 
 
 def _tensors_of(file: Path) -> list[TensorRef]:
