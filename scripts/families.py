@@ -29,7 +29,7 @@ import test_adapters  # noqa: E402
 from vlm_export import bundled, recipe  # noqa: E402
 from vlm_export.dtypes import DTYPES  # noqa: E402
 from vlm_export.families.registry import find_family, names  # noqa: E402
-from vlm_export.merging import adapter_settings  # noqa: E402
+from vlm_export.merging import adapter_kinds  # noqa: E402
 from vlm_export.source import companions  # noqa: E402
 from vlm_export.source.checkpoint import open_checkpoint  # noqa: E402
 from vlm_export.spec.family import Family  # noqa: E402
@@ -141,7 +141,7 @@ Every layout of every family can be written in each. What a table above leaves o
 
 
 def _adapters() -> str:
-    inits = _code(sorted(adapter_settings.INITS_THAT_CHANGE_BASE))
+    inits = _code(sorted(adapter_kinds.INITS_THAT_CHANGE_BASE))
     head = ["kind", *(f"{name} in `{model_type}`" for name, model_type in _bases().items())]
     rows = (
         [kind, *("yes" if (kind, base) in test_adapters.CASES else "–" for base in test_adapters.BASES)]
@@ -156,7 +156,7 @@ models:
 {_table(head, rows)}
 Several adapters are combined by {_code(get_args(recipe.CombinationType))}, or merged one after the other.
 
-Refused by name: {", ".join(sorted(adapter_settings.UNSUPPORTED.values()))};
+Refused by name: {", ".join(sorted(adapter_kinds.UNSUPPORTED.values()))};
 what begins by changing the base ({inits}), unless it was saved as an ordinary LoRA; and
 every `peft_type` but `LORA`.
 

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from vlm_export.errors import CheckFailed, InputError
-from vlm_export.merging import adapter_settings
+from vlm_export.merging import adapter_kinds
 from vlm_export.merging import merge as merging
 from vlm_export.merging.adapters import Attached
 from vlm_export.merging.merge import attach, merge
@@ -981,7 +981,7 @@ def test_every_variant_of_lora_is_known() -> None:
     """A variant that PEFT adds must be refused or merged on purpose, never by ignorance."""
     mergeable = {"use_dora", "velora_config"}  # VeLoRA: another backward pass, the same forward
     variants = {name for name, f in peft.LoraConfig.__dataclass_fields__.items() if f.metadata.get("is_lora_variant")}
-    assert variants - mergeable <= adapter_settings.UNSUPPORTED.keys()
+    assert variants - mergeable <= adapter_kinds.UNSUPPORTED.keys()
 
 
 @pytest.mark.parametrize("missing", ["adapter_config.json", "adapter_model.safetensors"])

@@ -40,6 +40,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
     RevisionResolutionError,
+    SafetensorsParsingError,
 )
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import get_session, hf_raise_for_status
@@ -227,6 +228,24 @@ def list_files(repo_id: str, *, revision: str | None = None) -> dict[str, int]:
     """
     with _hub_errors(repo_id, revision):
         return _listing(repo_id, HfApi().resolve_revision(repo_id, revision=revision).resolved)
+
+
+def tensors_of(repo_id: str, file: str, *, revision: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The dtype and the shape of each tensor of a safetensors file, by key: its header alone is fetched.
+
+    Raises InputError if the file cannot be read, or is none.
+    """
+    with _hub_errors(repo_id, revision):
+        try:
+            found = HfApi().parse_safetensors_file_metadata(repo_id, file, revision=revision)
+        except SafetensorsParsingError as error:
+            raise InputError(f"{repo_id}: {file}: not a readable safetensors file") from error
+    return {key: (tensor.dtype, tuple(tensor.shape)) for key, tensor in found.tensors.items()}
+
+
+def has_token() -> bool:
+    """Whether a token is set, by HF_TOKEN or by the login file."""
+    return get_token() is not None
 
 
 # The folder to push

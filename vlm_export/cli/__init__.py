@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from vlm_export import __version__
-from vlm_export.cli import convert, use
+from vlm_export.cli import convert, start, use
 from vlm_export.cli.options import Group
 
 
@@ -29,5 +29,5 @@ def main() -> None:
     """
 
 
-for _command in (*convert.COMMANDS, *use.COMMANDS):
+for _command in (*start.COMMANDS, *convert.COMMANDS, *use.COMMANDS):
     main.add_command(_command)

@@ -10,13 +10,8 @@ from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from vlm_export import families
 from vlm_export.errors import InputError
+from vlm_export.families._known import INSTEAD
 from vlm_export.spec.family import Family
-
-# Model types that are no family, and what to do with a checkpoint of one.
-_INSTEAD = {
-    "llava_qwen2": "this is FastVLM with code of its own; convert it to a fast_vlm with transformers' "
-    "convert_fastvlm_weights_to_hf.py, or start from one of KamilaMila/FastVLM-0.5B, -1.5B, -7B",
-}
 
 
 def names() -> list[str]:
@@ -41,7 +36,7 @@ def find_family(model_type: str, source: str, *, has_code: bool = False) -> Fami
     family = family_of(config_class) if config_class else None
     if family is None:
         known = ", ".join(_family(name).model_type for name in names())
-        instead = _INSTEAD.get(str(model_type), f"supported: {known}")
+        instead = INSTEAD.get(str(model_type), f"supported: {known}")
         code = (
             "; the code that its auto_map names is run with `trust_remote_code: true` and a full commit as `revision`"
         )

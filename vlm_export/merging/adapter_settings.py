@@ -21,20 +21,10 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, Val
 
 from vlm_export.errors import InputError
 from vlm_export.files import read_json
+from vlm_export.merging.adapter_kinds import refusal
 from vlm_export.merging.module_names import Names
 
 SETTINGS = "adapter_config.json"
-# Kinds that merging cannot describe, or that need more than the adapter's own tensors.
-UNSUPPORTED = {
-    "alora_invocation_tokens": "activated LoRA",
-    "arrow_config": "Arrow routing",
-    "kasa_config": "KaSA",
-    "layer_replication": "layer replication",
-    "monteclora_config": "MonteCLoRA",
-    "use_bdlora": "BD-LoRA",
-    "use_qalora": "QALoRA",
-}
-INITS_THAT_CHANGE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _UNSET_VALUES: tuple[Any, ...] = (None, False, [], {}, "")
 _TRAINERS_KEYS = {"unsloth_fixed", "peft_version", "auto_mapping", "lora_module_name"}  # of no effect on layers
 _PATTERNS = ("rank_pattern", "alpha_pattern")
@@ -114,16 +104,8 @@ def read_settings(source: Path) -> tuple[Any, tuple[str, ...]]:
     from peft import LoraConfig
 
     settings = read_json(source)
-    if settings.get("peft_type") != "LORA":
-        raise InputError(f"{source}: peft_type is {settings.get('peft_type')!r}; only LORA can be merged")
-    for key, kind in UNSUPPORTED.items():
-        if settings.get(key):
-            raise InputError(f"{source}: {key}: {kind} cannot be merged by this version")
-    if str(settings.get("init_lora_weights")).lower().startswith(INITS_THAT_CHANGE_BASE):
-        raise InputError(
-            f"{source}: init_lora_weights: {settings['init_lora_weights']!r} changes the base weights: "
-            "save the adapter with `path_initial_model_for_weight_conversion` first"
-        )
+    if reason := refusal(settings):
+        raise InputError(f"{source}: {reason}")
     _check_form(source, settings)
     try:
         with warnings.catch_warnings():
