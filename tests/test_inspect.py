@@ -120,7 +120,7 @@ def test_sizes_of_the_bundled_captioner(default_repo: Path) -> None:
     found = inspection.sizes_of(checkpoint_of(ROOT / "recipes" / "shapes-captioner" / "checkpoint"))["captioner"]
     for dtype in ("fp32", "q8"):
         written = sum(graph.size_bytes for graph in load_manifest(default_repo).graphs if graph.dtype == dtype)
-        assert found[dtype] == pytest.approx(written, abs=150_000), dtype
+        assert found[dtype] == pytest.approx(written, abs=200_000), dtype
 
 
 def test_a_checkpoint_with_lora_inside(tmp_path: Path) -> None:
