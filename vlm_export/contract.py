@@ -109,3 +109,17 @@ LAYERS_FIELD = {model_type: field for field, types in _BY_FIELD.items() for mode
 # What a head's size in GroupQueryAttention is a multiple of, without and with a rotation inside: ONNX Runtime 1.31
 # refuses others when the graph runs. RotaryEmbedding takes any even size.
 HEAD_MULTIPLE, ROTATED_MULTIPLE = 8, 16
+# Rules of generation (`src/generation`) that change tokens and are heeded, each with the value with which it does not.
+HEEDED: Mapping[str, Any] = {
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "bad_words_ids": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+}
+OF_SAMPLING = {"temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"}
+MAX_NEW_TOKENS = 30  # of a recipe that says nothing of them

@@ -44,7 +44,7 @@ from vlm_export.quantize.calibration import Samples, Solver
 from vlm_export.quantize.estimate import Estimate
 from vlm_export.quantize.plan import Plan
 from vlm_export.quantize.variants import Source, Variant
-from vlm_export.recipe import RecipeFile
+from vlm_export.recipe import PHOTOGRAPHS, RecipeFile
 from vlm_export.source.checkpoint import Checkpoint, open_checkpoint
 from vlm_export.source.fetch import sources, with_trusted_code
 from vlm_export.source.generation_rules import published
@@ -95,8 +95,10 @@ def _images(recipe: RecipeFile) -> list[Path]:
     base = recipe.path.parent
     if not patterns:
         base, patterns = bundled.GOLDEN / bundled.DEFAULT_RECIPE / "images", ("*.png",)
+    own = [pattern for pattern in patterns if pattern != PHOTOGRAPHS]
+    photographs = [path for path in bundled.photographs() if path.suffix == ".jpg"] if PHOTOGRAPHS in patterns else []
     try:
-        return golden_images(base, patterns)
+        return [*golden_images(base, own), *photographs]
     except InputError as error:
         raise InputError(f"{recipe.path}: golden.images: {error}") from error
 

@@ -48,6 +48,7 @@ CombinationType = Literal[
     "magnitude_prune",
     "magnitude_prune_svd",
 ]
+PHOTOGRAPHS = "bundled:photographs"  # among golden images
 OF_MODEL, FROM_CHECKPOINT = "model", "from_checkpoint"
 LOCAL_RECIPE = "vlm-export.yaml"
 _SHOWN = 5  # of what is wrong with a file
@@ -98,9 +99,10 @@ class Generation:
 class GoldenInputs:
     """What the golden outputs are recorded on.
 
-    `images` are globs relative to the recipe; none means the images of the bundled `shapes-captioner`. A prompt is a
-    text, or a conversation for the model's chat template. A captioner's tokens are recorded without a prompt, and each
-    prompt is run on the first two images; a chat model's tokens are recorded with the first prompt.
+    `images` are globs relative to the recipe, or `bundled:photographs`, which come with the package; none means the
+    images of the bundled `shapes-captioner`. A prompt is a text, or a conversation for the model's chat template. A
+    captioner's tokens are recorded without a prompt, and each prompt is run on the first two images; a chat model's
+    tokens are recorded with the first prompt.
     """
 
     images: tuple[str, ...] = ()

@@ -2,10 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, get_args
+
 import click
 
-from vlm_export.cli.options import output_options
+from vlm_export.cli.options import Command, output_options
 from vlm_export.cli.output import notify, print_result
+from vlm_export.contract import LayoutName
+
+_USES = ("browser", "node", "server")
+
+
+def recipe_options(command: Command) -> Command:
+    """What a user can say of the recipe that is written: the fields of `start.draft.Wishes`."""
+    options = (
+        click.option(
+            "--output",
+            "path",
+            type=click.Path(path_type=Path, dir_okay=False),
+            default=Path("vlm-export.yaml"),
+            show_default=True,
+            help="The recipe's file.",
+        ),
+        click.option("--name", help="Of the recipe; else the name of the last folder that has one of its own."),
+        click.option(
+            "--for",
+            "uses",
+            multiple=True,
+            type=click.Choice(_USES),
+            help="What it will be used on, which says the dtypes; repeats.  [default: browser]",
+        ),
+        click.option("--layout", type=click.Choice(get_args(LayoutName)), help="In place of the family's usual one."),
+        click.option(
+            "--images",
+            multiple=True,
+            type=click.Path(path_type=Path),
+            help="Pictures for golden outputs: files or folders; repeats. Else photographs of the package.",
+        ),
+        click.option("--question", default="What is in this image?", show_default=True, help="To a chat model."),
+        click.option("--license", help="In place of the one that a card names."),
+        click.option("--repo-id", metavar="ID", help="The Hub repo that it will be pushed to."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 @click.command()
@@ -28,4 +70,32 @@ def inspect(reference: str, as_json: bool) -> None:
     print_result(as_json, inspection_text.as_json(found, machine), inspection_text.lines(found, machine))
 
 
-COMMANDS = (inspect,)
+@click.command()
+@click.argument("model", metavar="CHECKPOINT")
+@click.argument("adapters", metavar="[ADAPTER]...", nargs=-1)
+@recipe_options
+@click.option("--force", is_flag=True, help="Write over the recipe that is there.")
+@output_options
+def init(model: str, adapters: tuple[str, ...], force: bool, as_json: bool, **wishes: Any) -> None:
+    """Write a recipe for a checkpoint and its adapters.
+
+    Each is a folder or a repo of the Hub. The recipe says where every value is from: family and layout, dtypes for what
+    it will be used on, a prompt by the model's own chat template, rules of generation, licence and base model. What a
+    later command will miss is said too.
+
+    \b
+    Example: vlm-export init runs/my-captioner --images photos
+             vlm-export init org/model runs/lora --for browser --for node
+    """
+    from vlm_export.start.draft import Wishes, draft, missing
+    from vlm_export.start.init_text import init_lines
+    from vlm_export.start.recipe_text import write_recipe
+
+    found = draft(model, adapters, Wishes(**wishes), notify)
+    recipe = write_recipe(found, force=force)
+    lacking = missing(found)
+    result = {"path": str(recipe.path), "recipe": asdict(recipe.recipe), "missing": [asdict(each) for each in lacking]}
+    print_result(as_json, result, init_lines(found, recipe, lacking))
+
+
+COMMANDS = (inspect, init)

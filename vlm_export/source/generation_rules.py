@@ -5,12 +5,12 @@ The client is transformers.js 4.3, which generates greedily; what it heeds is in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from transformers import GenerationConfig
 
+from vlm_export.contract import HEEDED, MAX_NEW_TOKENS, OF_SAMPLING
 from vlm_export.errors import InputError
 from vlm_export.own_files import own_file
 from vlm_export.preprocessing import stored_generation
@@ -18,19 +18,6 @@ from vlm_export.recipe import FROM_CHECKPOINT, Generation
 from vlm_export.source.checkpoint import Checkpoint
 from vlm_export.source.companions import CONFIG, GENERATION_FILE
 
-MAX_NEW_TOKENS = 30
-# What changes tokens and is heeded, and the value with which it does not.
-HEEDED: Mapping[str, Any] = {
-    "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "min_length": 0,
-    "min_new_tokens": 0,
-    "bad_words_ids": None,
-    "suppress_tokens": None,
-    "begin_suppress_tokens": None,
-    "forced_bos_token_id": None,
-    "forced_eos_token_id": None,
-}
 _NO_RULES = {
     "bos_token_id",
     "eos_token_id",
@@ -45,7 +32,6 @@ _NO_RULES = {
     "_from_model_config",
 }
 _COUNT_PROMPT = {"min_length", "forced_bos_token_id"}
-_OF_SAMPLING = {"temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"}
 
 
 def loaded_rules(checkpoint: Checkpoint) -> GenerationConfig:
@@ -83,7 +69,7 @@ def unheeded(checkpoint: Checkpoint) -> dict[str, Any]:
         name: value
         for name, value in changed.items()
         if name not in _NO_RULES and name not in _heeded(checkpoint) and not name.startswith("output_")
-        if value not in (None, False, []) and (sampled or name not in _OF_SAMPLING)
+        if value not in (None, False, []) and (sampled or name not in OF_SAMPLING)
     }
 
 

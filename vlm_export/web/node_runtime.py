@@ -117,7 +117,7 @@ def node_home(scripts: Path = SCRIPTS, *, instead: str = INSTEAD) -> Path:
 
     Raises InputError when Node or npm is missing or too old, and when npm fails; it ends in what can be done `instead`.
     """
-    _node(instead)
+    find_node(instead)
     lock = hashlib.sha256((scripts / "package-lock.json").read_bytes())
     home = cache_folder() / f"node-{lock.hexdigest()[:16]}"
     if not home.is_dir():
@@ -126,8 +126,12 @@ def node_home(scripts: Path = SCRIPTS, *, instead: str = INSTEAD) -> Path:
     return home
 
 
-def _node(instead: str = INSTEAD) -> str:
-    """The path of a Node that is new enough."""
+def find_node(instead: str = INSTEAD) -> str:
+    """The path of a Node that is new enough.
+
+    Raises:
+        InputError: there is none; the message ends in what can be done `instead`.
+    """
     node = _tool("node", instead)
     version = subprocess.run([node, "--version"], capture_output=True, text=True).stdout.strip()
     if int(version.removeprefix("v").partition(".")[0] or 0) < NODE_MAJOR:
@@ -205,7 +209,7 @@ def converse(
     missing.
     """
     (scratch / "request.json").write_text(json.dumps(request))
-    command = [_node(), *arguments]
+    command = [find_node(), *arguments]
     answer: dict[str, Any] = {}
     lines: SimpleQueue[str] = SimpleQueue()
     with (

@@ -1,0 +1,246 @@
+"""A recipe's facts, out of what a checkpoint and its adapters say of themselves; and what later commands will miss."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from vlm_export import hub
+from vlm_export.contract import LayoutName
+from vlm_export.errors import InputError
+from vlm_export.recipe import LOCAL_RECIPE
+from vlm_export.start.card import Card, is_repo_id, read_card
+from vlm_export.start.figures import size
+from vlm_export.start.inspection import Adapter, Checkpoint, Repo, inspect, this_machine
+from vlm_export.start.named import Named
+from vlm_export.start.pictures import Pictures, pictures
+from vlm_export.start.prompts import QUESTION, Prompt, prompt_for
+from vlm_export.start.rules import Rules, read_rules
+from vlm_export.start.uses import USUAL, Use, dtypes_for
+from vlm_export.tensors.other_folders import no_adapter
+from vlm_export.web import node_runtime
+
+_TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+_ON_HUB = ("tokenizer.json",)  # of a chat model: to see what its template writes
+# Folders that say nothing of the model in them.
+_NAMELESS = re.compile(
+    r"(checkpoint|final|best|last|model|adapter|merged|output|weights|lora)([-_]?\d+)?", re.IGNORECASE
+)
+_NO_NAME = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a user says of the recipe; what is None or empty is found.
+
+    Attributes:
+        path: the recipe's file.
+        uses: what the export is for.
+        images: files and folders of pictures.
+    """
+
+    path: Path = Path(LOCAL_RECIPE)
+    name: str | None = None
+    layout: LayoutName | None = None
+    uses: tuple[Use, ...] = ()
+    dtypes: tuple[str, ...] = ()
+    images: tuple[Path, ...] = ()
+    question: str = QUESTION
+    license: str | None = None
+    repo_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What a later command will not find, and what to do about it."""
+
+    command: str
+    problem: str
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What a recipe is written of."""
+
+    wishes: Wishes
+    name: str
+    model: Checkpoint
+    adapters: tuple[Adapter, ...]
+    layout: LayoutName
+    dtypes: tuple[str, ...]
+    rules: Rules
+    prompt: Prompt | None
+    pictures: Pictures
+    card: Card
+
+    @property
+    def sources(self) -> list[Named]:
+        """The model and its adapters, in the order in which they are merged."""
+        return [self.model.named, *(adapter.named for adapter in self.adapters)]
+
+    @property
+    def license(self) -> str | None:
+        """The user's, else the one of a card."""
+        return self.wishes.license or self.card.license
+
+
+def draft(model: str, adapters: Sequence[str], wishes: Wishes, notify: Callable[[str], None]) -> Draft:
+    """The facts of a recipe for a model and its adapters, folders or Hub repos; `notify` hears what is fetched.
+
+    An adapter in the place of the model brings what it was trained on.
+
+    Raises:
+        InputError: one of them is missing, something else, or of no family; or a wish cannot be granted.
+    """
+    found, taken = _sources(model, adapters, notify)
+    layout = wishes.layout or found.layouts[0]
+    if layout not in found.layouts:
+        raise InputError(f"--layout {layout}: a {found.model_type} has {', '.join(found.layouts)}")
+    sources = [*(adapter.named for adapter in reversed(taken)), found.named]
+    if layout == "chat":
+        _fetch_tokenizers(sources)
+    return Draft(
+        wishes,
+        wishes.name or _name([found.named, *(adapter.named for adapter in taken)]),
+        found,
+        taken,
+        layout,
+        wishes.dtypes or dtypes_for(wishes.uses or USUAL),
+        read_rules(sources, layout),
+        prompt_for(sources, found.named.config, layout, wishes.question),
+        pictures(wishes.images, wishes.path.parent),
+        read_card(found.named, [adapter.named for adapter in taken]),
+    )
+
+
+def _sources(
+    model: str, adapters: Sequence[str], notify: Callable[[str], None]
+) -> tuple[Checkpoint, tuple[Adapter, ...]]:
+    first = inspect(model, notify)
+    if isinstance(first, Adapter):
+        if first.base_model is None:
+            raise InputError(f"{model}: is an adapter and does not say of what: name the model before it")
+        notify(f"{model} is an adapter: the model is {first.base_model}, which it was trained on")
+        first, adapters = inspect(first.base_model, notify), [model, *adapters]
+    if not isinstance(first, Checkpoint):
+        raise InputError(f"{model}: is no model: {_what_it_is(first)}")
+    return first, tuple(_adapter(reference, notify) for reference in adapters)
+
+
+def _what_it_is(found: Adapter | Repo) -> str:
+    reference = found.named.reference
+    if isinstance(found, Repo):
+        return f"it is exported already; `vlm-export doctor {reference}` says whether it is well"
+    return f"it is an adapter again, trained on {found.base_model}: name the model first"
+
+
+def _adapter(reference: str, notify: Callable[[str], None]) -> Adapter:
+    found = inspect(reference, notify)
+    if not isinstance(found, Adapter):
+        raise InputError(no_adapter(found.named.path) or f"{reference}: no adapter (adapter_config.json)")
+    if found.refused:
+        raise InputError(f"{found.named.path / 'adapter_config.json'}: {found.refused}")
+    return found
+
+
+def _fetch_tokenizers(sources: Sequence[Named]) -> None:
+    """Put `tokenizer.json` of Hub repos beside what was fetched of them."""
+    for source in sources:
+        if not source.is_local and any(name in source.sizes_bytes for name in _ON_HUB):
+            hub.download(source.reference, revision=source.commit, allow_patterns=_ON_HUB)
+
+
+def _name(sources: Sequence[Named]) -> str:
+    """What to call the result: as the last source that has a name of its own, or the folder that it lies in."""
+    for source in reversed(sources):
+        path = source.path.resolve() if source.is_local else Path(source.reference)
+        for part in (path.name, path.parent.name):
+            if part and not _NAMELESS.fullmatch(part) and (name := _NO_NAME.sub("-", part).strip("-._")):
+                return name
+    return "my-model"
+
+
+def reference_for(source: Named, recipe: Path) -> str:
+    """A source as the recipe in that file names it: a Hub id, or a path relative to the recipe if it was given so."""
+    if not source.is_local:
+        return source.reference
+    given = Path(source.reference).expanduser()
+    if given.is_absolute():
+        return str(given)
+    relative = Path(os.path.relpath(given, recipe.parent)).as_posix()
+    return relative if relative.startswith(".") else f"./{relative}"
+
+
+def called(reference: str) -> str:
+    """What to call a source in what is published: a Hub id as it is, of a path the last part alone."""
+    return reference if is_repo_id(reference) else Path(reference).name
+
+
+def missing(found: Draft) -> list[Missing]:
+    """What each later command will not find, in the order of the commands."""
+    return [*_for_golden(found), *_for_merge(found), *_for_onnx(found), *_for_verify(), *_for_push(found)]
+
+
+def _for_golden(found: Draft) -> Iterator[Missing]:
+    names = {name for source in found.sources for name in source.sizes_bytes}
+    if not names.intersection(_TOKENIZERS):
+        yield Missing("golden", f"no tokenizer beside the model: save it there, or set `tokenizer` ({_TOKENIZERS[0]})")
+    if not names.intersection(_PROCESSORS) and found.model.model_type != "prefix_conditioning_vlm":
+        yield Missing("golden", f"no {_PROCESSORS[0]} beside the model: save its processor there, or set `processor`")
+    if found.prompt is not None and found.prompt.problem:
+        yield Missing("golden", found.prompt.problem)
+    if found.model.model_type == "fast_vlm" and find_spec("timm") is None:
+        yield Missing("golden", "timm, which builds the tower: `pip install 'vlm-export[fastvlm]'`")
+    if not found.pictures.count:
+        yield Missing("golden", "your own pictures (--images): 16 or more say more than 4 bundled photographs")
+
+
+def _for_merge(found: Draft) -> Iterator[Missing]:
+    if found.model.quantized:
+        yield Missing("merge", f"plain weights: these are of {found.model.quantized}; `model` is better the original")
+    model = reference_for(found.model.named, found.wishes.path).rpartition("/")[2]
+    for adapter in found.adapters:
+        base = adapter.base_model
+        if base and base.rstrip("/").rpartition("/")[2] != model:
+            yield Missing("merge", f"certainty: {adapter.named.reference} was trained on {base}; is that this model?")
+
+
+def _for_onnx(found: Draft) -> Iterator[Missing]:
+    expected, machine = found.model.expected(found.layout, found.dtypes), this_machine()
+    if expected is None:
+        return
+    disk = expected.disk_bytes + found.model.merged_bytes
+    if disk > machine.disk_bytes:
+        yield Missing(
+            "onnx", f"disk: it takes {size(disk)}, and {size(machine.disk_bytes)} are free; --work is elsewhere"
+        )
+    if expected.memory_bytes > machine.memory_bytes:
+        yield Missing("onnx", f"memory: {size(expected.memory_bytes)}, and {size(machine.memory_bytes)} are free")
+
+
+def _for_verify() -> Iterator[Missing]:
+    try:
+        node_runtime.find_node()
+    except InputError as error:
+        yield Missing("verify", str(error))
+
+
+def _for_push(found: Draft) -> Iterator[Missing]:
+    if found.license is None:
+        yield Missing("push", "a licence: no card names one; set hub.license, or --license")
+    if not found.card.base_model:
+        yield Missing("push", "what the model was made of: set hub.base_model to a Hub id")
+    if not hub.has_token():
+        yield Missing("push", f"a Hugging Face token: {hub.LOGIN}")

@@ -1,0 +1,25 @@
+"""What `vlm-export init` prints: what was written, what later commands will miss, and the next command."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from vlm_export.recipe import LOCAL_RECIPE, RecipeFile
+from vlm_export.start.draft import Draft, Missing
+from vlm_export.start.figures import columns
+
+
+def init_lines(draft: Draft, recipe: RecipeFile, missing: Sequence[Missing]) -> list[str]:
+    """Lines for people; the last one is the next command."""
+    of = f"{draft.model.model_type}, {draft.layout}, in {', '.join(draft.dtypes)}"
+    lines = [f"written to {recipe.path}: {recipe.name} ({of})"]
+    if missing:
+        lines += ["", *columns([("command", "will miss"), *((each.command, each.problem) for each in missing)])]
+    return [*lines, "", f"next: vlm-export convert{argument(recipe.path)}"]
+
+
+def argument(recipe: Path) -> str:
+    """How a recipe is named on a command line, with a space before it; nothing for the one of the current folder."""
+    return "" if recipe == Path(LOCAL_RECIPE) else f" {shlex.quote(str(recipe))}"
