@@ -15,6 +15,8 @@ from typing import Any
 
 from vlm_export.errors import InputError
 
+SKELETON = ".structure"  # how the name of a kept skeleton ends
+
 
 @dataclass(frozen=True)
 class Work:
@@ -43,6 +45,12 @@ def cache_folder() -> Path:
     if own := os.environ.get("VLM_EXPORT_CACHE"):
         return Path(own).absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "vlm-export"
+
+
+def graph_cache_folder() -> Path:
+    """`$VLM_EXPORT_STRUCTURES`, else `structures` in the cache folder."""
+    own = os.environ.get("VLM_EXPORT_STRUCTURES")
+    return Path(own).absolute() if own else cache_folder() / "structures"
 
 
 @contextmanager

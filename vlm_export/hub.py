@@ -243,6 +243,11 @@ def tensors_of(repo_id: str, file: str, *, revision: str) -> dict[str, tuple[str
     return {key: (tensor.dtype, tuple(tensor.shape)) for key, tensor in found.tensors.items()}
 
 
+def cache_folder() -> Path:
+    """Where downloads are kept, for all programs that use the Hub."""
+    return Path(constants.HF_HUB_CACHE)
+
+
 def has_token() -> bool:
     """Whether a token is set, by HF_TOKEN or by the login file."""
     return get_token() is not None

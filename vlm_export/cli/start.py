@@ -98,4 +98,66 @@ def init(model: str, adapters: tuple[str, ...], force: bool, as_json: bool, **wi
     print_result(as_json, result, init_lines(found, recipe, lacking))
 
 
-COMMANDS = (inspect, init)
+@click.command()
+@output_options
+def env(as_json: bool) -> None:
+    """Describe this machine for a bug report.
+
+    Versions, what the processor can do, memory, Node, browser, and what is kept between runs. Of a Hub token it says
+    only whether there is one.
+
+    Example: vlm-export env
+    """
+    from vlm_export.start.environment import environment
+    from vlm_export.start.environment_text import env_lines
+
+    found = environment()
+    print_result(as_json, asdict(found), env_lines(found))
+
+
+@click.group(invoke_without_command=True)
+@output_options
+@click.pass_context
+def cache(context: click.Context, as_json: bool) -> None:
+    """List what is kept between runs, and delete it.
+
+    Graphs that were traced, npm packages, and, to look at alone, the downloads of the Hub.
+
+    \b
+    Example: vlm-export cache
+             vlm-export cache clean --yes
+    """
+    from vlm_export.start.caches import caches
+    from vlm_export.start.environment_text import cache_lines
+
+    if context.invoked_subcommand is None:
+        found = caches()
+        print_result(as_json, {"caches": [asdict(each) for each in found]}, cache_lines(found))
+
+
+@cache.command()
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@output_options
+def clean(yes: bool, as_json: bool) -> None:
+    """Delete what this package keeps between runs.
+
+    It is traced, and downloaded, again when it is needed. Lists what goes, and asks.
+
+    Example: vlm-export cache clean
+    """
+    from vlm_export.start import caches
+    from vlm_export.start.figures import size
+
+    found = [each for each in caches.caches() if each.deleted]
+    total = sum(each.size_bytes for each in found)
+    for each in found:
+        notify(f"{size(each.size_bytes):>9}  {each.what}: {each.path}")
+    if found and not yes:
+        click.confirm(f"delete {size(total)}?", abort=True, err=True)
+    freed = caches.clean(found)
+    print_result(
+        as_json, {"deleted": [asdict(each) for each in found], "size_bytes": freed}, [f"deleted {size(freed)}"]
+    )
+
+
+COMMANDS = (inspect, init, env, cache)

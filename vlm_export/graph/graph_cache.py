@@ -39,7 +39,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
-from vlm_export.files import cache_folder
+from vlm_export.files import SKELETON, graph_cache_folder
 from vlm_export.graph.onnxsim_process import Onnxsim
 from vlm_export.graph.simplify_report import ONNXSIM_RAN, SimplifyReport
 from vlm_export.graph.stacks import attributes
@@ -49,7 +49,6 @@ from vlm_export.source.checkpoint import Checkpoint, build_empty
 from vlm_export.spec.graph import Component
 
 FORMAT = 1  # of the files
-SUFFIX = ".structure"
 UNUSED_DAYS = 90  # after which a skeleton is deleted
 PACKAGE = Path(__file__).parents[1]
 _TRACERS = ("onnx_ir", "onnxscript", "onnxsim")
@@ -61,12 +60,6 @@ _ORIGIN_KEYS = ("_name_or_path", "transformers_version")  # in a config: where i
 _PLAIN_TYPES = (bool, int, float, complex, str, type(None), torch.dtype, torch.device, torch.Size)
 
 Entry = tuple[ir.Model, SimplifyReport]  # a skeleton, and how it was made
-
-
-def graph_cache_folder() -> Path:
-    """`$VLM_EXPORT_STRUCTURES`, else `structures` in the cache folder."""
-    own = os.environ.get("VLM_EXPORT_STRUCTURES")
-    return Path(own).absolute() if own else cache_folder() / "structures"
 
 
 class GraphCache:
@@ -126,7 +119,7 @@ class GraphCache:
 
     def path(self, component: Component) -> Path:
         """The file of a component's skeleton."""
-        return graph_cache_folder() / f"{component_key(self._model_key, component)}{SUFFIX}"
+        return graph_cache_folder() / f"{component_key(self._model_key, component)}{SKELETON}"
 
 
 def component_key(model: str, component: Component) -> str:
@@ -287,7 +280,7 @@ def _read(path: Path) -> bytes | None:
 def _write(path: Path, content: bytes) -> None:
     """Of two processes that write at once, either may be the last: they write the same."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    number, beside = tempfile.mkstemp(prefix=".", suffix=SUFFIX, dir=path.parent)
+    number, beside = tempfile.mkstemp(prefix=".", suffix=SKELETON, dir=path.parent)
     try:
         with open(number, "wb") as file:
             file.write(content)
@@ -298,7 +291,7 @@ def _write(path: Path, content: bytes) -> None:
 
 def _delete_unused(folder: Path) -> None:
     oldest = time.time() - UNUSED_DAYS * 24 * 3600
-    for path in folder.glob(f"*{SUFFIX}"):
+    for path in folder.glob(f"*{SKELETON}"):
         with suppress(FileNotFoundError):  # another process was faster
             if path.stat().st_mtime < oldest:
                 path.unlink()

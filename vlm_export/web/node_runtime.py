@@ -118,12 +118,17 @@ def node_home(scripts: Path = SCRIPTS, *, instead: str = INSTEAD) -> Path:
     Raises InputError when Node or npm is missing or too old, and when npm fails; it ends in what can be done `instead`.
     """
     find_node(instead)
-    lock = hashlib.sha256((scripts / "package-lock.json").read_bytes())
-    home = cache_folder() / f"node-{lock.hexdigest()[:16]}"
+    home = home_of(scripts)
     if not home.is_dir():
         _install(scripts, home, instead)
     _copy_scripts(scripts, home)
     return home
+
+
+def home_of(scripts: Path = SCRIPTS) -> Path:
+    """The folder that `node_home` fills, whether it is there or not: another for each lock."""
+    lock = hashlib.sha256((scripts / "package-lock.json").read_bytes())
+    return cache_folder() / f"node-{lock.hexdigest()[:16]}"
 
 
 def find_node(instead: str = INSTEAD) -> str:
