@@ -79,7 +79,7 @@ def test_each_graph_is_told_the_weights_that_it_has(kind: str, tmp_path: Path) -
         components = layout.components(opened.config)
         assert [component.name for component in components] == [graph.component for graph in GRAPHS[name]]
         assert [component.has_cache for component in components] == [graph.has_cache for graph in GRAPHS[name]]
-        expected = found.expected(name, ("fp32",))
+        expected = found.expected(name, parse(["fp32"], ""))
         assert expected is not None
         for component, file in zip(components, expected.files, strict=True):
             weights = graph_weights(component, model)
@@ -106,7 +106,7 @@ def test_sizes_and_needs_are_those_that_onnx_tells_from_the_graphs(tmp_path: Pat
     exact: list[Estimate] = []
     dtypes = ("fp32", "q8", "q4", "q4f16")
     pipeline.run_export(made.recipe, made.work, silent, wanted=parse(dtypes, ""), announce=exact.append)
-    found = checkpoint_of(tmp_path / "checkpoint").expected("captioner", dtypes)
+    found = checkpoint_of(tmp_path / "checkpoint").expected("captioner", parse(dtypes, ""))
     assert found is not None
     assert [file.file for file in found.files] == [file.file for file in exact[0].files]
     assert found.memory_bytes == exact[0].memory_bytes

@@ -253,6 +253,17 @@ def has_token() -> bool:
     return get_token() is not None
 
 
+def user_name() -> str:
+    """The name of the token's user, whose repos it may push to.
+
+    Raises InputError if there is no token, the Hub does not accept it, or cannot be reached.
+    """
+    with _hub_errors("whoami", None):
+        if _token() is None:
+            raise InputError(f"no Hugging Face token: {LOGIN}")
+        return str(HfApi().whoami()["name"])
+
+
 # The folder to push
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
 import click
 
-from vlm_export.cli.options import Command, output_options
-from vlm_export.cli.output import notify, print_result
+from vlm_export.cli.options import Command, common, open_recipe, output_options
+from vlm_export.cli.output import Progress, notify, print_result
 from vlm_export.contract import LayoutName
+from vlm_export.errors import InputError
+from vlm_export.targets import TARGETS, Target
+from vlm_export.wanted import parse
 
 _USES = ("browser", "node", "server")
 
@@ -99,6 +103,105 @@ def init(model: str, adapters: tuple[str, ...], force: bool, as_json: bool, **wi
 
 
 @click.command()
+@click.argument("model", metavar="[CHECKPOINT|RECIPE]", required=False)
+@click.argument("adapters", metavar="[ADAPTER]...", nargs=-1)
+@click.option("--quantize", multiple=True, metavar="DTYPE", help="In place of the recipe's dtypes; as of `onnx`.")
+@click.option("--runtime", "runtimes", multiple=True, type=click.Choice(TARGETS), help="Where to verify; repeats.")
+@click.option("--push", "push_to", metavar="ID", help="Push to this repo of the Hub what passes every check.")
+@click.option("--private", is_flag=True, help="With --push: make a new repo private.")
+@click.option("--dry-run", is_flag=True, help="Write the recipe and tell the plan; convert nothing.")
+@recipe_options
+@click.option("--force", is_flag=True, help="Write the recipe anew.")
+@common
+def convert(
+    model: str | None,
+    adapters: tuple[str, ...],
+    quantize: tuple[str, ...],
+    runtimes: tuple[Target, ...],
+    push_to: str | None,
+    private: bool,
+    dry_run: bool,
+    force: bool,
+    work: Path | None,
+    as_json: bool,
+    **wishes: Any,
+) -> None:
+    """Convert a checkpoint and its adapters, from recipe to verified repo.
+
+    init, golden, merge, onnx, verify and, with --push, push. What is to be done is told first. A recipe that is there
+    is used as it stands; without an argument it is ./vlm-export.yaml. Exit status 1 says that a check failed.
+
+    \b
+    Example: vlm-export convert runs/my-captioner
+             vlm-export convert org/model runs/lora --quantize q8 --push org/model-onnx
+             vlm-export convert my-captioner.yaml
+    """
+    from vlm_export.start import plan as plans
+    from vlm_export.start.init_text import argument
+
+    run = plans.Run(parse(quantize, "--quantize") if quantize else None, runtimes, push_to, private)
+    tell = _once()
+    found = _recipe_to_convert(model, adapters, {**wishes, "dtypes": quantize}, force, tell)
+    opened, folder = open_recipe(str(found), work)
+    plan = plans.plan(opened, folder, plans.model_of(opened, tell), run)
+    for line in plans.lines(plan):
+        notify(line)
+    if dry_run:
+        stages = [asdict(stage) for stage in plan.stages]
+        said = ["nothing was converted", f"next: vlm-export convert{argument(opened.path)}"]
+        print_result(as_json, {"recipe": str(opened.path), "stages": stages}, said)
+        return
+    from vlm_export.start.conversion import convert as run_stages
+
+    with Progress(as_json) as progress:
+        done = run_stages(plan, progress, notify)
+    if not as_json:
+        from rich.console import Console
+
+        from vlm_export.publish import decision_table
+
+        Console().print(decision_table.table(done.report.table))
+    print_result(as_json, done.as_json(), done.lines())
+    if not done.passed:
+        click.get_current_context().exit(1)
+
+
+def _once() -> Callable[[str], None]:
+    """`notify`, but for lines that it was told already."""
+    told: set[str] = set()
+
+    def tell(line: str) -> None:
+        if line not in told:
+            told.add(line)
+            notify(line)
+
+    return tell
+
+
+def _recipe_to_convert(
+    model: str | None, adapters: tuple[str, ...], wishes: dict[str, Any], force: bool, tell: Callable[[str], None]
+) -> Path:
+    """The file of the recipe that `convert` is about: the one that was named, or one that is written now.
+
+    Raises:
+        InputError: nothing was named, and there is no recipe in the current folder; or as of `draft`, `recipe_of`.
+    """
+    from vlm_export.recipe import LOCAL_RECIPE, find_recipe
+    from vlm_export.start.draft import Wishes, draft
+    from vlm_export.start.plan import check_unchanged, recipe_of
+
+    if model is None and not Path(LOCAL_RECIPE).is_file():
+        raise InputError(f"no {LOCAL_RECIPE} in this folder: name a checkpoint: `vlm-export convert CHECKPOINT`")
+    if model is None or Path(model).suffix in (".yaml", ".yml"):
+        if adapters:
+            raise InputError(f"{adapters[0]}: a recipe names its adapters itself: list it under `adapters`")
+        recipe = find_recipe(model)
+        check_unchanged(recipe.path, Wishes(**wishes))
+        return recipe.path
+    return recipe_of(draft(model, adapters, Wishes(**wishes), tell), force=force, notify=tell).path
+
+
+@click.command()
 @output_options
 def env(as_json: bool) -> None:
     """Describe this machine for a bug report.
@@ -160,4 +263,4 @@ def clean(yes: bool, as_json: bool) -> None:
     )
 
 
-COMMANDS = (inspect, init, env, cache)
+COMMANDS = (inspect, init, convert, env, cache)

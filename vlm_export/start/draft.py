@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from vlm_export.start.prompts import QUESTION, Prompt, prompt_for
 from vlm_export.start.rules import Rules, read_rules
 from vlm_export.start.uses import USUAL, Use, dtypes_for
 from vlm_export.tensors.other_folders import no_adapter
+from vlm_export.wanted import Wanted, parse
 from vlm_export.web import node_runtime
 
 _TOKENIZERS = (
@@ -47,7 +48,7 @@ class Wishes:
 
     Attributes:
         path: the recipe's file.
-        uses: what the export is for.
+        uses: what the export is for; `dtypes` in place of those that serve it.
         images: files and folders of pictures.
     """
 
@@ -60,6 +61,12 @@ class Wishes:
     question: str = QUESTION
     license: str | None = None
     repo_id: str | None = None
+
+    def options(self) -> list[str]:
+        """The options that a user gave to say something of the recipe; its file and `--quantize` are none."""
+        named = {"uses": "--for", "dtypes": "", "path": ""}
+        given = [each.name for each in fields(self) if getattr(self, each.name) != each.default]
+        return [option for name in given if (option := named.get(name, f"--{name.replace('_', '-')}"))]
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,11 @@ class Draft:
     def sources(self) -> list[Named]:
         """The model and its adapters, in the order in which they are merged."""
         return [self.model.named, *(adapter.named for adapter in self.adapters)]
+
+    @property
+    def wanted(self) -> Wanted:
+        """Its dtypes, read."""
+        return parse(self.dtypes, "--quantize" if self.wishes.dtypes else "dtypes")
 
     @property
     def license(self) -> str | None:
@@ -218,7 +230,7 @@ def _for_merge(found: Draft) -> Iterator[Missing]:
 
 
 def _for_onnx(found: Draft) -> Iterator[Missing]:
-    expected, machine = found.model.expected(found.layout, found.dtypes), this_machine()
+    expected, machine = found.model.expected(found.layout, found.wanted), this_machine()
     if expected is None:
         return
     disk = expected.disk_bytes + found.model.merged_bytes

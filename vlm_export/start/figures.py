@@ -18,6 +18,11 @@ def number(count: float) -> str:
     return _figure(count, _COUNTS, "")
 
 
+def minutes(seconds: float) -> str:
+    """A time in whole minutes, such as `5 min`; at least one."""
+    return f"{max(1, round(seconds / 60))} min"
+
+
 def _figure(count: float, steps: Iterable[tuple[float, str, int]], below: str) -> str:
     for step, unit, digits in steps:
         if count >= step:

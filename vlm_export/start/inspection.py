@@ -22,7 +22,7 @@ from vlm_export.start.named import ADAPTER_CONFIG, CONFIG, Named, find
 from vlm_export.start.parts import Part, Placed, has_tied_head, parts_of, place
 from vlm_export.tensors.other_folders import no_model
 from vlm_export.tensors.weight_files import ADAPTER_WEIGHTS
-from vlm_export.wanted import parse
+from vlm_export.wanted import Wanted, parse
 
 _QUANTIZATION = "quantization_config"
 
@@ -68,11 +68,15 @@ class Checkpoint:
         """Of the plain checkpoint that `merge` writes of it."""
         return sum(part.size_bytes for part in self.parts if part.name not in ("LoRA", "not used"))
 
-    def expected(self, layout: LayoutName, dtypes: tuple[str, ...]) -> Estimate | None:
-        """What an export takes; None where shapes do not tell, since weights are packed."""
+    def expected(self, layout: LayoutName, wanted: Wanted) -> Estimate | None:
+        """What an export takes; None where shapes do not tell, since weights are packed.
+
+        Raises:
+            InputError: a component that is wanted is none of the layout's.
+        """
         if self.quantized:
             return None
-        return sizes.expected(self.tensors, layout, parse(dtypes, "dtypes"), tied=self.tied)
+        return sizes.expected(self.tensors, layout, wanted, tied=self.tied)
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,7 @@ def sizes_of(checkpoint: Checkpoint) -> dict[LayoutName, dict[str, int]]:
     """By layout and dtype, the bytes of all files; empty where shapes do not tell."""
     found: dict[LayoutName, dict[str, int]] = {}
     for layout in checkpoint.layouts:
-        estimate = checkpoint.expected(layout, tuple(DTYPES))
+        estimate = checkpoint.expected(layout, parse(DTYPES, "dtypes"))
         for file in estimate.files if estimate else ():
             of_layout = found.setdefault(layout, {})
             of_layout[file.dtype] = of_layout.get(file.dtype, 0) + file.size_bytes

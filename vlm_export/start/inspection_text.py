@@ -9,10 +9,11 @@ from typing import Any
 
 from vlm_export.contract import SUFFIXES
 from vlm_export.dtypes import DTYPES
-from vlm_export.start.figures import columns, number, size
+from vlm_export.start.figures import columns, minutes, number, size
 from vlm_export.start.inspection import Adapter, Checkpoint, Inspected, Machine, Repo, sizes_of
 from vlm_export.start.parts import Part
 from vlm_export.start.uses import USUAL, dtypes_for
+from vlm_export.wanted import parse
 
 
 def as_json(inspected: Inspected, machine: Machine) -> dict[str, Any]:
@@ -24,7 +25,7 @@ def as_json(inspected: Inspected, machine: Machine) -> dict[str, Any]:
     if isinstance(inspected, Adapter):
         values = {"lora": asdict(inspected.lora), "base_model": inspected.base_model, "refused": inspected.refused}
         return {"kind": "adapter", **found, **values}
-    usual = inspected.expected(inspected.layouts[0], dtypes_for(USUAL))
+    usual = inspected.expected(inspected.layouts[0], parse(dtypes_for(USUAL), "dtypes"))
     return {
         "kind": "checkpoint",
         **found,
@@ -97,7 +98,7 @@ _SERVED = {"a browser": dtypes_for(("browser",))[1:], "Node and servers": dtypes
 def _takes(checkpoint: Checkpoint, machine: Machine) -> Iterator[str]:
     """What the export for the usual use takes, beside what there is."""
     dtypes = dtypes_for(USUAL)
-    expected = checkpoint.expected(checkpoint.layouts[0], dtypes)
+    expected = checkpoint.expected(checkpoint.layouts[0], parse(dtypes, "dtypes"))
     if expected is None:
         return
     disk, memory = expected.disk_bytes + checkpoint.merged_bytes, expected.memory_bytes
@@ -106,11 +107,7 @@ def _takes(checkpoint: Checkpoint, machine: Machine) -> Iterator[str]:
     calibrated = expected.calibration_memory_bytes
     beside = f"; {size(calibrated)} to calibrate on images" if calibrated > memory else ""
     yield f"  memory  {size(memory):>9}  of {size(machine.memory_bytes)} free{beside}"
-    yield f"  time    {_minutes(expected.seconds):>9}  of one core to write the graphs; tracing them comes first, once"
-
-
-def _minutes(seconds: float) -> str:
-    return f"{max(1, round(seconds / 60))} min"
+    yield f"  time    {minutes(expected.seconds):>9}  of one core to write the graphs; tracing them comes first, once"
 
 
 def _of_adapter(adapter: Adapter) -> list[str]:

@@ -109,7 +109,7 @@ def _dtypes(draft: Draft) -> Iterator[str]:
         f"WebGPU; in Node and on servers: {PREFERRED['cpu'][0]}. fp32 is always written. There is "
         f"{', '.join(DTYPES)}, or COMPONENT=DTYPE."
     )
-    if expected := draft.model.expected(draft.layout, draft.dtypes):
+    if expected := draft.model.expected(draft.layout, draft.wanted):
         totals: dict[str, int] = {}
         for file in expected.files:
             totals[file.dtype] = totals.get(file.dtype, 0) + file.size_bytes
