@@ -98,7 +98,8 @@ def test_a_chat_model_is_asked_by_its_own_template(kind: str) -> None:
     assert recipe.golden.prompts == ([{"role": "user", "content": [{"type": "image"}, text]}],)
     said = Path("vlm-export.yaml").read_text()
     assert "  # The model's own template makes of it: 'user: <image>What is in this image?" in said
-    assert recipe.generation.max_new_tokens == 128
+    positions = json.loads(Path("model/config.json").read_text())["text_config"]["max_position_embeddings"]
+    assert recipe.generation.max_new_tokens == min(128, positions // 2)
 
 
 def test_without_a_template_it_says_what_to_mend() -> None:
