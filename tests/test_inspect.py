@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import subprocess
 import sys
 import time
@@ -32,7 +33,7 @@ from vlm_export.source.checkpoint import build_empty, open_checkpoint
 from vlm_export.spec.graph import Component
 from vlm_export.start import inspection
 from vlm_export.start.inspection import Adapter, Checkpoint, Repo, inspect
-from vlm_export.start.named import find
+from vlm_export.start.named import find, is_plainly_a_path
 from vlm_export.start.sizes import GRAPHS
 from vlm_export.wanted import parse
 
@@ -231,6 +232,8 @@ WRONG = {
     "bert": "bert/config.json: model_type 'bert' is not supported; supported: " + ", ".join(LAYOUTS),
     "weightless": "weightless: no model.safetensors (nor model.safetensors.index.json, pytorch_model.bin); "
     "save the weights as safetensors",
+    "notes.txt": "notes.txt: is a file: name the folder of a model, an adapter or an exported repo",
+    "shapeless": "shapeless/model.safetensors: not a readable safetensors file: a tensor without dtype or shape",
     "damaged": "damaged/model.safetensors: not a readable safetensors file: unpack requires a buffer of 8 bytes",
 }
 
@@ -239,13 +242,24 @@ WRONG = {
 def test_wrong_input_is_one_line(reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("checkpoint", "runs/one", "empty", "trainer/checkpoint-20", "trainer/checkpoint-100"):
         (tmp_path / name).mkdir(parents=True)
-    for name, model_type in {"bert": "bert", "weightless": "llava", "damaged": "llava"}.items():
+    for name, model_type in {"bert": "bert", "weightless": "llava", "damaged": "llava", "shapeless": "llava"}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps({"model_type": model_type}))
     (tmp_path / "damaged" / "model.safetensors").write_bytes(b"none")
+    (tmp_path / "shapeless" / "model.safetensors").write_bytes(struct.pack("<Q", 8) + b'{"a":{}}')
+    (tmp_path / "notes.txt").write_text("")
     monkeypatch.chdir(tmp_path)
     status, out, err = said(reference)
     assert (status, out, err) == (2, "", f"error: {WRONG[reference]}\n")
+
+
+def test_a_folder_with_a_name_like_an_organisations_is_no_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "HuggingFace").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert not is_plainly_a_path("HuggingFaceTB/SmolVLM-256M-Instruct")
+    assert is_plainly_a_path("HuggingFace/SmolVLM-256M-Instruct")
 
 
 def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def _front_matter(text: str) -> dict[str, Any]:
     found = _FRONT_MATTER.match(text)
     try:
         values = yaml.safe_load(found[1]) if found else None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # ValueError: something like a date, `2024-99-99`
         return {}
     return values if isinstance(values, dict) else {}
 

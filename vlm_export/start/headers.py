@@ -6,7 +6,6 @@ import json
 import math
 import re
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,12 +52,15 @@ def read_headers(named: Named, whole: str = WEIGHTS) -> tuple[Header, ...]:
     return tuple(header for name in _files_of_the_hub(named, whole) for header in _of_the_hub(named, name))
 
 
-def _of_file(file: Path) -> Iterator[Header]:
+def _of_file(file: Path) -> list[Header]:
     if is_pickle(file):
         from vlm_export.tensors.stored import stored_tensors
 
-        return (Header(key, ref.dtype, ref.shape) for key, ref in stored_tensors(file).items())
-    return _headers(_header_of(file))
+        return [Header(key, ref.dtype, ref.shape) for key, ref in stored_tensors(file).items()]
+    try:
+        return _headers(_header_of(file))
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{file}: not a readable safetensors file: a tensor without dtype or shape") from error
 
 
 def _header_of(file: Path) -> dict[str, Any]:
@@ -71,17 +73,20 @@ def _header_of(file: Path) -> dict[str, Any]:
             values = json.loads(opened.read(length))
     except FileNotFoundError:
         raise InputError(f"{file}: the index names this shard, and it is not there") from None
-    except (OSError, ValueError, struct.error) as error:
+    except (OSError, ValueError, struct.error, RecursionError) as error:
         raise InputError(f"{file}: not a readable safetensors file: {error}") from error
     if not isinstance(values, dict):
         raise InputError(f"{file}: not a readable safetensors file: its header is a {type(values).__name__}")
     return values
 
 
-def _headers(values: dict[str, Any]) -> Iterator[Header]:
-    for key, value in values.items():
-        if key != "__metadata__":
-            yield Header(key, str(value["dtype"]), tuple(value["shape"]))
+def _headers(values: dict[str, Any]) -> list[Header]:
+    """Raises KeyError or TypeError for a tensor that lacks something."""
+    return [
+        Header(key, str(value["dtype"]), tuple(map(int, value["shape"])))
+        for key, value in values.items()
+        if key != "__metadata__"
+    ]
 
 
 def _files_of_the_hub(named: Named, whole: str) -> list[str]:
@@ -98,11 +103,11 @@ def _files_of_the_hub(named: Named, whole: str) -> list[str]:
     return found
 
 
-def _of_the_hub(named: Named, name: str) -> Iterator[Header]:
+def _of_the_hub(named: Named, name: str) -> list[Header]:
     from vlm_export import hub
 
     cached = named.path / name
     if cached.exists():
         return _of_file(cached)
     tensors = hub.tensors_of(named.reference, name, revision=str(named.commit))
-    return (Header(key, dtype, shape) for key, (dtype, shape) in tensors.items())
+    return [Header(key, dtype, shape) for key, (dtype, shape) in tensors.items()]

@@ -31,6 +31,7 @@ DESCRIBING = (
     "*.safetensors.index.json",
 )
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 _WINDOWS_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 
@@ -84,11 +85,13 @@ def find(reference: str, notify: Callable[[str], None] = lambda line: None) -> N
     """The folder or repo that a user named; of the Hub, only what describes it is fetched, and `notify` is told so.
 
     Raises:
-        InputError: there is no such folder or repo, or the Hub cannot be reached.
+        InputError: there is no such folder or repo, it is a file and not of weights, or the Hub cannot be reached.
     """
     path = Path(reference).expanduser()
     if path.is_file():
-        path = path.parent  # of weights
+        if path.suffix not in _WEIGHTS:
+            raise InputError(f"{reference}: is a file: name the folder of a model, an adapter or an exported repo")
+        path = path.parent
     if path.is_dir():
         inner = Work(path).repo
         folder = inner if not (path / CONFIG).exists() and (inner / CONFIG).exists() else path
@@ -103,7 +106,8 @@ def is_plainly_a_path(reference: str) -> bool:
     if not _REPO_ID.fullmatch(reference) or _WINDOWS_DRIVE.match(reference):
         return True
     path = Path(reference)
-    return path.parent.is_dir() or (meant(path) or path).exists()
+    close = meant(path)
+    return path.parent.is_dir() or (close is not None and len(close.parts) == len(path.parts))
 
 
 def no_such_folder(reference: str) -> str:
@@ -113,7 +117,7 @@ def no_such_folder(reference: str) -> str:
 
 
 def meant(path: Path) -> Path | None:
-    """The path that exists and is most like one that does not; None where nothing is."""
+    """The path that exists and is most like one that does not, or the beginning of it; None where nothing is."""
     missing = path
     while not missing.parent.exists():
         missing = missing.parent
