@@ -24,7 +24,8 @@ from vlm_export import bundled, pipeline
 from vlm_export.cli import main
 from vlm_export.errors import InputError
 from vlm_export.recipe import PHOTOGRAPHS, Recipe, load_recipe
-from vlm_export.start.draft import Wishes, draft, missing
+from vlm_export.start import missing as lacking
+from vlm_export.start.draft import Wishes, draft
 from vlm_export.start.named import Named
 from vlm_export.start.rules import read_rules
 from vlm_export.start.uses import dtypes_for
@@ -249,12 +250,11 @@ def test_what_later_commands_will_miss(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_machine_that_is_too_small_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vlm_export.start import draft as drafts
     from vlm_export.start.inspection import Machine
 
     pico.write_checkpoint(Path("my-captioner"))
-    monkeypatch.setattr(drafts, "this_machine", lambda: Machine(memory_bytes=1_000_000, disk_bytes=2_000_000))
-    found = missing(draft("my-captioner", (), Wishes(), print))
+    monkeypatch.setattr(lacking, "this_machine", lambda: Machine(memory_bytes=1_000_000, disk_bytes=2_000_000))
+    found = lacking.missing(draft("my-captioner", (), Wishes(), print))
     assert [each.problem.split(":")[0] for each in found if each.command == "onnx"] == ["disk", "memory"]
 
 

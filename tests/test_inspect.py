@@ -25,8 +25,8 @@ from vlm_export import pipeline
 from vlm_export.cli import main
 from vlm_export.dtypes import DTYPES
 from vlm_export.errors import InputError
-from vlm_export.families._known import LAYOUTS
-from vlm_export.families.registry import find_family, names
+from vlm_export.families._known import layouts_of, module_names
+from vlm_export.families.registry import find_family
 from vlm_export.manifest import load_manifest
 from vlm_export.quantize.estimate import Estimate
 from vlm_export.source.checkpoint import build_empty, open_checkpoint
@@ -65,9 +65,10 @@ def checkpoint_of(folder: Path) -> Checkpoint:
     return found
 
 
-def test_the_table_of_families_is_what_they_declare() -> None:
-    families = [find_family(name, "test") for name in names()]
-    assert {family.model_type: tuple(family.layouts) for family in families} == dict(LAYOUTS)
+@pytest.mark.parametrize("module", module_names())
+def test_layouts_are_told_as_the_family_declares_them(module: str) -> None:
+    family = find_family(module, "test")
+    assert layouts_of(family.model_type, "test") == tuple(family.layouts)
 
 
 @pytest.mark.parametrize("kind", WRITERS)
@@ -229,7 +230,11 @@ WRONG = {
     "/no/such/place": "no such folder: /no/such/place",
     "empty": "empty: no config.json, adapter_config.json or onnx/: neither a model, an adapter nor an exported repo",
     "trainer": "trainer: holds checkpoint-100, checkpoint-20: name one of these folders",
-    "bert": "bert/config.json: model_type 'bert' is not supported; supported: " + ", ".join(LAYOUTS),
+    "bert": "bert/config.json: model_type 'bert' is not supported; supported: fast_vlm, idefics3, internvl, llava, "
+    "llava_onevision, prefix_conditioning_vlm, smolvlm, vision-encoder-decoder",
+    "own": "own/config.json: model_type 'own' is not supported; supported: fast_vlm, idefics3, internvl, llava, "
+    "llava_onevision, prefix_conditioning_vlm, smolvlm, vision-encoder-decoder; the code that its auto_map names is "
+    "run with `trust_remote_code: true` and a full commit as `revision`",
     "weightless": "weightless: no model.safetensors (nor model.safetensors.index.json, pytorch_model.bin); "
     "save the weights as safetensors",
     "notes.txt": "notes.txt: is a file: name the folder of a model, an adapter or an exported repo",
@@ -245,6 +250,8 @@ def test_wrong_input_is_one_line(reference: str, tmp_path: Path, monkeypatch: py
     for name, model_type in {"bert": "bert", "weightless": "llava", "damaged": "llava", "shapeless": "llava"}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps({"model_type": model_type}))
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "config.json").write_text('{"model_type": "own", "auto_map": {}}')
     (tmp_path / "damaged" / "model.safetensors").write_bytes(b"none")
     (tmp_path / "shapeless" / "model.safetensors").write_bytes(struct.pack("<Q", 8) + b'{"a":{}}')
     (tmp_path / "notes.txt").write_text("")

@@ -91,8 +91,9 @@ def init(model: str, adapters: tuple[str, ...], force: bool, as_json: bool, **wi
     Example: vlm-export init runs/my-captioner --images photos
              vlm-export init org/model runs/lora --for browser --for node
     """
-    from vlm_export.start.draft import Wishes, draft, missing
+    from vlm_export.start.draft import Wishes, draft
     from vlm_export.start.init_text import init_lines
+    from vlm_export.start.missing import missing
     from vlm_export.start.recipe_text import write_recipe
 
     found = draft(model, adapters, Wishes(**wishes), notify)

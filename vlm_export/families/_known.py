@@ -1,32 +1,37 @@
-"""What is told of the families without importing them, and torch with them; `tests/test_inspect.py` compares."""
+"""What is told of the families without importing them, and torch with them."""
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Mapping
 
+from vlm_export import families
 from vlm_export.contract import LayoutName
 from vlm_export.errors import InputError
 
-# The layouts that each family's models can be published in, the usual one first.
-LAYOUTS: Mapping[str, tuple[LayoutName, ...]] = {
-    "fast_vlm": ("chat",),
-    "idefics3": ("chat",),
-    "internvl": ("chat",),
-    "llava": ("chat",),
-    "llava_onevision": ("chat",),
+# Layouts of the families that have others than `chat`, the usual one first: tests compare with the families.
+_LAYOUTS: Mapping[str, tuple[LayoutName, ...]] = {
     "prefix_conditioning_vlm": ("captioner", "chat", "components"),
-    "smolvlm": ("chat",),
     "vision-encoder-decoder": ("captioner",),
 }
-
 # Model types that are no family, and what to do with a checkpoint of one.
-INSTEAD = {
+_INSTEAD = {
     "llava_qwen2": "this is FastVLM with code of its own; convert it to a fast_vlm with transformers' "
     "convert_fastvlm_weights_to_hf.py, or start from one of KamilaMila/FastVLM-0.5B, -1.5B, -7B",
 }
+_OWN_CODE = "; the code that its auto_map names is run with `trust_remote_code: true` and a full commit as `revision`"
 
 
-def layouts_of(model_type: object, source: str) -> tuple[LayoutName, ...]:
+def module_names() -> list[str]:
+    """The modules of all families: each of this package is one's, but `registry` and those whose name begins with `_`.
+
+    A module has its family's `model_type` as its name, with `_` for `-`.
+    """
+    found = (module.name for module in pkgutil.iter_modules(families.__path__))
+    return sorted(name for name in found if name != "registry" and not name.startswith("_"))
+
+
+def layouts_of(model_type: object, source: str, *, has_code: bool = False) -> tuple[LayoutName, ...]:
     """The layouts of a family, the usual one first; `source` is the file that named the `model_type`.
 
     Raises:
@@ -34,8 +39,14 @@ def layouts_of(model_type: object, source: str) -> tuple[LayoutName, ...]:
     """
     if model_type is None:
         raise InputError(f"{source}: no `model_type`; is this a model folder?")
-    found = LAYOUTS.get(str(model_type))
-    if found is None:
-        instead = INSTEAD.get(str(model_type), f"supported: {', '.join(LAYOUTS)}")
-        raise InputError(f"{source}: model_type {model_type!r} is not supported; {instead}")
-    return found
+    written = {name.replace("-", "_"): name for name in _LAYOUTS}
+    known = [written.get(module, module) for module in module_names()]
+    if str(model_type) not in known:
+        raise InputError(f"{source}: {not_supported(model_type, known, has_code=has_code)}")
+    return _LAYOUTS.get(str(model_type), ("chat",))
+
+
+def not_supported(model_type: object, known: list[str], *, has_code: bool) -> str:
+    """What to do with a checkpoint of no family; `has_code` says that its config names code of its own."""
+    instead = _INSTEAD.get(str(model_type), f"supported: {', '.join(known)}")
+    return f"model_type {model_type!r} is not supported; {instead}{_OWN_CODE if has_code else ''}"

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import pkgutil
 
 from transformers import CONFIG_MAPPING
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from vlm_export import families
 from vlm_export.errors import InputError
-from vlm_export.families._known import INSTEAD
+from vlm_export.families._known import module_names as names
+from vlm_export.families._known import not_supported
 from vlm_export.spec.family import Family
-
-
-def names() -> list[str]:
-    """The modules of all families: each of this package is one's, but this one and those whose name begins with `_`."""
-    found = (module.name for module in pkgutil.iter_modules(families.__path__))
-    return sorted(name for name in found if name != "registry" and not name.startswith("_"))
 
 
 def find_family(model_type: str, source: str, *, has_code: bool = False) -> Family:
@@ -35,12 +29,8 @@ def find_family(model_type: str, source: str, *, has_code: bool = False) -> Fami
     config_class = _registered(str(model_type))
     family = family_of(config_class) if config_class else None
     if family is None:
-        known = ", ".join(_family(name).model_type for name in names())
-        instead = INSTEAD.get(str(model_type), f"supported: {known}")
-        code = (
-            "; the code that its auto_map names is run with `trust_remote_code: true` and a full commit as `revision`"
-        )
-        raise InputError(f"{source}: model_type {model_type!r} is not supported; {instead}{code if has_code else ''}")
+        known = [_family(name).model_type for name in names()]
+        raise InputError(f"{source}: {not_supported(model_type, known, has_code=has_code)}")
     return family
 
 

@@ -1,12 +1,11 @@
-"""A recipe's facts, out of what a checkpoint and its adapters say of themselves; and what later commands will miss."""
+"""A recipe's facts, out of what a checkpoint and its adapters say of themselves."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from importlib.util import find_spec
 from pathlib import Path
 
 from vlm_export import hub
@@ -14,8 +13,7 @@ from vlm_export.contract import LayoutName
 from vlm_export.errors import InputError
 from vlm_export.recipe import LOCAL_RECIPE
 from vlm_export.start.card import Card, is_repo_id, read_card
-from vlm_export.start.figures import size
-from vlm_export.start.inspection import Adapter, Checkpoint, Repo, inspect, this_machine
+from vlm_export.start.inspection import Adapter, Checkpoint, Repo, inspect
 from vlm_export.start.named import Named
 from vlm_export.start.pictures import Pictures, pictures
 from vlm_export.start.prompts import QUESTION, Prompt, prompt_for
@@ -23,17 +21,7 @@ from vlm_export.start.rules import Rules, read_rules
 from vlm_export.start.uses import USUAL, Use, dtypes_for
 from vlm_export.tensors.other_folders import no_adapter
 from vlm_export.wanted import Wanted, parse
-from vlm_export.web import node_runtime
 
-_TOKENIZERS = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-)
-_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _ON_HUB = ("tokenizer.json",)  # of a chat model: to see what its template writes
 # Folders that say nothing of the model in them.
 _NAMELESS = re.compile(
@@ -67,14 +55,6 @@ class Wishes:
         named = {"uses": "--for", "dtypes": "", "path": ""}
         given = [each.name for each in fields(self) if getattr(self, each.name) != each.default]
         return [option for name in given if (option := named.get(name, f"--{name.replace('_', '-')}"))]
-
-
-@dataclass(frozen=True)
-class Missing:
-    """What a later command will not find, and what to do about it."""
-
-    command: str
-    problem: str
 
 
 @dataclass(frozen=True)
@@ -198,61 +178,3 @@ def reference_for(source: Named, recipe: Path) -> str:
 def called(reference: str) -> str:
     """What to call a source in what is published: a Hub id as it is, of a path the last part alone."""
     return reference if is_repo_id(reference) else Path(reference).name
-
-
-def missing(found: Draft) -> list[Missing]:
-    """What each later command will not find, in the order of the commands."""
-    return [*_for_golden(found), *_for_merge(found), *_for_onnx(found), *_for_verify(), *_for_push(found)]
-
-
-def _for_golden(found: Draft) -> Iterator[Missing]:
-    names = {name for source in found.sources for name in source.sizes_bytes}
-    if not names.intersection(_TOKENIZERS):
-        yield Missing("golden", f"no tokenizer beside the model: save it there, or set `tokenizer` ({_TOKENIZERS[0]})")
-    if not names.intersection(_PROCESSORS) and found.model.model_type != "prefix_conditioning_vlm":
-        yield Missing("golden", f"no {_PROCESSORS[0]} beside the model: save its processor there, or set `processor`")
-    if found.prompt is not None and found.prompt.problem:
-        yield Missing("golden", found.prompt.problem)
-    if found.model.model_type == "fast_vlm" and find_spec("timm") is None:
-        yield Missing("golden", "timm, which builds the tower: `pip install 'vlm-export[fastvlm]'`")
-    if not found.pictures.count:
-        yield Missing("golden", "your own pictures (--images): 16 or more say more than 4 bundled photographs")
-
-
-def _for_merge(found: Draft) -> Iterator[Missing]:
-    if found.model.quantized:
-        yield Missing("merge", f"plain weights: these are of {found.model.quantized}; `model` is better the original")
-    model = reference_for(found.model.named, found.wishes.path).rpartition("/")[2]
-    for adapter in found.adapters:
-        base = adapter.base_model
-        if base and base.rstrip("/").rpartition("/")[2] != model:
-            yield Missing("merge", f"certainty: {adapter.named.reference} was trained on {base}; is that this model?")
-
-
-def _for_onnx(found: Draft) -> Iterator[Missing]:
-    expected, machine = found.model.expected(found.layout, found.wanted), this_machine()
-    if expected is None:
-        return
-    disk = expected.disk_bytes + found.model.merged_bytes
-    if disk > machine.disk_bytes:
-        yield Missing(
-            "onnx", f"disk: it takes {size(disk)}, and {size(machine.disk_bytes)} are free; --work is elsewhere"
-        )
-    if expected.memory_bytes > machine.memory_bytes:
-        yield Missing("onnx", f"memory: {size(expected.memory_bytes)}, and {size(machine.memory_bytes)} are free")
-
-
-def _for_verify() -> Iterator[Missing]:
-    try:
-        node_runtime.find_node()
-    except InputError as error:
-        yield Missing("verify", str(error))
-
-
-def _for_push(found: Draft) -> Iterator[Missing]:
-    if found.license is None:
-        yield Missing("push", "a licence: no card names one; set hub.license, or --license")
-    if not found.card.base_model:
-        yield Missing("push", "what the model was made of: set hub.base_model to a Hub id")
-    if not hub.has_token():
-        yield Missing("push", f"a Hugging Face token: {hub.LOGIN}")

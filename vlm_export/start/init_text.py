@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlm_export.recipe import LOCAL_RECIPE, RecipeFile
-from vlm_export.start.draft import Draft, Missing
+from vlm_export.start.draft import Draft
 from vlm_export.start.figures import columns
+from vlm_export.start.missing import Missing
 
 
 def init_lines(draft: Draft, recipe: RecipeFile, missing: Sequence[Missing]) -> list[str]:

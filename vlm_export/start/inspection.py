@@ -131,7 +131,7 @@ def open_checkpoint(named: Named) -> Checkpoint:
         nothing = f"{named.reference}: no {CONFIG}, {ADAPTER_CONFIG} or onnx/: "
         raise InputError(instead or f"{nothing}neither a model, an adapter nor an exported repo")
     model_type = named.config.get("model_type")
-    layouts = layouts_of(model_type, str(named.path / CONFIG))
+    layouts = layouts_of(model_type, str(named.path / CONFIG), has_code="auto_map" in named.config)
     tensors = place(read_headers(named), named.config)
     tied = has_tied_head(named.config, tensors)
     return Checkpoint(named, str(model_type), tensors, tied, layouts, _quantization(named.config))
