@@ -145,6 +145,8 @@ def test_a_dry_run_writes_the_recipe_and_tells_the_plan() -> None:
     done = typed(f"vlm-export convert {captioner()} --dry-run")
     assert (done.exit_code, next_of(done.stdout)) == (0, "vlm-export convert")
     assert Path("vlm-export.yaml").is_file() and not Path("build").exists() and not Path("golden").exists()
+    options = "--quantize q8 --quantize decoder=q4 --runtime ort --work 'my work'"
+    assert next_of(typed(f"vlm-export convert --dry-run {options}").stdout) == f"vlm-export convert {options}"
     again = typed("vlm-export convert --dry-run --json")
     assert [stage["command"] for stage in json.loads(again.stdout)["stages"]] == ["golden", "merge", "onnx", "verify"]
 
@@ -159,6 +161,12 @@ def test_a_recipe_that_is_there_is_used_as_it_stands() -> None:
     assert Path("vlm-export.yaml").read_text() == edited
     typed(f"vlm-export convert {model} --dry-run --force")
     assert Path("vlm-export.yaml").read_text() != edited
+
+
+def test_a_bundled_recipe() -> None:
+    done = typed("vlm-export convert shapes-captioner --dry-run")
+    assert (done.exit_code, next_of(done.stdout)) == (0, "vlm-export convert shapes-captioner")
+    assert "converting shapes-captioner by the bundled recipe, in build/shapes-captioner:" in done.stderr.splitlines()
 
 
 WRONG = {

@@ -195,6 +195,7 @@ def test_an_exported_repo_and_the_work_folder_around_it(default_repo: Path) -> N
 def test_a_repo_of_somebody_else(tmp_path: Path) -> None:
     (tmp_path / "onnx").mkdir()
     (tmp_path / "config.json").write_text('{"model_type": "llava"}')
+    (tmp_path / "modeling_own.py").write_text("")
     for name, count in {"decoder_model_merged_q4f16.onnx": 3, "decoder_model_merged_q4f16.onnx_data": 7}.items():
         (tmp_path / "onnx" / name).write_bytes(bytes(count))
     found = inspect(str(tmp_path))

@@ -140,7 +140,8 @@ def convert(
     from vlm_export.start import plan as plans
     from vlm_export.start.init_text import argument
 
-    run = plans.Run(parse(quantize, "--quantize") if quantize else None, runtimes, push_to, private)
+    run = plans.Run(quantize, runtimes, push_to, private, work)
+    parse(quantize, "--quantize")
     tell = _once()
     found = _recipe_to_convert(model, adapters, {**wishes, "dtypes": quantize}, force, tell)
     opened, folder = open_recipe(str(found), work)
@@ -149,7 +150,7 @@ def convert(
         notify(line)
     if dry_run:
         stages = [asdict(stage) for stage in plan.stages]
-        said = ["nothing was converted", f"next: vlm-export convert{argument(opened.path)}"]
+        said = ["nothing was converted", f"next: vlm-export convert{argument(opened)}{run.options()}"]
         print_result(as_json, {"recipe": str(opened.path), "stages": stages}, said)
         return
     from vlm_export.start.conversion import convert as run_stages
@@ -193,13 +194,20 @@ def _recipe_to_convert(
 
     if model is None and not Path(LOCAL_RECIPE).is_file():
         raise InputError(f"no {LOCAL_RECIPE} in this folder: name a checkpoint: `vlm-export convert CHECKPOINT`")
-    if model is None or Path(model).suffix in (".yaml", ".yml"):
+    if model is None or _is_recipe(model):
         if adapters:
             raise InputError(f"{adapters[0]}: a recipe names its adapters itself: list it under `adapters`")
         recipe = find_recipe(model)
         check_unchanged(recipe.path, Wishes(**wishes))
         return recipe.path
     return recipe_of(draft(model, adapters, Wishes(**wishes), tell), force=force, notify=tell).path
+
+
+def _is_recipe(model: str) -> bool:
+    """Whether an argument is the name of a recipe, of a file or bundled, and not a folder."""
+    from vlm_export import bundled
+
+    return not Path(model).is_dir() and (model.endswith((".yaml", ".yml")) or model in bundled.recipe_names())
 
 
 @click.command()

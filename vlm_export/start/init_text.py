@@ -18,9 +18,11 @@ def init_lines(draft: Draft, recipe: RecipeFile, missing: Sequence[Missing]) -> 
     lines = [f"written to {recipe.path}: {recipe.name} ({of})"]
     if missing:
         lines += ["", *columns([("command", "will miss"), *((each.command, each.problem) for each in missing)])]
-    return [*lines, "", f"next: vlm-export convert{argument(recipe.path)}"]
+    return [*lines, "", f"next: vlm-export convert{argument(recipe)}"]
 
 
-def argument(recipe: Path) -> str:
+def argument(recipe: RecipeFile) -> str:
     """How a recipe is named on a command line, with a space before it; nothing for the one of the current folder."""
-    return "" if recipe == Path(LOCAL_RECIPE) else f" {shlex.quote(str(recipe))}"
+    if recipe.path == Path(LOCAL_RECIPE):
+        return ""
+    return f" {recipe.name if recipe.is_bundled else shlex.quote(str(recipe.path))}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from vlm_export.tensors.other_folders import no_model
 from vlm_export.tensors.weight_files import ADAPTER_WEIGHTS
 from vlm_export.wanted import Wanted, parse
 
+_WEIGHTS = re.compile(r"(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 _QUANTIZATION = "quantization_config"
 
 
@@ -117,7 +119,7 @@ def inspect(reference: str, notify: Callable[[str], None] = lambda line: None) -
 
 def _has_weights(named: Named) -> bool:
     """Whether a model's weights are there, which may lie beside graphs or an adapter."""
-    return any(name.startswith(("model", "pytorch_model")) for name in named.sizes_bytes)
+    return any(_WEIGHTS.fullmatch(name) for name in named.sizes_bytes)
 
 
 def open_checkpoint(named: Named) -> Checkpoint:

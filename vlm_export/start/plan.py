@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,16 +31,35 @@ class Run:
     """How to convert.
 
     Attributes:
-        wanted: dtypes in place of the recipe's.
+        quantize: what to write in place of the recipe's dtypes, as it was typed.
         runtimes: where to verify, in place of `targets.UNASKED`.
         push_to: a Hub id, or None to stop before.
         private: whether a new repo is private.
+        work: the work folder, if it was named.
     """
 
-    wanted: Wanted | None = None
+    quantize: tuple[str, ...] = ()
     runtimes: tuple[Target, ...] = ()
     push_to: str | None = None
     private: bool = False
+    work: Path | None = None
+
+    @property
+    def wanted(self) -> Wanted | None:
+        """The dtypes in place of the recipe's; None leaves them to it.
+
+        Raises:
+            InputError: a dtype that there is none of.
+        """
+        return parse(self.quantize, "--quantize") if self.quantize else None
+
+    def options(self) -> str:
+        """What was typed, with a space before each option."""
+        values = [("--quantize", each) for each in self.quantize]
+        values += [("--runtime", each) for each in self.runtimes]
+        values += [("--push", self.push_to)] if self.push_to else []
+        values += [("--work", str(self.work))] if self.work else []
+        return "".join(f" {name} {shlex.quote(value)}" for name, value in values) + " --private" * self.private
 
 
 @dataclass(frozen=True)
@@ -123,8 +143,9 @@ def lines(plan: Plan) -> list[str]:
     """The plan as lines for people."""
     rows = [(f"{place}", stage.command, stage.does, stage.takes) for place, stage in enumerate(plan.stages, start=1)]
     widest = max(len(row[1]) for row in rows)
+    source = "the bundled recipe" if plan.recipe.is_bundled else plan.recipe.path
     return [
-        f"converting {plan.recipe.name} by {plan.recipe.path}, in {plan.work.root}:",
+        f"converting {plan.recipe.name} by {source}, in {plan.work.root}:",
         *(
             f"  {place}  {command:{widest}}  {does}{f'; {takes}' if takes else ''}"
             for place, command, does, takes in rows
