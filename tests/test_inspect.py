@@ -152,6 +152,16 @@ def test_as_json(tmp_path: Path) -> None:
     assert found["estimate"]["memory_bytes"] > 700 << 20 and found["machine"]["disk_bytes"] > 0
 
 
+def test_a_quantized_checkpoint_tells_no_sizes(tmp_path: Path) -> None:
+    folder = pico.write_checkpoint(tmp_path / "checkpoint", lora=False)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
+    lines = said(str(folder))[1].splitlines()
+    assert "quantized with gptq: sizes are known once it is merged (`base: dequantized`)" in lines
+    found = json.loads(said(str(folder), "--json")[1])
+    assert (found["quantized"], found["estimate"], found["sizes_bytes"]) == ("gptq", None, {})
+
+
 def test_an_adapter(tmp_path: Path) -> None:
     settings = pico.config()
     base = pico.write_checkpoint(tmp_path / "base", settings, lora=False)
