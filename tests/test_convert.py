@@ -68,6 +68,12 @@ def adapter() -> str:
     return f"{base} pico-lora"
 
 
+@pytest.mark.parametrize("command", ["inspect", "init", "convert", "env", "cache", "cache clean"])
+def test_each_command_has_help_with_an_example(command: str) -> None:
+    said = typed(f"vlm-export {command} --help").stdout
+    assert f"Example: vlm-export {command}" in said
+
+
 @pytest.mark.parametrize("write", [chat_model, captioner, adapter])
 def test_from_a_checkpoint_to_the_hub_by_what_was_printed(write: Callable[[], str], tmp_path: Path) -> None:
     begun = typed(f"vlm-export init {write()} --repo-id acme/pico --license mit")

@@ -13,10 +13,9 @@ from vlm_export.cli.options import Command, common, open_recipe, output_options
 from vlm_export.cli.output import Progress, notify, print_result
 from vlm_export.contract import LayoutName
 from vlm_export.errors import InputError
+from vlm_export.start.uses import USES
 from vlm_export.targets import TARGETS, Target
 from vlm_export.wanted import parse
-
-_USES = ("browser", "node", "server")
 
 
 def recipe_options(command: Command) -> Command:
@@ -35,7 +34,7 @@ def recipe_options(command: Command) -> Command:
             "--for",
             "uses",
             multiple=True,
-            type=click.Choice(_USES),
+            type=click.Choice(USES),
             help="What it will be used on, which says the dtypes; repeats.  [default: browser]",
         ),
         click.option("--layout", type=click.Choice(get_args(LayoutName)), help="In place of the family's usual one."),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 from vlm_export.dtypes import FP32, PREFERRED
 
 Use = Literal["browser", "node", "server"]
 _DEVICES: Mapping[Use, tuple[str, ...]] = {"browser": ("wasm", "webgpu"), "node": ("cpu",), "server": ("cpu",)}
-USES: tuple[Use, ...] = ("browser", "node", "server")
+USES: tuple[Use, ...] = get_args(Use)
 USUAL: tuple[Use, ...] = ("browser",)
 
 
