@@ -125,15 +125,7 @@ def convert(plan: Plan, progress: Progress, notify: Callable[[str], None]) -> Co
 
 def _push(plan: Plan, repo_id: str | None) -> PushResult:
     assert repo_id is not None
-    return gate.run_push(
-        plan.recipe,
-        plan.work,
-        repo_id,
-        private=plan.run.private,
-        revision=None,
-        create_pr=False,
-        allow_unverified=False,
-    )
+    return gate.run_push(plan.recipe, plan.work, gate.Destination(repo_id, private=plan.run.private))
 
 
 def _duration(seconds: float) -> str:
