@@ -51,7 +51,7 @@ def main() -> None:
 def caption(url: str) -> bool:
     """Print each golden image's caption. Returns whether all are PyTorch's."""
     recipe = find_recipe("shapes-captioner")
-    golden = load_golden(recipe.golden_dir, recipe.name)
+    golden = load_golden(recipe.golden_dir)
     result = node_runtime.caption(
         node_runtime.RemoteModel(f"{url}/", REPO_ID),
         layout="captioner",

@@ -87,7 +87,7 @@ def write_inputs(folder: Path, count: int | None = None) -> Inputs:
 
     The PNG files are of the model's size, so that the browser, which resizes in a way of its own, need not.
     """
-    golden = load_golden(RECIPE.golden_dir, RECIPE.name)
+    golden = load_golden(RECIPE.golden_dir)
     pixels = pixel_values(golden.image_paths()[:count], golden.facts.image_processor)
     images = golden.facts.images[:count]
     for image, array in zip(images, pixels, strict=True):
@@ -211,7 +211,7 @@ def default(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 
 def verified(made: Exported, *runtimes: Target, dtypes: Sequence[str] = (), count: int = 2) -> Report:
     """What `verify` finds in runtimes, with the first of the golden images."""
-    whole = load_golden(RECIPE.golden_dir, RECIPE.name)
+    whole = load_golden(RECIPE.golden_dir)
     golden = GoldenFolder(whole.path, replace(whole.facts, images=whole.facts.images[:count]), whole.tensors)
     merged = open_checkpoint(made.work.merged)
     return verify.verify(made.work.repo, merged, golden, runtimes=runtimes, dtypes=dtypes)

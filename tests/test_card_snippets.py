@@ -132,7 +132,7 @@ def _entry(address: str, file: str) -> dict[str, Any]:
 
 def _published(made: Exported, repo_id: str, folder: Path) -> Iterator[Published]:
     """Push a verified export with the command, and read its card back."""
-    golden = load_golden(made.recipe.golden_dir, made.recipe.name)
+    golden = load_golden(made.recipe.golden_dir)
     with HubServer(folder / "hub") as hub:
         home = folder / "home"
         arguments = ["push", repo_id, "--recipe", str(made.recipe.path), "--work", str(made.work.root)]

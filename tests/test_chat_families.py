@@ -145,7 +145,7 @@ def test_verifies_in_both_runtimes(exported: Exported) -> None:
 @pytest.mark.parametrize("model_type", ["llava", "fast_vlm", "smolvlm"])
 def test_in_a_browser(model_type: str, make: Callable[[str], Exported]) -> None:
     made = make(next(kind for kind in KINDS if kind.startswith(f"{model_type},")))
-    golden = load_golden(made.recipe.golden_dir, made.recipe.name)
+    golden = load_golden(made.recipe.golden_dir)
     item = Item(golden.image_paths()[0], golden.tensors["case0/pixel_values"], golden.facts.text)
     # The processor that makes tiles resizes in a graph, which looks for a GPU first.
     logs = ["warning: No available adapters."] if model_type == "smolvlm" else []
@@ -161,7 +161,7 @@ def test_every_dtype_runs_in_both_runtimes_alike(kind: str, make: Callable[[str]
 
 def test_the_runtime_says_it_too(exported: Exported) -> None:
     """From image files and the conversation: preprocessing, template and tokenizer are its own."""
-    facts = load_golden(exported.recipe.golden_dir, exported.recipe.name)
+    facts = load_golden(exported.recipe.golden_dir)
     model = load(exported.work.repo, dtype="fp32", backend="onnx", threads=1)
     items = [([open_image(path)], facts.facts.conversation) for path in facts.image_paths()]
     answers = [model.generate(*item) for item in items]
@@ -351,7 +351,7 @@ INTERNVL = "internvl, internvl_vision, qwen2"
 def test_an_internvl_is_fed_one_tile_between_its_ends(make: Callable[[str], Exported]) -> None:
     """Pixels are its own image processor's; ids are those that its own processor, which needs torchvision, writes."""
     made = make(INTERNVL)
-    golden, merged = load_golden(made.recipe.golden_dir, made.recipe.name), open_checkpoint(made.work.merged)
+    golden, merged = load_golden(made.recipe.golden_dir), open_checkpoint(made.work.merged)
     preprocessor = merged.family.preprocessor(merged.path, merged.config, golden.facts.image_processor)
     own = GotOcr2ImageProcessor.from_pretrained(merged.path)
     expected = PreTrainedTokenizerFast.from_pretrained(merged.path)(

@@ -143,7 +143,7 @@ def test_what_fails_is_not_pushed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert done.exit_code == 1, "random weights say something else in int8"
     found = json.loads(done.stdout)
     assert (found["verdict"], found["pushed"]) == ("fail", None)
-    assert found["next"] == "vlm-export verify vlm-export.yaml --bisect"
+    assert found["next"] == "vlm-export verify --bisect"
     assert "push: done" not in done.stderr
 
 

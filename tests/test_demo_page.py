@@ -489,7 +489,8 @@ def test_nothing_exported_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     result = run("demo", "shapes-captioner", "--no-open")
     assert result.exit_code == 2
     assert result.stderr == (
-        "error: build/shapes-captioner/repo: nothing exported yet: run `vlm-export merge`, then `vlm-export onnx`\n"
+        "error: build/shapes-captioner/repo: nothing exported yet: run `vlm-export merge shapes-captioner`, "
+        "then `vlm-export onnx shapes-captioner`\n"
     )
     (tmp_path / "repo" / "onnx").mkdir(parents=True)
     (tmp_path / "repo" / "config.json").write_text("{}")

@@ -291,7 +291,7 @@ def test_dtypes_of_fewer_bits_run_in_both_runtimes_alike(broken: Exported) -> No
 @pytest.mark.parametrize(("target", "dtype"), [("wasm", "q8"), ("webgpu", "fp32")])
 def test_in_a_browser(vit_gpt2: Exported, target: BrowserTarget, dtype: str) -> None:
     """Tensors without rows, which later runs give, pass through its runtimes."""
-    golden = load_golden(vit_gpt2.recipe.golden_dir, vit_gpt2.recipe.name)
+    golden = load_golden(vit_gpt2.recipe.golden_dir)
     pixels = pixel_values(golden.image_paths()[:1], golden.facts.image_processor)
     seen = visit(
         vit_gpt2.work.repo, "captioner", [Item(pixel_values=as_fed_to(vit_gpt2.work.repo, pixels))], target=target
@@ -323,7 +323,7 @@ RULES = {"repetition_penalty": 1.4, "no_repeat_ngram_size": 2}
 
 
 def _says_so_in_the_runtime(made: Exported) -> None:
-    golden = load_golden(made.recipe.golden_dir, made.recipe.name)
+    golden = load_golden(made.recipe.golden_dir)
     model = load(made.work.repo, dtype="fp32", backend="onnx", threads=1)
     answers = model.generate_batch([([open_image(path)], None) for path in golden.image_paths()])
     assert [list(answer.token_ids) for answer in answers] == [image.token_ids for image in golden.facts.images]

@@ -61,7 +61,7 @@ def test_verifies(model: Exported, layout: str) -> None:
 
 
 def test_the_runtime_says_what_pytorch_says(model: Exported, layout: str) -> None:
-    golden = load_golden(model.recipe.golden_dir, model.recipe.name)
+    golden = load_golden(model.recipe.golden_dir)
     loaded = load(model.work.repo, dtype="fp32", backend="onnx", threads=1)
     answers = loaded.generate_batch([([open_image(path)], None) for path in golden.image_paths()])
     assert [list(answer.token_ids) for answer in answers] == [image.token_ids for image in golden.facts.images]

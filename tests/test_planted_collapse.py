@@ -13,6 +13,7 @@ import pytest
 from exported import Exported, silent
 
 from vlm_export import bundled, pipeline
+from vlm_export.commands import Commands
 from vlm_export.files import Work
 from vlm_export.recipe import Tolerance, find_recipe
 from vlm_export.verify import limits
@@ -90,7 +91,7 @@ def test_a_tower_of_four_levels_is_named_a_collapse(spoil: Callable[[Callable[[i
         limits.IMAGE_SWAP: "int8",
         limits.LOOPING_CAPTIONS: "int8",
     }
-    cause, _ = explain(report, "shapes-captioner")
+    cause, _ = explain(report, Commands(" shapes-captioner", "", ""))
     assert cause.startswith(
         "int8: it has collapsed: its tokens hardly depend on the image and it says the same words again and again; "
         "take another dtype: fp32; captions in ort: 0 of 20 images as PyTorch's"
@@ -111,7 +112,10 @@ def test_a_tower_that_gives_the_same_of_every_image(spoil: Callable[[Callable[[i
     assert {check.metric for check in report.failures} == {limits.IMAGE_SWAP, limits.DISTINCT_CAPTIONS}
     [distinct] = [check for check in report.failures if check.metric == limits.DISTINCT_CAPTIONS]
     assert distinct.detail.startswith("1 distinct captions of 20 images, 20 in PyTorch; not told apart: 00.png")
-    assert "its tokens hardly depend on the image and it says the same of different images" in explain(report, "s")[0]
+    assert (
+        "its tokens hardly depend on the image and it says the same of different images"
+        in explain(report, Commands(" s", "", ""))[0]
+    )
 
 
 def test_four_levels_of_one_layer_are_coarse_and_no_collapse(

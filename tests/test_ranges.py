@@ -16,6 +16,7 @@ from exported import Exported
 from safetensors.torch import load_file, save_file
 
 from vlm_export import pipeline
+from vlm_export.commands import Commands
 from vlm_export.dtypes import DTYPES
 from vlm_export.graph.graph_cache import GraphCache
 from vlm_export.graph.graph_file import save_graph
@@ -95,7 +96,7 @@ def test_without_that_the_graph_gives_no_numbers_and_verify_says_what_to_do(tmp_
     save_graph(plain.make(), made.work.repo / "onnx" / plain.file)
     report = made.verify("ort")
     assert report.failed_dtypes == ["fp16"]
-    cause, _ = explain(report, "pico")
+    cause, _ = explain(report, Commands(" pico", "", ""))
     assert cause.startswith(f"fp16: {DECODER}, ")
     assert "is not finite: it passes 65504, where float16 ends, on inputs that were not measured" in cause
     assert "fp32, which is the same in float32" in cause

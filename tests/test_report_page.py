@@ -17,13 +17,14 @@ from exported import Exported, prepare
 from PIL import Image
 from test_browser import WASM
 
+from vlm_export.commands import Commands
 from vlm_export.files import Work
 from vlm_export.publish.findings import load_report
 from vlm_export.publish.junit import write_junit
 from vlm_export.publish.page.adapter import strips
 from vlm_export.publish.page.heat_map import panels, power_of_ten, shade
 from vlm_export.publish.page.matrix import matrix
-from vlm_export.publish.page.page import Commands, verdict, write_page
+from vlm_export.publish.page.page import verdict, write_page
 from vlm_export.publish.page.pictures import Words, differing_words
 from vlm_export.verify import limits
 from vlm_export.verify.golden import load_golden
@@ -120,7 +121,7 @@ def test_needs_nothing_else_and_escapes_all_text(verified: Exported, tmp_path: P
     work = Work(tmp_path)
     for name in ("merged", "repo"):
         (tmp_path / name).symlink_to(verified.work.root / name)
-    golden = load_golden(verified.recipe.golden_dir, "pico")
+    golden = load_golden(verified.recipe.golden_dir)
     write_page(verified.recipe, work, replace(report, captions=[said]), golden, None)
     page = page_of(work)
     read = Reader(page)
@@ -133,12 +134,12 @@ def test_needs_nothing_else_and_escapes_all_text(verified: Exported, tmp_path: P
 
 
 def test_a_report_without_captions_or_with_no_checks_has_a_page_too(verified: Exported) -> None:
-    commands = Commands("pico", "", "your-name/pico")
+    commands = Commands(" pico", "", "your-name/pico")
     empty = replace(report_of(verified), checks=[], captions=[], table=[])
     assert str(verdict(empty, commands, {})) == "Nothing may be published: nothing was verified."
     failed = Check("decoder_model_merged", "fp32", "ort", limits.MAX_RELATIVE_ERROR, 1.0, 1e-4, "fail")
     assert "fp32 is not what PyTorch computes" in str(verdict(replace(empty, checks=[failed]), commands, {}))
-    golden = load_golden(verified.recipe.golden_dir, "pico")
+    golden = load_golden(verified.recipe.golden_dir)
     write_page(verified.recipe, Work(verified.work.root), empty, golden, None)
     assert "nothing was verified" in Reader(page_of(verified.work)).text
     write_page(verified.recipe, verified.work, report_of(verified), golden, None)
@@ -151,7 +152,7 @@ def test_a_mixture_that_passes_is_made_again_of_its_parts(verified: Exported) ->
     ]
     report = replace(report_of(verified), checks=checks)
     found = verdict(
-        report, Commands("pico", "", "your-name/pico"), {"decoder_model_merged": "q4", "encoder_model": "q8"}
+        report, Commands(" pico", "", "your-name/pico"), {"decoder_model_merged": "q4", "encoder_model": "q8"}
     )
     assert str(found) == "May be published: fp32, mixed; not q8."
     mixture = "decoder_model_merged=q4,encoder_model=q8"
@@ -163,7 +164,7 @@ def test_captions_of_every_dtype_are_in_the_report(verified: Exported) -> None:
     assert [(each.dtype, each.runtime, each.made_of) for each in said] == [
         (name, "ort", "pixels") for name in dict.fromkeys(check.dtype for check in report_of(verified).checks)
     ]
-    golden = load_golden(verified.recipe.golden_dir, "pico")
+    golden = load_golden(verified.recipe.golden_dir)
     assert said[0].texts == [image.caption for image in golden.facts.images]
 
 

@@ -40,7 +40,7 @@ finally:
 def captions() -> dict[Path, str]:
     """What PyTorch says of the golden images."""
     recipe = find_recipe("shapes-captioner")
-    golden = load_golden(recipe.golden_dir, recipe.name)
+    golden = load_golden(recipe.golden_dir)
     paths = [path.resolve() for path in golden.image_paths()]
     return dict(zip(paths, (image.caption for image in golden.facts.images), strict=True))
 
@@ -149,8 +149,8 @@ def test_straight_after_installing_it_captions_with_pytorch(
     done = subprocess.run(command, cwd=tmp_path, env=os.environ, capture_output=True, text=True, check=True)
     assert done.stdout == f"{captions[Path(images[0])]}\n"
     assert done.stderr == (
-        "shapes-captioner is not exported yet: captioning with PyTorch; to export it, `vlm-export merge`, "
-        "then `vlm-export onnx`\n"
+        "shapes-captioner is not exported yet: captioning with PyTorch; to export it, "
+        "`vlm-export merge shapes-captioner`, then `vlm-export onnx shapes-captioner`\n"
     )
     assert list(tmp_path.iterdir()) == []
 

@@ -135,7 +135,7 @@ def chat(repos: dict[str, Path]) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def golden() -> GoldenFolder:
-    return load_golden(RECIPE.golden_dir, RECIPE.name)
+    return load_golden(RECIPE.golden_dir)
 
 
 @pytest.fixture(scope="module")

@@ -163,7 +163,7 @@ def test_a_merge_that_is_wrong_by_a_thousandth_in_one_layer_is_refused(
 
 def test_captions_are_those_that_were_recorded(recorded: Exported) -> None:
     """By whoever trained it, on another machine; and as many of all say what the picture shows as did then."""
-    images = load_golden(recorded.recipe.golden_dir, recorded.recipe.name).facts.images
+    images = load_golden(recorded.recipe.golden_dir).facts.images
     captions = read_json(assemble.HERE / "captions.json")
     assert [image.caption for image in images] == [captions[image.file] for image in images]
     shown = {file: scenes.held_out_scene(int(Path(file).stem)).caption for file in captions}
@@ -198,7 +198,7 @@ def test_four_bits_still_read_english(english: Work, passages: list[quality.Pass
 
 @pytest.mark.parametrize("dtype", MAX_KL)
 def test_quality_on_captions(exported: Exported, recorded: Exported, dtype: str) -> None:
-    golden = load_golden(recorded.recipe.golden_dir, recorded.recipe.name)
+    golden = load_golden(recorded.recipe.golden_dir)
     found = quality.measure(exported.work.repo, dtype, quality.read_captions(recorded.work.merged, golden))
     assert found.kl <= MAX_KL[dtype]
     assert found.top1 >= MIN_TOP1[dtype]

@@ -21,6 +21,7 @@ from PIL import Image
 from vlm_export import pipeline
 from vlm_export.apps.load import load
 from vlm_export.cli.output import report_lines
+from vlm_export.commands import Commands
 from vlm_export.errors import CheckFailed, InputError
 from vlm_export.graph.rewrites.kept_rows import KEPT
 from vlm_export.publish import gate
@@ -236,7 +237,7 @@ def test_integer_products_that_saturate_fail_on_any_processor(broken: Exported) 
     [failure] = [check for check in report.failures if check.metric == SATURATION]
     assert (failure.component, failure.dtype, failure.limit) == (DECODER, "int8", 128)
     assert failure.value > 128 and "saturates on processors without VNNI" in failure.detail
-    assert "int8: integer products saturate" in explain(report, "pico")[0]
+    assert "int8: integer products saturate" in explain(report, Commands(" pico", "", ""))[0]
 
 
 def test_what_failed_is_explained_and_is_nobodys_default(broken: Exported) -> None:
@@ -250,7 +251,7 @@ def test_what_failed_is_explained_and_is_nobodys_default(broken: Exported) -> No
     report = broken.verify("ort")
     assert report.failed_dtypes == ["int8"]
     assert [c.dtype for c in report.checks if c.metric == limits.TOKENS_EXACT] == ["fp32", "int8"], "captions of both"
-    cause, way_out = explain(report, "pico.yaml")
+    cause, way_out = explain(report, Commands(" pico.yaml", "", ""))
     assert cause.startswith(f"int8: {DECODER}, logits (case0, batch 1, prefill) is far from PyTorch's")
     assert "; captions in ort: " in cause and cause.endswith(" of 3 images as PyTorch's")
     assert way_out == (
@@ -269,9 +270,9 @@ def test_what_failed_is_explained_and_is_nobodys_default(broken: Exported) -> No
 def test_a_cause_speaks_of_runtimes_that_ran(exported: Exported, runtimes: list[str]) -> None:
     failed = Check("all", "fp32", "node", limits.TOKENS_EXACT, 0.5, 1.0, "fail", "1 of 2 images")
     report = replace(exported.verify("ort"), checks=[failed], runtimes=runtimes)
-    assert explain(report, "pico")[0].startswith("fp32: right in ONNX Runtime, wrong in transformers.js") == (
-        "ort" in runtimes
-    )
+    assert explain(report, Commands(" pico", "", ""))[0].startswith(
+        "fp32: right in ONNX Runtime, wrong in transformers.js"
+    ) == ("ort" in runtimes)
 
 
 def test_when_all_have_failed_one_must_be_named(broken: Exported) -> None:
@@ -282,7 +283,7 @@ def test_when_all_have_failed_one_must_be_named(broken: Exported) -> None:
         ir.save(model, path)
     report = broken.verify("ort")
     assert report.failed_dtypes == ["fp32", "int8"]
-    assert explain(report, "pico")[1:] == [
+    assert explain(report, Commands(" pico", "", ""))[1:] == [
         "int8: it is made from fp32, which failed: mend that first; captions in ort: 0 of 3 images as PyTorch's",
         "nothing can be published before fp32 passes",
     ]
@@ -308,7 +309,7 @@ def test_nan_passes_no_limit(broken: Exported) -> None:
 
 
 def test_no_checks_is_not_a_pass(exported: Exported) -> None:
-    recorded = golden.load_golden(exported.recipe.golden_dir, "pico")
+    recorded = golden.load_golden(exported.recipe.golden_dir)
     report = verify.verify(exported.work.repo, open_checkpoint(exported.work.merged), recorded, runtimes=())
     assert (report.checks, report.verdict) == ([], "fail")
 
@@ -336,7 +337,7 @@ def test_a_golden_knows_its_combination(tmp_path: Path) -> None:
     combination = {"type": "ties", "weights": [0.5], "density": 0.5}
     pico.write_checkpoint(tmp_path / "checkpoint", lora=False)
     made = record(tmp_path, adapters=[{"path": "adapter"}], combination=combination)
-    recorded = golden.load_golden(made.recipe.golden_dir, "pico").facts
+    recorded = golden.load_golden(made.recipe.golden_dir).facts
     assert recorded.differences(made.recipe.recipe, recorded.generation) == []
     other = replace(made.recipe.recipe.combination, seed=1)
     assert recorded.differences(replace(made.recipe.recipe, combination=other), {}) == ["generation", "combination"]
@@ -356,7 +357,7 @@ def test_an_image_that_changed(broken: Exported) -> None:
 
 
 def test_wrong_tokens_are_a_failure_and_a_near_tie_is_none(exported: Exported) -> None:
-    recorded = golden.load_golden(exported.recipe.golden_dir, "pico")
+    recorded = golden.load_golden(exported.recipe.golden_dir)
     merged = open_checkpoint(exported.work.merged)
 
     def with_margin(margin: float) -> Report:
@@ -429,7 +430,7 @@ def test_another_client_in_eight_bits_does_not_hide_behind_the_margin_of_eight_b
     }
     [logits] = [c for c in report.failures if (c.dtype, c.metric) == ("fp32", limits.LOGITS)]
     assert re.fullmatch(r"\d\.png, token \d, of \d+ tokens of 2 images", logits.detail)
-    assert "(node): it makes other scores of the same pixels" in explain(report, "pico")[0]
+    assert "(node): it makes other scores of the same pixels" in explain(report, Commands(" pico", "", ""))[0]
 
 
 def test_only_the_dtypes_that_are_named(broken: Exported) -> None:
@@ -491,7 +492,7 @@ def test_push_needs_a_passing_report_about_these_very_files(broken: Exported) ->
 
 
 def test_goldens_say_where_they_come_from(exported: Exported) -> None:
-    facts = asdict(golden.load_golden(exported.recipe.golden_dir, "pico").facts)
+    facts = asdict(golden.load_golden(exported.recipe.golden_dir).facts)
     names = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
     assert set(facts["inputs_sha256"]) == {f"checkpoint/{name}" for name in names}
     assert {"torch", "transformers", "peft", "pillow"} <= facts["versions"].keys()

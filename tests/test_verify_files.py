@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 
 from vlm_export import pipeline
+from vlm_export.commands import Commands
 from vlm_export.files import Work
 from vlm_export.recipe import RecipeFile, load_recipe
 from vlm_export.targets import Target
@@ -153,7 +154,7 @@ def test_the_stage_that_differs_is_named(fault: str, exported: Path, tmp_path: P
     report = verified(tmp_path)
     assert {key for key, check in of_files(report).items() if check.verdict == "fail"} == expected
     assert report.verdict == "fail"
-    assert cause in explain(report, "m")[0]
+    assert cause in explain(report, Commands(" m", "", ""))[0]
 
 
 @pytest.mark.browser

@@ -43,7 +43,7 @@ def test_installed_wheel_works_in_an_environment_of_its_own(tmp_path: Path) -> N
     )
     assert "verify" in run(command, "--help", cwd=tmp_path)
     assert "shapes-captioner" in run(command, "recipes", cwd=tmp_path)
-    golden = load_golden(ROOT / "golden" / "shapes-captioner", "shapes-captioner")
+    golden = load_golden(ROOT / "golden" / "shapes-captioner")
     photo, caption = golden.image_paths()[0], golden.facts.images[0].caption
     assert run(command, "run", str(photo), cwd=tmp_path) == f"{caption}\n"  # with PyTorch: nothing is exported yet
     imported = {name for stage in ("merge", "onnx") for name in imports(programs, stage, cwd=tmp_path)}

@@ -9,6 +9,7 @@ from typing import Any
 
 from vlm_export.documents import load_document
 from vlm_export.errors import InputError
+from vlm_export.typed import command
 from vlm_export.wanted import MIXED
 
 MANIFEST = "export.json"
@@ -107,5 +108,5 @@ def load_manifest(repo: Path) -> Manifest:
         InputError: nothing was exported yet, or as of `load_document`.
     """
     if not (repo / MANIFEST).is_file():
-        raise InputError(f"{repo}: nothing exported yet: run `vlm-export onnx`")
-    return load_document(repo / MANIFEST, Manifest, "run `vlm-export onnx`")
+        raise InputError(f"{repo}: nothing exported yet: run `{command('onnx')}`")
+    return load_document(repo / MANIFEST, Manifest, f"run `{command('onnx')}`")

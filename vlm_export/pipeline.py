@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from vlm_export import bundled
+from vlm_export.commands import Commands
 from vlm_export.documents import load_document
 from vlm_export.dtypes import DTYPES
 from vlm_export.errors import CheckFailed, InputError
@@ -206,7 +207,7 @@ def _merged(recipe: RecipeFile, work: Work) -> tuple[MergeReport, Checkpoint]:
     Raises:
         InputError: nothing yet.
     """
-    again = f"run `vlm-export merge {recipe.name}`"
+    again = f"run `{Commands.of(recipe, work).merge()}`"
     if not (work.merged / MERGE_REPORT).is_file():
         raise InputError(f"{work.merged}: nothing merged yet: {again}")
     return load_document(work.merged / MERGE_REPORT, MergeReport, again), open_checkpoint(work.merged)
@@ -401,14 +402,14 @@ def run_verify(
     failed before, and was not verified now, still counts as failed. With `reusing`, what passed in the last report is
     taken over where nothing that it depends on has changed.
     """
-    recorded = golden.load_golden(recipe.golden_dir, recipe.name)
+    recorded = golden.load_golden(recipe.golden_dir)
     manifest = load_manifest(work.repo)
     merged = open_checkpoint(work.merged)
     generation = published(recipe.recipe.generation, merged)
     if changed := recorded.facts.differences(recipe.recipe, generation):
         raise InputError(
             f"{recipe.path}: {', '.join(changed)}: changed since the golden was recorded: "
-            f"run `vlm-export golden {recipe.name}`"
+            f"run `{Commands.of(recipe, work).golden()}`"
         )
     report = verify.verify(
         work.repo,
@@ -448,7 +449,7 @@ def run_card(recipe: RecipeFile, work: Work, benchmark: Mapping[str, Any]) -> Pa
     if report is None:
         card.write_card(work.repo, recipe, client, manifest, Found(benchmark=benchmark))
         return path
-    recorded = golden.load_golden(recipe.golden_dir, recipe.name)
+    recorded = golden.load_golden(recipe.golden_dir)
     verified = asdict(report)
     card.write_card(work.repo, recipe, client, manifest, Found(verified, benchmark, recorded))
     table = decision_table.rows(manifest, verified, benchmark)

@@ -80,7 +80,7 @@ def convert(recipe: Path, rounds: int) -> Proof:
     image = min((recipe.parent / "images").iterdir())
     benchmark = json.loads(command("bench", work.repo, f"--image={image}", *options, may_fail=True))
     loaded = load_recipe(recipe)
-    golden = load_golden(loaded.golden_dir, loaded.name)
+    golden = load_golden(loaded.golden_dir)
     return Proof(loaded, work, golden, read_json(work.report / REPORT), benchmark)
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 from vlm_export import bundled
 from vlm_export.apps.download import download, is_repo_id
 from vlm_export.apps.load import load
+from vlm_export.commands import Commands
 from vlm_export.errors import InputError
 from vlm_export.files import Work
 from vlm_export.recipe import RecipeFile, find_recipe
@@ -30,10 +31,10 @@ def find_repo(reference: str | None, work: Path | None = None, *, dtype: str | N
     """
     recipe = recipe_of(reference)
     if recipe is not None:
-        folder = work_of(recipe, work).repo
-        if not (folder / CONFIG).is_file():
-            raise InputError(f"{folder}: nothing exported yet: run {_export_commands(recipe)}")
-        return folder
+        own = work_of(recipe, work)
+        if not (own.repo / CONFIG).is_file():
+            raise InputError(f"{own.repo}: nothing exported yet: run {_export_commands(recipe, own)}")
+        return own.repo
     folder = Path(str(reference)).expanduser()
     return _within(folder) if folder.is_dir() else download(str(reference), dtype)
 
@@ -69,12 +70,13 @@ def open_model(
             notify(f"warning: trust_remote_code: runs code of {recipe.trusted_code}")
         return from_recipe(recipe)
 
-    folder = work_of(recipe, work).repo
+    own = work_of(recipe, work)
     if backend == "torch":
         return Model(fallback())
-    if backend == "auto" and not (folder / CONFIG).is_file():
+    if backend == "auto" and not (own.repo / CONFIG).is_file():
         model = Model(fallback())
-        notify(f"{recipe.name} is not exported yet: captioning with PyTorch; to export it, {_export_commands(recipe)}")
+        commands = _export_commands(recipe, own)
+        notify(f"{recipe.name} is not exported yet: captioning with PyTorch; to export it, {commands}")
         return model
     folder = find_repo(reference, work)
     return load(
@@ -152,11 +154,10 @@ def work_of(recipe: RecipeFile, work: Path | None) -> Work:
     return Work(work or Path("build") / recipe.name)
 
 
-def _export_commands(recipe: RecipeFile) -> str:
+def _export_commands(recipe: RecipeFile, work: Work) -> str:
     """What a user runs to export a recipe."""
-    name = f" {recipe.name}" if recipe.is_bundled else f" {recipe.path}"
-    name = "" if recipe.is_bundled and recipe.name == bundled.DEFAULT_RECIPE else name
-    return f"`vlm-export merge{name}`, then `vlm-export onnx{name}`"
+    commands = Commands.of(recipe, work)
+    return f"`{commands.merge()}`, then `{commands.onnx()}`"
 
 
 def _repos(folder: Path) -> list[Path]:

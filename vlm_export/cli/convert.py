@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from vlm_export.cli.options import common, open_recipe, recipe_argument
-from vlm_export.cli.output import Progress, notify, plan_lines, print_result, report_lines
+from vlm_export.cli.options import common, next_commands, open_recipe, recipe_argument
+from vlm_export.cli.output import Progress, notify, plan_lines, print_result, report_lines, tell_next, warn
 from vlm_export.contract import LayoutName
 from vlm_export.dtypes import FP32, preferred
 from vlm_export.errors import InputError
@@ -39,7 +39,7 @@ def merge(recipe: str | None, base: str | None, work: Path | None, as_json: bool
     with Progress(as_json) as progress:
         report = pipeline.run_merge(found, folder, progress, base=base)
     for warning in report.warnings:
-        click.echo(f"warning: {warning}", err=True)
+        warn(warning)
     lines = [f"merged {report.adapter_tensors} adapter tensors into {report.parameters:,} parameters"]
     if report.companions:
         lines.append(report.companions)
@@ -54,6 +54,7 @@ def merge(recipe: str | None, base: str | None, work: Path | None, as_json: bool
             f"from the base alone by {report.max_relative_diff_vs_base:.1e}"
         )
     print_result(as_json, {**asdict(report), "path": str(folder.merged)}, [*lines, f"written to {folder.merged}"])
+    tell_next(as_json, next_commands(found, folder).onnx())
 
 
 @click.command()
@@ -122,6 +123,7 @@ def onnx(
         )
     result = {**asdict(manifest), "path": str(folder.repo), "estimate": asdict(expected[-1])}
     print_result(as_json, result, [*lines, f"written to {folder.repo}"])
+    tell_next(as_json, next_commands(found, folder).verify())
 
 
 def _wanted(quantize: tuple[str, ...], budget: str | None, max_kl: float | None, plan: Path | None) -> Wanted | None:
@@ -208,7 +210,8 @@ def verify(
             reusing=not again,
         )
     lines = report_lines(report, folder.report / REPORT)
-    advice = explain(report, recipe or found.name, load_manifest(folder.repo).mixed)
+    commands = next_commands(found, folder)
+    advice = explain(report, commands, load_manifest(folder.repo).mixed)
     page = folder.report / PAGE
     reused = [f"unchanged since it passed: {', '.join(report.reused)}"] if report.reused else []
     found_by_bisecting = [*map(str, report.faults)]
@@ -219,6 +222,8 @@ def verify(
     if not as_json:
         Console().print(decision_table.table(report.table))
         click.echo(f"to look at: {page}")
+    if report.verdict == "pass":
+        tell_next(as_json, commands.push())
     if junit is not None:
         write_junit(junit, report, FAIL_ON[fail_on] or FAIL_ON["fail"])
     if report.fails(fail_on):
@@ -307,7 +312,7 @@ def golden(recipe: str | None, work: Path | None, as_json: bool) -> None:
 
     Example: vlm-export golden my-captioner.yaml
     """
-    found, _ = open_recipe(recipe, work)
+    found, folder = open_recipe(recipe, work)
     from vlm_export import pipeline
 
     with Progress(as_json) as progress:
@@ -315,6 +320,7 @@ def golden(recipe: str | None, work: Path | None, as_json: bool) -> None:
     lines = [f"{image.file}: {image.caption}" for image in recorded.images]
     target = found.golden_target
     print_result(as_json, {**asdict(recorded), "path": str(target)}, [*lines, f"written to {target}"])
+    tell_next(as_json, next_commands(found, folder).merge())
 
 
 @click.command()
@@ -383,19 +389,38 @@ def bench(
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def recipes(as_json: bool) -> None:
-    """List the bundled recipes."""
+    """List the bundled recipes: family, size, licence and layouts.
+
+    Example: vlm-export recipes
+    """
     from vlm_export import bundled
+    from vlm_export.families._known import layouts_of
     from vlm_export.recipe import find_recipe
 
     found = [find_recipe(name).recipe for name in bundled.recipe_names()]
-    summaries = [
-        {"name": r.name, "model_type": r.model_type, "layout": r.layout, "description": r.description.strip()}
-        for r in found
+    summaries: list[dict[str, Any]] = [
+        {
+            "name": each.name,
+            "model_type": each.model_type,
+            "license": each.hub.license,
+            "layout": each.layout,
+            "layouts": layouts_of(each.model_type, each.name),
+            "description": each.description.strip(),
+        }
+        for each in found
     ]
-    rows = [(r.name, r.model_type or "", r.layout, r.description.splitlines()[0]) for r in found]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
-    lines = ["  ".join([*map(str.ljust, row, widths), row[-1]]) for row in rows]
+    rows = [
+        (
+            each["name"],
+            each["model_type"],
+            each["license"] or "not stated",
+            " ".join(each["layouts"]),
+            each["description"].splitlines()[0].partition(":")[0],
+        )
+        for each in summaries
+    ]
+    table = [("recipe", "family", "licence", "layouts", "what it is"), *rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
     print_result(as_json, {"recipes": summaries}, lines)
-
-
-COMMANDS = (golden, merge, onnx, verify, push, bench, recipes)
+    tell_next(as_json, "vlm-export convert RECIPE")

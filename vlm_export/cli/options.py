@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from vlm_export.cli import output
 from vlm_export.errors import VlmExportError
 
 if TYPE_CHECKING:
+    from vlm_export.commands import Commands
     from vlm_export.files import Work
     from vlm_export.recipe import RecipeFile
 
@@ -19,10 +21,31 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 _DEBUG = "vlm_export.debug"
+_COLUMNS = 100  # of help, at most
+_SHORT = 200  # characters of a command's first sentence, which wraps
 
 
 class Group(click.Group):
-    """Turns the errors of `errors.py` into one line and their exit status."""
+    """Lists its commands in the order of work, and turns the errors of `errors.py` into one line and their exit status.
+
+    `sections` are headings, with the commands below each.
+    """
+
+    def __init__(self, *arguments: Any, sections: Mapping[str, Sequence[click.Command]], **settings: Any):
+        context = {"help_option_names": ["-h", "--help"], "max_content_width": _COLUMNS}
+        super().__init__(*arguments, context_settings=context, **settings)
+        self.sections = sections
+        for commands in sections.values():
+            for command in commands:
+                self.add_command(command)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the sections, in their order."""
+        for heading, commands in self.sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(
+                    [(command.name or "", command.get_short_help_str(limit=_SHORT)) for command in commands]
+                )
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command. Exits with an error's own status, and with 2 for an OSError; `--debug` lets both through."""
@@ -50,9 +73,22 @@ work_option = click.option(
     envvar="VLM_EXPORT_WORK",
     help="Work folder, in place of build/<recipe name>.",
 )
-debug_option = click.option(
-    "--debug", is_flag=True, expose_value=False, callback=_remember_debug, help="Show the traceback of an error."
-)
+
+
+def debug_option(command: Command) -> Command:
+    """Options of every command: what it tells beside its result, and of an error."""
+    quiet = click.option(
+        "-q",
+        "--quiet",
+        is_flag=True,
+        expose_value=False,
+        callback=lambda context, _, value: output.be_quiet(context, value),
+        help="Only the result, warnings and errors: no progress, no notes.",
+    )
+    debug = click.option(
+        "--debug", is_flag=True, expose_value=False, callback=_remember_debug, help="Show the traceback of an error."
+    )
+    return quiet(debug(command))
 
 
 def common(command: Command) -> Command:
@@ -103,10 +139,22 @@ def open_recipe(reference: str | None, work: Path | None, *, builds_model: bool 
     """
     from vlm_export.files import Work
     from vlm_export.recipe import LOCAL_RECIPE, find_recipe
+    from vlm_export.typed import typed
 
     recipe = find_recipe(reference)
+    folder = Work(work or Path("build") / recipe.name)
     if reference is None and recipe.is_bundled:
-        click.echo(f"no {LOCAL_RECIPE} in this folder: this is about the bundled {recipe.name}", err=True)
+        output.notify(f"no {LOCAL_RECIPE} in this folder: this is about the bundled {recipe.name}")
     if recipe.trusted_code and builds_model:
-        click.echo(f"warning: trust_remote_code: runs code of {recipe.trusted_code}", err=True)
-    return recipe, Work(work or Path("build") / recipe.name)
+        output.warn(f"trust_remote_code: runs code of {recipe.trusted_code}")
+    commands = next_commands(recipe, folder)
+    if context := click.get_current_context(silent=True):
+        context.with_resource(typed(commands.recipe, commands.work))
+    return recipe, folder
+
+
+def next_commands(recipe: RecipeFile, work: Work) -> Commands:
+    """The recipe's commands, as its user would type them."""
+    from vlm_export.commands import Commands
+
+    return Commands.of(recipe, work)

@@ -14,9 +14,37 @@ import click
 UNWRAPPED = 1 << 16  # columns, for what reads a pipe: a line stays a line
 
 
+_QUIET = "vlm_export.quiet"
+_SECONDS = 10.0  # between two lines of progress where there is no terminal to draw a bar in
+
+
+def be_quiet(context: click.Context, value: bool) -> None:
+    """From now on `notify` says nothing, and no progress is shown."""
+    if value:
+        context.find_root().meta[_QUIET] = True
+
+
+def is_quiet() -> bool:
+    """Whether the user asked for silence."""
+    context = click.get_current_context(silent=True)
+    return bool(context and context.find_root().meta.get(_QUIET))
+
+
 def notify(line: str) -> None:
-    """A line on stderr."""
-    click.echo(line, err=True)
+    """A line on stderr, unless the user asked for silence."""
+    if not is_quiet():
+        click.echo(line, err=True)
+
+
+def warn(line: str) -> None:
+    """A warning on stderr, whatever the user asked for."""
+    click.echo(f"warning: {line}", err=True)
+
+
+def tell_next(as_json: bool, command: str) -> None:
+    """What to type next, behind a result for people."""
+    if not as_json and not is_quiet():
+        click.echo(f"next: {command}")
 
 
 def write(text: str) -> None:
@@ -79,27 +107,41 @@ def _figure(value: float) -> str:
 
 
 class Progress:
-    """A bar on stderr once something has taken a second; silent when stderr is no terminal."""
+    """A bar on stderr, with the time left, once something has taken a second.
+
+    Where stderr is no terminal it is a line now and then, and nothing where the user asked for silence or for JSON.
+    """
 
     def __init__(self, silent: bool):
         from rich.console import Console
         from rich.progress import Progress
 
         console = Console(stderr=True)
-        self.bar = Progress(console=console, transient=True, disable=silent or not console.is_terminal)
+        self.is_silent = silent or is_quiet()
+        self.is_drawn = console.is_terminal and not self.is_silent
+        self.bar = Progress(console=console, transient=True, disable=not self.is_drawn)
         self.task: Any = None
-        self.started = time.monotonic()
+        self.started = self.told = time.monotonic()
 
     def __enter__(self) -> Progress:
         return self
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Show how many of `total` are done of `what`; 0 says that their number is not known."""
+        if not self.is_drawn:
+            self._tell(what, done, total)
+            return
         if self.task is None and time.monotonic() - self.started > 1:
             self.bar.start()
             self.task = self.bar.add_task(what)
         if self.task is not None:
             self.bar.update(self.task, description=what, completed=done, total=total or None)
+
+    def _tell(self, what: str, done: int, total: int) -> None:
+        if self.is_silent or time.monotonic() - self.told < _SECONDS:
+            return
+        self.told = time.monotonic()
+        notify(f"{what} ({done} of {total})" if total else what)
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()

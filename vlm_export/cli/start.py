@@ -136,8 +136,8 @@ def convert(
              vlm-export convert org/model runs/lora --quantize q8 --push org/model-onnx
              vlm-export convert my-captioner.yaml
     """
+    from vlm_export.commands import named
     from vlm_export.start import plan as plans
-    from vlm_export.start.init_text import argument
 
     run = plans.Run(quantize, runtimes, push_to, private, work)
     parse(quantize, "--quantize")
@@ -149,7 +149,7 @@ def convert(
         notify(line)
     if dry_run:
         stages = [asdict(stage) for stage in plan.stages]
-        said = ["nothing was converted", f"next: vlm-export convert{argument(opened)}{run.options()}"]
+        said = ["nothing was converted", f"next: vlm-export convert{named(opened)}{run.options()}"]
         print_result(as_json, {"recipe": str(opened.path), "stages": stages}, said)
         return
     from vlm_export.start.conversion import convert as run_stages
@@ -269,6 +269,3 @@ def clean(yes: bool, as_json: bool) -> None:
     print_result(
         as_json, {"deleted": [asdict(each) for each in found], "size_bytes": freed}, [f"deleted {size(freed)}"]
     )
-
-
-COMMANDS = (inspect, init, convert, env, cache)

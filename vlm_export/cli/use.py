@@ -250,6 +250,3 @@ def doctor(reference: str, as_json: bool) -> None:
         Console(highlight=False, width=None if sys.stdout.isatty() else UNWRAPPED).print(renderable(examination))
     if examination.count(Severity.ERROR):
         click.get_current_context().exit(1)
-
-
-COMMANDS = (run, chat, serve, demo, doctor)

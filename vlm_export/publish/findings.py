@@ -9,6 +9,7 @@ from vlm_export.errors import InputError
 from vlm_export.files import Work, sha256
 from vlm_export.manifest import ONNX
 from vlm_export.measure.bench import Benchmark
+from vlm_export.typed import command
 from vlm_export.verify.report import Report
 
 REPORT, BENCH, PAGE = "report.json", "bench.json", "index.html"
@@ -38,7 +39,7 @@ def _of_these_graphs(work: Work, name: str, kind: type[Finding]) -> Finding | No
     path = work.report / name
     if not path.is_file():
         return None
-    found = load_document(path, kind, f"remove it, or run `vlm-export {path.stem.replace('report', 'verify')}` again")
+    found = load_document(path, kind, f"remove it, or run `{command(path.stem.replace('report', 'verify'))}` again")
     graphs = {work.repo / ONNX / file: digest for file, digest in found.graphs_sha256.items()}
     same = all(graph.is_file() and sha256(graph) == digest for graph, digest in graphs.items())
     return found if graphs and same else None

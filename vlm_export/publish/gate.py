@@ -20,6 +20,7 @@ from vlm_export.publish.addresses import CARD, readdressed, with_link
 from vlm_export.publish.findings import REPORT
 from vlm_export.publish.local_paths import leaks
 from vlm_export.recipe import RecipeFile
+from vlm_export.typed import command
 from vlm_export.verify.report import Report
 
 
@@ -27,14 +28,14 @@ def check_verified(work: Work) -> None:
     """Raises CheckFailed unless a passing report exists for exactly the files of `repo/`."""
     path = work.report / REPORT
     if not path.is_file():
-        raise CheckFailed(f"{work.repo}: not verified yet: run `vlm-export verify`, or push with --allow-unverified")
-    report = load_document(path, Report, "run `vlm-export verify` again")
+        raise CheckFailed(f"{work.repo}: not verified yet: run `{command('verify')}`, or push with --allow-unverified")
+    report = load_document(path, Report, f"run `{command('verify')}` again")
     if report.verdict != "pass" or not report.checks:
         raise CheckFailed(f"{path}: the verdict is {report.verdict}: mend it, or push with --allow-unverified")
     verified = report.verified_dtypes
     if missing := [dtype for dtype in load_manifest(work.repo).verified if dtype not in verified]:
         raise CheckFailed(
-            f"{path}: says nothing of {', '.join(missing)}: run `vlm-export verify` without --dtype, or push with "
+            f"{path}: says nothing of {', '.join(missing)}: run `{command('verify')}` without --dtype, or push with "
             "--allow-unverified"
         )
     hashes, seen = file_hashes(work.repo), report.files_sha256
@@ -42,7 +43,7 @@ def check_verified(work: Work) -> None:
     if changed:
         raise CheckFailed(
             f"{path}: is about other files than {work.repo} holds ({', '.join(changed[:3])}): "
-            "run `vlm-export verify` again, or push with --allow-unverified"
+            f"run `{command('verify')}` again, or push with --allow-unverified"
         )
 
 
@@ -133,8 +134,8 @@ def _files(recipe: RecipeFile, work: Work, to: Destination, allowed: Allowed) ->
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
     if not allowed.unlicensed and licence.is_missing(_front_matter(text)):
         raise InputError(
-            f"{card}: {licence.NO_LICENCE}, and run `vlm-export verify` again, which writes it into the card; or push "
-            "with --allow-unlicensed"
+            f"{card}: {licence.NO_LICENCE}, and run `{command('verify')}` again, which writes it into the card; "
+            "or push with --allow-unlicensed"
         )
     if found := next(leaks(work.repo, recipe, work.root), None):
         raise CheckFailed(f"{work.repo / found[0]}: names {found[1]}, a folder of this machine: say it in other words")

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from vlm_export import hub, pipeline
+from vlm_export.commands import Commands
 from vlm_export.errors import InputError
 from vlm_export.hub import PushResult
 from vlm_export.manifest import Manifest, load_manifest
@@ -17,7 +18,6 @@ from vlm_export.merging.merge import MergeReport
 from vlm_export.pipeline import Progress
 from vlm_export.publish import gate
 from vlm_export.publish.findings import PAGE
-from vlm_export.publish.page.page import Commands
 from vlm_export.start.plan import Plan
 from vlm_export.verify.causes import explain
 from vlm_export.verify.golden import Golden
@@ -61,7 +61,7 @@ class Converted:
         commands = Commands.of(self.plan.recipe, self.plan.work)
         if self.passed:
             return replace(commands, repo_id=self.repo_id).push()
-        return f"vlm-export verify {commands.recipe}{commands.work} --bisect"
+        return commands.verify(" --bisect")
 
     def as_json(self) -> dict[str, Any]:
         """One object."""
@@ -86,10 +86,10 @@ class Converted:
         commands = Commands.of(self.plan.recipe, self.plan.work)
         return [
             f"{self.plan.recipe.name}: {checks}",
-            *explain(self.report, commands.recipe, self.manifest.mixed),
+            *explain(self.report, commands, self.manifest.mixed),
             f"repo    {self.plan.work.repo}",
             f"report  {self.plan.work.report / PAGE}",
-            f"look    vlm-export demo {commands.recipe}{commands.work}",
+            f"look    {commands.demo()}",
             *([f"pushed  {self.pushed.pull_request or self.pushed.url}"] if self.pushed else []),
             "",
             f"next: {self.next}",

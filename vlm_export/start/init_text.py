@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
-from pathlib import Path
 
-from vlm_export.recipe import LOCAL_RECIPE, RecipeFile
+from vlm_export.commands import named
+from vlm_export.recipe import RecipeFile
 from vlm_export.start.draft import Draft
 from vlm_export.start.figures import columns
 from vlm_export.start.missing import Missing
@@ -18,11 +17,4 @@ def init_lines(draft: Draft, recipe: RecipeFile, missing: Sequence[Missing]) -> 
     lines = [f"written to {recipe.path}: {recipe.name} ({of})"]
     if missing:
         lines += ["", *columns([("command", "will miss"), *((each.command, each.problem) for each in missing)])]
-    return [*lines, "", f"next: vlm-export convert{argument(recipe)}"]
-
-
-def argument(recipe: RecipeFile) -> str:
-    """How a recipe is named on a command line, with a space before it; nothing for the one of the current folder."""
-    if recipe.path == Path(LOCAL_RECIPE):
-        return ""
-    return f" {recipe.name if recipe.is_bundled else shlex.quote(str(recipe.path))}"
+    return [*lines, "", f"next: vlm-export convert{named(recipe)}"]

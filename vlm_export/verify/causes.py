@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from vlm_export.commands import Commands
 from vlm_export.dtypes import DTYPES, FP32
 from vlm_export.verify.limits import (
     COLLAPSE,
@@ -42,22 +43,22 @@ _OF_COLLAPSE = {
 _OF_TOKENS = (TOKENS_EXACT, TOP1_AGREEMENT, FROM_FILE_EXACT, LOGITS, *COLLAPSE)
 
 
-def explain(report: Report, name: str, mixed: Mapping[str, str] | None = None) -> list[str]:
+def explain(report: Report, commands: Commands, mixed: Mapping[str, str] | None = None) -> list[str]:
     """For each dtype that failed a line with the likely cause, then one that says how to publish without them.
 
-    `name` is the recipe's, `mixed` the manifest's.
+    `commands` are the recipe's, `mixed` is the manifest's.
     """
     failed = report.failed_dtypes
     if not failed:
         return []
     lines = [f"{dtype}: {cause(report, dtype)}{_captions(report, dtype)}" for dtype in failed]
-    commands = publishable(report, name, mixed or {})
-    if not commands:
+    without = publishable(report, commands, mixed or {})
+    if not without:
         return [*lines, "nothing can be published before fp32 passes"]
-    return [*lines, f"to publish without {', '.join(failed)}: {', then '.join(f'`{line}`' for line in commands)}"]
+    return [*lines, f"to publish without {', '.join(failed)}: {', then '.join(f'`{line}`' for line in without)}"]
 
 
-def publishable(report: Report, name: str, mixed: Mapping[str, str]) -> list[str]:
+def publishable(report: Report, commands: Commands, mixed: Mapping[str, str]) -> list[str]:
     """The commands that leave out the dtypes that failed, of a recipe; none if float32 is among them."""
     left = passed(report)
     if FP32.name in report.failed_dtypes:
@@ -65,8 +66,7 @@ def publishable(report: Report, name: str, mixed: Mapping[str, str]) -> list[str
     wanted = [dtype for dtype in left if dtype != MIXED] or [FP32.name]
     if MIXED in left:
         wanted.append(",".join(f"{component}={dtype}" for component, dtype in mixed.items()))
-    options = "".join(f" --quantize {each}" for each in wanted)
-    return [f"vlm-export onnx {name}{options}", f"vlm-export verify {name}"]
+    return [commands.onnx(wanted), commands.verify()]
 
 
 def passed(report: Report) -> list[str]:

@@ -35,6 +35,7 @@ from vlm_export.source.checkpoint import Checkpoint
 from vlm_export.source.companions import Choice, Companions, check_tokenizer, gathered
 from vlm_export.source.generation_rules import loaded_rules, published
 from vlm_export.spec.family import Preprocessor
+from vlm_export.typed import command
 
 DECODE_STEPS = 3
 MIN_IMAGES = 2
@@ -115,13 +116,13 @@ class GoldenFolder:
         return max((float(np.abs(value).max(initial=0.0)) for value in logits), default=0.0)
 
 
-def load_golden(path: Path, recipe_name: str) -> GoldenFolder:
+def load_golden(path: Path) -> GoldenFolder:
     """Read and check a recorded golden.
 
     Raises:
         InputError: there is none, it is damaged, it holds nothing to compare with, or a link leads out of it.
     """
-    again = f"run `vlm-export golden {recipe_name}`"
+    again = f"run `{command('golden')}`"
     if not own_file(path, _JSON):
         raise InputError(f"{path}: no golden outputs recorded yet: {again}")
     own_file(path, _TENSORS)

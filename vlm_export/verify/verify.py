@@ -23,6 +23,7 @@ from vlm_export.source.checkpoint import Checkpoint
 from vlm_export.spec.family import Layout, Preprocessor
 from vlm_export.spec.graph import Component
 from vlm_export.targets import TARGETS, UNASKED, Target
+from vlm_export.typed import command
 from vlm_export.verify.from_files import photographs
 from vlm_export.verify.golden import GoldenFolder, array_sha256
 from vlm_export.verify.in_client import cannot_run, verify_in_client
@@ -158,7 +159,7 @@ def _check_can_run(run: Verification, clients: Sequence[Runtime], asked: Sequenc
 
 def _check_comparable(repo: Path, manifest: Manifest, golden: GoldenFolder) -> None:
     if not manifest.graphs:
-        raise InputError(f"{repo / 'export.json'}: lists no graphs: run `vlm-export onnx`")
+        raise InputError(f"{repo / 'export.json'}: lists no graphs: run `{command('onnx')}`")
     if golden.facts.inputs_sha256 != manifest.inputs_sha256:
         changed = sorted(
             name
@@ -167,7 +168,7 @@ def _check_comparable(repo: Path, manifest: Manifest, golden: GoldenFolder) -> N
         )
         raise InputError(
             f"{golden.path}: recorded from other inputs than were exported ({', '.join(changed)} differ): "
-            f"run `vlm-export merge` and `vlm-export onnx`, or record anew with `vlm-export golden {manifest.recipe}`"
+            f"run `{command('merge')}` and `{command('onnx')}`, or record anew with `{command('golden')}`"
         )
 
 
@@ -179,12 +180,12 @@ def _golden_inputs(golden: GoldenFolder, preprocessor: Preprocessor) -> list[Arr
             raise InputError(
                 f"{golden.path / 'images' / image.file}: preprocessing gives other pixels than when the golden was "
                 f"recorded (with Pillow {golden.facts.versions.get('pillow')}): install that version, or record anew "
-                f"with `vlm-export golden {golden.facts.recipe}`"
+                f"with `{command('golden')}`"
             )
         if array_sha256(model_inputs["input_ids"]) != image.prompt_ids_sha256:
             raise InputError(
                 f"{golden.path / 'images' / image.file}: the prompt has other ids than when the golden was recorded "
                 f"(with transformers {golden.facts.versions.get('transformers')}): install that version, or record "
-                f"anew with `vlm-export golden {golden.facts.recipe}`"
+                f"anew with `{command('golden')}`"
             )
     return golden_inputs

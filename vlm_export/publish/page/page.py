@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -11,6 +10,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from vlm_export.commands import Commands
 from vlm_export.documents import load_document
 from vlm_export.dtypes import FP32
 from vlm_export.files import Work, write_text
@@ -28,37 +28,6 @@ from vlm_export.recipe import RecipeFile
 from vlm_export.verify import causes, limits
 from vlm_export.verify.golden import GoldenFolder
 from vlm_export.verify.report import Report
-
-
-@dataclass(frozen=True)
-class Commands:
-    """A recipe's commands as its user would type them; `work` is the option that names its work folder, if needed."""
-
-    recipe: str
-    work: str
-    repo_id: str
-
-    @classmethod
-    def of(cls, recipe: RecipeFile, work: Work) -> Commands:
-        """Those of a recipe."""
-        return cls(
-            recipe=recipe.name if recipe.is_bundled else shlex.quote(str(recipe.path)),
-            work="" if work.root == Path("build") / recipe.name else f" --work {shlex.quote(str(work.root))}",
-            repo_id=recipe.recipe.hub.repo_id or f"your-name/{recipe.name}",
-        )
-
-    def again(self, dtypes: Sequence[str]) -> list[str]:
-        """What makes the same repo once more, and verifies it."""
-        wanted = "".join(f" --quantize {dtype}" for dtype in dtypes)
-        return [
-            f"vlm-export merge {self.recipe}{self.work}",
-            f"vlm-export onnx {self.recipe}{wanted}{self.work}",
-            f"vlm-export verify {self.recipe}{self.work}",
-        ]
-
-    def push(self) -> str:
-        """What uploads it."""
-        return f"vlm-export push {self.repo_id} --recipe {self.recipe}{self.work}"
 
 
 @dataclass(frozen=True)
@@ -88,7 +57,7 @@ def write_page(
     Raises:
         InputError: one of those files cannot be read, or an image of the golden.
     """
-    merged = load_document(work.merged / MERGE_REPORT, MergeReport, f"run `vlm-export merge {recipe.name}`")
+    merged = load_document(work.merged / MERGE_REPORT, MergeReport, f"run `{Commands.of(recipe, work).merge()}`")
     manifest, commands = load_manifest(work.repo), Commands.of(recipe, work)
     text = _template().render(
         report=report,
@@ -107,7 +76,7 @@ def write_page(
         measured=bench_table.conditions(asdict(benchmark)) if benchmark else [],
         inputs=report.golden_inputs_sha256,
         versions={**manifest.versions, **report.versions},
-        again=commands.again(_wanted(manifest)),
+        again=[commands.merge(), commands.onnx(_wanted(manifest)), commands.verify()],
     )
     write_text(work.report / PAGE, text)
 
@@ -130,13 +99,13 @@ def verdict(report: Report, commands: Commands, mixed: Mapping[str, str]) -> Ver
         return Verdict("", "Nothing may be published: nothing was verified.", [])
     if not failed:
         return Verdict(f"May be published: {', '.join(good)}.", "", [commands.push()])
-    without = causes.publishable(report, commands.recipe, mixed)
+    without = causes.publishable(report, commands, mixed)
     if not without:
         return Verdict("", "Nothing may be published: fp32 is not what PyTorch computes.", [])
     return Verdict(
         good=f"May be published: {', '.join(good)};",
         bad=f"not {', '.join(failed)}.",
-        commands=[*(f"{line}{commands.work}" for line in without), commands.push()],
+        commands=[*without, commands.push()],
     )
 
 
