@@ -115,7 +115,9 @@ def test_heavy_libraries_are_imported_neither_for_help_nor_for_push(module: str)
 
 
 def test_recipes(tmp_path: Path) -> None:
-    lines = vlm_export("recipes", cwd=tmp_path).stdout.splitlines()
+    heading, *lines, following = vlm_export("recipes", cwd=tmp_path).stdout.splitlines()
+    assert heading.split() == ["recipe", "family", "licence", "layouts", "what", "it", "is"]
+    assert following == "next: vlm-export convert RECIPE"
     names = [line.split()[0] for line in lines]
     assert names == bundled.recipe_names()
     assert {"distilvit2", "shapes-captioner", "llava-1.5-7b", "smolvlm-256m", "smolvlm2-256m", "idefics3-8b"} <= {
@@ -123,8 +125,11 @@ def test_recipes(tmp_path: Path) -> None:
     }
     listed = json.loads(vlm_export("recipes", "--json", cwd=tmp_path).stdout)
     assert [recipe["name"] for recipe in listed["recipes"]] == names
-    columns = [(recipe["name"], recipe["model_type"], recipe["layout"]) for recipe in listed["recipes"]]
-    assert [tuple(line.split()[:3]) for line in lines] == columns
+    columns = [
+        (recipe["name"], recipe["model_type"], *(recipe["license"] or "not stated").split())
+        for recipe in listed["recipes"]
+    ]
+    assert [tuple(line.split()[: len(row)]) for line, row in zip(lines, columns, strict=True)] == columns
 
 
 def test_json_is_one_object_on_stdout(tmp_path: Path) -> None:
