@@ -32,7 +32,7 @@ from vlm_export.merging import merge
 from vlm_export.preprocessing import image_processor_settings, load_tokenizer
 from vlm_export.runtime.images import open_image
 from vlm_export.runtime.options import Options
-from vlm_export.verify.golden import eos_token_ids
+from vlm_export.verify.recording import eos_token_ids
 from vlm_export.web import node_runtime
 from vlm_export.web.captions import Item
 

@@ -179,7 +179,7 @@ def test_a_failed_verification_exits_1_and_lists_what_failed(tmp_path: Path) -> 
         (("merge", "typo.yaml"), "typo.yaml: adapter: unknown key (did you mean 'adapters'?)"),
         (
             ("merge", "nowhere.yaml"),
-            "nowhere.yaml: model: './nowhere' is neither a local folder nor a Hub id (org/name)",
+            "nowhere.yaml: model: no such folder: ./nowhere",
         ),
         (("onnx",), "build/shapes-captioner/merged: nothing merged yet: run `vlm-export merge shapes-captioner`"),
         (("verify",), "build/shapes-captioner/repo: nothing exported yet: run `vlm-export onnx shapes-captioner`"),

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pico
@@ -55,7 +58,7 @@ def test_each_command_leads_to_the_next(recipe: Path) -> None:
 
 
 def test_errors_name_what_was_typed(recipe: Path) -> None:
-    for command, missing in (("onnx", "merge"), ("verify", "golden")):
+    for command, missing in (("onnx", "merge"), ("verify", "onnx")):
         done = run(command, str(recipe), "--work", "my work")
         assert done.exit_code == 2
         [told] = re.findall(r"`(vlm-export .*?)`", done.stderr)
@@ -75,3 +78,22 @@ def test_quiet(recipe: Path) -> None:
     assert "next:" not in done.stdout and "written to" in done.stdout
     wrong = run("golden", "none.yaml", "-q")
     assert wrong.exit_code == 2 and wrong.stderr.startswith("error: none.yaml: no such recipe file")
+
+
+@pytest.mark.parametrize("line", ["golden", "merge", "onnx", "verify"])
+def test_what_is_missing_is_told_before_torch_is_imported(recipe: Path, line: str) -> None:
+    shutil.rmtree(recipe.parent / "checkpoint")
+    (recipe.parent / "checkpont").mkdir()
+    script = f"""
+import sys
+from vlm_export.cli import main
+try:
+    main([{line!r}, {str(recipe)!r}])
+finally:
+    print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (2, "False"), done.stderr
+    if line in ("golden", "merge"):
+        meant = recipe.parent / "checkpont"
+        assert done.stderr == f"error: {recipe}: model: no such folder: checkpoint; did you mean {meant}?\n"

@@ -13,10 +13,10 @@ import pytest
 from transformers import AutoModelForImageTextToText
 
 from vlm_export.errors import InputError
-from vlm_export.pipeline import golden_images
 from vlm_export.preprocessing import load_tokenizer
+from vlm_export.ready import golden_images
 from vlm_export.source.checkpoint import open_checkpoint
-from vlm_export.verify.golden import eos_token_ids
+from vlm_export.verify.recording import eos_token_ids
 
 FILES = ("img/0.png", "img/1.png", "img/.hidden.png", "img/deep/2.png", "here/img/9.png", "[odd]/3.png")
 

@@ -20,7 +20,7 @@ from exported import silent, write_images
 from hub_server import TOKEN, HubServer, environment
 from test_chat_families import KINDS
 
-from vlm_export import bundled, pipeline
+from vlm_export import bundled, pipeline, ready
 from vlm_export.cli import main
 from vlm_export.errors import InputError
 from vlm_export.recipe import PHOTOGRAPHS, Recipe, load_recipe
@@ -162,7 +162,7 @@ def test_paths_are_relative_to_the_recipe() -> None:
     )
     found = load_recipe(Path("recipes/one.yaml"))
     assert (found.recipe.model, found.recipe.golden.images) == ("../models/one", ("../photos/*.png",))
-    assert len(pipeline._images(found)) == 3
+    assert len(ready.images(found)) == 3
 
 
 def test_bundled_photographs_are_golden_images() -> None:

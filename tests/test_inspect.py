@@ -28,12 +28,13 @@ from vlm_export.errors import InputError
 from vlm_export.families._known import layouts_of, module_names
 from vlm_export.families.registry import find_family
 from vlm_export.manifest import load_manifest
+from vlm_export.paths import is_plainly_a_path
 from vlm_export.quantize.estimate import Estimate
 from vlm_export.source.checkpoint import build_empty, open_checkpoint
 from vlm_export.spec.graph import Component
 from vlm_export.start import inspection
 from vlm_export.start.inspection import Adapter, Checkpoint, Repo, inspect
-from vlm_export.start.named import find, is_plainly_a_path
+from vlm_export.start.named import find
 from vlm_export.start.sizes import GRAPHS
 from vlm_export.wanted import parse
 

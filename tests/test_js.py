@@ -33,7 +33,7 @@ from vlm_export.preprocessing import image_processor_settings, load_tokenizer
 from vlm_export.recipe import find_recipe, load_recipe
 from vlm_export.runtime.images import open_image
 from vlm_export.source import fetch
-from vlm_export.verify.golden import eos_token_ids
+from vlm_export.verify.recording import eos_token_ids
 from vlm_export.web.chromium import drive
 from vlm_export.web.node_runtime import node_home
 from vlm_export.web.site_server import ISOLATION, SiteServer, files_under

@@ -18,6 +18,9 @@ from vlm_export.errors import InputError
 SKELETON = ".structure"  # how the name of a kept skeleton ends
 
 
+MERGE_REPORT = "merge.json"
+
+
 @dataclass(frozen=True)
 class Work:
     """`build/<recipe>/`: `merged/` the plain checkpoint, `repo/` exactly what is pushed, `report/` what was checked."""
@@ -28,6 +31,11 @@ class Work:
     def merged(self) -> Path:
         """The folder of the plain checkpoint that `merge` writes."""
         return self.root / "merged"
+
+    @property
+    def merge_report(self) -> Path:
+        """What `merge` says of what it did, beside the checkpoint."""
+        return self.merged / MERGE_REPORT
 
     @property
     def repo(self) -> Path:

@@ -5,18 +5,15 @@ The only module that knows the order of the stages and where each one's result l
 
 from __future__ import annotations
 
-import glob
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
-from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from vlm_export import bundled
+from vlm_export import ready
 from vlm_export.commands import Commands
 from vlm_export.documents import load_document
 from vlm_export.dtypes import DTYPES
@@ -29,11 +26,9 @@ from vlm_export.graph.onnxsim_process import Onnxsim
 from vlm_export.machine import available_memory, free_disk
 from vlm_export.manifest import ONNX, GraphFile, Manifest, Range, complete_dtypes, load_manifest
 from vlm_export.merging import merge
-from vlm_export.merging.merge import REPORT as MERGE_REPORT
 from vlm_export.merging.merge import MergeReport
 from vlm_export.models import pixels
 from vlm_export.models.pixels import NotInGraph
-from vlm_export.own_files import own_file
 from vlm_export.publish import card, config_files, decision_table, licence
 from vlm_export.publish.addresses import CARD
 from vlm_export.publish.card import Found
@@ -45,12 +40,12 @@ from vlm_export.quantize.calibration import Samples, Solver
 from vlm_export.quantize.estimate import Estimate
 from vlm_export.quantize.plan import Plan
 from vlm_export.quantize.variants import Source, Variant
-from vlm_export.recipe import PHOTOGRAPHS, RecipeFile
+from vlm_export.recipe import RecipeFile
 from vlm_export.source.checkpoint import Checkpoint, open_checkpoint
 from vlm_export.source.fetch import sources, with_trusted_code
 from vlm_export.source.generation_rules import published
 from vlm_export.targets import Target
-from vlm_export.verify import golden, verify
+from vlm_export.verify import golden, recording, verify
 from vlm_export.verify.report import Report, with_files
 from vlm_export.wanted import AUTO, PLANNED, Goal, Wanted, parse
 
@@ -76,11 +71,9 @@ def run_merge(recipe: RecipeFile, work: Work, progress: Progress, *, base: str |
 @with_trusted_code
 def run_golden(recipe: RecipeFile, progress: Progress) -> golden.Golden:
     """Record the PyTorch model's outputs in the recipe's golden folder."""
-    images = _images(recipe)
-    if len({path.name for path in images}) < len(images):
-        raise InputError(f"{recipe.path}: golden.images: two files of one name; rename one")
+    images = ready.images(recipe)
     found = sources(recipe)
-    return golden.record(
+    return recording.record(
         recipe,
         found.model,
         found.adapters,
@@ -88,41 +81,6 @@ def run_golden(recipe: RecipeFile, progress: Progress) -> golden.Golden:
         found.beside,
         lambda done, total: progress("captioning", done, total),
     )
-
-
-def _images(recipe: RecipeFile) -> list[Path]:
-    """The recipe's golden images, or those that come with the package."""
-    patterns = recipe.recipe.golden.images
-    base = recipe.path.parent
-    if not patterns:
-        base, patterns = bundled.GOLDEN / bundled.DEFAULT_RECIPE / "images", ("*.png",)
-    own = [pattern for pattern in patterns if pattern != PHOTOGRAPHS]
-    photographs = [path for path in bundled.photographs() if path.suffix == ".jpg"] if PHOTOGRAPHS in patterns else []
-    try:
-        return [*golden_images(base, own), *photographs]
-    except InputError as error:
-        raise InputError(f"{recipe.path}: golden.images: {error}") from error
-
-
-def golden_images(base: Path, patterns: Sequence[str]) -> list[Path]:
-    """The files that a shell in the folder `base` would make of these patterns, each once, by name.
-
-    `..` may be anywhere in them, `~` in front, and `**` stands for any number of folders; names that begin with a dot
-    are found only where the pattern says so.
-
-    Raises:
-        InputError: a file is none, or is a link that leads out of the folder in front of the first wildcard.
-    """
-    found = set()
-    for pattern in map(os.path.expanduser, patterns):
-        named = list(takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts[:-1]))
-        folder = base.joinpath(*named)
-        for name in glob.iglob(pattern, root_dir=base, recursive=True):
-            path = base / name
-            if path.is_symlink() or not path.is_dir():
-                own_file(folder, path.relative_to(folder).as_posix())
-                found.add(path.resolve())
-    return sorted(found)
 
 
 @with_trusted_code
@@ -207,10 +165,9 @@ def _merged(recipe: RecipeFile, work: Work) -> tuple[MergeReport, Checkpoint]:
     Raises:
         InputError: nothing yet.
     """
+    ready.for_onnx(recipe, work)
     again = f"run `{Commands.of(recipe, work).merge()}`"
-    if not (work.merged / MERGE_REPORT).is_file():
-        raise InputError(f"{work.merged}: nothing merged yet: {again}")
-    return load_document(work.merged / MERGE_REPORT, MergeReport, again), open_checkpoint(work.merged)
+    return load_document(work.merge_report, MergeReport, again), open_checkpoint(work.merged)
 
 
 def _in_graph(recipe: RecipeFile, merged: Checkpoint, layout: str, notify: Callable[[str], None]) -> dict[str, Any]:
@@ -288,7 +245,7 @@ def _recorded(folder: Path, recipe: RecipeFile, variants: Sequence[Variant], pro
     """What the float32 graphs are fed for the recipe's images: as much as the variants need."""
     calibrated = any(variant.is_calibrated for variant in variants)
     sampling = calibration.FOR_NUMBERS if calibrated else calibration.FOR_RANGES
-    return calibration.record(folder, _images(recipe), recipe.first_prompt, sampling, progress)
+    return calibration.record(folder, ready.images(recipe), recipe.first_prompt, sampling, progress)
 
 
 def _in_range(

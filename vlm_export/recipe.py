@@ -21,6 +21,7 @@ from vlm_export.contract import LayoutName
 from vlm_export.dtypes import DTYPES
 from vlm_export.errors import InputError
 from vlm_export.files import text_of
+from vlm_export.paths import is_no_id, no_such_folder
 from vlm_export.wanted import parse
 
 DtypeName = Literal["fp32", "fp16", "int8", "uint8", "q8", "q4", "q4f16", "bnb4", "q2", "q2f16"]
@@ -223,6 +224,17 @@ class RecipeFile:
         """The existing local path that `reference` names, or None when it can only be a Hub id."""
         candidate = (self.path.parent / Path(reference).expanduser()).resolve()
         return candidate if candidate.exists() else None
+
+    def found(self, reference: str, key: str) -> Path | None:
+        """The existing local path that `reference` names, which stands at `key`; None where it is an id of the Hub.
+
+        Raises:
+            InputError: it can only be a path, and nothing is there.
+        """
+        local = self.local(reference)
+        if local is None and is_no_id(reference):
+            raise InputError(f"{self.path}: {key}: {no_such_folder(reference, self.path.parent)}")
+        return local
 
 
 def find_recipe(reference: str | None) -> RecipeFile:

@@ -33,7 +33,7 @@ from vlm_export.source import fetch
 from vlm_export.source.checkpoint import Checkpoint
 from vlm_export.source.companions import gathered
 from vlm_export.source.generation_rules import published
-from vlm_export.verify.golden import eos_token_ids
+from vlm_export.verify.recording import eos_token_ids
 
 # What transformers' `generate` is told of a plan; it warns of what it does not use.
 _COMMON_OPTIONS = (

@@ -34,6 +34,9 @@ def merge(recipe: str | None, base: str | None, work: Path | None, as_json: bool
     Example: vlm-export merge my-captioner.yaml
     """
     found, folder = open_recipe(recipe, work)
+    from vlm_export import ready
+
+    ready.for_merge(found)
     from vlm_export import pipeline
 
     with Progress(as_json) as progress:
@@ -93,6 +96,9 @@ def onnx(
     wanted = _wanted(quantize, budget, max_kl, plan)
     most = None if memory is None else parse_size(memory, "--memory")
     found, folder = open_recipe(recipe, work)
+    from vlm_export import ready
+
+    ready.for_onnx(found, folder)
     from vlm_export import pipeline
     from vlm_export.quantize.estimate import Estimate
     from vlm_export.quantize.plan import load as load_plan
@@ -192,6 +198,9 @@ def verify(
     from rich.console import Console
 
     found, folder = open_recipe(recipe, work)
+    from vlm_export import ready
+
+    ready.for_verify(found, folder)
     from vlm_export import pipeline
     from vlm_export.manifest import load_manifest
     from vlm_export.publish import decision_table
@@ -313,6 +322,9 @@ def golden(recipe: str | None, work: Path | None, as_json: bool) -> None:
     Example: vlm-export golden my-captioner.yaml
     """
     found, folder = open_recipe(recipe, work)
+    from vlm_export import ready
+
+    ready.for_golden(found)
     from vlm_export import pipeline
 
     with Progress(as_json) as progress:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from vlm_export.doctor.repo_view import CONFIG, DOCUMENTS, ONNX, RepoView, open_repo
 from vlm_export.errors import InputError
 from vlm_export.files import Work
-
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+from vlm_export.paths import is_plainly_a_path, no_such_folder
 
 
 def find_repo(reference: str, notify: Callable[[str], None]) -> RepoView:
@@ -23,8 +21,8 @@ def find_repo(reference: str, notify: Callable[[str], None]) -> RepoView:
     if folder.is_dir():
         inner = Work(folder).repo
         return open_repo(inner if not (folder / CONFIG).exists() and (inner / CONFIG).exists() else folder)
-    if not _REPO_ID.fullmatch(reference):
-        raise InputError(f"{reference}: no such folder, nor an id of the Hub (org/name)")
+    if is_plainly_a_path(reference):
+        raise InputError(f"{no_such_folder(reference)}; nor is it an id of the Hub (org/name)")
     return _fetch(reference, notify)
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from vlm_export.errors import InputError, all_of
-from vlm_export.files import atomic_folder, sha256, write_json
+from vlm_export.files import MERGE_REPORT, atomic_folder, sha256, write_json
 from vlm_export.merging import adapters, vocabulary
 from vlm_export.merging.adapter_settings import SETTINGS
 from vlm_export.merging.adapters import Adapter
@@ -37,8 +37,6 @@ from vlm_export.tensors.safetensors_writer import DTYPES, Entry, write_tensors
 from vlm_export.tensors.stored import TensorRef, Weight
 from vlm_export.tensors.streaming import return_freed_memory
 from vlm_export.tensors.weight_files import WEIGHTS, folder_of, is_pickle, weight_files
-
-REPORT = "merge.json"
 
 
 @dataclass(frozen=True)
@@ -121,7 +119,7 @@ def merge(
             inputs = input_hashes(path, adapter_paths, companions)
             pickles = [file for file in _inputs(path, adapter_paths) if is_pickle(file)]
             report = _report(base, steps, changes, seen, companions, inputs, pickles)
-            write_json(folder / REPORT, asdict(report))
+            write_json(folder / MERGE_REPORT, asdict(report))
     return report
 
 

@@ -26,7 +26,7 @@ from vlm_export.source.checkpoint import Checkpoint
 from vlm_export.source.companions import check_tokenizer
 from vlm_export.source.generation_rules import published
 from vlm_export.spec.client import ChatTemplate, Client, RepoFacts
-from vlm_export.verify.golden import eos_token_ids
+from vlm_export.verify.recording import eos_token_ids
 from vlm_export.wanted import MIXED
 
 _PREPROCESSOR = "preprocessor_config.json"

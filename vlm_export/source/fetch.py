@@ -44,11 +44,9 @@ def sources(recipe: RecipeFile) -> Sources:
     """
 
     def find(reference: str, revision: str | None, key: str, files: tuple[str, ...]) -> Path:
-        local = recipe.local(reference)
+        local = recipe.found(reference, key)
         if local is not None:
             return local
-        if reference.startswith((".", "/", "~")) or reference.count("/") != 1:
-            raise InputError(f"{recipe.path}: {key}: {reference!r} is neither a local folder nor a Hub id (org/name)")
         return hub.download(reference, revision=revision, allow_patterns=files)
 
     model = find(recipe.recipe.model, recipe.recipe.revision, "model", MODEL_FILES)

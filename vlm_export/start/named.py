@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +11,7 @@ from typing import Any
 from vlm_export.errors import InputError
 from vlm_export.files import Work, read_json
 from vlm_export.own_files import leads_out, own_file
+from vlm_export.paths import is_plainly_a_path, no_such_folder
 
 CONFIG, ADAPTER_CONFIG, GENERATION = "config.json", "adapter_config.json", "generation_config.json"
 CARD, MANIFEST, ONNX = "README.md", "export.json", "onnx/"
@@ -30,9 +29,7 @@ DESCRIBING = (
     "processor_config.json",
     "*.safetensors.index.json",
 )
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
-_WINDOWS_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 
 @dataclass(frozen=True)
@@ -99,35 +96,6 @@ def find(reference: str, notify: Callable[[str], None] = lambda line: None) -> N
     if is_plainly_a_path(reference):
         raise InputError(no_such_folder(reference))
     return _on_the_hub(reference, notify)
-
-
-def is_plainly_a_path(reference: str) -> bool:
-    """Whether a reference cannot be meant as `org/name`, or is one letter away from a folder that is there."""
-    if not _REPO_ID.fullmatch(reference) or _WINDOWS_DRIVE.match(reference):
-        return True
-    path = Path(reference)
-    close = meant(path)
-    return path.parent.is_dir() or (close is not None and len(close.parts) == len(path.parts))
-
-
-def no_such_folder(reference: str) -> str:
-    """One line for the user on a path that does not exist."""
-    close = meant(Path(reference).expanduser())
-    return f"no such folder: {reference}" + (f"; did you mean {close}?" if close else "")
-
-
-def meant(path: Path) -> Path | None:
-    """The path that exists and is most like one that does not, or the beginning of it; None where nothing is."""
-    missing = path
-    while not missing.parent.exists():
-        missing = missing.parent
-    names = [each.name for each in missing.parent.iterdir()] if missing.parent.is_dir() else []
-    close = difflib.get_close_matches(missing.name, names, n=1)
-    if not close:
-        return None
-    found = missing.parent / close[0]
-    whole = found / path.relative_to(missing)
-    return whole if whole.exists() else found
 
 
 def _sizes(folder: Path) -> dict[str, int]:

@@ -11,8 +11,8 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from vlm_export.errors import InputError
+from vlm_export.paths import meant
 from vlm_export.recipe import PHOTOGRAPHS
-from vlm_export.start.named import meant
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 _FEWEST = 2

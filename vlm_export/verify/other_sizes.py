@@ -32,9 +32,9 @@ from vlm_export.runtime.sessions import (
 from vlm_export.spec.family import Reference
 from vlm_export.spec.graph import TensorSpec
 from vlm_export.verify import limits
-from vlm_export.verify.golden import as_tensors, cache_tensors
 from vlm_export.verify.golden_sessions import GoldenSessions
 from vlm_export.verify.metrics import max_relative_error
+from vlm_export.verify.recording import as_tensors, cache_tensors
 from vlm_export.verify.verification import Verification
 
 BATCHES, LENGTHS, IMAGES = (1, 2, 3), (1, 2, 7, 33), (1, 2, 13)

@@ -17,7 +17,6 @@ from vlm_export.files import Work, write_text
 from vlm_export.manifest import Manifest, load_manifest
 from vlm_export.measure import bench_table
 from vlm_export.measure.bench import Benchmark
-from vlm_export.merging.merge import REPORT as MERGE_REPORT
 from vlm_export.merging.merge import MergeReport
 from vlm_export.publish import quality_plot
 from vlm_export.publish.findings import PAGE
@@ -57,7 +56,7 @@ def write_page(
     Raises:
         InputError: one of those files cannot be read, or an image of the golden.
     """
-    merged = load_document(work.merged / MERGE_REPORT, MergeReport, f"run `{Commands.of(recipe, work).merge()}`")
+    merged = load_document(work.merge_report, MergeReport, f"run `{Commands.of(recipe, work).merge()}`")
     manifest, commands = load_manifest(work.repo), Commands.of(recipe, work)
     text = _template().render(
         report=report,
