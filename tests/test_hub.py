@@ -21,6 +21,7 @@ from huggingface_hub.hf_api import RepoFile
 from vlm_export import hub as hub_door
 from vlm_export.errors import CheckFailed, InputError
 from vlm_export.hub import FileChange, download, plan_push, push_folder
+from vlm_export.news import told_to
 
 REPO = "tester/demo"
 # Above the megabyte, so that it is streamed in pieces.
@@ -376,6 +377,18 @@ def test_download_is_pinned_and_then_works_offline(
     assert (folder / "config.json").read_bytes() == b"{}"
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert download(REPO, revision=old, allow_patterns=["*.json", "*.bin"]) == folder
+
+
+def test_a_download_is_told_before_it_begins_and_not_where_all_is_here(hub: HubServer, folder: Path) -> None:
+    push_folder(REPO, folder, message="x")
+    told: list[str] = []
+    with told_to(told.append):
+        commit = download(REPO, allow_patterns=["*.json"]).name
+        assert told == [], "kilobytes"
+        download(REPO, allow_patterns=["onnx/*"])
+        assert told == [f"fetching {REPO}@{commit[:12]}: 3 files, 1 MB"]
+        download(REPO, allow_patterns=["onnx/*"])
+    assert len(told) == 1
 
 
 def test_download_of_what_is_not_there(hub: HubServer, folder: Path) -> None:

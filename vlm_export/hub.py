@@ -30,6 +30,7 @@ from huggingface_hub import (
     get_cached_repo_tree,
     get_token,
     snapshot_download,
+    try_to_load_from_cache,
 )
 from huggingface_hub.errors import (
     CachedRepoTreeNotFoundError,
@@ -43,9 +44,10 @@ from huggingface_hub.errors import (
     SafetensorsParsingError,
 )
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import get_session, hf_raise_for_status
+from huggingface_hub.utils import filter_repo_objects, get_session, hf_raise_for_status
 
 from vlm_export.errors import CheckFailed, InputError
+from vlm_export.news import tell
 from vlm_export.own_files import leads_out
 
 Kind = Literal["model", "space"]
@@ -58,6 +60,7 @@ MAX_ENTRIES = 10_000  # of a folder
 # huggingface_hub refuses to commit anything in these.
 FORBIDDEN_FOLDERS = (".git", ".cache")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+_TOLD_MEGABYTES = 1  # a download of less is not told
 LOGIN = "run `hf auth login` or set HF_TOKEN"
 
 
@@ -212,13 +215,24 @@ def download(repo_id: str, *, revision: str | None = None, allow_patterns: Seque
         listed = _listing(repo_id, pinned.resolved)
         if not any(fnmatch.fnmatch(path, pattern) for path in listed for pattern in allow_patterns):
             raise InputError(f"{repo_id}@{pinned}: no file matches {', '.join(allow_patterns)}: check the repo's files")
+        superseded = _superseded_pickles(list(listed))
+        wanted = filter_repo_objects(listed, allow_patterns=list(allow_patterns))
+        _tell_download(repo_id, pinned.resolved, {path: listed[path] for path in wanted if path not in superseded})
         folder = snapshot_download(
             repo_id,
             revision=pinned,
             allow_patterns=list(allow_patterns),
-            ignore_patterns=[glob.escape(path) for path in _superseded_pickles(list(listed))],
+            ignore_patterns=[glob.escape(path) for path in superseded],
         )
     return Path(folder)
+
+
+def _tell_download(repo_id: str, commit: str, wanted: Mapping[str, int]) -> None:
+    """Tell how much of it the cache does not have, unless that is little."""
+    missing = [path for path in wanted if not isinstance(try_to_load_from_cache(repo_id, path, revision=commit), str)]
+    megabytes = sum(wanted[path] for path in missing) / 1e6
+    if megabytes >= _TOLD_MEGABYTES:
+        tell(f"fetching {repo_id}@{commit[:12]}: {len(missing)} files, {megabytes:,.0f} MB")
 
 
 def list_files(repo_id: str, *, revision: str | None = None) -> dict[str, int]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from vlm_export import news
 from vlm_export.cli import output
 from vlm_export.errors import VlmExportError
 
@@ -50,7 +51,8 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command. Exits with an error's own status, and with 2 for an OSError; `--debug` lets both through."""
         try:
-            return super().invoke(ctx)
+            with news.told_to(output.notify):
+                return super().invoke(ctx)
         except VlmExportError as error:
             if ctx.meta.get(_DEBUG):
                 raise

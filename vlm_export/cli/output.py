@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import click
 
+NO_BARS = "HF_HUB_DISABLE_PROGRESS_BARS"
 UNWRAPPED = 1 << 16  # columns, for what reads a pipe: a line stays a line
 
 
@@ -22,6 +24,7 @@ def be_quiet(context: click.Context, value: bool) -> None:
     """From now on `notify` says nothing, and no progress is shown."""
     if value:
         context.find_root().meta[_QUIET] = True
+        os.environ[NO_BARS] = "1"
 
 
 def is_quiet() -> bool:

@@ -22,11 +22,13 @@ from typing import Any
 
 from vlm_export.errors import CheckFailed, InputError
 from vlm_export.files import cache_folder
+from vlm_export.news import tell
 from vlm_export.targets import NodeTarget
 from vlm_export.web.captions import Caption, Captions, Item, Layout, NoAnswer, caption_of, items_json
 
 NODE_MAJOR = 20
 SCRIPTS = Path(__file__).parents[1] / "node"
+_MEGABYTES = 474  # of what its lock installs: transformers.js and both builds of ONNX Runtime
 CONTRACT = SCRIPTS.parent / "js" / "src" / "contract.js"
 _END_SECONDS = 15
 NEXT_STEP = f"install Node {NODE_MAJOR} or newer"
@@ -160,6 +162,8 @@ def _install(scripts: Path, home: Path, instead: str) -> None:
         staging.mkdir()
         for name in ("package.json", "package-lock.json"):
             shutil.copy(scripts / name, staging)
+        size = f": {_MEGABYTES} MB" if scripts == SCRIPTS else ""
+        tell(f"installing npm packages into {home}, once{size}")
         _npm_ci(npm, staging, instead)
         try:
             staging.rename(home)
