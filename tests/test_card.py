@@ -111,6 +111,10 @@ def test_a_line_in_words_for_each_dtype(verified: Exported) -> None:
     assert said["q8"].endswith(" · loaded by browsers")
 
 
+def test_it_warns_where_the_graph_resizes(verified: Exported) -> None:
+    assert "Give transformers.js one picture at a time" in card(verified)
+
+
 def test_no_name_of_a_metric_is_in_it(verified: Exported) -> None:
     report = json.loads((verified.work.report / "report.json").read_text())
     text = card(verified).replace("exact_match", "")

@@ -170,6 +170,11 @@ def _verified(report: Mapping[str, Any] | None, golden: GoldenFolder | None) -> 
     return "## Verified\n\n" + "\n\n".join(lines)
 
 
+_ONE_PICTURE = (
+    "Give transformers.js one picture at a time: of several, of different sizes, it mixes up the pixels without a word."
+)
+
+
 def _limits(folder: Path, recipe: Recipe, manifest: Manifest) -> str:
     generation = read_json(folder / "generation_config.json")
     lines = [
@@ -177,6 +182,7 @@ def _limits(folder: Path, recipe: Recipe, manifest: Manifest) -> str:
         f"It says at most {generation['max_new_tokens']} tokens." if "max_new_tokens" in generation else "",
         "transformers.js takes the likeliest token each time and has no beams; the Python package has.",
         _picture_size(folder, manifest),
+        _ONE_PICTURE if manifest.in_graph else "",
         *_in_float32(manifest),
         *_not_calibrated(manifest),
         "Verified is that it says what its PyTorch model says, not that this is true: it is wrong where that is, and "
