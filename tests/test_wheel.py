@@ -52,7 +52,7 @@ def test_installed_wheel_works_in_an_environment_of_its_own(tmp_path: Path) -> N
     run(command, "onnx", "--quantize", "int8", cwd=tmp_path)
     verified = run(command, "verify", cwd=tmp_path)
     assert "\npass: " in verified
-    page = verified.splitlines()[-1].removeprefix("to look at: ")
+    [page] = [line.removeprefix("to look at: ") for line in verified.splitlines() if line.startswith("to look at: ")]
     assert caption in (tmp_path / page).read_text(encoding="utf-8")
     assert run(command, "run", "--backend", "onnx", str(photo), cwd=tmp_path) == f"{caption}\n"
     assert "written to site" in run(command, "demo", "--export", "site", cwd=tmp_path)
