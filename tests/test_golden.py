@@ -10,6 +10,7 @@ import encoder_decoders
 import pico
 import pico_chat
 import pytest
+from exported import record
 from transformers import AutoModelForImageTextToText
 
 from vlm_export.errors import InputError
@@ -108,3 +109,10 @@ def test_a_default_of_a_class_is_no_end(tmp_path: Path) -> None:
         config["text_config"].pop(name, None)
     (folder / "config.json").write_text(json.dumps(config))
     assert eos_token_ids(open_checkpoint(folder), load_tokenizer(folder)) == [256]
+
+
+def test_pixels_that_are_no_numbers(tmp_path: Path) -> None:
+    pico.write_checkpoint(tmp_path / "checkpoint")
+    with pytest.raises(InputError, match=r"0\.png: becomes pixels that are NaN or infinite: see image_std"):
+        record(tmp_path, image_processor={"image_std": [0, 0, 0]})
+    assert not (tmp_path / "golden").exists()

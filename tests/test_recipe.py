@@ -327,3 +327,10 @@ def test_local_paths_start_at_the_recipe_s_folder(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("HOME", str(tmp_path))
     assert found.local("~/org/model") == (tmp_path / "org" / "model").resolve()
     assert found.golden_dir.resolve() == (tmp_path / "recipes" / "golden" / "mine").resolve()
+
+
+def test_nested_too_deep(tmp_path: Path) -> None:
+    path = tmp_path / "deep.yaml"
+    path.write_text("[" * 100_000)
+    with pytest.raises(InputError, match=r"deep\.yaml: not valid YAML: nested too deep"):
+        load_recipe(path)

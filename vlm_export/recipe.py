@@ -294,6 +294,8 @@ def _read_yaml(path: Path) -> Any:
         raise InputError(f"{path}: no such recipe file; `vlm-export recipes` lists the bundled ones") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
+    except RecursionError:
+        raise InputError(f"{path}: not valid YAML: nested too deep") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: something like a date, `2024-99-99`
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if repeated:

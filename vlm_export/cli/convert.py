@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from vlm_export.cli.options import common, next_commands, open_recipe, recipe_argument
+from vlm_export.cli.options import common, next_commands, open_recipe, recipe_argument, threads_option
 from vlm_export.cli.output import Progress, notify, plan_lines, print_result, report_lines, tell_next, warn
 from vlm_export.contract import LayoutName
 from vlm_export.dtypes import FP32, preferred
@@ -347,7 +347,7 @@ def golden(recipe: str | None, work: Path | None, as_json: bool) -> None:
 @click.option("--prompt", help="What to say to a chat model.")
 @click.option("--new-tokens", type=click.IntRange(min=2), default=32, show_default=True, help="For each image.")
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="0 is each runtime's own choice.")
+@threads_option
 @click.option("--card", is_flag=True, help="Write the table into the model card.")
 @common
 def bench(

@@ -22,6 +22,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 _DEBUG = "vlm_export.debug"
+_MOST_THREADS = 1024  # each has a stack of its own
 _COLUMNS = 100  # of help, at most
 _SHORT = 200  # characters of a command's first sentence, which wraps
 
@@ -74,6 +75,13 @@ work_option = click.option(
     type=click.Path(path_type=Path, file_okay=False),
     envvar="VLM_EXPORT_WORK",
     help="Work folder, in place of build/<recipe name>.",
+)
+
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(0, _MOST_THREADS),
+    default=0,
+    help="For each graph; 0 is the runtime's own choice.",
 )
 
 

@@ -9,7 +9,14 @@ from typing import Any, Literal
 
 import click
 
-from vlm_export.cli.options import common, debug_option, generation_options, output_options, work_option
+from vlm_export.cli.options import (
+    common,
+    debug_option,
+    generation_options,
+    output_options,
+    threads_option,
+    work_option,
+)
 from vlm_export.cli.output import UNWRAPPED, notify, print_result, write
 from vlm_export.errors import InputError
 
@@ -20,7 +27,7 @@ from vlm_export.errors import InputError
 @click.option("--together", is_flag=True, help="All images belong to one prompt of a chat model.")
 @click.option("--dtype", help="By default int8, else q8, else fp32, of those that passed verify.")
 @click.option("--backend", type=click.Choice(["auto", "onnx", "torch"]), default="auto", show_default=True)
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="For each graph; 0 is ONNX Runtime's choice.")
+@threads_option
 @click.option("--stream", is_flag=True, help="Print the text as it comes.")
 @generation_options
 @common
@@ -78,7 +85,7 @@ def run(
 @click.argument("arguments", nargs=-1, metavar="[RECIPE|DIR|REPO_ID] [IMAGE]...")
 @click.option("--dtype", help="By default int8, else q8, else fp32, of those that passed verify.")
 @click.option("--backend", type=click.Choice(["auto", "onnx", "torch"]), default="auto", show_default=True)
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="For each graph; 0 is ONNX Runtime's choice.")
+@threads_option
 @generation_options
 @work_option
 @debug_option
@@ -130,7 +137,7 @@ def chat(
     help="Where to listen. Who can reach it can use the model: there is no key and no TLS.",
 )
 @click.option("--dtype", help="By default int8, else q8, else fp32, of those that passed verify.")
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="For each graph; 0 is ONNX Runtime's choice.")
+@threads_option
 @click.option("--max-body-mb", type=click.IntRange(1), default=20, show_default=True, help="Of one request.")
 @click.option("--concurrency", type=click.IntRange(1), default=1, show_default=True, help="Requests at work at a time.")
 @click.option("--queue", type=click.IntRange(0), default=16, show_default=True, help="Requests that may wait for that.")

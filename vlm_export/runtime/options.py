@@ -68,6 +68,7 @@ class Plan:
     stop: tuple[str, ...] = ()
 
 
+MOST_ROWS = 256  # of one prompt: beams, or samples
 # Scores are float32: what multiplies or divides them must leave them numbers. transformers is as silent about the rest
 # as numpy is: of a temperature of 1e-320, the probabilities are NaN.
 _LEAST, _MOST = 1e-20, 1e20
@@ -152,6 +153,9 @@ def _problems(plan: Plan) -> list[str]:
     for name, least in (("max_new_tokens", 1), ("min_new_tokens", 0), ("num_beams", 1), ("num_return_sequences", 1)):
         if getattr(plan, name) < least:
             found.append(f"{name}: {getattr(plan, name)}, but it must be at least {least}")
+    for name in ("num_beams", "num_return_sequences"):  # each is a row of the cache
+        if getattr(plan, name) > MOST_ROWS:
+            found.append(f"{name}: {getattr(plan, name)}, but it must be at most {MOST_ROWS}")
     if plan.min_new_tokens > plan.max_new_tokens:
         found.append(f"min_new_tokens: {plan.min_new_tokens} is more than max_new_tokens, {plan.max_new_tokens}")
     for name, idle in (("temperature", "without sampling it is not used"), ("repetition_penalty", "1 is none")):

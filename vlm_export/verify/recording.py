@@ -131,9 +131,15 @@ class _Recorder:
         """What the model is fed.
 
         Raises:
-            InputError: a token that the model has no row for.
+            InputError: a token that the model has no row for, or pixels that are no numbers.
         """
-        inputs = self.preprocessor.model_inputs(path, text)
+        with np.errstate(all="ignore"):  # what comes of it is looked at
+            inputs = self.preprocessor.model_inputs(path, text)
+        if not np.isfinite(inputs["pixel_values"]).all():
+            raise InputError(
+                f"{path}: becomes pixels that are NaN or infinite: see image_std and rescale_factor in image_processor "
+                "or preprocessor_config.json"
+            )
         ids = (int(each) for each in inputs["input_ids"].flatten())
         check_rows(
             ids, self.rows, lambda token: str(self.tokenizer.convert_ids_to_tokens(token)), f"golden.prompts: {text!r}"
