@@ -4,7 +4,7 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo real test quick check install chromium golden clean
+.PHONY: demo real test quick check docs install chromium golden clean
 
 demo: install
 	python scripts/demo.py
@@ -24,6 +24,10 @@ check: install
 	mypy
 	lint-imports --no-logo --no-cache
 	python scripts/check_js.py
+
+docs: install
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --group docs
+	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict --clean
 
 install: $(INSTALLED)
 

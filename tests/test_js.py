@@ -354,7 +354,7 @@ def test_in_chromium(suite: Path, name: str, flags: Sequence[str], options: Opti
     assert answer["loaded"] == 100
 
 
-@pytest.mark.parametrize("readme", [PACKAGE / "README.md", PACKAGE.parents[1] / "README.md"], ids=["npm", "project"])
+@pytest.mark.parametrize("readme", [PACKAGE / "README.md", ROOT / "docs" / "browser.md"], ids=["npm", "docs"])
 def test_the_readmes_command_installs_what_node_imports(readme: Path, package: Path, tmp_path: Path) -> None:
     [flags] = re.findall(r"npm install (.*?)\S*/vlm_export/js\b", readme.read_text(encoding="utf-8"))
     offline = ["--offline", "--legacy-peer-deps", "--no-audit", "--no-fund"]  # the peer is put beside it below
