@@ -30,10 +30,10 @@ from tower import IMAGE_SIZE
 from vlm_export.files import Work, read_json, write_json
 from vlm_export.manifest import load_manifest
 from vlm_export.measure import bench_table
-from vlm_export.publish.findings import REPORT
 from vlm_export.recipe import RecipeFile, load_recipe
 from vlm_export.verify import limits
 from vlm_export.verify.golden import Golden, GoldenFolder, load_golden
+from vlm_export.verify.report import REPORT
 
 ROOT = assemble.HERE.parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))

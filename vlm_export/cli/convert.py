@@ -14,7 +14,7 @@ from vlm_export.contract import LayoutName
 from vlm_export.dtypes import FP32, preferred
 from vlm_export.errors import InputError
 from vlm_export.targets import TARGETS, Target
-from vlm_export.verify.report import FAIL_ON
+from vlm_export.verify.report import FAIL_ON, REPORT
 from vlm_export.wanted import AUTO, PLANNED, Goal, Wanted, parse, parse_size
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ def verify(
     from vlm_export import pipeline
     from vlm_export.manifest import load_manifest
     from vlm_export.publish import decision_table
-    from vlm_export.publish.findings import PAGE, REPORT
+    from vlm_export.publish.findings import PAGE
     from vlm_export.publish.junit import write_junit
     from vlm_export.verify.causes import explain
 

@@ -10,9 +10,9 @@ from vlm_export.files import Work, sha256
 from vlm_export.manifest import ONNX
 from vlm_export.measure.bench import Benchmark
 from vlm_export.typed import command
-from vlm_export.verify.report import Report
+from vlm_export.verify.report import REPORT, Report
 
-REPORT, BENCH, PAGE = "report.json", "bench.json", "index.html"
+BENCH, PAGE = "bench.json", "index.html"
 Finding = TypeVar("Finding", Report, Benchmark)
 
 

@@ -17,11 +17,10 @@ from vlm_export.files import Work, file_hashes
 from vlm_export.manifest import load_manifest
 from vlm_export.publish import licence
 from vlm_export.publish.addresses import CARD, readdressed, with_link
-from vlm_export.publish.findings import REPORT
 from vlm_export.publish.local_paths import leaks
 from vlm_export.recipe import RecipeFile
 from vlm_export.typed import command
-from vlm_export.verify.report import Report
+from vlm_export.verify.report import REPORT, Report
 
 
 def check_verified(work: Work) -> None:

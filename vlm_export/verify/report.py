@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from vlm_export.files import file_hashes
 
+REPORT = "report.json"  # in the work folder's report/
 # Metrics of checks that need no tolerance: a graph is as it should be, or it is not.
 LOADS, RUNS, SHAPE, SIGNATURE, SATURATION = "loads", "runs", "shape", "signature", "largest_pair_of_integer_weights"
 CAPTIONS = 64  # golden images of which a report holds captions
