@@ -1,4 +1,4 @@
-"""Makes the pictures of docs/images: the demo page, the report, and a terminal, in headless Chromium.
+"""Makes the pictures of docs/images in headless Chromium: the demo page, the report, the page of `serve`, a terminal.
 
 python scripts/screenshots.py [FOLDER]
 
@@ -15,7 +15,8 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,13 +38,15 @@ pre {{ margin: 20px; white-space: pre-wrap }} b {{ color: #8fd48f }}
 </style><pre>{text}</pre></html>"""
 
 
+Served = AbstractContextManager[str]  # within, the page is at the address that it gives
+
+
 @dataclass(frozen=True)
 class Shot:
-    """A picture: its name, the page and the steps before it is taken, and the size of the window in CSS pixels."""
+    """A picture: its name, what serves the page, the steps before it is taken, and the window's size in CSS pixels."""
 
     name: str
-    site: Site
-    page: str = "index.html"
+    served: Served
     steps: tuple[Sequence[Any], ...] = ()
     width: int = 1000
     height: int = 700
@@ -65,14 +68,33 @@ def main(folder: Path | None) -> None:
 def shots(place: Path) -> list[Shot]:
     """What is shown of a folder in which the quick start's `convert` has run."""
     work = Work(place / "build" / "my-captioner")
-    picture = str(place / "photos" / "00.png")
+    choose = ["setInputFiles", "#file", str(place / "photos" / "00.png")]
     captioned = "return document.getElementById('status').textContent === 'Done'"
     demo = demo_site.build(work.repo, place / "golden" / "my-captioner")
+    asked = "return /tokens in/.test(document.getElementById('note').textContent)"
     return [
-        Shot("demo", demo, steps=(["setInputFiles", "#file", picture], ["waitForFunction", captioned])),
-        Shot("report", files_under({"/": work.report}), width=1300, height=760),
-        Shot("terminal", {"index.html": terminal().encode()}, height=660),
+        Shot("demo", site(demo), (choose, ["waitForFunction", captioned])),
+        Shot("report", site(files_under({"/": work.report})), width=1300, height=760),
+        Shot("serve", server(work.repo), (choose, ["click", "#ask"], ["waitForFunction", asked]), height=820),
+        Shot("terminal", site({"index.html": terminal().encode()}), height=660),
     ]
+
+
+@contextmanager
+def site(files: Site) -> Iterator[str]:
+    """Files, of which one is index.html."""
+    with SiteServer(files, ISOLATION) as server:
+        yield f"{server.url}/index.html"
+
+
+@contextmanager
+def server(repo: Path) -> Iterator[str]:
+    """The page of `vlm-export serve`."""
+    command = [sys.executable, "-m", "vlm_export", "serve", str(repo), "--port", "8000", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield json.loads(process.stdout.readline())["page"]
+        process.terminate()
 
 
 def terminal() -> str:
@@ -88,9 +110,9 @@ def take(wanted: Sequence[Shot]) -> None:
     for shot in wanted:
         path = IMAGES / f"{shot.name}.png"
         size = {"width": shot.width, "height": shot.height}
-        with SiteServer(shot.site, ISOLATION) as server:
-            save = ["screenshot", {"path": str(path), "animations": "disabled"}]
-            seen = drive(f"{server.url}/{shot.page}", [["setViewportSize", size], *shot.steps, save], WASM)
+        save = ["screenshot", {"path": str(path), "animations": "disabled"}]
+        with shot.served as url:
+            seen = drive(url, [["setViewportSize", size], *shot.steps, save], WASM)
         if seen.foreign:
             raise SystemExit(f"{shot.name}: asks {seen.foreign[0]}")
         with Image.open(path) as picture:

@@ -97,6 +97,7 @@ class TorchEngine:
 
     backend: Backend = "torch"
     dtype = "fp32"
+    repo_path: Path | None = None
     code: ExitStack | None = None  # what a repo's own classes are registered by, as long as the engine lives
 
     def __init__(

@@ -1,4 +1,4 @@
-"""An OpenAI-style server for one exported repo: `/v1/chat/completions`, `/v1/models` and `/health`.
+"""An OpenAI-style server for one exported repo: `/v1/chat/completions`, `/v1/models`, `/health`, and a page at `/`.
 
 Each request takes a place: some are answered, some wait, and one that finds no place gets a 429. Its body is read up
 to a limit and parsed (`openai_format.py`), and the model answers in a worker thread. A client that disconnects cancels
@@ -11,10 +11,9 @@ import copy
 import json
 import logging
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -24,6 +23,7 @@ from anyio import from_thread, to_thread
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -32,6 +32,7 @@ from starlette.types import Receive, Scope, Send
 
 from vlm_export import __version__
 from vlm_export.apps.openai_format import ApiError, ChatRequest, Completion, parse, question, refused
+from vlm_export.apps.served import describe, routes
 from vlm_export.errors import InputError
 from vlm_export.runtime import Answer, Model
 from vlm_export.runtime.model import ModelFailed
@@ -52,9 +53,17 @@ class Limits:
 
 
 def serve(
-    model: Model, limits: Limits = Limits(), *, host: str = HOST, port: int = 8000, ready: Callable[[str], None]
+    model: Model,
+    limits: Limits = Limits(),
+    *,
+    host: str = HOST,
+    port: int = 8000,
+    origins: Sequence[str] = (),
+    ready: Callable[[str], None],
 ) -> None:
-    """Serve a model until the process is told to stop. `ready` is given the base address once it is reachable.
+    """Serve a model until the process is told to stop. `ready` is given its address, with a slash at the end.
+
+    Pages of `origins` may use it, too; of others only those of its own.
 
     Raises:
         InputError: the address cannot be listened at.
@@ -62,7 +71,7 @@ def serve(
     with listen(port, host) as listener:
         server = uvicorn.Server(
             uvicorn.Config(
-                application(model, limits, hosts=_hosts(host), stopping=lambda: server.should_exit),
+                application(model, limits, hosts=_hosts(host), origins=origins, stopping=lambda: server.should_exit),
                 log_config=_logging(),
                 ws="none",
                 lifespan="off",
@@ -70,18 +79,22 @@ def serve(
                 timeout_graceful_shutdown=_LAST_SECONDS,
             )
         )
-        ready(f"{url_of(listener, host)}v1")
+        ready(url_of(listener, host))
         with suppress(KeyboardInterrupt):
             server.run([listener])
 
 
 def application(
-    model: Model, limits: Limits, *, hosts: list[str] | None = None, stopping: Callable[[], bool] = lambda: False
+    model: Model,
+    limits: Limits,
+    *,
+    hosts: list[str] | None = None,
+    origins: Sequence[str] = (),
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Starlette:
-    """The server's ASGI application. `hosts` are the names under which it may be addressed."""
+    """The server's ASGI application. `hosts` are the names under which it may be addressed, `origins` whose pages."""
     answering = _Answering(model, limits, stopping)
-    created = int(time.time())
-    described = {"id": model.name, "object": "model", "created": created, "owned_by": "vlm-export"}
+    described = asdict(describe(model))
 
     async def models(_: Request) -> Response:
         return JSONResponse({"object": "list", "data": [described]})
@@ -101,15 +114,32 @@ def application(
             Route("/v1/models", models),
             Route("/v1/models/{id:path}", one_model),
             Route("/health", health),
+            *routes(model),
         ],
         # A page of another site that has its name resolved to this machine is refused by the name it asks for.
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts)],
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts), *_cors(origins)],
         exception_handlers={
             ApiError: lambda _, error: _error(error),
             HTTPException: lambda request, error: _error(ApiError(error.status_code, _no_such(request)), error.headers),
             Exception: lambda _, __: _error(ApiError(500, "the server failed; its log says how")),
         },
     )
+
+
+def _cors(origins: Sequence[str]) -> list[Middleware]:
+    """What answers the preflights of these origins' pages, and lets them read answers; nothing without any."""
+    if not origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=list(origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["Retry-After"],
+            allow_private_network=True,  # some browsers ask for that of a page of the internet, and want an answer
+        )
+    ]
 
 
 class _Answering:
@@ -260,7 +290,7 @@ def _error(error: ApiError, headers: Mapping[str, str] | None = None) -> Respons
 
 
 def _no_such(request: Request) -> str:
-    known = "POST /v1/chat/completions, GET /v1/models and GET /health"
+    known = "POST /v1/chat/completions, GET /v1/models, GET /health and a page at /"
     return f"there is no {request.method} {request.url.path}: there are {known}"
 
 

@@ -141,6 +141,13 @@ def chat(
 @click.option("--max-body-mb", type=click.IntRange(1), default=20, show_default=True, help="Of one request.")
 @click.option("--concurrency", type=click.IntRange(1), default=1, show_default=True, help="Requests at work at a time.")
 @click.option("--queue", type=click.IntRange(0), default=16, show_default=True, help="Requests that may wait for that.")
+@click.option(
+    "--cors",
+    "origins",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Let pages of this origin use it, as http://localhost:3000; repeats.",
+)
 @common
 def serve(
     repo: str | None,
@@ -151,15 +158,20 @@ def serve(
     max_body_mb: int,
     concurrency: int,
     queue: int,
+    origins: tuple[str, ...],
     work: Path | None,
     as_json: bool,
 ) -> None:
     """Serve an exported repo as OpenAI's API does, on this machine.
 
-    POST /v1/chat/completions takes images as data: URLs, and streams; there are GET /v1/models and GET /health.
+    POST /v1/chat/completions takes images as data: URLs, and streams; there are GET /v1/models and GET /health, and at
+    / a page to try it with.
 
     \b
     Example: vlm-export serve --port 8000
+             vlm-export serve org/model --cors http://localhost:3000
+
+    \b
       client = openai.OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")
       client.chat.completions.create(model="shapes-captioner", messages=[
         {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}]}])
@@ -176,19 +188,27 @@ def serve(
     """
     from vlm_export.apps import exported_repo
     from vlm_export.apps import serve as server
-    from vlm_export.web.listening import LOOPBACK, check_host
+    from vlm_export.apps.served import curl
+    from vlm_export.web.listening import LOOPBACK, check_host, check_origin
 
     check_host(host)
+    for origin in origins:
+        check_origin(origin)
     model = exported_repo.open_model(repo, work, dtype=dtype, threads=threads, notify=notify, fall_back_later=False)
     limits = server.Limits(max_body_mb * 1_000_000, concurrency, queue)
     if host not in LOOPBACK:
         notify(f"warning: listening at {host}: whoever can reach it can use the model, without a key")
 
     def ready(url: str) -> None:
-        what = {"url": url, "model": model.name, "dtype": model.dtype, "backend": model.backend}
-        print_result(as_json, what, [f"{model.name} in {model.dtype} at {url} (Ctrl-C stops it)"])
+        what = {"url": f"{url}v1", "page": url, "model": model.name, "dtype": model.dtype, "backend": model.backend}
+        lines = [
+            f"{model.name} in {model.dtype} at {url}v1, with a page at {url} (Ctrl-C stops it)",
+            "try it:",
+            curl(url),
+        ]
+        print_result(as_json, what | {"curl": curl(url)}, lines)
 
-    server.serve(model, limits, host=host, port=port, ready=ready)
+    server.serve(model, limits, host=host, port=port, origins=origins, ready=ready)
 
 
 @click.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
 from PIL import Image
@@ -66,12 +67,13 @@ class Memory:
 
 
 class Engine(Protocol):
-    """What computes a model: ONNX Runtime, or PyTorch."""
+    """What computes a model: ONNX Runtime, or PyTorch. `repo_path` is the folder of the repo whose graphs it runs."""
 
     name: str
     layout: LayoutName
     dtype: str
     backend: Backend
+    repo_path: Path | None
 
     def generate(
         self,

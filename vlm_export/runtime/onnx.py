@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -74,6 +75,7 @@ class OnnxEngine:
     def __init__(self, repo: Repo, dtype: str | None, threads: int = 0):
         self.repo = repo
         self.name, self.layout = repo.name, repo.layout
+        self.repo_path: Path | None = repo.path
         choice = choose_driver(repo.files)
         components = choice.components
         try:

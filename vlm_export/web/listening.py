@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 
 from vlm_export.errors import InputError
 
 HOST = "127.0.0.1"
 LOOPBACK = (HOST, "localhost", "::1")
+_ORIGIN = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<host>[a-z0-9._-]+|\[[0-9a-f:]+\])(?P<port>:[0-9]+)?")
+_USUAL_PORTS = {"http": ":80", "https": ":443"}
 
 
 def check_host(host: str) -> None:
@@ -20,6 +23,19 @@ def check_host(host: str) -> None:
         known = False
     if not known:
         raise InputError(f"--host: {host!r} is no address: give one, such as {HOST}, or leave the option out")
+
+
+def check_origin(origin: str) -> None:
+    """Raises InputError for what no browser sends as a page's `Origin`: scheme, host, and the port if it is unusual."""
+    if origin == "*":
+        raise InputError("--cors: * would let every page that a browser opens use the model: name each origin")
+    found = _ORIGIN.match(origin.lower())
+    if found is None:
+        raise InputError(f"--cors: {origin!r} is no origin: give one as https://example.org or http://localhost:3000")
+    usual = found["port"] == _USUAL_PORTS.get(found["scheme"])
+    exact = f"{found['scheme']}://{found['host']}{'' if usual else found['port'] or ''}"
+    if origin != exact:
+        raise InputError(f"--cors: {origin}: a browser calls that origin {exact}")
 
 
 def listen(port: int, host: str = HOST) -> socket.socket:
