@@ -22,6 +22,7 @@ check: install
 	ruff check .
 	ruff format --check .
 	mypy
+	mypy --platform win32 --cache-dir .mypy_cache/win32
 	lint-imports --no-logo --no-cache
 	python scripts/check_js.py
 

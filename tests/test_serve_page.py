@@ -74,8 +74,6 @@ def test_the_page_loads_nothing_from_elsewhere(server: Served) -> None:
     assert httpx2.get(root(server), headers={"host": "attacker.example"}).status_code == 400
 
 
-@pytest.mark.browser
-@pytest.mark.node
 def test_the_page_captions_an_image_and_the_sample(server: Served) -> None:
     def answered(number: int) -> list[Any]:
         text = "document.getElementById('note').textContent"
@@ -105,8 +103,6 @@ def test_the_page_captions_an_image_and_the_sample(server: Served) -> None:
     assert pasted(line) == CAPTION
 
 
-@pytest.mark.browser
-@pytest.mark.node
 def test_the_page_says_what_the_server_refuses(server: Served, tmp_path: Path) -> None:
     path = tmp_path / "broken.png"
     path.write_bytes(b"no picture")

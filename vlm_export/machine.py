@@ -31,7 +31,7 @@ def _free_in_groups() -> Iterator[int]:
     """Bytes that the process's control groups, and those that they are in, leave it. Nothing outside Linux."""
     if not OWN_CGROUPS.is_file():
         return
-    for line in OWN_CGROUPS.read_text().splitlines():
+    for line in OWN_CGROUPS.read_text(encoding="utf-8").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers in ("", "memory"):
             root = CGROUPS / controllers

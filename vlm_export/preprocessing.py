@@ -260,7 +260,8 @@ class ChatProcessor:
             for name, values in files.items():
                 Path(scratch, name).write_text(json.dumps(values), encoding="utf-8")
             if (template := chat_template(folder)) is not None:
-                Path(scratch, "chat_template.json").write_text(json.dumps({"chat_template": template}))
+                text = json.dumps({"chat_template": template})
+                Path(scratch, "chat_template.json").write_text(text, encoding="utf-8")
             try:
                 self.processor = AutoProcessor.from_pretrained(scratch, backend="pil", trust_remote_code=False)
             except (ValueError, OSError, ImportError, KeyError, TypeError) as error:

@@ -14,7 +14,6 @@ import math
 import os
 import platform
 import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -369,9 +368,13 @@ def peak_memory_bytes() -> int:
     Not `getrusage` where it can be had otherwise: on Linux a process takes over its parent's at the start.
     """
     status = Path("/proc/self/status")
-    peak = re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE) if status.is_file() else None
-    if peak:
+    text = status.read_text(encoding="utf-8") if status.is_file() else ""
+    if peak := re.search(r"^VmHWM:\s*(\d+) kB$", text, re.MULTILINE):
         return int(peak[1]) * 1024
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource  # Windows has no such module
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -387,7 +390,8 @@ def _machine() -> dict[str, Any]:
 
 def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
-    if info.is_file() and (found := re.search(r"^model name\s*: (.+)$", info.read_text(), re.MULTILINE)):
+    text = info.read_text(encoding="utf-8") if info.is_file() else ""
+    if found := re.search(r"^model name\s*: (.+)$", text, re.MULTILINE):
         return found[1].strip()
     if sys.platform == "darwin":
         asked = ["sysctl", "-n", "machdep.cpu.brand_string"]

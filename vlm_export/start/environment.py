@@ -103,7 +103,7 @@ def _processor() -> tuple[str, tuple[str, ...] | None]:
     """Its name, and the features that Linux lists; elsewhere None."""
     if not _CPUINFO.is_file():
         return platform.processor() or platform.machine(), None
-    lines = (line.partition(":") for line in _CPUINFO.read_text().splitlines())
+    lines = (line.partition(":") for line in _CPUINFO.read_text(encoding="utf-8").splitlines())
     values = {key.strip().lower(): value.strip() for key, _, value in lines}
     flags = values.get("flags", values.get("features", "")).split()
     return values.get("model name", platform.machine()), tuple(name for name in _FEATURES if name in flags)
