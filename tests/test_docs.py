@@ -12,7 +12,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("docs/architecture.md", "docs/adding-a-family.md", "CONTRIBUTING.md", "README.md", "benchmarks/README.md")
+GENERATED = ("commands.md", "families.md")
+PAGES = (
+    *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md") if path.name not in GENERATED),
+    *("CONTRIBUTING.md", "README.md", "benchmarks/README.md"),
+)
 FILE = re.compile(r"[\w./-]+\.(?:py|md|mjs|js|json|yaml|toml|safetensors)|[\w./-]+/")
 SOURCES = ("vlm_export", "tests", "scripts", "benchmarks", "recipes", "Makefile", "pyproject.toml")
 
