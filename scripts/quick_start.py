@@ -37,15 +37,20 @@ _PLACE = re.compile(r"(<!-- transcript -->\n).*?(<!-- end -->)", re.DOTALL)
 
 def main() -> None:
     """Run the commands, and write the page."""
+    blocks = "\n".join(f"```console\n{said}\n```\n" for said in walk())
+    page = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(_PLACE.sub(lambda found: f"{found[1]}{blocks}{found[2]}", page), encoding="utf-8")
+
+
+def walk() -> list[str]:
+    """Run the commands in a new folder; returns what a terminal shows of each."""
     with tempfile.TemporaryDirectory(prefix="vlm-export-") as folder:
         place = Path(folder, "work")
         prepare(place)
         with HubServer(Path(folder, "hub")) as hub:
             environ = os.environ | environment(hub.url, Path(folder, "home"), TOKEN) | {"COLUMNS": str(_COLUMNS)}
-            said = [transcript(line, place, environ).replace(hub.url, "https://huggingface.co") for line in COMMANDS]
-    blocks = "\n".join(f"```console\n{text}\n```\n" for text in said).replace(REPO, SHOWN)
-    page = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(_PLACE.sub(lambda found: f"{found[1]}{blocks}{found[2]}", page), encoding="utf-8")
+            said = [transcript(command, place, environ) for command in COMMANDS]
+    return [text.replace(hub.url, "https://huggingface.co").replace(REPO, SHOWN) for text in said]
 
 
 def prepare(place: Path) -> None:
