@@ -25,6 +25,7 @@ something that is wrong with what was given. `vlm-export COMMAND --help` says th
 # Of every command; said once, below the heading of the page.
 EVERYWHERE = {
     "--json": "Print one JSON object on stdout, for scripts.",
+    "--quiet": "Only the result, warnings and errors: no progress, no notes.",
     "--debug": "Show the traceback of an error.",
     "--help": "Show the command's help.",
 }
@@ -34,28 +35,29 @@ def page() -> str:
     """The whole page."""
     shared = "\n".join(f"| `{name}` | {meaning} |" for name, meaning in EVERYWHERE.items())
     parts = [HEAD, f"| nearly every command takes | |\n|---|---|\n{shared}\n"]
-    for context in contexts(click.Context(main, info_name="vlm-export")):
-        parts += section(context)
+    root = click.Context(main, info_name="vlm-export")
+    for heading, commands in main.sections.items():
+        parts.append(f"## {heading}\n")
+        for command in commands:
+            for context in contexts(command, root):
+                parts += section(context)
     return "\n".join(parts)
 
 
-def contexts(group: click.Context) -> Iterator[click.Context]:
-    """A context for each command below a group, in the order in which its help lists them, subgroups included."""
-    assert isinstance(group.command, click.Group)
-    for name in group.command.list_commands(group):
-        command = group.command.get_command(group, name)
-        assert command is not None
-        context = click.Context(command, info_name=name, parent=group)
-        yield context
-        if isinstance(command, click.Group):
-            yield from contexts(context)
+def contexts(command: click.Command, parent: click.Context) -> Iterator[click.Context]:
+    """A context for a command, and one for each command below it."""
+    context = click.Context(command, info_name=command.name, parent=parent)
+    yield context
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            yield from contexts(command.commands[name], context)
 
 
 def section(context: click.Context) -> list[str]:
     """A command's heading, usage, help and options, as paragraphs."""
     command = context.command
     usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
-    parts = [f"## {context.command_path.removeprefix('vlm-export ')}\n", f"```text\n{usage}\n```\n"]
+    parts = [f"### {context.command_path.removeprefix('vlm-export ')}\n", f"```text\n{usage}\n```\n"]
     parts += [paragraph(text) for text in inspect.cleandoc(command.help or "").split("\n\n")]
     rows = [row(option, context) for option in command.params if isinstance(option, click.Option)]
     rows = [each for each in rows if each]

@@ -29,9 +29,10 @@ SHOWN = "you/my-captioner"  # in place of a name that the tests' Hub lets us wri
 COMMANDS = (
     f"vlm-export init my-captioner --images photos --license apache-2.0 --repo-id {REPO}",
     "vlm-export convert",
-    f"vlm-export push {REPO} --recipe vlm-export.yaml",
+    f"vlm-export push {REPO}",
 )
 _COLUMNS = 100
+_PROGRESS = re.compile(r"\w+: .* \(\d+ of \d+\).*")  # a terminal shows it in one line that goes
 _PLACE = re.compile(r"(<!-- transcript -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -66,7 +67,7 @@ def transcript(command: str, place: Path, environ: Mapping[str, str]) -> str:
     )
     if done.returncode:
         raise SystemExit(f"{command}: {done.stdout}")
-    lines = [line.rstrip() for line in done.stdout.rstrip().splitlines()]
+    lines = [line.rstrip() for line in done.stdout.rstrip().splitlines() if not _PROGRESS.fullmatch(line)]
     return "\n".join([f"$ {command}", *lines])
 
 

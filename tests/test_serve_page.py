@@ -29,7 +29,7 @@ from vlm_export.web.listening import check_origin
 
 ORIGIN = "https://example.org"
 OTHER = "http://localhost:3000"
-GOLDEN = load_golden(RECIPE.golden_dir.absolute(), RECIPE.name)
+GOLDEN = load_golden(RECIPE.golden_dir.absolute())
 CAPTION = GOLDEN.facts.images[0].caption
 
 
