@@ -22,12 +22,13 @@ from vlm_export.errors import InputError
 from vlm_export.manifest import load_manifest
 from vlm_export.models import pixels
 from vlm_export.models.pixels import PIXELS, Steps
-from vlm_export.publish.findings import PAGE, load_report
+from vlm_export.publish.findings import PAGE
 from vlm_export.quantize.full_precision import PREPARED
 from vlm_export.runtime.images import ImageProcessor, open_image
 from vlm_export.spec.graph import Component, TensorSpec
 from vlm_export.verify import limits
 from vlm_export.verify.pixels_in_graph import PixelsInGraph
+from vlm_export.verify.saved import load_report
 
 SIZES = ((16, 16), (31, 40), (300, 200))  # width and height
 PLAIN = {"image_processor_type": "SiglipImageProcessor", "size": {"height": 16, "width": 16}}

@@ -19,7 +19,6 @@ from test_browser import WASM
 
 from vlm_export.commands import Commands
 from vlm_export.files import Work
-from vlm_export.publish.findings import load_report
 from vlm_export.publish.junit import write_junit
 from vlm_export.publish.page.adapter import strips
 from vlm_export.publish.page.heat_map import panels, power_of_ten, shade
@@ -29,6 +28,7 @@ from vlm_export.publish.page.pictures import Words, differing_words
 from vlm_export.verify import limits
 from vlm_export.verify.golden import load_golden
 from vlm_export.verify.report import FAIL_ON, Captions, Check, Report
+from vlm_export.verify.saved import load_report
 from vlm_export.web.chromium import drive
 
 HOSTILE = "<script>alert('x')</script><img src=https://example.org/x.png>"

@@ -32,7 +32,7 @@ from vlm_export.models.pixels import NotInGraph
 from vlm_export.publish import card, config_files, decision_table, licence
 from vlm_export.publish.addresses import CARD
 from vlm_export.publish.card import Found
-from vlm_export.publish.findings import BENCH, load_benchmark, load_report, read_report
+from vlm_export.publish.findings import BENCH, load_benchmark, read_report
 from vlm_export.publish.page.page import write_page
 from vlm_export.quantize import calibration, costs, estimate, ranges, saturation
 from vlm_export.quantize import plan as plans
@@ -47,6 +47,7 @@ from vlm_export.source.generation_rules import published
 from vlm_export.targets import Target
 from vlm_export.verify import golden, recording, verify
 from vlm_export.verify.report import REPORT, Report, with_files
+from vlm_export.verify.saved import load_report
 from vlm_export.wanted import AUTO, PLANNED, Goal, Wanted, parse
 
 Progress = Callable[[str, int, int], None]  # what, done, of how many

@@ -20,10 +20,10 @@ from vlm_export.dtypes import FP32
 from vlm_export.files import Work
 from vlm_export.manifest import Manifest, load_manifest
 from vlm_export.measure.bench_table import duration, megabytes, significant
-from vlm_export.publish.findings import load_report
 from vlm_export.targets import TARGETS
 from vlm_export.verify import limits
 from vlm_export.verify.report import DtypeRow, Speed
+from vlm_export.verify.saved import load_report
 from vlm_export.wanted import MIXED
 
 _UNKNOWN = "-"
