@@ -5,15 +5,18 @@ In headless Chromium, with the bundled recipe and on WASM: what the page shows i
 
 from __future__ import annotations
 
+import csv
 import functools
 import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -157,7 +160,7 @@ def test_captions_are_pytorchs(pytorch: PyTorch, site: site_server.Site, inputs:
             *captioned(["check", "input[name=beams][value='3']"]),
             ask("seen"),
             ask("[$('first'), $('speed'), $('tokens')].map((figure) => figure.textContent)"),
-            ask("[...document.querySelectorAll('#others li')].map((item) => item.textContent)"),
+            ask("[...document.querySelectorAll('#others li')].map((item) => item.firstChild.textContent)"),
             ask("[$('note').textContent, document.querySelector('input[value=webgpu]').disabled]"),
         )  # fmt: skip
     golden = [image.caption for image in inputs.images]
@@ -187,11 +190,11 @@ def test_keyboard_and_camera(site: site_server.Site) -> None:
         where_1, caption, said, where_2, with_beams, label, caption_2, seen, camera = use(
             server.url,
             status("Ready"),
-            *[tab] * 4,  # drop, choose, camera
+            *[tab] * 5,  # drop, choose, camera, run
             focus,
             *captioned(["keyboard.press", "Enter"]),
             ask("$('reference').textContent"),
-            *[tab] * (demo_site.MAX_SAMPLES + 3),  # the other samples, run, runtime, precision
+            *[tab] * (demo_site.MAX_SAMPLES + 2),  # the other samples, runtime, precision
             focus,
             *captioned(["keyboard.press", "ArrowRight"]),
             ["focus", "#run"],
@@ -209,7 +212,7 @@ def test_keyboard_and_camera(site: site_server.Site) -> None:
             flags=CAMERA,
         )  # fmt: skip
     sample, *_ = json.loads(bytes_of(site["demo.json"]))["samples"]
-    assert (where_1, where_2) == ("Sample 1", "1")
+    assert (where_1, where_2) == (sample["caption"], "1")
     assert caption == with_beams == sample["caption"] and said == "PyTorch says the same."
     assert label == "Caption" and caption_2 != caption and caption.startswith(caption_2)
     assert seen and camera == ["Picture from the camera", True, None]
@@ -236,7 +239,7 @@ def test_troubles_are_told(site: site_server.Site, tmp_path: Path) -> None:
                 upload(tmp_path / "notes.txt"),
                 when("$('error').textContent.includes('notes.txt')"),
                 ERROR,
-                ["click", ".samples button"],
+                ["click", "#samples button"],
                 status("Done"),
                 ERROR,
             ],
@@ -269,6 +272,226 @@ def test_chat(exported: Exported, pytorch: PyTorch, inputs: Inputs, tmp_path: Pa
     (expected,) = beams(pytorch, image, "a large", num_beams=1)
     assert silent_so_far == "" and answer == expected and answer
     assert dtypes == ["fp32"] and samples is True
+
+
+def test_what_was_verified_is_said(repo: Path, tmp_path: Path) -> None:
+    """On each dtype's button: as the report beside the repo has it, if that is about these graphs."""
+    work = Work(tmp_path / "work")
+    shutil.copytree(repo, work.repo)
+    said = "[...document.querySelectorAll('#dtype span')].map((words) => words.lastChild.textContent)"
+
+    def chips() -> list[str]:
+        with SiteServer(demo_site.build(work.repo, None)) as server:
+            return list(use(server.url, status("Ready"), ask(said))[0])
+
+    assert chips() == ["not verified"] * 2
+    work.report.mkdir()
+    merged = repo.parent / "merged"
+    (work.root / "merged").symlink_to(merged)
+    Exported(RECIPE, work).verify("ort", dtypes=["q8"])
+    assert chips() == ["not verified", "verified ✓ 20/20"]
+    report = json.loads((work.report / "report.json").read_text())
+    report["table"] = [row | {"verdict": row["verdict"] and "fail"} for row in report["table"]]
+    (work.report / "report.json").write_text(json.dumps(report))
+    assert chips() == ["not verified", "failed verification ✗ 20/20"]
+    (work.repo / "onnx" / "encoder_model.onnx").write_bytes(b"another")
+    assert demo_site.build(work.repo, None).keys()
+    facts = json.loads(bytes_of(demo_site.build(work.repo, None)["demo.json"]))
+    assert facts["verified"] == {}
+
+
+def test_another_precision_does_not_fetch_the_runtime_again(site: site_server.Site) -> None:
+    """Nor does a page that is loaded again; its size is told apart from the model's."""
+    runtime = "/onnxruntime/ort-wasm-simd-threaded.asyncify.wasm"
+    fp32 = ["check", "input[name=dtype][value=fp32]"]
+    with SiteServer(site) as server:
+        [told] = use(
+            server.url,
+            status("Ready"),
+            do("$('status').textContent = ''"),
+            fp32,
+            status("Ready"),
+            ["reload"],
+            status("Ready"),
+            ask("$('dtype-note').textContent"),
+        )
+        assert [path for _, path in server.answers].count(runtime) == 1
+    assert told == "Sizes are the model's. The runtime is 26.9 MB more, once for all of them."
+
+
+def test_results_stay_side_by_side(site: site_server.Site, inputs: Inputs) -> None:
+    """Several images at once, each in two precisions; all of it as a table, which spreadsheets read."""
+    files = [inputs.folder / image.file for image in inputs.images[:3]]
+    captions = [image.caption for image in inputs.images[:3]]
+    parts = "[...item.children].map((part) => part.textContent)"
+    results = f"[...document.querySelectorAll('#results li')].map((item) => {parts})"
+    watched = "URL.createObjectURL = (content) => { window.saved = content; return make(content) }"
+    with SiteServer(site) as server:
+        last, strip, again, of_last, of_first, saved = use(
+            server.url,
+            status("Ready"),
+            do(f"const make = URL.createObjectURL; {watched}"),
+            do("$('status').textContent = ''"),
+            ["setInputFiles", "#file", [str(file) for file in files]],
+            when("document.querySelectorAll('#pictures button')[2]?.ariaPressed === 'true'"),
+            status("Done"),
+            CAPTION,
+            ask("[...document.querySelectorAll('#pictures img')].map(({ alt }) => alt)"),
+            *captioned(["check", "input[name=beams][value='3']"]),
+            ask(results),
+            ["click", "#pictures li:first-child button"],
+            when("$('image').alt === '" + files[0].name + "'"),
+            ask(results),
+            ["click", "#csv"],
+            ask("saved.text()"),
+        )
+    assert last == captions[2] and strip == [file.name for file in files]
+    [greedy, of_beams] = of_last
+    assert greedy[:2] == ["q8 · WASM", captions[2]] and of_beams[:2] == ["q8 · WASM · 3 beams", again]
+    assert re.fullmatch(r"[\d.]+ tok/s · score -\d\.\d{3}", of_beams[2]) and "score" not in greedy[2]
+    assert [row[1] for row in of_first] == captions[:1]
+    rows = list(csv.DictReader(saved.removeprefix("\ufeff").splitlines()))
+    assert [(row["image"], row["text"], row["num_beams"]) for row in rows] == [
+        (files[0].name, captions[0], "1"),
+        (files[1].name, captions[1], "1"),
+        (files[2].name, captions[2], "1"),
+        (files[2].name, again, "3"),
+    ]
+    assert {row["model"] for row in rows} == {"shapes-captioner"} and float(rows[-1]["score"]) < 0
+
+
+def test_copy_and_share(site: site_server.Site) -> None:
+    """Chromium has no share dialog here: what the page would hand to one is looked at."""
+    dialog = "navigator.share = async (data) => { window.shared = data }; navigator.canShare = () => true;"
+    with SiteServer(site) as server:
+        caption, button, copied, shared = use(
+            server.url,
+            ["addInitScript", {"content": dialog}],
+            ["_browserContext.grantPermissions", ["clipboard-read", "clipboard-write"]],
+            ["reload"],
+            status("Ready"),
+            *captioned(["click", "#samples button"]),
+            ["click", "#copy"],
+            when("$('copy').textContent === 'Copied'"),
+            ask("$('copy').textContent"),
+            ask("navigator.clipboard.readText()"),
+            ["click", "#share"],
+            when("window.shared"),
+            ask("[shared.title, shared.text, shared.files[0].type]"),
+        )
+    assert caption and (button, copied) == ("Copied", caption)
+    assert shared == ["shapes-captioner", caption, "image/png"]
+
+
+def test_the_code_runs(site: site_server.Site, inputs: Inputs) -> None:
+    """A page of one's own beside the site's files, without a word from another server."""
+    with SiteServer(site) as server:
+        [code] = use(server.url, status("Ready"), ask("document.querySelector('#code code').textContent"))
+    photo = inputs.folder / inputs.images[0].file
+    mine = {**site, "mine.html": code.encode(), "photo.jpg": photo, "favicon.ico": b""}
+    headers = {name: value for name, value in site_server.HEADERS.items() if name != "Content-Security-Policy"}
+    with SiteServer(mine, headers) as server:
+        [said] = use(f"{server.url}/mine.html", when("!/^Loading/.test($('caption').textContent)"), CAPTION)
+    assert said == inputs.images[0].caption
+
+
+def test_links(repo: Path) -> None:
+    """To the repo, and to every licence."""
+    listed = "[...document.querySelectorAll('#licences li')]"
+    home = demo_site.Home("org/model", "https://huggingface.co/org/model")
+    with SiteServer(demo_site.build(repo, None, home=home)) as server:
+        home_link, code, licences = use(
+            server.url,
+            status("Ready"),
+            ask("[$('home').href, $('home').textContent]"),
+            ask("document.querySelector('#code code').textContent.includes(\"from_pretrained('org/model'\")"),
+            ask(f"{listed}.map((item) => [item.textContent, item.firstChild.href])"),
+        )
+        assert home_link == ["https://huggingface.co/org/model", "org/model"] and code
+        assert [words for words, _ in licences] == [
+            "the model: apache-2.0",
+            "vlm-export: Apache-2.0",
+            "transformers.js: Apache-2.0",
+            "ONNX Runtime: MIT",
+        ]
+        for _, address in licences[1:]:
+            assert get(server, address.removeprefix(server.url)).status == 200
+
+
+def test_true_causes(site: site_server.Site, tmp_path: Path) -> None:
+    """A link that is dropped, words that are, and images among which one is none."""
+    (tmp_path / "notes.txt").write_text("no image")
+    image = next(RECIPE.golden_dir.glob("images/*.png")).absolute()
+
+    def dropped(kind: str, text: str) -> Step:
+        return do(
+            f"const data = new DataTransfer(); data.setData('{kind}', '{text}'); "
+            f"document.body.dispatchEvent(new {DROP}: data, bubbles: true }}))"
+        )
+
+    with SiteServer(site) as server:
+        steps = [
+            status("Ready"),
+            dropped("text/uri-list", "https://example.org/cat.jpg"),
+            when("!$('error').hidden"),
+            ERROR,
+            dropped("text/plain", "words"),
+            when("/no file/.test($('error').textContent)"),
+            ERROR,
+            *captioned(["setInputFiles", "#file", [str(tmp_path / "notes.txt"), str(image)]]),
+            ERROR,
+        ]
+        link, words, _, mixed = drive(server.url, steps, WASM).answers
+    assert link.startswith(
+        "That was the address of an image (https://example.org/cat.jpg), which this page does not fetch"
+    )
+    assert words == "There was no file in what you dropped. Drop an image file, or choose one."
+    assert mixed == "The browser cannot read “notes.txt” as an image. Choose a PNG, JPEG, WebP or GIF file."
+
+
+def test_a_server_that_stopped(site: site_server.Site) -> None:
+    """For a precision that is not loaded yet, and for a sample."""
+    server = SiteServer(site)
+    with server:
+        steps = [
+            status("Ready"),
+            ["evaluate", "fetch('stop').then(() => 0, () => 0)"],
+            when("fetch('demo.json', { cache: 'no-store' }).then(() => false, () => true)"),
+            ["check", "input[name=dtype][value=fp32]"],
+            when("!$('error').hidden"),
+            ERROR,
+            do("$('error').hidden = true"),
+            ["click", "#samples button"],
+            when("!$('error').hidden"),
+            ERROR,
+        ]
+        watch = threading.Thread(target=stop_when_asked, args=(server,), daemon=True)
+        watch.start()
+        _, precision, sample = drive(server.url, steps, WASM).answers
+    assert precision == sample == "The server of this page has stopped. Run `vlm-export demo` again, then try again."
+
+
+def stop_when_asked(server: SiteServer) -> None:
+    while not any(path == "/stop" for _, path in server.answers):
+        time.sleep(0.05)
+    server.__exit__(None, None, None)
+
+
+def test_without_https(site: site_server.Site, tmp_path: Path) -> None:
+    """What browsers keep from such a page is said, and why. A name that leads to this machine is any other to them."""
+    demo_site.export(site, tmp_path / "www")
+    flags = ["--host-resolver-rules=MAP lan.example 127.0.0.1"]
+    with plain_host(tmp_path / "www") as (url, _):
+        told, camera = use(
+            url.replace("127.0.0.1", "lan.example"),
+            when("$('note').textContent"),
+            ask("$('note').textContent"),
+            ask("$('camera').title"),
+            flags=flags,
+        )
+    assert told.startswith("No WebGPU: browsers have it only on https, or from this machine.")
+    assert "more need https and headers" in told
+    assert camera == "The browser gives a camera only to pages on https or on this machine"
 
 
 # The static site

@@ -1,17 +1,30 @@
-"""Documents that one command writes and another reads: JSON with a `schema`, which is checked when it is read."""
+"""What one command writes and another reads: JSON with a `schema`, which is checked when it is read; model cards."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from vlm_export.errors import InputError
 from vlm_export.files import read_json
 
 Document = TypeVar("Document")
+_FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?)^---[ \t]*$", re.DOTALL | re.MULTILINE)
+
+
+def front_matter(card: str) -> dict[str, Any]:
+    """The mapping at the beginning of a model card; empty where there is none, or it is not YAML."""
+    found = _FRONT_MATTER.match(card)
+    try:
+        values = yaml.safe_load(found[1]) if found else None
+    except (yaml.YAMLError, ValueError):  # ValueError: something like a date, `2024-99-99`
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def load_document(path: Path, kind: type[Document], again: str) -> Document:

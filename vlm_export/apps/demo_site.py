@@ -16,19 +16,21 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import distribution
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vlm_export import __version__, bundled
 from vlm_export.apps.exported_repo import recipe_of
+from vlm_export.documents import front_matter
 from vlm_export.dtypes import PREFERRED
 from vlm_export.errors import InputError
-from vlm_export.files import atomic_folder
+from vlm_export.files import Work, atomic_folder
 from vlm_export.own_files import leads_out, own_file, unchanged_file
+from vlm_export.verify.saved import load_report
 from vlm_export.web.node_runtime import node_home
 from vlm_export.web.site_server import ISOLATION, Site
 
@@ -40,6 +42,7 @@ _TRANSFORMERS = "transformers/transformers.min.js"
 _BARE_IMPORT = "'@huggingface/transformers'"
 _REPO_FILES = ("*.json", "LICENSE*", "NOTICE*", "onnx/*.onnx", "onnx/*.onnx_data*")
 _RUNTIME = "ort-wasm-simd-threaded.asyncify"
+_RUNTIME_SUFFIXES = (".mjs", ".wasm")
 _FILE_LIST = "files.json"
 _SPACE_HEADERS = "\n".join(f"  {name.lower()}: {value}" for name, value in ISOLATION.items())
 _README = """---
@@ -79,12 +82,35 @@ class Home:
     address: str
 
 
+@dataclass(frozen=True)
+class Verified:
+    """What `verify` said of a dtype, as the page shows it.
+
+    Attributes:
+        verdict: whether a check failed.
+        captions_exact: how many captions have exactly PyTorch's tokens, as `31 of 32`; None where nobody counted.
+    """
+
+    verdict: Literal["pass", "fail"]
+    captions_exact: str | None = None
+
+
+@dataclass(frozen=True)
+class Licence:
+    """What may be done with a part of the site, and the address of the text, relative unless it is elsewhere."""
+
+    of: str
+    name: str
+    address: str | None
+
+
 def build(
     repo: Path, goldens: Path | None, *, cached: bool = False, home: Home | None = None
 ) -> dict[str, Path | bytes]:
     """The site for an exported repo. Samples are the images of its `goldens`, if there are any.
 
-    `cached`: a browser keeps the downloads until the repo is another. A site with a `home` links to it.
+    `cached`: a browser keeps the model until the repo is another; the runtime it always keeps. A site with a `home`
+    links to it. What `verify` said comes from the report beside the repo, if that is about these graphs.
 
     Raises:
         InputError: the repo was not made by `vlm-export onnx`, or transformers.js cannot be installed.
@@ -98,10 +124,14 @@ def build(
         "name": manifest["recipe"],
         "layout": manifest["layout"],
         "preferred": {device: list(names) for device, names in PREFERRED.items()},
-        "failed": manifest["failed"],
+        "verified": {dtype: asdict(said) for dtype, said in _verified(repo, manifest["failed"]).items()},
         "download_bytes": _download_bytes(manifest, model),
         "cache": _fingerprint(model) if cached else None,
-        "runtime_bytes": libraries[f"onnxruntime/{_RUNTIME}.wasm"].stat().st_size,
+        "runtime": {
+            "bytes": sum(libraries[f"onnxruntime/{_RUNTIME}{suffix}"].stat().st_size for suffix in _RUNTIME_SUFFIXES),
+            "cache": _fingerprint({name: path for name, path in libraries.items() if name.startswith("onnxruntime/")}),
+        },
+        "licences": [asdict(licence) for licence in _licences(repo, model)],
         "home": asdict(home) if home else None,
         "prompt": prompt,
         "samples": [{"file": f"samples/{path.name}", "caption": caption} for path, caption in captions.items()],
@@ -204,6 +234,34 @@ def _download_bytes(manifest: dict[str, Any], model: Mapping[str, Path]) -> dict
     }
 
 
+def _verified(repo: Path, failed: Sequence[str]) -> dict[str, Verified]:
+    """By dtype what `verify` said; of a repo without its report only which failed, as its manifest has it."""
+    report = load_report(Work(repo.parent)) if repo.name == Work(repo.parent).repo.name else None
+    rows = report.table if report else []
+    said = {row.dtype: Verified(row.verdict, row.captions_exact) for row in rows if row.verdict}
+    return said | {dtype: replace(said.get(dtype, Verified("fail")), verdict="fail") for dtype in failed}
+
+
+def _licences(repo: Path, model: Mapping[str, Path]) -> list[Licence]:
+    """Of the model, where it says one, and of what runs it."""
+    card = own_file(repo, "README.md")
+    front = front_matter(card.read_text(encoding="utf-8")) if card else {}
+    text = next((f"model/{name}" for name in model if name.startswith("LICENSE")), None)
+    name = front.get("license_name") or front.get("license")
+    own = [Licence("the model", str(name or "its licence"), text or _web_address(front))] if name or text else []
+    return [
+        *own,
+        Licence("vlm-export", "Apache-2.0", "vlm-export/LICENSE"),
+        Licence("transformers.js", "Apache-2.0", "licenses/transformers.js.txt"),
+        Licence("ONNX Runtime", "MIT", "licenses/onnxruntime.txt"),
+    ]
+
+
+def _web_address(front: Mapping[str, Any]) -> str | None:
+    link = str(front.get("license_link"))
+    return link if link.startswith("https://") else None
+
+
 def _samples(goldens: Path, inputs_sha256: dict[str, str]) -> tuple[dict[Path, str | None], str]:
     """Golden images with their captions, and the prompt that belongs to them.
 
@@ -252,7 +310,7 @@ def _libraries() -> dict[str, Path]:
         _TRANSFORMERS: transformers / "dist/transformers.min.js",
         **{
             f"onnxruntime/{_RUNTIME}{suffix}": packages / f"onnxruntime-web/dist/{_RUNTIME}{suffix}"
-            for suffix in (".mjs", ".wasm")
+            for suffix in _RUNTIME_SUFFIXES
         },
         "licenses/transformers.js.txt": transformers / "LICENSE",
         "licenses/tokenizers.txt": packages / "@huggingface/tokenizers/LICENSE",

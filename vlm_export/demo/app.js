@@ -1,150 +1,45 @@
 /**
- * The page: what can be chosen, when the model is loaded, and what is shown of what it does.
+ * The page: when the model is loaded, what is captioned, and what is shown of it.
  *
- * @typedef {import('./worker.js').Device} Device
- * @typedef {import('./worker.js').Answer} Answer
- * @typedef {{ file: string, caption: string | null }} Sample  The caption is what PyTorch says, to the prompt.
- * @typedef {{
- *     name: string, layout: 'captioner' | 'chat' | 'components', download_bytes: Record<string, number>,
- *     preferred: Record<Device, string[]>, failed: string[],
- *     runtime_bytes: number, cache: string | null, prompt: string, samples: Sample[],
- *     home: { repo_id: string, address: string } | null,
- * }} Facts  demo.json.
- * @typedef {{ value: string, text: string, detail?: string, reason?: string | null }} Option  `reason` says why it
- *     cannot be chosen.
+ * @typedef {import('./facts.js').Facts} Facts
+ * @typedef {import('./results.js').Picture} Picture
+ * @typedef {import('./results.js').Result} Result
  */
 
+import { chosen, note, offer_choices } from './choices.js';
 import { $ } from './dom.js';
-import { Engine, Trouble } from './engine.js';
+import { Engine, Trouble, server_trouble } from './engine.js';
+import { LOCAL, megabytes, takes_prompt } from './facts.js';
 import { arriving, connect } from './picture.js';
-
-const BEAMS = [1, 2, 3, 4, 5];
-const LOCAL = ['127.0.0.1', 'localhost', '[::1]'].includes(location.hostname);
+import { add, keep, pictures, show, shown, speed, thumbnail } from './results.js';
+import { connect_sharing, show_code } from './share.js';
 
 /** @type {Facts} */
 let facts;
-/** @type {Blob | null} */
-let image = null;
-/** The sample that the image is, if it is one. @type {Sample | null} */
-let sample = null;
 /** @type {{ engine: Engine, ready: ReturnType<typeof start>, key: string } | null} */
 let current = null;
 /** @type {'idle' | 'loading' | 'generating'} */
 let phase = 'idle';
 /** The run at hand, or the last one. */
 let work = Promise.resolve();
-/** @type {{ missing: string | null, half: boolean }} why there is none, and whether it computes in float16 */
-let webgpu = { missing: null, half: false };
 
-/** @type {(name: string) => boolean} */
-const is_chosen = (name) => document.querySelector(`input[name=${name}]:checked`) !== null;
-/** @type {(name: string) => string} */
-const chosen = (name) => $(`input[name=${name}]:checked`, HTMLInputElement).value;
-const chosen_device = () => /** @type {Device} */ (chosen('device'));
-const takes_prompt = () => facts.layout !== 'captioner';
-
-/** A row of radio buttons. @type {(name: string, options: Option[]) => void} */
-function offer(name, options) {
-    const before = is_chosen(name) ? chosen(name) : null;
-    const labels = options.map(({ value, text, detail, reason }) => {
-        const label = document.createElement('label');
-        const input = Object.assign(document.createElement('input'), { type: 'radio', name, value });
-        input.disabled = Boolean(reason);
-        input.checked = value === before && !reason;
-        const words = document.createElement('span');
-        words.append(text);
-        if (detail) {
-            words.append(Object.assign(document.createElement('small'), { textContent: detail }));
-        }
-        label.append(input, words);
-        label.title = reason ?? '';
-        return label;
-    });
-    $(`#${name}`).replaceChildren($(`#${name} legend`), ...labels);
-}
-
-/** @type {(name: string, value: string) => void} */
-function pick(name, value) {
-    $(`input[name=${name}][value="${value}"]`, HTMLInputElement).checked = true;
-}
-
-/** @type {(bytes: number) => string} */
-const megabytes = (bytes) => `${(bytes / 1e6).toFixed(bytes < 1e8 ? 1 : 0)} MB`;
-
-/** @returns {Promise<typeof webgpu>} */
-async function look_for_webgpu() {
-    if (!navigator.gpu) {
-        return { missing: 'this browser has none', half: false };
-    }
-    const adapter = await navigator.gpu.requestAdapter().catch(() => null);
-    if (!adapter) {
-        return { missing: 'no graphics adapter', half: false };
-    }
-    return { missing: null, half: adapter.features.has('shader-f16') };
-}
-
-/**
- * Why a dtype cannot be chosen: WebGPU has not always float16.
- * @type {(dtype: string, device: Device) => string | null}
- */
-function obstacle(dtype, device) {
-    return device === 'webgpu' && dtype.endsWith('16') && !webgpu.half ? 'no float16 in this graphics adapter' : null;
-}
-
-/**
- * Of the repo's dtypes those that run on a device, the preferred one first, those that failed last.
- * @type {(device: Device) => string[]}
- */
-function usable(device) {
-    const there = Object.keys(facts.download_bytes).filter((dtype) => !obstacle(dtype, device));
-    const passed = there.filter((dtype) => !facts.failed.includes(dtype));
-    return [...facts.preferred[device].filter((dtype) => passed.includes(dtype)), ...passed, ...there];
-}
-
-function offer_dtypes() {
-    const device = chosen_device();
-    const options = Object.entries(facts.download_bytes).map(([dtype, bytes]) => ({
-        value: dtype,
-        text: dtype,
-        detail: megabytes(bytes) + (facts.failed.includes(dtype) ? ', failed verification' : ''),
-        reason: obstacle(dtype, device),
-    }));
-    offer('dtype', options);
-    if (!is_chosen('dtype')) {
-        pick('dtype', usable(device)[0]);
-    }
-}
-
-/**
- * Says below the choices why one of them is off, and how many threads there are.
- * @param {number} [threads]
- */
-function note(threads) {
-    const device = chosen_device();
-    const lines = webgpu.missing ? [`No WebGPU: ${webgpu.missing}.`] : [];
-    if (!crossOriginIsolated) {
-        lines.push('WASM: 1 thread; more need headers (COOP, COEP) that this site does not send.');
-    } else if (threads && device === 'wasm') {
-        lines.push(`WASM: ${threads === 1 ? '1 thread' : `${threads} threads`}.`);
-    }
-    const dtypes = Object.keys(facts.download_bytes);
-    for (const reason of new Set(dtypes.map((dtype) => obstacle(dtype, device)))) {
-        if (reason) {
-            lines.push(`${dtypes.filter((dtype) => obstacle(dtype, device) === reason).join(', ')}: ${reason}.`);
-        }
-    }
-    $('#note').textContent = lines.join(' ');
-}
+const prompt = () => (takes_prompt(facts) ? $('#prompt', HTMLTextAreaElement).value.trim() : null);
 
 /** @param {unknown} error */
-function show_error(error) {
-    if (!(error instanceof Trouble)) {
+async function show_error(error) {
+    const failure = error instanceof Trouble ? error : await cause(error);
+    $('#error').textContent = failure.message;
+    $('#error').hidden = false;
+}
+
+/** @type {(error: unknown) => Promise<Trouble>} */
+async function cause(error) {
+    const what = /** @type {Partial<Error> | undefined} */ (error)?.message ?? String(error);
+    const trouble = await server_trouble();
+    if (!trouble) {
         console.error(error);
     }
-    const what = /** @type {Partial<Error> | undefined} */ (error)?.message ?? String(error);
-    $('#error').textContent =
-        error instanceof Trouble ? what : `Something went wrong: ${what}. Reload the page to try again.`;
-    $('#error').hidden = false;
+    return trouble ?? new Trouble(`Something went wrong: ${what}. Reload the page to try again.`);
 }
 
 /** @type {(error: unknown) => boolean} */
@@ -163,7 +58,8 @@ function progress(share, words) {
 
 /** @returns {ReturnType<typeof start>} in the chosen precision, loaded once */
 function load() {
-    const settings = { device: chosen_device(), dtype: chosen('dtype'), cache: facts.cache };
+    const { device, dtype } = chosen();
+    const settings = { device, dtype, caches: { model: facts.cache, runtime: facts.runtime.cache } };
     const key = JSON.stringify(settings);
     if (current?.key !== key) {
         current?.engine.close();
@@ -175,14 +71,17 @@ function load() {
 
 /** @type {(engine: Engine, dtype: string) => Promise<{ engine: Engine } & import('./engine.js').Loaded>} */
 async function start(engine, dtype) {
-    const total = facts.download_bytes[dtype] + facts.runtime_bytes;
-    let bytes = 0;
-    /** @param {number} more */
-    const report = (more) => {
-        bytes = Math.min(bytes + more, total);
-        progress(bytes / total, bytes < total ? `Loading ${megabytes(bytes)} of ${megabytes(total)}` : 'Starting');
+    const totals = { model: facts.download_bytes[dtype], runtime: facts.runtime.bytes };
+    const come = { model: 0, runtime: 0 };
+    /** @param {import('./engine.js').Arrived} arrived */
+    const report = ({ part, bytes }) => {
+        come[part] = Math.min(come[part] + bytes, totals[part]);
+        const open = come.model < totals.model ? 'model' : 'runtime';
+        const words = `Loading the ${open}: ${megabytes(come[open])} of ${megabytes(totals[open])}`;
+        const share = (come.model + come.runtime) / (totals.model + totals.runtime);
+        progress(share, share < 1 ? words : 'Starting');
     };
-    report(1);
+    report({ part: 'model', bytes: 1 });
     try {
         const loaded = await engine.load(report);
         progress(0, 'Ready');
@@ -200,19 +99,25 @@ async function start(engine, dtype) {
 
 /** Loads before there is anything to caption. */
 function preload() {
-    load().catch((error) => was_stopped(error) || show_error(error));
+    load().catch((error) => (was_stopped(error) ? undefined : show_error(error)));
 }
 
 /** @param {typeof phase} value */
 function set_phase(value) {
     phase = value;
-    $('#run').textContent = phase === 'idle' ? (takes_prompt() ? 'Ask' : 'Caption') : 'Stop';
+    $('#run').textContent = phase === 'idle' ? (takes_prompt(facts) ? 'Ask' : 'Caption') : 'Stop';
     $('#caption').setAttribute('aria-busy', String(phase !== 'idle'));
+    $('#run-all').textContent = `All ${pictures.length} images`;
+    $('#run-all').hidden = phase !== 'idle' || pictures.length < 2;
+}
+
+function forget_error() {
+    $('#error').hidden = true;
 }
 
 function clear() {
-    $('#error').hidden = true;
     $('#others').hidden = true;
+    $('#of-caption').hidden = true;
     $('#reference').textContent = '';
     show_caption('');
     show_figures({});
@@ -223,13 +128,12 @@ function show_caption(text) {
     $('#caption').textContent = text;
 }
 
-/** @param {Partial<Answer>} answer */
-function show_figures({ first_token_ms, total_ms = 0, tokens }) {
-    const later = (tokens ?? 0) - 1;
-    const rate = later > 0 ? (1000 * later) / (total_ms - (first_token_ms ?? 0)) : NaN;
+/** @param {Partial<Pick<Result, 'first_token_ms' | 'total_ms' | 'tokens' | 'score'>>} figures */
+function show_figures({ first_token_ms = null, total_ms = 0, tokens = 0, score = null }) {
     $('#first').textContent = first_token_ms ? `${Math.round(first_token_ms)} ms` : '–';
-    $('#speed').textContent = Number.isFinite(rate) ? `${rate.toFixed(rate < 10 ? 1 : 0)} tok/s` : '–';
-    $('#tokens').textContent = String(tokens ?? '–');
+    $('#speed').textContent = speed({ first_token_ms, total_ms, tokens });
+    $('#tokens').textContent = String(tokens || '–');
+    $('#score').textContent = score === null ? '–' : score.toFixed(3);
 }
 
 /** Ends what is under way and waits for its end. */
@@ -242,25 +146,48 @@ async function stop() {
     await work;
 }
 
-async function run() {
+/**
+ * Captions the images that are asked for, one after the other; by default the one on the stage.
+ * @param {Picture[]} [wanted]
+ */
+async function run(wanted) {
     await Promise.all([arriving, stop()]);
     clear();
-    if (image) {
-        work = answer(image, sample);
+    const now = wanted ?? (shown ? [shown] : []);
+    if (now.length) {
+        work = answer(now);
     } else {
         show_error(new Trouble('There is no image yet: choose one, drop it here, paste it, or use the camera.'));
         $('#drop').focus();
     }
 }
 
-/** Never fails: what goes wrong is shown. @type {(image: Blob, sample: Sample | null) => Promise<void>} */
-async function answer(image, sample) {
+/** Scrolls to the image with its caption, or to the caption alone where both do not fit. */
+function into_sight() {
+    const { top } = $('#stage').getBoundingClientRect();
+    const { bottom } = $('#caption').getBoundingClientRect();
+    if (bottom - top > innerHeight) {
+        $('#caption').scrollIntoView({ block: 'nearest' });
+    } else if (top < 0 || bottom > innerHeight) {
+        $('#stage').scrollIntoView();
+    }
+}
+
+/** Never fails: what goes wrong is shown. @type {(wanted: Picture[]) => Promise<void>} */
+async function answer(wanted) {
     try {
         set_phase('loading');
-        $('#caption').scrollIntoView({ block: 'nearest' });
+        into_sight();
         const { engine, max_new_tokens } = await load();
         set_phase('generating');
-        await generate(engine, max_new_tokens, image, sample);
+        for (const picture of wanted) {
+            if (picture !== shown) {
+                await on_stage(picture);
+            }
+            if (await generate(engine, max_new_tokens, picture)) {
+                break;
+            }
+        }
     } catch (error) {
         const stopped = was_stopped(error);
         progress(0, stopped ? 'Stopped' : '');
@@ -272,99 +199,141 @@ async function answer(image, sample) {
     }
 }
 
-/** @type {(engine: Engine, max_new_tokens: number, image: Blob, sample: Sample | null) => Promise<void>} */
-async function generate(engine, max_new_tokens, image, sample) {
-    const num_beams = Number(chosen('beams'));
-    const prompt = takes_prompt() ? $('#prompt', HTMLTextAreaElement).value.trim() : null;
+/** @type {(engine: Engine, max_new_tokens: number, picture: Picture) => Promise<boolean>} whether it was stopped */
+async function generate(engine, max_new_tokens, picture) {
+    const settings = { ...chosen(), prompt: prompt() };
+    const { num_beams } = settings;
     const started = performance.now();
     let first_token_ms = 0;
     progress(0.01, 'Looking at the image');
-    const answer = await engine.generate({ image, prompt, num_beams }, ({ text, tokens }) => {
+    const question = { image: picture.image, prompt: settings.prompt, num_beams };
+    const { sequences, stopped, ...timings } = await engine.generate(question, ({ text, tokens }) => {
         const total_ms = performance.now() - started;
         first_token_ms ||= total_ms;
         show_caption(text);
         show_figures({ first_token_ms, total_ms, tokens });
         progress(tokens / max_new_tokens, 'Generating');
     });
-    const [best, ...others] = answer.texts;
-    show_caption(best);
-    show_figures(answer);
+    const [best, ...others] = sequences;
+    const result = { ...settings, ...timings, ...best };
+    show_result(result, picture);
     show_others(others);
-    progress(0, answer.stopped ? 'Stopped' : 'Done');
-    if (!answer.stopped && num_beams === 1) {
-        compare(best, prompt, sample);
+    progress(0, stopped ? 'Stopped' : 'Done');
+    if (!stopped) {
+        add(picture, result);
     }
+    return stopped;
 }
 
-/** @param {string[]} texts */
-function show_others(texts) {
-    const items = texts.map((text) => Object.assign(document.createElement('li'), { textContent: text }));
+/** @type {(result: Result, picture: Picture) => void} */
+function show_result(result, picture) {
+    show_caption(result.text);
+    show_figures(result);
+    $('#of-caption').hidden = !result.text;
+    compare(result, picture);
+}
+
+/** @param {import('./worker.js').Answer['sequences']} sequences */
+function show_others(sequences) {
+    const items = sequences.map(({ text, score }) => {
+        const item = Object.assign(document.createElement('li'), { textContent: text });
+        item.append(Object.assign(document.createElement('small'), { textContent: ` ${score?.toFixed(3) ?? ''}` }));
+        return item;
+    });
     $('#others ol').replaceChildren(...items);
-    $('#others').hidden = !texts.length;
+    $('#others').hidden = !items.length;
 }
 
 /**
  * Beside what PyTorch says to the same image and prompt, where that was recorded.
- * @type {(text: string, prompt: string | null, sample: Sample | null) => void}
+ * @type {(result: Result, picture: Picture) => void}
  */
-function compare(text, prompt, sample) {
-    if (sample?.caption && (prompt ?? '') === (takes_prompt() ? facts.prompt : '')) {
+function compare({ text, prompt, num_beams }, { sample }) {
+    if (sample?.caption && num_beams === 1 && (prompt ?? '') === (takes_prompt(facts) ? facts.prompt : '')) {
         const same = sample.caption.trim() === text.trim();
         $('#reference').textContent = same ? 'PyTorch says the same.' : `PyTorch says: ${sample.caption}`;
     }
 }
 
-/** @param {(address: string, name: string, sample: Sample) => void} show */
-function show_samples(show) {
-    const items = facts.samples.map((entry, index) => {
-        const name = `Sample ${index + 1}`;
-        const button = Object.assign(document.createElement('button'), { type: 'button' });
-        button.append(Object.assign(new Image(), { src: entry.file, alt: name }));
-        button.addEventListener('click', () => show(entry.file, name, entry));
-        const item = document.createElement('li');
-        item.append(button);
-        return item;
+/** Puts an image on the stage, with what was said of it last. @type {(picture: Picture) => Promise<void>} */
+async function on_stage(picture) {
+    clear();
+    const last = picture.results.at(-1);
+    if (last) {
+        show_result(last, picture);
+    }
+    const index = picture.sample ? facts.samples.indexOf(picture.sample) : -1;
+    document.querySelectorAll('#samples button').forEach((button, place) => {
+        button.ariaPressed = String(place === index);
+    });
+    await show(picture, (other) => stop().then(() => on_stage(other)));
+}
+
+/**
+ * A captioner starts at once; in a chat there is something to ask first.
+ * @type {(given: import('./results.js').Given[]) => Promise<void>}
+ */
+async function on_images(given) {
+    forget_error();
+    const kept = keep(given);
+    await stop();
+    await on_stage(kept[0]);
+    set_phase('idle');
+    if (takes_prompt(facts)) {
+        $('#prompt').focus();
+    } else {
+        await run(kept);
+    }
+}
+
+/** @param {(sample: import('./facts.js').Sample, name: string) => void} take */
+function show_samples(take) {
+    const items = facts.samples.map((sample, index) => {
+        const name = sample.caption ?? `Sample ${index + 1}`;
+        return thumbnail(sample.file, name, false, () => take(sample, name));
     });
     $('#samples ul').append(...items);
     $('#samples').hidden = !items.length;
 }
 
-/**
- * A captioner starts at once; in a chat there is something to ask first.
- * @type {(image: Blob, sample: Sample | null) => void}
- */
-function on_image(chosen_image, chosen_sample) {
-    [image, sample] = [chosen_image, chosen_sample];
-    const shown = $('#image', HTMLImageElement).alt;
-    for (const button of document.querySelectorAll('.samples button')) {
-        const { alt } = /** @type {HTMLImageElement} */ (button.firstChild);
-        button.ariaPressed = String(alt === shown);
-    }
-    if (takes_prompt()) {
-        stop().then(clear);
-        $('#prompt').focus();
-    } else {
+function show_licences() {
+    const items = facts.licences.map(({ of, name, address }) => {
+        const item = document.createElement('li');
+        const words = `${of}: ${name}`;
+        item.append(address ? link(address, words) : words);
+        return item;
+    });
+    $('#licences').replaceChildren(...items);
+}
+
+/** @type {(address: string, words: string) => HTMLAnchorElement} */
+function link(address, words) {
+    const made = { href: address, textContent: words, target: '_blank', rel: 'noopener' };
+    return Object.assign(document.createElement('a'), made);
+}
+
+function on_settings() {
+    forget_error();
+    show_code(facts, chosen(), prompt() ?? '');
+    if (shown && !takes_prompt(facts)) {
         run();
+    } else if (LOCAL) {
+        preload();
     }
 }
 
 function connect_form() {
     $('#form').addEventListener('submit', (event) => {
         event.preventDefault();
+        forget_error();
         phase === 'idle' ? run() : stop();
     });
-    $('#settings').addEventListener('change', ({ target }) => {
-        const { name } = /** @type {HTMLInputElement} */ (target);
-        if (name === 'device') {
-            offer_dtypes();
-            note();
-        }
-        if (image && !takes_prompt()) {
-            run();
-        } else if (LOCAL) {
-            preload();
-        }
+    $('#run-all').addEventListener('click', () => {
+        forget_error();
+        run([...pictures]);
     });
+    $('#settings').addEventListener('change', on_settings);
+    $('#prompt').addEventListener('input', () => show_code(facts, chosen(), prompt() ?? ''));
     $('#prompt').addEventListener('keydown', (event) => {
         if (event.key === 'Enter' && !event.shiftKey && !event.isComposing) {
             event.preventDefault();
@@ -376,10 +345,6 @@ function connect_form() {
 
 async function open() {
     facts = await (await fetch('demo.json')).json();
-    webgpu = await look_for_webgpu();
-    if (!webgpu.missing && !usable('webgpu').length) {
-        webgpu.missing = 'this repo has no precision for it';
-    }
     document.title = facts.name;
     document.body.dataset.layout = facts.layout;
     $('#name').textContent = facts.name;
@@ -388,21 +353,13 @@ async function open() {
         $('#home').hidden = false;
     }
     $('#prompt', HTMLTextAreaElement).value = facts.prompt;
-    $('#prompt-field').hidden = !takes_prompt();
-    offer('device', [
-        { value: 'wasm', text: 'WASM' },
-        { value: 'webgpu', text: 'WebGPU', reason: webgpu.missing },
-    ]);
-    pick('device', 'wasm');
-    offer_dtypes();
-    offer(
-        'beams',
-        BEAMS.map((count) => ({ value: String(count), text: String(count) })),
-    );
-    pick('beams', '1');
-    note();
+    $('#prompt-field').hidden = !takes_prompt(facts);
+    await offer_choices(facts);
     set_phase('idle');
-    show_samples(connect(on_image, show_error));
+    show_samples(connect(on_images, show_error));
+    show_licences();
+    show_code(facts, chosen(), prompt() ?? '');
+    connect_sharing(facts, show_error);
     connect_form();
     if (LOCAL) {
         preload();

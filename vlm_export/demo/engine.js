@@ -7,13 +7,33 @@
  * @typedef {import('./worker.js').Token} Token
  * @typedef {import('./worker.js').Answer} Answer
  * @typedef {import('./worker.js').Request} Request
+ * @typedef {{ part: import('./worker.js').Part, bytes: number }} Arrived  Since the last one.
  * @typedef {{
- *     resolve: (result: Loaded | Answer) => void, reject: (error: Error) => void, hear: (news: number | Token) => void,
+ *     resolve: (result: Loaded | Answer) => void, reject: (error: Error) => void, hear: (news: Arrived | Token) => void,
  * }} Waiting
  */
 
+import { LOCAL } from './facts.js';
+
 /** A failure in words that say what to do. */
 export class Trouble extends Error {}
+
+/**
+ * Why something cannot be fetched: whether this page's own server still answers.
+ * @returns {Promise<Trouble | null>} null if it does
+ */
+export async function server_trouble() {
+    try {
+        await fetch(new URL('demo.json', import.meta.url), { method: 'HEAD', cache: 'no-store' });
+        return null;
+    } catch {
+        if (LOCAL) {
+            return new Trouble('The server of this page has stopped. Run `vlm-export demo` again, then try again.');
+        }
+        const why = navigator.onLine ? `${location.host} does not answer` : 'This device is offline';
+        return new Trouble(`${why}. What is not loaded yet has to wait for it: try again later.`);
+    }
+}
 
 export class Engine {
     /** @type {Worker} */
@@ -32,7 +52,7 @@ export class Engine {
     }
 
     /**
-     * @param {(bytes: number) => void} on_bytes called with what has come since the last call
+     * @param {(arrived: Arrived) => void} on_bytes
      * @returns {Promise<Loaded>}
      */
     load(on_bytes) {
@@ -61,7 +81,7 @@ export class Engine {
 
     /**
      * @template {Loaded | Answer} Result
-     * @template {number | Token} News
+     * @template {Arrived | Token} News
      * @param {Request} request whose result and news are of these types
      * @param {(news: News) => void} hear
      * @returns {Promise<Result>}
@@ -88,13 +108,14 @@ export class Engine {
         } else if ('answer' in reply) {
             this.#settle()?.resolve(reply.answer);
         } else {
-            this.#waiting?.hear('bytes' in reply ? reply.bytes : reply.token);
+            this.#waiting?.hear('bytes' in reply ? reply : reply.token);
         }
     }
 
     /** @param {string} message */
-    #fail(message) {
-        this.#settle()?.reject(new Trouble(explain(message, this.#settings)));
+    async #fail(message) {
+        const waiting = this.#settle();
+        waiting?.reject((await server_trouble()) ?? new Trouble(explain(message, this.#settings)));
     }
 }
 
@@ -104,7 +125,7 @@ function explain(message, { device, dtype }) {
         return `The server lacks a file of the model. ${message}. Export the model again, then reload this page.`;
     }
     if (/failed to fetch|networkerror|load failed/i.test(message)) {
-        return 'The server does not answer. See that it still runs and that you are online, then try again.';
+        return `A file of the model did not come whole: ${message}. Try again.`;
     }
     if (/out of memory|bad_alloc|allocation failed/i.test(message)) {
         return `There is not enough memory for this model in ${dtype}. Choose a smaller precision, or close other tabs.`;

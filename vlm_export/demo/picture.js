@@ -1,60 +1,59 @@
 /**
- * Where an image comes from: a chosen, dropped or pasted file, a sample, or the camera. All of them end in a `Blob`.
+ * Where images come from: chosen, dropped or pasted files, samples, or the camera. All of them end in `Given`.
  *
+ * @typedef {import('./results.js').Given} Given
+ * @typedef {import('./facts.js').Sample} Sample
  * @typedef {(action: () => unknown) => void} Attempt  Does it, and shows what goes wrong.
- * @typedef {(image: Blob, name: string) => Promise<void>} Show
- * @typedef {(transfer: { files: FileList | null } | null) => boolean} Take
+ * @typedef {(given: Given[]) => Promise<void>} Show
  */
 
 import { $ } from './dom.js';
-import { Trouble } from './engine.js';
+import { Trouble, server_trouble } from './engine.js';
 
-/** Settles when the image that was asked for last is shown, or cannot be. @type {Promise<unknown>} */
+/** Settles when the images that were asked for last are shown, or cannot be. @type {Promise<unknown>} */
 export let arriving = Promise.resolve();
 
 /**
- * @template Sample
- * @param {(image: Blob, sample: Sample | null) => void} on_image
+ * @param {(given: Given[]) => void} on_images
  * @param {(error: unknown) => void} on_error
- * @returns {(address: string, name: string, sample: Sample) => void} shows a sample
+ * @returns {(sample: Sample, name: string) => void} shows a sample
  */
-export function connect(on_image, on_error) {
-    let shown = '';
-
+export function connect(on_images, on_error) {
     /** @type {Attempt} */
     const attempt = (action) => {
         arriving = Promise.resolve().then(action).catch(on_error);
     };
 
     /**
-     * Shows an image and hands it on; what was shown stays when the new one cannot be read.
-     * @param {Blob} image
-     * @param {string} name
-     * @param {Sample | null} [sample]
+     * Hands images on; what was shown stays when none of the new ones can be read.
+     * @type {Show}
      */
-    async function show(image, name, sample = null) {
-        await check(image, name);
-        camera.close();
-        URL.revokeObjectURL(shown);
-        shown = URL.createObjectURL(image);
-        const picture = $('#image', HTMLImageElement);
-        picture.src = shown;
-        picture.alt = name;
-        await picture.decode();
-        picture.classList.toggle('small', Math.max(picture.naturalWidth, picture.naturalHeight) < 200);
-        picture.hidden = false;
-        $('#drop').hidden = true;
-        on_image(image, sample);
+    async function show(given) {
+        const readable = await Promise.all(given.map(({ image }) => is_readable(image)));
+        const good = given.filter((_, index) => readable[index]);
+        if (good.length) {
+            camera.close();
+            on_images(good);
+        }
+        if (good.length < given.length) {
+            const bad = given.filter((_, index) => !readable[index]).map(({ name }) => `“${name}”`);
+            const as = bad.length > 1 ? 'images' : 'an image';
+            throw new Trouble(
+                `The browser cannot read ${bad.join(', ')} as ${as}. Choose a PNG, JPEG, WebP or GIF file.`,
+            );
+        }
     }
 
-    /** Whether there is a file among what was chosen, dropped or pasted. @type {Take} */
-    function take(transfer) {
-        const files = [...(transfer?.files ?? [])];
-        const file = files.find(({ type }) => type.startsWith('image/')) ?? files[0];
-        if (file) {
-            attempt(() => show(file, file.name));
+    /**
+     * Whether there are files among what was chosen, dropped or pasted.
+     * @param {FileList | null | undefined} list
+     */
+    function take(list) {
+        const files = [...(list ?? [])];
+        if (files.length) {
+            attempt(() => show(files.map((file) => ({ image: file, name: file.name, sample: null }))));
         }
-        return Boolean(file);
+        return files.length > 0;
     }
 
     const input = $('#file', HTMLInputElement);
@@ -62,17 +61,41 @@ export function connect(on_image, on_error) {
         $(`#${id}`).addEventListener('click', () => input.click());
     }
     input.addEventListener('change', () => {
-        take(input);
+        take(input.files);
         input.value = ''; // the same file can be chosen again
     });
     addEventListener('paste', (event) => {
-        if (take(event.clipboardData)) {
+        if (take(event.clipboardData?.files)) {
             event.preventDefault();
         }
     });
-    connect_drop(take);
+    connect_drop((transfer) => take(transfer?.files) || attempt(() => refuse(transfer)));
     const camera = connect_camera(attempt, show);
-    return (address, name, sample) => attempt(async () => show(await (await fetch(address)).blob(), name, sample));
+    return (sample, name) => attempt(async () => show([{ image: await fetched(sample.file), name, sample }]));
+}
+
+/**
+ * What is dragged from another page is often its address alone.
+ * @param {DataTransfer | null} transfer
+ * @throws {Trouble}
+ */
+function refuse(transfer) {
+    const address = transfer?.getData('text/uri-list') || transfer?.getData('text/plain') || '';
+    throw new Trouble(
+        /^https?:/.test(address)
+            ? `That was the address of an image (${address.split('\n')[0].trim()}), which this page does not fetch: it asks ` +
+                  'nothing of other servers. Save the image, then drop its file.'
+            : 'There was no file in what you dropped. Drop an image file, or choose one.',
+    );
+}
+
+/** @type {(address: string) => Promise<Blob>} */
+async function fetched(address) {
+    try {
+        return await (await fetch(address)).blob();
+    } catch (error) {
+        throw (await server_trouble()) ?? error;
+    }
 }
 
 /** @type {(attempt: Attempt, show: Show) => { close: () => void }} */
@@ -99,7 +122,8 @@ function connect_camera(attempt, show) {
         const canvas = new OffscreenCanvas(width, height);
         const context = /** @type {OffscreenCanvasRenderingContext2D} */ (canvas.getContext('2d'));
         context.drawImage(video, 0, 0);
-        await show(await canvas.convertToBlob({ type: 'image/png' }), 'Picture from the camera');
+        const image = await canvas.convertToBlob({ type: 'image/png' });
+        await show([{ image, name: 'Picture from the camera', sample: null }]);
     }
 
     function close() {
@@ -125,7 +149,7 @@ function connect_camera(attempt, show) {
 
 /**
  * The whole page takes a drop, so that an image that misses the frame does not replace the page.
- * @param {Take} take
+ * @param {(transfer: DataTransfer | null) => void} take
  */
 function connect_drop(take) {
     /** @param {boolean} is */
@@ -156,16 +180,13 @@ function camera_view(on) {
     }
 }
 
-/**
- * The worker decodes in the same way; here it is known which file it was.
- * @param {Blob} image
- * @param {string} name
- */
-async function check(image, name) {
+/** The worker decodes in the same way. @type {(image: Blob) => Promise<boolean>} */
+async function is_readable(image) {
     try {
         (await createImageBitmap(image)).close();
+        return true;
     } catch {
-        throw new Trouble(`The browser cannot read “${name}” as an image. Choose a PNG, JPEG, WebP or GIF file.`);
+        return false;
     }
 }
 

@@ -2,14 +2,18 @@
  * Loads the repo and generates, away from the page, so that neither stops it from answering.
  *
  * @typedef {'wasm' | 'webgpu'} Device
- * @typedef {{ device: Device, dtype: string, cache: string | null }} Settings
+ * @typedef {'model' | 'runtime'} Part  Of what is downloaded.
+ * @typedef {{ device: Device, dtype: string, caches: Record<Part, string | null> }} Settings  By part the name of what
+ *     is kept of it, another for other content; null where nothing is.
  * @typedef {{ threads: number | undefined, max_new_tokens: number }} Loaded
  * @typedef {{ image: Blob, prompt: string | null, num_beams: number }} Question
  * @typedef {{ text: string, tokens: number }} Token  The text so far, and of how many tokens it is.
- * @typedef {{ texts: string[], first_token_ms: number | null, total_ms: number, tokens: number, stopped: boolean }} Answer
- *     Of all beams, the best one first.
+ * @typedef {{
+ *     sequences: { text: string, score: number | null }[], first_token_ms: number | null, total_ms: number,
+ *     tokens: number, stopped: boolean,
+ * }} Answer  Of all beams, the best one first.
  * @typedef {{ load: Settings } | { generate: Question } | { stop: true }} Request
- * @typedef {{ bytes: number } | { loaded: Loaded } | { token: Token } | { answer: Answer } | { error: string }} Reply
+ * @typedef {{ part: Part, bytes: number } | { loaded: Loaded } | { token: Token } | { answer: Answer } | { error: string }} Reply
  */
 
 import { RawImage, env } from './transformers/transformers.min.js';
@@ -27,19 +31,21 @@ let stopping = new AbortController();
 /** @type {(reply: Reply) => void} */
 const reply = (value) => postMessage(value);
 
+/** @type {(address: string) => Part} */
+const part_of = (address) => (address.startsWith(RUNTIME) ? 'runtime' : 'model');
+
 /**
- * Counts what arrives, the runtime's files included, of which transformers.js does not tell.
- * @param {RequestInfo | URL} url
- * @param {RequestInit} [options]
+ * Tells how much of a response has come, the runtime's included, of which transformers.js does not tell.
+ * @param {Part} part
+ * @param {Response} response
  */
-async function countedFetch(url, options) {
-    const response = await fetch(url, options);
+function counted(part, response) {
     if (!response.body) {
         return response;
     }
     const count = new TransformStream({
         transform(chunk, controller) {
-            reply({ bytes: chunk.byteLength });
+            reply({ part, bytes: chunk.byteLength });
             controller.enqueue(chunk);
         },
     });
@@ -47,30 +53,71 @@ async function countedFetch(url, options) {
 }
 
 /**
- * Caches are shared by all pages of a server: ours is named after the page's address and the repo's content.
- * @param {string} cache
+ * @param {RequestInfo | URL} url
+ * @param {RequestInit} [options]
  */
-async function keepOneCache(cache) {
-    const ours = `vlm-export ${BASE.pathname} `;
+async function counted_fetch(url, options) {
+    return counted(part_of(String(url)), await fetch(url, options));
+}
+
+/** What transformers.js keeps, in the cache of its part: the runtime stays when the model is another. */
+class Kept {
+    /** @type {Partial<Record<Part, Cache>>} */
+    #caches = {};
+
+    /** @param {Settings['caches']} names */
+    async open(names) {
+        for (const part of /** @type {Part[]} */ (Object.keys(names))) {
+            const name = names[part];
+            if (name !== null) {
+                this.#caches[part] = await only_cache(part, name);
+            }
+        }
+        return this;
+    }
+
+    /** @param {string} address */
+    async match(address) {
+        const found = await this.#caches[part_of(address)]?.match(address);
+        return found && counted(part_of(address), found);
+    }
+
+    /**
+     * @param {string} address
+     * @param {Response} response
+     */
+    async put(address, response) {
+        await this.#caches[part_of(address)]?.put(address, response);
+    }
+}
+
+/**
+ * Caches are shared by all pages of a server: ours are named after the page's address, the part and its content.
+ * @param {Part} part
+ * @param {string} content
+ */
+async function only_cache(part, content) {
+    const ours = `vlm-export ${BASE.pathname} ${part} `;
     for (const name of await caches.keys()) {
-        if (name.startsWith(ours) && name !== ours + cache) {
+        if (name.startsWith(ours) && name !== ours + content) {
             await caches.delete(name);
         }
     }
-    env.cacheKey = ours + cache;
+    return await caches.open(ours + content);
 }
 
 /** @param {Settings} settings */
-async function load({ device, dtype, cache }) {
+async function load({ device, dtype, caches: names }) {
     // As from a Hub: of a local model, the size of a file is asked for with a request that nobody reads to its end, and six
     // of those block the server for this page.
     env.allowLocalModels = false;
     env.remoteHost = BASE.href;
     env.remotePathTemplate = '{model}/';
-    env.fetch = countedFetch;
-    env.useBrowserCache = cache !== null && 'caches' in self;
-    if (cache !== null && env.useBrowserCache) {
-        await keepOneCache(cache);
+    env.fetch = counted_fetch;
+    env.useBrowserCache = false;
+    env.useCustomCache = 'caches' in self;
+    if (env.useCustomCache) {
+        env.customCache = await new Kept().open(names);
     }
     onnx.wasm.wasmPaths = { mjs: `${RUNTIME}.mjs`, wasm: `${RUNTIME}.wasm` };
     model = await VisionLanguageModel.from_pretrained('model', { device, dtype });
@@ -89,8 +136,8 @@ async function generate({ image, prompt, num_beams }) {
         signal: stopping.signal,
         on_token: ({ text, tokens }) => reply({ token: { text, tokens } }),
     });
-    const texts = beams.map(({ text }) => text);
-    reply({ answer: { texts, ...beams.timings, stopped: beams[0].finish_reason === 'cancelled' } });
+    const sequences = beams.map(({ text, score }) => ({ text, score }));
+    reply({ answer: { sequences, ...beams.timings, stopped: beams[0].finish_reason === 'cancelled' } });
 }
 
 /** @type {(request: Request) => Promise<void>} */

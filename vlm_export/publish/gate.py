@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vlm_export import hub
-from vlm_export.documents import load_document
+from vlm_export.documents import front_matter, load_document
 from vlm_export.errors import CheckFailed, InputError
 from vlm_export.files import Work, file_hashes
 from vlm_export.manifest import load_manifest
@@ -131,7 +128,7 @@ def _files(recipe: RecipeFile, work: Work, to: Destination, allowed: Allowed) ->
         check_verified(work)
     card = work.repo / CARD
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
-    if not allowed.unlicensed and licence.is_missing(_front_matter(text)):
+    if not allowed.unlicensed and licence.is_missing(front_matter(text)):
         raise InputError(
             f"{card}: {licence.NO_LICENCE}, and run `{command('verify')}` again, which writes it into the card; "
             "or push with --allow-unlicensed"
@@ -143,13 +140,3 @@ def _files(recipe: RecipeFile, work: Work, to: Destination, allowed: Allowed) ->
     if to.has_space:
         published = with_link(published, hub.page_of(to.repo_id, "space"))
     return files | ({CARD: published.encode()} if text else {})
-
-
-def _front_matter(card: str) -> Mapping[str, Any]:
-    """A card's front matter, or nothing where it has none that can be read: the Hub says what is wrong with it."""
-    opening, _, rest = card.partition("---\n")
-    try:
-        front = yaml.safe_load(rest.partition("\n---\n")[0]) if not opening else None
-    except yaml.YAMLError:
-        return {}
-    return front if isinstance(front, dict) else {}

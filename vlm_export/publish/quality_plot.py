@@ -68,12 +68,9 @@ def svg(rows: Sequence[DtypeRow]) -> str | None:
     powers = _Axis(_powers([kl for _, kl in shown]), _BOTTOM, _TOP)
     points = [_point(row, sizes, powers.place(math.log10(kl))) for row, kl in shown]
     names = [f"{10.0**power:g}" if power > -5 else f"1e{power:g}" for power in powers.ticks]
-    lines = [
-        *_frame("What each dtype costs", "KL from float32, nats a token"),
-        *_axes(sizes, powers, names),
-        *_marks(points),
-    ]
-    return _picture(lines)
+    return _picture(
+        "What each dtype costs", "KL from float32, nats a token", [*_axes(sizes, powers, names), *_marks(points)]
+    )
 
 
 def agreement_svg(rows: Sequence[DtypeRow], limits: Mapping[str, float]) -> str | None:
@@ -93,23 +90,24 @@ def agreement_svg(rows: Sequence[DtypeRow], limits: Mapping[str, float]) -> str 
         if row.dtype in limits
     ]
     lines = [
-        *_frame("The same token as PyTorch", "share of places"),
         *_axes(sizes, shares, [f"{share:.0%}" for share in shares.ticks]),
         *bounds,
         *_marks(points),
         _limit(_RIGHT - 140, 20),
         _text(_RIGHT, 24, "limit of the dtype", "end"),
     ]
-    return _picture(lines)
+    return _picture("The same token as PyTorch", "share of places", lines)
 
 
 def _limit(x: float, y: float) -> str:
     return _line(x - _DASH, y, x + _DASH, y, "limit")
 
 
-def _picture(lines: Sequence[str]) -> str:
-    opening = f'<svg xmlns="http://www.w3.org/2000/svg" class="plot" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">'
-    return "\n".join([opening, f"<style>{_STYLE}</style>", *lines, "</svg>\n"])
+def _picture(title: str, quality: str, lines: Sequence[str]) -> str:
+    """The whole picture, which says its title, and what of quality it shows over size, to who does not see it."""
+    label = f'role="img" aria-label="{title}: {quality}, over size"'
+    opening = f'<svg xmlns="http://www.w3.org/2000/svg" class="plot" viewBox="0 0 {_WIDTH} {_HEIGHT}" {label}>'
+    return "\n".join([opening, f"<style>{_STYLE}</style>", *_frame(title, quality), *lines, "</svg>\n"])
 
 
 def _point(row: DtypeRow, sizes: _Axis, y: float) -> _Point:

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from vlm_export.documents import front_matter
 from vlm_export.start.named import ADAPTER_CONFIG, CARD, CONFIG, Named
 
-_FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?)^---[ \t]*$", re.DOTALL | re.MULTILINE)
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _BASE = "base_model_name_or_path"
 # Tags that say how a model was trained and stored, which is another for the published one.
@@ -37,7 +35,7 @@ def read_card(model: Named, adapters: Sequence[Named]) -> Card:
     A base model is a Hub id: what was named of the Hub, what an adapter was trained on, else what the cards name.
     """
     sources = [*reversed(adapters), model]
-    matters = [(source, _front_matter(source.text(CARD))) for source in sources]
+    matters = [(source, front_matter(source.text(CARD))) for source in sources]
     licensed = next(
         ((source, values["license"]) for source, values in matters if _is_text(values.get("license"))), None
     )
@@ -62,16 +60,6 @@ def _base_models(model: Named, adapters: Sequence[Named]) -> tuple[str, ...]:
     trained_on = [adapter.json(ADAPTER_CONFIG).get(_BASE) for adapter in adapters]
     made_of = [model.json(CONFIG).get("_name_or_path")] if model.is_local else []
     return tuple(dict.fromkeys([*of_hub, *(str(each) for each in [*trained_on, *made_of] if is_repo_id(each))]))
-
-
-def _front_matter(text: str) -> dict[str, Any]:
-    """The mapping at the beginning of a card; empty where there is none, or it is not YAML."""
-    found = _FRONT_MATTER.match(text)
-    try:
-        values = yaml.safe_load(found[1]) if found else None
-    except (yaml.YAMLError, ValueError):  # ValueError: something like a date, `2024-99-99`
-        return {}
-    return values if isinstance(values, dict) else {}
 
 
 def _first(values: Iterable[Any]) -> tuple[str, ...]:
