@@ -20,12 +20,14 @@ from vlm_export.web.node_runtime import SCRIPTS, node_home
 ROOT = Path(__file__).parents[1]
 TOOLS = ROOT / "scripts" / "js"
 PROJECT = "tsconfig.json"
-CHECKED = ("benchmarks", "scripts/js", "tests/types", "vlm_export")
+CHECKED = ("benchmarks", "examples", "scripts/js", "tests/types", "vlm_export")
 # What is put beside these files before they run, under the names by which they import it.
 BESIDE = {
     "vlm_export/demo/transformers/transformers.min.d.ts": "@huggingface/transformers",
     "vlm_export/demo/vlm-export/index.d.ts": "../../js/index.js",
     "node_modules/vlm-export/index.d.ts": "../../vlm_export/js/index.js",
+    "node_modules/vlm-export/remote.d.ts": "../../vlm_export/js/remote.js",
+    "node_modules/vlm-export/worker.d.ts": "../../vlm_export/js/worker.js",
     "benchmarks/js/index.d.ts": "../../vlm_export/js/index.js",
     "vlm_export/node/contract.d.mts": "../js/src/contract.js",
 }

@@ -27,6 +27,7 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 
 import vlm_export
 from vlm_export import bundled, pipeline
+from vlm_export.apps import demo_site
 from vlm_export.files import Work
 from vlm_export.merging import merge
 from vlm_export.preprocessing import image_processor_settings, load_tokenizer
@@ -42,6 +43,13 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = Path(vlm_export.__file__).parent / "js"
 TYPES = Path(__file__).parent / "types"
 WRONG = TYPES / "wrong.ts"
+FOREIGN = {
+    "no available backend found",
+    "Failed to fetch dynamically imported module",
+    "out of memory",
+    "bad_alloc",
+}
+DECLARED = ("index.d.ts", "remote.d.ts", "worker.d.ts")
 PROGRAMS = (TYPES / "usage.ts", WRONG)
 SHAPES = find_recipe(bundled.DEFAULT_RECIPE)
 Options = dict[str, Any]
@@ -354,6 +362,74 @@ def test_in_chromium(suite: Path, name: str, flags: Sequence[str], options: Opti
     assert answer["loaded"] == 100
 
 
+def test_no_cdn_unless_the_author_names_it(default_repo: Path) -> None:
+    """transformers.js would take the runtime from one where nothing is said."""
+    loading = "VisionLanguageModel.from_pretrained('model').catch(({ message }) => message)"
+    said = "load_from({ models: './', runtime: 'onnxruntime/' })"
+    module = "import('./vlm-export/index.js').then(({ load_from, VisionLanguageModel }) => "
+    with SiteServer({**demo_site.build(default_repo, None), "empty.html": b"<!doctype html>"}) as server:
+        steps = [
+            ["evaluate", f"{module} {loading})"],
+            ["evaluate", f"{module} {{ {said}; return {loading} }}).then(String)"],
+        ]
+        seen = drive(f"{server.url}/empty.html", steps, WASM)
+    refused, loaded = seen.answers
+    assert refused.startswith("the runtime would be fetched from cdn.jsdelivr.net: say where it lies, as load_from(")
+    assert loaded == "[object Object]" and seen.foreign == []
+
+
+def test_a_model_in_a_worker(default_repo: Path) -> None:
+    """Its tokens, its answer, a stop, an error of its own, and its end; a script that is not there."""
+    site = demo_site.build(default_repo, SHAPES.golden_dir)
+    script = (Path(__file__).parent / "browser" / "remote.js").read_bytes()
+    answering = (Path(__file__).parent / "browser" / "remote-worker.js").read_bytes()
+    pages = {"empty.html": b"<!doctype html>", "remote.js": script, "remote-worker.js": answering}
+    with SiteServer({**site, **pages}) as server:
+        steps = [["evaluate", "import('./remote.js').then(({ run }) => run())"]]
+        [said] = drive(f"{server.url}/empty.html", steps, WASM).answers
+    caption = json.loads(bytes(site["demo.json"]))["samples"][0]["caption"]
+    assert (said["layout"], said["dtype"], said["progress"]) == ("captioner", "fp32", 100)
+    assert said["text"] == said["last"] == caption and said["tokens"] > 5
+    assert len(said["beams"]) == 2 and said["beams"][0] < 0
+    assert said["stopped"] == "cancelled"
+    assert (
+        said["wrong"]
+        == "TypeError: layout captioner takes no prompt: export the model with --layout chat to give it one"
+    )
+    assert said["unsendable"].startswith("TypeError: image: to a worker goes a Blob or an address")
+    assert said["ended"] == "Error: the worker failed: it was ended"
+    assert said["missing"] == "Error: the worker failed: its script cannot be loaded"
+
+
+def test_the_errors_of_the_readme_are_those_of_the_package() -> None:
+    """Each that is quoted there, but for those of the browser and of ONNX Runtime."""
+    readme = (PACKAGE / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?`) \|", readme[readme.index("## Errors") :], re.MULTILINE)
+    quoted = {phrase for row in rows for phrase in re.findall(r"`(.*?)`", row)} - FOREIGN
+    source = "".join(path.read_text(encoding="utf-8") for path in sources())
+    words = "runtime would be fetched from", "its script cannot be loaded", "it was ended", "the worker failed: "
+    assert all(word in source for word in words)
+    built = {phrase for phrase in quoted if phrase.startswith(("the runtime would", "the worker failed"))}
+    pieces = {piece.strip("' ") for phrase in quoted - built for piece in phrase.split("…")}
+    assert len(quoted) > 6
+    assert [piece for piece in pieces if piece not in source and piece != "generate() has no option"] == []
+
+
+def test_places_in_node(package: Path) -> None:
+    """Node has a runtime of its own."""
+    code = """
+        import { load_from } from 'vlm-export';
+        for (const places of [{ runtime: './' }, { model: './' }]) {
+            try { load_from(places) } catch ({ message }) { console.log(message) }
+        }"""
+    command = ["node", "--input-type=module", "--eval", code]
+    done = subprocess.run(command, cwd=package.parents[1], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "runtime: Node has its own, onnxruntime-node: leave it out",
+        "load_from() has no option 'model'; it has models, runtime",
+    ]
+
+
 @pytest.mark.parametrize("readme", [PACKAGE / "README.md", ROOT / "docs" / "browser.md"], ids=["npm", "docs"])
 def test_the_readmes_command_installs_what_node_imports(readme: Path, package: Path, tmp_path: Path) -> None:
     [flags] = re.findall(r"npm install (.*?)\S*/vlm_export/js\b", readme.read_text(encoding="utf-8"))
@@ -372,12 +448,22 @@ def test_manifest() -> None:
     assert (PACKAGE / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
     pinned = json.loads((ROOT / "vlm_export/node/package.json").read_text())["dependencies"]
     assert manifest["peerDependencies"] == {name: f"^{version}" for name, version in pinned.items()}
-    for name in (*manifest["files"], manifest["types"], *manifest["exports"]["."].values()):
+    for name in (manifest["types"], *chain.from_iterable(entry.values() for entry in manifest["exports"].values())):
         assert (PACKAGE / name).exists()
 
 
+def test_npm_packs_what_is_needed(tmp_path: Path) -> None:
+    """What npm would publish: all that the entries import and declare, and none of the tests."""
+    packed = ["npm", "pack", "--offline", "--json", "--pack-destination", str(tmp_path), str(PACKAGE)]
+    [made] = json.loads(subprocess.run(packed, cwd=tmp_path, capture_output=True, check=True).stdout)
+    names = {file["path"] for file in made["files"]}
+    ours = {path.relative_to(PACKAGE).as_posix() for path in sources()}
+    assert names == {*ours, *DECLARED, "LICENSE", "README.md", "package.json"}
+    assert (tmp_path / f"vlm-export-{vlm_export.__version__}.tgz").is_file()
+
+
 def sources() -> Iterator[Path]:
-    yield PACKAGE / "index.js"
+    yield from sorted(PACKAGE.glob("*.js"))
     yield from sorted((PACKAGE / "src").glob("*.js"))
 
 

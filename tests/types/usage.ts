@@ -2,8 +2,12 @@
 
 import { RawImage, type Tensor } from '@huggingface/transformers';
 import type { GenerateOptions, Generated, Layout, Message, PastKeyValues, TokenReport } from 'vlm-export';
-import { PrefixConditioningVLM, VisionLanguageModel } from 'vlm-export';
+import { PrefixConditioningVLM, VisionLanguageModel, load_from } from 'vlm-export';
+import { WorkerModel } from 'vlm-export/remote';
+import { answer } from 'vlm-export/worker';
 
+load_from({ runtime: '/onnxruntime/', models: new URL('https://example.org/models/') });
+load_from({ runtime: { mjs: '/ort.mjs', wasm: '/ort.wasm' } });
 const model = await VisionLanguageModel.from_pretrained('org/model', {
     dtype: { decoder_model_merged: 'q8' },
     device: 'webgpu',
@@ -60,4 +64,12 @@ const { logits, past_key_values } = await model.forward({ input_ids: [[1]], imag
 const past: PastKeyValues = past_key_values;
 await model.forward({ input_ids: logits, past_key_values: past });
 await model.dispose();
-console.log(same, layout, facts, words, numbers);
+answer();
+const remote = await WorkerModel.from_pretrained(new Worker('worker.js'), 'org/model', { dtype: 'q8' });
+const remotely: Generated = await remote.generate({
+    image: new Blob(),
+    num_beams: 3,
+    signal: AbortSignal.timeout(1000),
+});
+await remote.dispose();
+console.log(remotely, same, layout, facts, words, numbers);

@@ -1,7 +1,8 @@
 /** What users of vlm_export/js must not write; beside each line what the compiler says of it. */
 
 import type { GenerateOptions, LoadOptions } from 'vlm-export';
-import { type PrefixConditioningVLM, VisionLanguageModel } from 'vlm-export';
+import { type PrefixConditioningVLM, VisionLanguageModel, load_from } from 'vlm-export';
+import { WorkerModel } from 'vlm-export/remote';
 
 const model = await VisionLanguageModel.from_pretrained('org/model');
 const [sequence] = await model.generate({ image: 'photo.jpg' });
@@ -22,6 +23,9 @@ await model.generate({ on_token: (text: string) => text }); // TS2322: Type '(te
 await model.generate('photo.jpg'); // TS2559: has no properties in common with type 'GenerateOptions'.
 await VisionLanguageModel.from_pretrained('org/model', { dtype: 8 }); // TS2322: Type 'number' is not assignable to type
 await VisionLanguageModel.from_pretrained('org/model', { device: 'tpu' }); // TS2322: Type '"tpu"' is not assignable to type
+load_from({ runtime: { wasm: '/ort.wasm' } }); // TS2322: Type '{ wasm: string; }' is not assignable to type
+load_from({ model: '/models/' }); // TS2561: Did you mean to write 'models'?
+await WorkerModel.from_pretrained('worker.js', 'org/model'); // TS2345: Argument of type 'string' is not assignable to parameter of type 'Worker'.
 const loading: LoadOptions = { revision: 1 }; // TS2322: Type 'number' is not assignable to type 'string'.
 
 // What comes back, as something else.

@@ -90,23 +90,16 @@ function page(facts, { device, dtype, num_beams }, prompt) {
         ...(takes_prompt(facts) ? [`prompt: ${in_code(prompt)}`] : []),
         ...(num_beams > 1 ? [`num_beams: ${num_beams}`] : []),
     ];
-    const here = facts.home
-        ? ''
-        : `    env.allowLocalModels = false;
-    env.remoteHost = here('./');
-    env.remotePathTemplate = '{model}/';
-`;
+    const models = facts.home ? '' : "models: './', ";
     return `<!doctype html>
 <meta charset="utf-8" />
 <p id="caption">Loading…</p>
 <script type="module">
-    import { env } from './transformers/transformers.min.js';
-    import { VisionLanguageModel } from './vlm-export/index.js';
+    import { load_from, VisionLanguageModel } from './vlm-export/index.js';
 
-    const here = (path) => new URL(path, document.baseURI).href;
-    const runtime = here('onnxruntime/ort-wasm-simd-threaded.asyncify');
-    env.backends.onnx.wasm.wasmPaths = { mjs: \`\${runtime}.mjs\`, wasm: \`\${runtime}.wasm\` };
-${here}
+    const runtime = 'onnxruntime/ort-wasm-simd-threaded.asyncify';
+    load_from({ ${models}runtime: { mjs: \`\${runtime}.mjs\`, wasm: \`\${runtime}.wasm\` } });
+
     const model = await VisionLanguageModel.from_pretrained('${facts.home?.repo_id ?? 'model'}', {
         dtype: '${dtype}',
         device: '${device}',

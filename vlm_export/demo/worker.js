@@ -17,7 +17,7 @@
  */
 
 import { RawImage, env } from './transformers/transformers.min.js';
-import { VisionLanguageModel } from './vlm-export/index.js';
+import { VisionLanguageModel, load_from } from './vlm-export/index.js';
 
 const BASE = new URL('./', import.meta.url);
 /** The settings of ONNX Runtime, all of which are there once transformers.js is imported. */
@@ -108,18 +108,13 @@ async function only_cache(part, content) {
 
 /** @param {Settings} settings */
 async function load({ device, dtype, caches: names }) {
-    // As from a Hub: of a local model, the size of a file is asked for with a request that nobody reads to its end, and six
-    // of those block the server for this page.
-    env.allowLocalModels = false;
-    env.remoteHost = BASE.href;
-    env.remotePathTemplate = '{model}/';
+    load_from({ models: BASE, runtime: { mjs: `${RUNTIME}.mjs`, wasm: `${RUNTIME}.wasm` } });
     env.fetch = counted_fetch;
     env.useBrowserCache = false;
     env.useCustomCache = 'caches' in self;
     if (env.useCustomCache) {
         env.customCache = await new Kept().open(names);
     }
-    onnx.wasm.wasmPaths = { mjs: `${RUNTIME}.mjs`, wasm: `${RUNTIME}.wasm` };
     model = await VisionLanguageModel.from_pretrained('model', { device, dtype });
     const { max_new_tokens } = /** @type {{ max_new_tokens: number }} */ (model.generation_config);
     reply({ loaded: { threads: onnx.wasm.numThreads, max_new_tokens } });

@@ -21,6 +21,18 @@ export interface Message {
 /** By `past_key_values.*` names, `[batch, kv_heads, tokens, head_dim]` each. */
 export type PastKeyValues = Record<string, Tensor>;
 
+export interface Places {
+    /** The folder in which repos lie by their ids, in place of the Hub. */
+    models?: string | URL;
+    /** The folder with the files of `onnxruntime-web/dist`, or the addresses of the two that are loaded, of one build. */
+    runtime?: string | URL | { mjs: string | URL; wasm: string | URL };
+}
+/**
+ * Says where files come from; addresses are relative to the page, or to a worker's script. In a browser nothing is loaded
+ * before the runtime's place is said: transformers.js would take it from a CDN.
+ */
+export function load_from(places: Places): void;
+
 export interface LoadOptions {
     /** Else what the repo asks for, else q8 on WASM and fp32 elsewhere. */
     dtype?: PerGraph<string> | null;

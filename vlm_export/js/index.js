@@ -1,1 +1,2 @@
 export { PrefixConditioningVLM, VisionLanguageModel } from './src/model.js';
+export { load_from } from './src/places.js';

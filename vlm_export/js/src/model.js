@@ -15,6 +15,7 @@ import { last, nothing, one_by_one } from './generate.js';
 import { Progress, load_graphs } from './graphs.js';
 import { layout_of } from './layouts.js';
 import { check_generate_options, check_keys, follow_prompt, make_plan } from './options.js';
+import { check_runtime } from './places.js';
 import { turn } from './turn.js';
 
 /** @type {(keyof LoadOptions)[]} */
@@ -32,10 +33,11 @@ export class VisionLanguageModel {
      * @param {LoadOptions} [options]
      * @returns {Promise<VisionLanguageModel>} of the class that it is called on
      * @throws {TypeError} an unknown option, dtype or graph
-     * @throws {Error} a file is missing, or the model is of no layout that is known here
+     * @throws {Error} a file is missing, the model is of no layout that is known here, or nobody said where the runtime is
      */
     static async from_pretrained(id, options = {}) {
         check_keys('from_pretrained()', options, LOAD_OPTIONS);
+        check_runtime();
         const {
             dtype = null,
             device = null,

@@ -1,0 +1,18 @@
+import mjs from 'onnxruntime-web/ort-wasm-simd-threaded.asyncify.mjs?url';
+import wasm from 'onnxruntime-web/ort-wasm-simd-threaded.asyncify.wasm?url';
+import { VisionLanguageModel, load_from } from 'vlm-export';
+
+load_from({ models: 'models/', runtime: { mjs, wasm } });
+
+const caption = /** @type {HTMLElement} */ (document.querySelector('#caption'));
+const input = /** @type {HTMLInputElement} */ (document.querySelector('#file'));
+
+const model = await VisionLanguageModel.from_pretrained('model', { dtype: 'fp32' });
+caption.textContent = 'Choose an image.';
+input.disabled = false;
+
+input.addEventListener('change', async () => {
+    const [image] = input.files ?? [];
+    const [best] = await model.generate({ image });
+    caption.textContent = best.text;
+});

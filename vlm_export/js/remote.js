@@ -1,0 +1,1 @@
+export { WorkerModel } from './src/remote.js';
