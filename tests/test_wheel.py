@@ -92,7 +92,7 @@ def expected_js() -> set[str]:
     """The npm package as npm would pack it."""
     package = ROOT / "vlm_export" / "js"
     listed = json.loads((package / "package.json").read_text())["files"]
-    files = {path for name in listed for path in (package / name, *(package / name).rglob("*")) if path.is_file()}
+    files = {path for name in listed for path in (*package.glob(name), *(package / name).rglob("*")) if path.is_file()}
     return {str(path.relative_to(package)) for path in files} | {"package.json", "README.md", "LICENSE"}
 
 
