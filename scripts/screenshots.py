@@ -73,7 +73,7 @@ def shots(place: Path) -> list[Shot]:
     demo = demo_site.build(work.repo, place / "golden" / "my-captioner")
     asked = "return /tokens in/.test(document.getElementById('note').textContent)"
     return [
-        Shot("demo", site(demo), (choose, ["waitForFunction", captioned])),
+        Shot("demo", site(demo), (choose, ["waitForFunction", captioned]), height=960),
         Shot("report", site(files_under({"/": work.report})), width=1300, height=760),
         Shot("serve", server(work.repo), (choose, ["click", "#ask"], ["waitForFunction", asked]), height=820),
         Shot("terminal", site({"index.html": terminal().encode()}), height=660),

@@ -32,7 +32,7 @@ import screenshots  # noqa: E402
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 OTHERS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "vlm_export/js/README.md")]
-PAGES = [*DOCS, *OTHERS, ROOT / "recipes" / "real-captioner" / "README.md"]
+PAGES = [*DOCS, *OTHERS, *(ROOT / name / "README.md" for name in ("examples", "recipes/real-captioner"))]
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 _INDENTED = re.compile(r"(?:^\n|\A)((?:^    .*\n|^\n)+)", re.MULTILINE)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -186,8 +186,10 @@ def test_python_compiles_and_its_imports_are_there(snippet: Snippet) -> None:
 @pytest.mark.node
 @pytest.mark.parametrize("snippet", [each for each in SNIPPETS if each.language == "js"], ids=str)
 def test_javascript_parses(snippet: Snippet, tmp_path: Path) -> None:
+    """A block that begins with a key is a part of an object."""
     path = tmp_path / "snippet.mjs"
-    path.write_text(snippet.text, encoding="utf-8")
+    text = f"({{{snippet.text}}});" if re.match(r"\w+: ", snippet.text) else snippet.text
+    path.write_text(text, encoding="utf-8")
     done = subprocess.run(["node", "--check", str(path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
