@@ -337,7 +337,7 @@ def test_from_the_hub_only_what_is_needed_is_fetched(
 
 
 def test_a_recipe_that_is_not_exported_says_how(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="nothing exported yet: run `vlm-export merge vit-gpt2`"):
+    with pytest.raises(InputError, match="nothing exported yet: run `vlm-export merge vit-gpt2 --work "):
         find_repo("vit-gpt2", tmp_path)
 
 
