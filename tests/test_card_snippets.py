@@ -26,6 +26,7 @@ from test_runtime_chat import KINDS as CHATS
 
 from vlm_export.files import Work, read_json
 from vlm_export.layouts.prefix_captioner import PrefixCaptioner
+from vlm_export.manifest import load_manifest
 from vlm_export.publish.addresses import HUB
 from vlm_export.publish.snippets import Subject, snippets
 from vlm_export.recipe import find_recipe
@@ -182,7 +183,7 @@ def test_the_captioner_in_a_page(captioner: Published, tmp_path: Path) -> None:
 @pytest.mark.parametrize("decoder", ["gpt2", "trocr"])  # trocr keeps what it made of the picture, gpt2 makes it again
 def test_an_encoder_decoder_in_onnxruntime(decoder: str, tmp_path: Path) -> None:
     encoder_decoders.write_checkpoint(tmp_path / "checkpoint", encoder_decoders.config("vit", decoder))
-    made = record(tmp_path)
+    made = record(tmp_path, preprocess="client" if decoder == "gpt2" else "graph")
     made.export("captioner", ["fp32"])
     made.verify("ort")
     for published in _published(made, f"acme/{decoder}", tmp_path):
@@ -191,12 +192,15 @@ def test_an_encoder_decoder_in_onnxruntime(decoder: str, tmp_path: Path) -> None
 
 def test_no_code_that_would_say_something_else(captioner: Published, default_repo: Path) -> None:
     """Where pictures are cropped or tokens are penalized, the few lines for ONNX Runtime would not do."""
-    settings = read_json(default_repo / "preprocessor_config.json")
+    own = read_json(default_repo / "preprocessor_config.json")
+    settings = load_manifest(default_repo).in_graph
     generation = read_json(default_repo / "generation_config.json")
     subject = Subject("a/b", "", PrefixCaptioner(), settings, generation)
     titles = list(captioner.code)
-    assert [snippet.title for snippet in snippets(subject)] == titles
+    for right in (subject, replace(subject, settings=own)):
+        assert [snippet.title for snippet in snippets(right)] == titles
     for changed in (
+        replace(subject, settings={**own, "do_center_crop": True}),
         replace(subject, settings={**settings, "do_center_crop": True}),
         replace(subject, settings={**settings, "size": {"shortest_edge": 224}}),
         replace(subject, settings={**settings, "do_resize": False}),

@@ -14,6 +14,7 @@ from vlm_export.spec.client import Client
 from vlm_export.web import node_runtime
 
 PACKAGE = "@huggingface/transformers"
+_STEPS = ("do_resize", "do_rescale", "do_normalize")
 
 
 @dataclass(frozen=True)
@@ -122,13 +123,30 @@ print(model.generate([photo]{prompt}).text)"""
 
 
 def _is_plain(subject: Subject) -> bool:
-    """Whether a picture becomes pixels by three steps, and the likeliest token is always taken as it is."""
+    """Whether a picture becomes pixels by three steps or none, and the likeliest token is always taken as it is."""
     settings = subject.settings
-    steps = all(settings.get(name, True) is True for name in ("do_resize", "do_rescale", "do_normalize"))
+    steps = all(settings.get(name, True) is True for name in _STEPS)
     square = isinstance(size := settings.get("size"), Mapping) and {"height", "width"} <= size.keys()
     whole = not settings.get("do_center_crop") and not settings.get("do_pad")
     greedy = all(subject.generation.get(name) in (None, off) for name, off in HEEDED.items())
-    return steps and square and whole and greedy and "max_new_tokens" in subject.generation
+    prepared = whole and (_takes_pictures(settings) or (steps and square))
+    return prepared and greedy and "max_new_tokens" in subject.generation
+
+
+def _takes_pictures(settings: Mapping[str, Any]) -> bool:
+    """Whether the graph takes pictures as they are, of any size, in 0…255."""
+    return not any(settings.get(name, True) for name in _STEPS)
+
+
+def _pixels(settings: Mapping[str, Any], photo: str) -> str:
+    """The lines that make `pixels` `[height, width, 3] float32` of a picture."""
+    if _takes_pictures(settings):
+        return f"""photo = Image.open({photo}).convert("RGB")
+pixels = np.asarray(photo, np.float32)  # the encoder resizes and normalizes it"""
+    return f"""size = ({settings["size"]["width"]}, {settings["size"]["height"]})
+mean, std = np.float32({_numbers(settings["image_mean"])}), np.float32({_numbers(settings["image_std"])})
+photo = Image.open({photo}).convert("RGB").resize(size, {settings.get("resample", 2)})
+pixels = (np.asarray(photo, np.float32) * np.float32({settings.get("rescale_factor", 1 / 255)!r}) - mean) / std"""
 
 
 def _onnxruntime(subject: Subject) -> Snippet:
@@ -146,10 +164,7 @@ folder = snapshot_download("{subject.repo_id}", allow_patterns=files)
 encoder = InferenceSession(f"{{folder}}/onnx/encoder_model.onnx")
 decoder = InferenceSession(f"{{folder}}/onnx/decoder_model_merged.onnx")
 
-size = ({settings["size"]["width"]}, {settings["size"]["height"]})
-mean, std = np.float32({_numbers(settings["image_mean"])}), np.float32({_numbers(settings["image_std"])})
-photo = Image.open({photo}).convert("RGB").resize(size, {settings.get("resample", 2)})
-pixels = (np.asarray(photo, np.float32) * np.float32({settings.get("rescale_factor", 1 / 255)!r}) - mean) / std
+{_pixels(settings, photo)}
 [seen] = encoder.run(None, {{"pixel_values": pixels.transpose(2, 0, 1)[None]}})
 
 caches = [each for each in decoder.get_inputs() if each.name.startswith("past_key_values")]

@@ -15,6 +15,7 @@ from PIL import Image
 
 from vlm_export import bundled
 from vlm_export.runtime.images import ImageProcessor
+from vlm_export.runtime.repo import open_repo
 from vlm_export.runtime.sessions import Arrays
 from vlm_export.runtime.text import Text
 from vlm_export.spec.family import Preprocessor
@@ -105,7 +106,7 @@ def _difference_of_255(run: Verification, found: np.ndarray | None, expected: np
     """The mean difference of two pictures `[…, 3, H, W]` as the model takes them; None of pictures of two shapes."""
     if found is None or found.shape != expected.shape:
         return None
-    settings = ImageProcessor(run.golden.facts.image_processor).settings
+    settings = ImageProcessor(run.manifest.in_graph or open_repo(run.repo).preprocessor).settings
     scale = np.array(settings["image_std"] if settings["do_normalize"] else 1.0, dtype=np.float64)
     factor = settings["rescale_factor"] if settings["do_rescale"] else 1.0
     return float((np.abs(found - expected) * scale.reshape(-1, 1, 1)).mean() / factor)
