@@ -101,7 +101,7 @@ def test_one_command_in_stock_transformers_js_and_pushed(tmp_path: Path) -> None
 
         done = run("convert", model, "--quantize", "fp32", "--license", "mit")
         assert done.returncode == 0, done.stderr + done.stdout
-        assert next_of(done.stdout) == "vlm-export push tester/pico-captioner --recipe vlm-export.yaml"
+        assert next_of(done.stdout) == "vlm-export push tester/pico-captioner"
         assert "  4  verify  compares in ONNX Runtime and Node" in done.stderr
         pushed = run("convert", "--push", "acme/pico", "--runtime", "ort", "--json")
         assert pushed.returncode == 0, pushed.stderr
@@ -125,13 +125,15 @@ def test_plan_stages_and_summary() -> None:
         "  3  onnx    writes 2 graphs, 357 kB; 734.0 MB of memory, about 1 min, and tracing once",
         "  4  verify  compares in ONNX Runtime",
     ]
-    assert [line.split(":")[0] for line in stages[4:]] == ["golden", "merge", "onnx", "verify"]
+    ended = [line.split(":")[0] for line in stages[4:] if ": done in " in line]
+    assert ended == ["golden", "merge", "onnx", "verify"]
+    assert any(line.startswith("warning: ") and "licence" in line for line in stages[4:])
     assert done.stdout.splitlines()[-5:] == [
         "repo    out/repo",
         "report  out/report/index.html",
-        "look    vlm-export demo vlm-export.yaml --work out",
+        "look    vlm-export demo --work out",
         "",
-        "next: vlm-export push your-name/pico-captioner --recipe vlm-export.yaml --work out",
+        "next: vlm-export push your-name/pico-captioner --work out",
     ]
     assert load_recipe(Path("vlm-export.yaml")).recipe.dtypes == ("fp32",)
     assert Path("out/repo/onnx/encoder_model.onnx").is_file()

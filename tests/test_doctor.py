@@ -749,8 +749,8 @@ def test_the_repo_of_a_work_folder(repos: dict[str, Path], tmp_path: Path) -> No
 
 
 WRONG = {
-    "nowhere": "nowhere: no such folder, nor an id of the Hub (org/name)",
-    "./a/b": "./a/b: no such folder, nor an id of the Hub (org/name)",
+    "nowhere": "no such folder: nowhere; nor is it an id of the Hub (org/name)",
+    "./a/b": "no such folder: ./a/b; nor is it an id of the Hub (org/name)",
     ".": ".: no config.json, so this is no repo for transformers.js",
 }
 
