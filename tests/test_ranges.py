@@ -124,7 +124,7 @@ def test_a_trained_captioner_says_the_same_with_a_residual_past_float16(tmp_path
 
 
 def test_where_nothing_is_too_large_no_byte_differs(tmp_path: Path) -> None:
-    made = exported.prepare(tmp_path)
+    made = exported.prepare(tmp_path, preprocess="client")
     manifest, told = export(made, "fp16")
     assert told == []
     assert set(manifest.ranges) == {DECODER, TOWER}
