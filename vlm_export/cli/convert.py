@@ -98,6 +98,8 @@ def onnx(
     found, folder = open_recipe(recipe, work)
     from vlm_export import ready
 
+    if plan is not None and not plan.exists():
+        raise InputError(f"{plan}: no such file")
     ready.for_onnx(found, folder)
     from vlm_export import pipeline
     from vlm_export.quantize.estimate import Estimate
