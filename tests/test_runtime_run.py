@@ -240,7 +240,7 @@ def test_pytorch_can_be_forced(default_repo: Path, images: list[str], captions: 
         (["REPO", "IMAGE", "IMAGE", "--together"], "captions one image at a time, not 2 together"),
         (["REPO", "IMAGE", "--top-p", "0.9"], "--top-p: is for sampling: add --sample"),
         (["REPO", "IMAGE", "--num-beams", "0"], "num_beams: 0, but it must be at least 1"),
-        (["REPO", "IMAGE", "--num-beams", "100000"], "num_beams: 100000, but it must be at most 256"),
+        (["REPO", "IMAGE", "--num-beams", "100000"], "num_beams: 100000, but it must be at most 4096"),
         (["REPO", "IMAGE", "--sample", "--temperature", "nan"], "temperature: nan, but it must be from"),
         (["REPO", "IMAGE", "--sample", "--temperature", "1e-320"], "temperature: 1e-320, but it must be from"),
         (["REPO", "IMAGE", "--num-beams", "2", "--length-penalty", "1e308"], "length_penalty: 1e+308, but 30 to the"),

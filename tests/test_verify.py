@@ -345,7 +345,7 @@ def test_a_golden_knows_its_combination(tmp_path: Path) -> None:
 
 def test_no_golden_says_how_to_record_one(broken: Exported) -> None:
     (broken.recipe.golden_dir / "golden.json").unlink()
-    with pytest.raises(InputError, match="no golden outputs recorded yet: run `vlm-export golden pico`"):
+    with pytest.raises(InputError, match="no golden outputs recorded yet: run `vlm-export golden`"):
         broken.verify("ort")
 
 

@@ -68,7 +68,7 @@ class Plan:
     stop: tuple[str, ...] = ()
 
 
-MOST_ROWS = 256  # of one prompt: beams, or samples
+MOST_ROWS = 4096  # of one prompt: beams, or samples
 # Scores are float32: what multiplies or divides them must leave them numbers. transformers is as silent about the rest
 # as numpy is: of a temperature of 1e-320, the probabilities are NaN.
 _LEAST, _MOST = 1e-20, 1e20
