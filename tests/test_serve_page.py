@@ -252,6 +252,15 @@ def test_what_is_not_as_it_was_verified_is_unknown(verified: Work, tmp_path: Pat
     assert is_verified(work.repo, "fp32") is None
 
 
+def test_a_dtype_without_graphs_is_unknown_whatever_the_report_says(verified: Work, tmp_path: Path) -> None:
+    work = Work(Path(shutil.copytree(verified.root, tmp_path / "work")))
+    path = work.repo / "export.json"
+    manifest = json.loads(path.read_text())
+    manifest["graphs"] = [graph for graph in manifest["graphs"] if graph["dtype"] != "fp32"]
+    path.write_text(json.dumps(manifest))
+    assert is_verified(work.repo, "fp32") is None
+
+
 def test_what_failed_is_said_to_have(verified: Work, tmp_path: Path) -> None:
     work = Work(Path(shutil.copytree(verified.root, tmp_path / "work")))
     path = work.report / "report.json"

@@ -80,7 +80,7 @@ def is_verified(repo: Path, dtype: str) -> bool | None:
     except InputError:  # of another version, or damaged: it says nothing that is understood here
         return None
     files = [path for path in (repo / ONNX).iterdir() if any(_is_part(path.name, graph) for graph in graphs)]
-    same = all(report.files_sha256.get(f"{ONNX}/{path.name}") == sha256(path) for path in files)
+    same = bool(files) and all(report.files_sha256.get(f"{ONNX}/{path.name}") == sha256(path) for path in files)
     return dtype not in report.failed_dtypes if same and dtype in report.verified_dtypes else None
 
 

@@ -24,7 +24,7 @@ from vlm_export.spec.family import Layout, Preprocessor
 from vlm_export.spec.graph import Component
 from vlm_export.targets import TARGETS, UNASKED, Target
 from vlm_export.typed import command
-from vlm_export.verify.from_files import photographs
+from vlm_export.verify.from_files import Photograph, photographs
 from vlm_export.verify.golden import GoldenFolder, array_sha256
 from vlm_export.verify.in_client import cannot_run, verify_in_client
 from vlm_export.verify.in_files import check_own_files
@@ -70,27 +70,14 @@ def verify(
     preprocessor = merged.family.preprocessor(merged.path, merged.config, golden.facts.image_processor)
     model_inputs = _golden_inputs(golden, preprocessor)
     pictures = photographs(preprocessor, golden.facts.text) if clients else []
-    captions = {target: len(golden.facts.images) * (1 if target == "ort" else 2) for target in wanted}  # of a dtype
-    run.planned = len(names) * sum(captions.values()) + len(pictures) * len(clients)
+    run.planned = len(names) * sum(_captions(run, target) for target in wanted) + len(pictures) * len(clients)
     reuse = Reuse.of(run, earlier)
-    broken: set[str] = set()
+    running = names
     if "ort" in wanted:
         check_own_files(run, names[0], model_inputs)
-        left = reuse.take(names, "ort", {})
-        run.made += (len(names) - len(left)) * captions["ort"]
-        for name in left:
-            if not verify_in_ort(run, name, model_inputs):
-                broken.add(name)
-            elif name == FP32.name:
-                verify_other_sizes(run, merged)
-            reuse.done(name, "ort", {})
+        running = _in_ort(run, reuse, names, merged, model_inputs)
     for client in clients:
-        running = [name for name in names if name not in broken]
-        left = reuse.take(running, client.target, client.versions)
-        run.made += (len(names) - len(left)) * captions[client.target]
-        for name in left:
-            verify_in_client(run, client, name, model_inputs, pictures if name == names[0] else ())
-            reuse.done(name, client.target, client.versions)
+        _in_client(run, reuse, running, client, model_inputs, pictures)
     files = [graph.file for graph in manifest.graphs]
     verdicts = {check.verdict for check in run.checks} - {"left-out"}
     passed = bool(verdicts) and "fail" not in verdicts
@@ -110,6 +97,43 @@ def verify(
         fingerprints=run.fingerprints,
         reused=run.reused,
     )
+
+
+def _captions(run: Verification, target: Target) -> int:
+    """How many captions of golden images a dtype takes in a runtime: a client reads the files too."""
+    return len(run.golden.facts.images) * (1 if target == "ort" else 2)
+
+
+def _in_ort(
+    run: Verification, reuse: Reuse, names: Sequence[str], merged: Checkpoint, model_inputs: Sequence[Arrays]
+) -> list[str]:
+    """Verify dtypes in ONNX Runtime; returns those whose graphs run."""
+    left = reuse.take(names, "ort", {})
+    run.made += (len(names) - len(left)) * _captions(run, "ort")
+    broken = set()
+    for name in left:
+        if not verify_in_ort(run, name, model_inputs):
+            broken.add(name)
+        elif name == FP32.name:
+            verify_other_sizes(run, merged)
+        reuse.done(name, "ort", {})
+    return [name for name in names if name not in broken]
+
+
+def _in_client(
+    run: Verification,
+    reuse: Reuse,
+    names: Sequence[str],
+    client: Runtime,
+    model_inputs: Sequence[Arrays],
+    shown: Sequence[Photograph],
+) -> None:
+    """Verify dtypes in a client, the first of them with photographs."""
+    left = reuse.take(names, client.target, client.versions)
+    run.made += (len(names) - len(left)) * _captions(run, client.target)
+    for name in left:
+        verify_in_client(run, client, name, model_inputs, shown if name == names[0] else ())
+        reuse.done(name, client.target, client.versions)
 
 
 def _bisected(run: Verification, merged: Checkpoint) -> list[Fault]:
