@@ -18,7 +18,9 @@ def text() -> str:
     """The module, formatted as all of our JavaScript is."""
     constants = {
         "MODEL_TYPES": contract.MODEL_TYPES,
-        "IMAGE_PROCESSORS": {name: {"tiles": kind.tiles} for name, kind in contract.IMAGE_PROCESSORS.items()},
+        "IMAGE_PROCESSORS": {
+            name: {"cut": kind.cut, "text_first": kind.text_first} for name, kind in contract.IMAGE_PROCESSORS.items()
+        },
         "PREFIX": contract.PREFIX,
         "SUFFIXES": contract.SUFFIXES,
     }

@@ -27,7 +27,9 @@ def in_javascript(path: Path) -> dict[str, object]:
 def test_javascript_has_the_same() -> None:
     assert in_javascript(node_home() / "contract.mjs") == {
         "MODEL_TYPES": contract.MODEL_TYPES,
-        "IMAGE_PROCESSORS": {name: {"tiles": kind.tiles} for name, kind in contract.IMAGE_PROCESSORS.items()},
+        "IMAGE_PROCESSORS": {
+            name: {"cut": kind.cut, "text_first": kind.text_first} for name, kind in contract.IMAGE_PROCESSORS.items()
+        },
         "PREFIX": contract.PREFIX,
         "SUFFIXES": contract.SUFFIXES,
     }, "run `python scripts/contract.py`"
@@ -46,10 +48,17 @@ def test_the_table_is_that_of_transformers_js() -> None:
 
 
 def test_the_image_processors_are_those_of_transformers_js() -> None:
-    """Each is a class of its own, made under transformers' defaults; one that cuts tiles gives their mask too."""
+    """Each is a class of its own, made under transformers' defaults; tiles come with a mask, patches with a grid."""
     library = node_home() / "node_modules/@huggingface/transformers/dist/transformers.node.mjs"
     defaults = {
-        name: {**kind.defaults, "do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
+        name: {
+            **kind.defaults,
+            **kind.wanted,
+            "do_resize": True,
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+        }
         for name, kind in contract.IMAGE_PROCESSORS.items()
     }
     code = f"""
@@ -63,9 +72,9 @@ def test_the_image_processors_are_those_of_transformers_js() -> None:
     """
     command = ["node", "--input-type=module", "--eval", code]
     made = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert {name: "pixel_attention_mask" in outputs for name, outputs in made.items()} == {
-        name: kind.tiles for name, kind in contract.IMAGE_PROCESSORS.items()
-    }
+    beside = {"tiles": {"pixel_attention_mask"}, "patches": {"image_grid_thw"}}
+    for name, kind in contract.IMAGE_PROCESSORS.items():
+        assert set(made[name]) & set.union(*beside.values()) == beside.get(kind.cut, set()), name
 
 
 @pytest.mark.parametrize("name", contract.IMAGE_PROCESSORS)

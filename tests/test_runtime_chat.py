@@ -130,7 +130,7 @@ def test_tiles_are_written_into_the_prompt_as_transformers_writes_them(make: Cal
         ids = pair.engine.prompt_ids(pair.engine.messages(images, "so?"), encoded)
         assert ids == pair.reference._model_inputs(images, "so?")["input_ids"][0].tolist()
         assert ids.count(257) == len(encoded.values["image_features"]) * 4
-    assert {tiles.rows for tiles in encoded.tiles} != {0}
+    assert {grid.rows for grid in encoded.grids} != {0}
 
 
 def test_a_batch_of_unequal_prompts_gives_each_what_it_gets_alone(pair: Pair) -> None:

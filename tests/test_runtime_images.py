@@ -17,6 +17,7 @@ from vlm_export.preprocessing import pixel_values
 from vlm_export.runtime.images import ImageProcessor, open_image
 
 SQUARE = {"height": 24, "width": 24}
+BESIDE = {"tiles": ["pixel_attention_mask"], "patches": ["image_grid_thw"]}
 CASES: dict[str, dict[str, Any]] = {
     "SigLIP": {"image_processor_type": "SiglipImageProcessor", "size": SQUARE, "do_convert_rgb": True},
     "SigLIP, not square, Lanczos": {
@@ -71,6 +72,32 @@ CASES: dict[str, dict[str, Any]] = {
         "max_image_size": {"longest_edge": 16},
         "do_image_splitting": False,
     },
+    "Pixtral": {
+        "image_processor_type": "PixtralImageProcessor",
+        "size": {"longest_edge": 40},
+        "patch_size": {"height": 8, "width": 8},
+    },
+    "Pixtral, both edges": {
+        "image_processor_type": "PixtralImageProcessorFast",
+        "size": {"height": 30, "width": 50},
+        "patch_size": 8,
+        "do_pad": True,
+    },
+    "Pixtral, defaults": {"image_processor_type": "PixtralImageProcessor"},
+    "Qwen2-VL": {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "patch_size": 4,
+        "size": {"shortest_edge": 256, "longest_edge": 1024},
+    },
+    "Qwen2-VL, names of transformers 4": {
+        "image_processor_type": "Qwen2VLImageProcessorFast",
+        "patch_size": 4,
+        "merge_size": 3,
+        "temporal_patch_size": 1,
+        "min_pixels": 100,
+        "max_pixels": 900,
+    },
+    "Qwen2-VL, defaults": {"image_processor_type": "Qwen2VLImageProcessor"},
     "SmolVLM": {
         "image_processor_type": "SmolVLMImageProcessor",
         "size": {"longest_edge": 64},
@@ -116,7 +143,7 @@ def test_equals_transformers(case: str, tmp_path: Path) -> None:
             assert "one pixel" in name, error
             continue
         made = ours([picture]).arrays
-        assert set(made) == {"pixel_values", *(["pixel_attention_mask"] if ours.is_tiling else [])}
+        assert set(made) == {"pixel_values", *BESIDE.get(ours.cut, [])}
         for key, value in made.items():
             assert value.shape == expected[key].shape, (name, key)
             difference = np.abs(value.astype(np.float64) - expected[key].astype(np.float64)).max()
@@ -133,8 +160,8 @@ def test_tiles_of_several_pictures_and_how_they_were_cut(case: str, tmp_path: Pa
     for key, value in made.arrays.items():
         assert value.shape == expected[key].shape
         assert np.abs(value.astype(np.float64) - expected[key]).max() <= 1e-6
-    assert [tiles.rows for tiles in made.tiles] == expected["rows"][0]
-    assert [tiles.columns for tiles in made.tiles] == expected["cols"][0]
+    assert [tiles.rows for tiles in made.grids] == expected["rows"][0]
+    assert [tiles.columns for tiles in made.grids] == expected["cols"][0]
 
 
 def test_one_tile_of_llava_onevision(tmp_path: Path) -> None:

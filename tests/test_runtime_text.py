@@ -12,8 +12,9 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from vlm_export.errors import InputError
-from vlm_export.runtime.images import Tiles
-from vlm_export.runtime.text import Stream, Text, with_image_tokens
+from vlm_export.runtime.image_tokens import ImageTokens
+from vlm_export.runtime.images import Grid
+from vlm_export.runtime.text import Stream, Text
 
 WORDS = "a café — naïve 👩‍👩‍👧 日本語, isn't it?"
 
@@ -110,12 +111,21 @@ def test_a_template_that_refuses_or_reaches_out_is_an_error(template: str, said:
 
 
 def test_as_many_places_as_images() -> None:
-    assert with_image_tokens("a<i>b<i>c", "<i>", None, [2, 1]) == "a<i><i>b<i>c"
+    whole, one = ImageTokens("<i>"), Grid(0, 0)
+    assert whole.write("a<i>b<i>c", [one, one], [2, 1]) == "a<i><i>b<i>c"
     with pytest.raises(InputError, match="1 places for images"):
-        with_image_tokens("a<i>", "<i>", None, [2, 1])
-    tiled = with_image_tokens("<image>", "<image>", [Tiles(1, 2)], [1])
+        whole.write("a<i>", [one, one], [2, 1])
+    tiled = ImageTokens("<image>", "tiles").write("<image>", [Grid(1, 2)], [1])
     assert tiled.count("<image>") == 3
     assert "<row_1_col_2><image>\n\n<fake_token_around_image><global-img>" in tiled
+
+
+def test_lines_of_cells() -> None:
+    """`[IMG_BREAK]` after each line of cells but the last, which `[IMG_END]` ends; LightOnOCR has neither."""
+    tokens = ImageTokens.of("i", "cells", {"image_break_token": "b", "image_end_token": "e"})
+    assert [tokens.rows(grid) for grid in (Grid(2, 3), Grid(1, 1))] == [6, 1]
+    assert tokens.write("a i, i", [Grid(2, 3), Grid(1, 1)], [6, 1]) == "a iiibiiie, ie"
+    assert ImageTokens("i", "patches").write("a i", [Grid(2, 3)], [6]) == "a iiiiii"
 
 
 def test_a_tokenizer_that_is_none(tmp_path: Path) -> None:

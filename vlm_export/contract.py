@@ -8,10 +8,13 @@ Source: transformers.js 4.3.1, `src/models/registry.js` (classes by `model_type`
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 LayoutName = Literal["captioner", "chat", "components"]
+# What an image processor makes of pictures: all of one size; tiles of a larger one; pictures of their own proportions,
+# whose sides are whole cells; such pictures, taken apart into patches. A cell's features are one row.
+Cut = Literal["whole", "tiles", "cells", "patches"]
 
 
 # By `model_type` of config.json: which graphs there are, and the way that they are fed.
@@ -33,14 +36,20 @@ class ImageProcessorKind:
     Attributes:
         defaults: what transformers' class takes for a setting that is not in `preprocessor_config.json`, beside those
             that all have.
-        tiles: whether it cuts images into tiles, which it gives with a mask; the processor that holds it takes the
-            text before the images.
+        cut: what it makes of pictures; tiles come with a mask, patches with a grid.
         inert: settings on which transformers acts and transformers.js does not.
+        wanted: settings without which transformers.js fails, as it takes them, and transformers has them elsewhere.
     """
 
     defaults: Mapping[str, Any]
-    tiles: bool = False
+    cut: Cut = "whole"
     inert: tuple[str, ...] = ()
+    wanted: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def text_first(self) -> bool:
+        """Whether the processor in transformers.js that holds it takes the text before the images."""
+        return self.cut in ("tiles", "patches")
 
 
 _OPENAI_CLIP = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
@@ -67,11 +76,33 @@ IMAGE_PROCESSORS: dict[str, ImageProcessorKind] = {
     "DeiTImageProcessor": ImageProcessorKind({**_CROPPED, **_IMAGENET_STANDARD, "size": {"height": 256, "width": 256}}),
     "CLIPImageProcessor": ImageProcessorKind({**_CROPPED, **_OPENAI_CLIP}),
     "BitImageProcessor": ImageProcessorKind({**_CROPPED, **_OPENAI_CLIP}),
-    "Idefics3ImageProcessor": ImageProcessorKind(_TILED, tiles=True),
-    "SmolVLMImageProcessor": ImageProcessorKind(_TILED, tiles=True),
+    "Idefics3ImageProcessor": ImageProcessorKind(_TILED, cut="tiles"),
+    "SmolVLMImageProcessor": ImageProcessorKind(_TILED, cut="tiles"),
     "LlavaOnevisionImageProcessor": ImageProcessorKind(
         {**_OPENAI_CLIP, "resample": 3, "size": {"height": 384, "width": 384}},
         inert=("image_grid_pinpoints", "do_pad"),  # one tile, as the exported graph has it too
+    ),
+    "PixtralImageProcessor": ImageProcessorKind(
+        {
+            **_OPENAI_CLIP,
+            "resample": 3,
+            "size": {"longest_edge": 1024},
+            "patch_size": {"height": 16, "width": 16},
+        },
+        cut="cells",
+        inert=("do_pad",),  # to the largest of several pictures, which are run one by one here
+        wanted={"patch_size": 16, "spatial_merge_size": 1},
+    ),
+    "Qwen2VLImageProcessor": ImageProcessorKind(
+        {
+            **_OPENAI_CLIP,
+            "resample": 3,
+            "size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280},  # of pixels, not of a side
+            "patch_size": 14,
+            "temporal_patch_size": 2,
+            "merge_size": 2,
+        },
+        cut="patches",
     ),
 }
 # A key of config.json: the image's features stand before the text, and have no ids. Ours: transformers.js keeps it.

@@ -68,8 +68,8 @@ class Steps:
         """
         processor = ImageProcessor(settings)
         known = processor.settings
-        if processor.is_tiling:
-            raise NotInGraph("this image processor cuts pictures into tiles")
+        if processor.cut != "whole":
+            raise NotInGraph(f"this image processor makes {processor.cut} of pictures")
         crop = known["crop_size"] if known.get("do_center_crop") else None
         size = _size(known["size"]) if known["do_resize"] else None
         if size is not None and known["resample"] not in _FILTERS:

@@ -132,8 +132,8 @@ async function loadChat(id, loading, files) {
     const render = (conversation) => processor.apply_chat_template(conversation, { add_generation_prompt: true });
     const model = await AutoModelForImageTextToText.from_pretrained(id, loading);
     const settings = /** @type {{ image_processor_type?: string }} */ (processor.image_processor?.config);
-    const known = /** @type {Record<string, { tiles: boolean }>} */ (IMAGE_PROCESSORS);
-    const textFirst = known[settings.image_processor_type?.replace(/Fast$/, '') ?? '']?.tiles;
+    const known = /** @type {Record<string, { text_first: boolean }>} */ (IMAGE_PROCESSORS);
+    const textFirst = known[settings.image_processor_type?.replace(/Fast$/, '') ?? '']?.text_first;
 
     /** @type {Loaded['caption']} */
     async function caption(item, options, modelInputs) {

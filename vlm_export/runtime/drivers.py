@@ -43,10 +43,12 @@ class Driver(Protocol):
     Attributes:
         components: the graphs that it runs, by name.
         per_step_inputs: those of `inputs` that every step needs, `[batch, …]` each.
+        of_images: those that the decoder's side needs of each image beside its features, `[images, …]` each.
     """
 
     components: tuple[str, ...]
     per_step_inputs: tuple[str, ...]
+    of_images: tuple[str, ...]
 
     def encode(self, inputs: Inputs) -> list[Observed]:
         """Run the encoder side: each of its outputs, float32, with its golden name."""
@@ -77,6 +79,7 @@ class ChatDriver:
 
     components: tuple[str, ...] = ("vision_encoder", "embed_tokens", _DECODER)
     per_step_inputs: tuple[str, ...] = ("attention_mask",)
+    of_images: tuple[str, ...] = ()
 
     def __init__(self, sessions: Sessions, image_token_id: int):
         self.sessions = sessions
@@ -160,6 +163,7 @@ class EncoderDecoderDriver:
 
     components: tuple[str, ...] = ("encoder_model", _DECODER)
     per_step_inputs: tuple[str, ...] = ("encoder_hidden_states",)
+    of_images: tuple[str, ...] = ()
     golden_name = "encoder_hidden_states"
 
     def __init__(self, sessions: Sessions):
@@ -222,6 +226,7 @@ class ComponentsDriver:
 
     components: tuple[str, ...] = ("vision_encoder", "projection", "prefix_init", "embed_tokens", "language_model")
     per_step_inputs: tuple[str, ...] = ()
+    of_images: tuple[str, ...] = ()
 
     def __init__(self, sessions: Sessions):
         self.sessions = sessions

@@ -60,8 +60,8 @@ _INERT_VALUES: dict[str, tuple[Any, ...]] = {
 
 
 @dataclass(frozen=True)
-class Tiles:
-    """How a picture was cut: rows and columns of tiles, or 0 and 0 where it is one."""
+class Grid:
+    """How a picture was cut: rows and columns of tiles or of cells, or 0 and 0 where it is one."""
 
     rows: int
     columns: int
@@ -72,7 +72,7 @@ class Processed:
     """The graph's inputs for the pictures of one prompt, `[1, …]` or `[pictures, …]`, and how each picture was cut."""
 
     arrays: Arrays
-    tiles: tuple[Tiles, ...]
+    grids: tuple[Grid, ...]
 
 
 def open_image(path: Path) -> Image.Image:
@@ -119,33 +119,66 @@ class ImageProcessor:
     def __init__(self, settings: Mapping[str, Any]):
         name = _kind(settings)
         self.settings = _checked(settings, name)
-        self.is_tiling = IMAGE_PROCESSORS[name].tiles
+        self.cut = IMAGE_PROCESSORS[name].cut
 
     def groups(self, images: Sequence[Image.Image]) -> list[Sequence[Image.Image]]:
         """The pictures of one prompt, those together that come out in one size."""
-        as_they_are = not (self.is_tiling or self.settings["do_resize"] or self.settings.get("do_center_crop"))
-        return [[image] for image in images] if as_they_are else [images]
+        as_they_are = not (self.settings["do_resize"] or self.settings.get("do_center_crop"))
+        alone = self.cut in ("cells", "patches") or (self.cut == "whole" and as_they_are)
+        return [[image] for image in images] if alone else [images]
 
     def __call__(self, images: Sequence[Image.Image]) -> Processed:
         """`pixel_values` `[images, 3, H, W] float32`.
 
-        Of tiles they are `[1, tiles, 3, E, E] float32`, with a `pixel_attention_mask` `[1, tiles, E, E] bool`.
+        Of tiles they are `[1, tiles, 3, E, E] float32`, with a `pixel_attention_mask` `[1, tiles, E, E] bool`; of
+        patches `[patches, channels · frames · P · P] float32`, with an `image_grid_thw` `[1, 3] int64`.
+
+        Raises:
+            InputError: a setting makes no picture of one of them, or several come out in different sizes.
         """
         pixels = [np.moveaxis(np.asarray(as_rgb(image)), -1, 0) for image in images]
-        if self.is_tiling:
+        if self.cut == "tiles":
             return self._tiled(pixels)
-        made = np.stack([self._scaled(self._framed(picture)) for picture in pixels])
-        return Processed({"pixel_values": made}, tuple(Tiles(0, 0) for _ in images))
+        made = [self._scaled(self._framed(picture)) for picture in pixels]
+        if self.cut == "patches":
+            return self._patches(made)
+        grids = tuple(self._grid(picture) for picture in made)
+        return Processed({"pixel_values": np.stack(made)}, grids)
+
+    def _grid(self, picture: np.ndarray) -> Grid:
+        """Rows and columns of cells of `[3, h, w]`, where it is cut into some."""
+        if self.cut == "whole":
+            return Grid(0, 0)
+        height, width = self._cell
+        return Grid(picture.shape[1] // height, picture.shape[2] // width)
+
+    @property
+    def _cell(self) -> tuple[int, int]:
+        """Pixels of the height and width of what becomes one row of features."""
+        settings = self.settings
+        patch, merged = settings["patch_size"], settings.get("spatial_merge_size", settings.get("merge_size", 1))
+        height, width = (patch["height"], patch["width"]) if isinstance(patch, Mapping) else (patch, patch)
+        return height * merged, width * merged
 
     def _framed(self, picture: np.ndarray) -> np.ndarray:
         """`[3, h, w] uint8` → `[3, H, W] uint8`: resized, then cropped."""
         settings = self.settings
         if settings["do_resize"]:
-            picture = self._resize(picture, _target_size(picture, settings["size"]))
+            picture = self._resize(picture, self._size_of(picture))
         if settings.get("do_center_crop"):
             crop = settings["crop_size"]
             picture = _center_crop(picture, crop["height"], crop["width"])
         return picture
+
+    def _size_of(self, picture: np.ndarray) -> tuple[int, int]:
+        """Height and width that `[3, h, w]` is resized to."""
+        size = self.settings["size"]
+        height, width = picture.shape[1:]
+        if self.cut == "cells":
+            return _cells_size(height, width, size, self._cell)
+        if self.cut == "patches":
+            return _area_size(height, width, size["shortest_edge"], size["longest_edge"], self._cell[0])
+        return _target_size(picture, size)
 
     def _scaled(self, picture: np.ndarray) -> np.ndarray:
         """`[3, h, w] uint8` → `[3, h, w] float32`: scaled, then normalized by mean and deviation."""
@@ -164,41 +197,57 @@ class ImageProcessor:
         resized = image.resize((size[1], size[0]), resample=Image.Resampling(self.settings["resample"]))
         return np.moveaxis(np.asarray(resized), -1, 0)
 
+    def _patches(self, pictures: Sequence[np.ndarray]) -> Processed:
+        """`[3, H, W]` each → patches, those of a cell next to one another, each as often as there are frames.
+
+        `Qwen2VLImageProcessorPil.patchify`.
+        """
+        side, merged, frames = (self.settings[name] for name in ("patch_size", "merge_size", "temporal_patch_size"))
+        flat, grids = [], []
+        for picture in pictures:
+            rows, columns = (size // (side * merged) for size in picture.shape[1:])
+            cells = picture.reshape(3, rows, merged, side, columns, merged, side).transpose(1, 4, 2, 5, 0, 3, 6)
+            repeated = np.repeat(cells[:, :, :, :, :, None], frames, axis=5)
+            flat.append(repeated.reshape(-1, 3 * frames * side * side))
+            grids.append(Grid(rows, columns))
+        thw = np.array([[1, grid.rows * merged, grid.columns * merged] for grid in grids], dtype=np.int64)
+        return Processed({"pixel_values": np.concatenate(flat), "image_grid_thw": thw}, tuple(grids))
+
     def _tiled(self, pictures: Sequence[np.ndarray]) -> Processed:
         edge = self.settings["max_image_size"]["longest_edge"]
         frames: list[np.ndarray] = []
-        tiles = []
+        grids = []
         for picture in pictures:
             if self.settings["do_resize"]:
                 picture = self._resize(picture, _longest_edge_size(picture, self.settings["size"]))
             if self.settings["do_image_splitting"]:
                 cut, found = self._split(self._resize(picture, _multiple_size(picture, edge)), edge)
             else:
-                cut, found = [self._resize(picture, (edge, edge))], Tiles(0, 0)
+                cut, found = [self._resize(picture, (edge, edge))], Grid(0, 0)
             frames += [self._scaled(frame) for frame in cut]
-            tiles.append(found)
+            grids.append(found)
         height, width = (max(frame.shape[axis] for frame in frames) for axis in (1, 2))
         values = np.zeros((1, len(frames), 3, height, width), dtype=np.float32)
         mask = np.zeros((1, len(frames), height, width), dtype=np.bool_)
         for index, frame in enumerate(frames):
             values[0, index, :, : frame.shape[1], : frame.shape[2]] = frame
             mask[0, index, : frame.shape[1], : frame.shape[2]] = True
-        return Processed({"pixel_values": values, "pixel_attention_mask": mask}, tuple(tiles))
+        return Processed({"pixel_values": values, "pixel_attention_mask": mask}, tuple(grids))
 
-    def _split(self, picture: np.ndarray, edge: int) -> tuple[list[np.ndarray], Tiles]:
+    def _split(self, picture: np.ndarray, edge: int) -> tuple[list[np.ndarray], Grid]:
         """`[3, h, w]` → tiles row by row and then the whole, each `[3, edge, edge]`; one tile alone stays as it is.
 
         `Idefics3ImageProcessorPil.split_images`.
         """
         rows, columns = picture.shape[1] // edge, picture.shape[2] // edge
         if rows <= 1 and columns <= 1:
-            return [picture], Tiles(0, 0)
+            return [picture], Grid(0, 0)
         cut = [
             picture[:, row * edge : (row + 1) * edge, column * edge : (column + 1) * edge]
             for row in range(rows)
             for column in range(columns)
         ]
-        return [*cut, self._resize(picture, (edge, edge))], Tiles(rows, columns)
+        return [*cut, self._resize(picture, (edge, edge))], Grid(rows, columns)
 
 
 def _kind(settings: Mapping[str, Any]) -> str:
@@ -214,9 +263,11 @@ def _kind(settings: Mapping[str, Any]) -> str:
 def _checked(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The settings of the processor of this name, with transformers' defaults."""
     kind = IMAGE_PROCESSORS[name]
-    known = kind.defaults
+    known = {**kind.wanted, **kind.defaults}
     given = {key: value for key, value in settings.items() if value is not None and key not in kind.inert}
-    merged = {**_STEPS, **known, **given}
+    if kind.cut == "patches":
+        given = _with_areas(given)
+    merged = {**_STEPS, **kind.defaults, **given}
     for key, value in merged.items():
         if (
             key in _STEPS
@@ -225,7 +276,7 @@ def _checked(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
             or key in ("resample", "image_mean", "image_std", "size")
         ):
             continue
-        if key in ("do_center_crop", "crop_size") and not kind.tiles:
+        if key in ("do_center_crop", "crop_size") and kind.cut == "whole":
             continue
         if value not in _INERT_VALUES.get(key, ()):
             raise InputError(f"{_FILE}: {key}: {value!r} is a setting that this does not know for a {name}")
@@ -237,6 +288,16 @@ def _checked(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
     if merged["resample"] not in [int(one) for one in Image.Resampling]:
         raise InputError(f"{_FILE}: resample: {merged['resample']!r} is none of Pillow's filters, 0 to 5")
     return merged
+
+
+def _with_areas(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with numbers of pixels under the names of today, if they are under those of transformers 4."""
+    size = dict(settings.get("size") or {})
+    for older, name in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
+        if older in settings:
+            size[name] = settings[older]
+    plain = {key: value for key, value in settings.items() if key not in ("min_pixels", "max_pixels", "size")}
+    return plain | ({"size": size} if size else {})
 
 
 def _size(name: str, value: Any, *, square: bool) -> dict[str, int]:
@@ -289,6 +350,41 @@ def _between(height: int, width: int, shortest: int, longest: int) -> tuple[int,
     if width < height:
         return int(exact * height / width), shortest
     return shortest, int(exact * width / height)
+
+
+def _cells_size(height: int, width: int, size: Mapping[str, int], cell: tuple[int, int]) -> tuple[int, int]:
+    """Height and width in whole cells: no side longer than `size` says, then up to the next cell.
+
+    `get_resize_output_image_size` in `models/pixtral/image_processing_pil_pixtral.py`.
+    """
+    longest = (size["longest_edge"],) * 2 if "longest_edge" in size else (size["height"], size["width"])
+    ratio = max(height / longest[0], width / longest[1])
+    if ratio > 1:
+        height, width = math.floor(height / ratio), math.floor(width / ratio)
+    rows, columns = ((side - 1) // part + 1 for side, part in zip((height, width), cell, strict=True))
+    if rows < 1 or columns < 1:
+        raise InputError(f"{_FILE}: size: {dict(size)} leaves nothing of a picture that is so much longer than wide")
+    return rows * cell[0], columns * cell[1]
+
+
+def _area_size(height: int, width: int, least: int, most: int, cell: int) -> tuple[int, int]:
+    """Height and width in whole cells, with between `least` and `most` pixels; halves go to the even cell.
+
+    `smart_resize` in `models/qwen2_vl/image_processing_pil_qwen2_vl.py`.
+
+    Raises:
+        InputError: one side is more than 200 times the other.
+    """
+    if max(height, width) > 200 * min(height, width):
+        raise InputError(f"a picture of {width}×{height} pixels: one side is more than 200 times the other")
+    rows, columns = round(height / cell), round(width / cell)
+    if rows * columns * cell**2 > most:
+        scale = math.sqrt(height * width / most)
+        rows, columns = (max(1, math.floor(side / scale / cell)) for side in (height, width))
+    elif rows * columns * cell**2 < least:
+        scale = math.sqrt(least / (height * width))
+        rows, columns = (math.ceil(side * scale / cell) for side in (height, width))
+    return rows * cell, columns * cell
 
 
 def _longest_edge_size(picture: np.ndarray, size: Mapping[str, int]) -> tuple[int, int]:

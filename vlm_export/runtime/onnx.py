@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from vlm_export.errors import InputError
 from vlm_export.runtime import beams, generate
 from vlm_export.runtime.drivers import ChatDriver, choose_driver, image_token_id
 from vlm_export.runtime.generate import Decoder, Generated
-from vlm_export.runtime.images import ImageProcessor, Tiles
+from vlm_export.runtime.image_tokens import ImageTokens
+from vlm_export.runtime.images import Grid, ImageProcessor
 from vlm_export.runtime.model import (
     Answer,
     Backend,
@@ -32,16 +34,16 @@ from vlm_export.runtime.model import (
 from vlm_export.runtime.options import Options, Plan, plan
 from vlm_export.runtime.repo import ONNX, ROW_BY_ROW, SUFFIXES, Repo, choose_dtype
 from vlm_export.runtime.sessions import GRAPH_ERRORS, Arrays, Cache, Sessions, keep_positions
-from vlm_export.runtime.text import Message, Text, check_rows, left_padded, with_image_tokens
+from vlm_export.runtime.text import Message, Text, check_rows, left_padded
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """What the encoder graphs make of images: arrays by golden name, rows of features for each image, and its tiles."""
+    """What the encoder graphs make of images: arrays by golden name, each image's rows of features, how it was cut."""
 
     values: Arrays
     rows: tuple[int, ...]
-    tiles: tuple[Tiles, ...]
+    grids: tuple[Grid, ...]
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,7 @@ class OnnxEngine:
         started = time.perf_counter()
         known = memory if isinstance(memory, OnnxMemory) else OnnxMemory()
         with self.failures():
-            encoded = _joined(known.encoded, self.encode(images[len(known.encoded.tiles) :]))
+            encoded = _joined(known.encoded, self.encode(images[len(known.encoded.grids) :]))
             ids = self.prompt_ids(messages, encoded)
             decided = self._plan(options, ids, encoded)
             decoder, tokens_fed = self._resumed(known, ids, encoded)
@@ -248,17 +250,31 @@ class OnnxEngine:
             return Encoded({}, (), ())
         processed = [self.images(group) for group in self.images.groups(images)]
         values = self._encoded([each.arrays for each in processed])
-        tiles = tuple(tile for each in processed for tile in each.tiles)
-        features = values.get("image_features")
-        per_image = [features.shape[-2]] * len(images) if features is not None and features.ndim == 3 else []
-        if features is not None and features.ndim == 2:
-            per_image = [len(features) // max(1, sum(map(_count, tiles)))] * len(images)
-        return Encoded(values, tuple(per_image), tiles)
+        grids = tuple(grid for each in processed for grid in each.grids)
+        return Encoded(values, self._rows(values.get("image_features"), grids), grids)
+
+    def _rows(self, features: np.ndarray | None, grids: Sequence[Grid]) -> tuple[int, ...]:
+        """Rows of features of each image, or of each of its tiles."""
+        known = [self.image_tokens.rows(grid) for grid in grids] if self.layout == "chat" else []
+        if known and None not in known:
+            return tuple(known)  # type: ignore[arg-type]
+        if features is None:
+            return ()
+        rows = features.shape[-2] if features.ndim == 3 else len(features) // max(1, sum(map(_count, grids)))
+        return (rows,) * len(grids)
 
     def _encoded(self, groups: Sequence[Arrays]) -> Arrays:
         """What the encoder side gives for pictures that are run a group at a time, together, by golden name."""
         runs = [{each.golden_name: each.value for each in self.driver.encode(group)} for group in groups]
-        return {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}
+        joined = {name: _concatenated([run[name] for run in runs]) for name in runs[0]}
+        beside = (name for name in groups[0] if name in self.driver.of_images)
+        return joined | {name: np.concatenate([group[name] for group in groups]) for name in beside}
+
+    @cached_property
+    def image_tokens(self) -> ImageTokens:
+        """How images stand in this model's prompts."""
+        token = self.text.token(image_token_id(self.repo.config))
+        return ImageTokens.of(token, self.images.cut, self.repo.processor)
 
     def messages(self, images: Sequence[Image.Image], prompt: Prompt) -> list[Message]:
         """A prompt as a conversation: a text comes after the images.
@@ -275,9 +291,8 @@ class OnnxEngine:
 
     def prompt_ids(self, messages: Sequence[Message], encoded: Encoded) -> list[int]:
         """The ids of a conversation up to where the answer begins, with those of its images."""
-        token = self.text.token(image_token_id(self.repo.config))
-        tiles = encoded.tiles if self.images.is_tiling else None
-        ids = self.text.conversation_ids(with_image_tokens(self.text.render(messages), token, tiles, encoded.rows))
+        written = self.image_tokens.write(self.text.render(messages), encoded.grids, encoded.rows)
+        ids = self.text.conversation_ids(written)
         image = image_token_id(self.repo.config)
         check_rows((id for id in ids if id != image), self.repo.rows, self.text.token, f"{self.name}: the prompt")
         return ids
@@ -288,7 +303,7 @@ class OnnxEngine:
         An `attention_mask` of the same shape is among it where prompts are padded on their left.
         """
         values = [one.encoded.values for one in prepared]
-        inputs = {name: np.concatenate([each[name] for each in values if name in each]) for name in values[0]}
+        inputs = {name: _concatenated([each[name] for each in values if name in each]) for name in values[0]}
         inputs["input_ids"], mask = left_padded([one.ids for one in prepared], prepared[0].plan.pad_token_id)
         if not mask.all():
             inputs["attention_mask"] = mask
@@ -306,9 +321,16 @@ class OnnxEngine:
 def _joined(first: Encoded, second: Encoded) -> Encoded:
     """The images of two parts of a conversation, as those of one prompt."""
     both = [one.values for one in (first, second) if one.values]
-    joined = {name: np.concatenate([each[name] for each in both]) for name in (both[0] if both else ())}
-    return Encoded(joined, first.rows + second.rows, first.tiles + second.tiles)
+    joined = {name: _concatenated([each[name] for each in both]) for name in (both[0] if both else ())}
+    return Encoded(joined, first.rows + second.rows, first.grids + second.grids)
 
 
-def _count(tiles: Tiles) -> int:
+def _concatenated(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Along the first axis; `[images, rows, width]` of unequal rows become `[rows of all, width]`."""
+    if len({array.shape[1:] for array in arrays}) > 1:
+        arrays = [array.reshape(-1, array.shape[-1]) for array in arrays]
+    return np.concatenate(arrays)
+
+
+def _count(tiles: Grid) -> int:
     return tiles.rows * tiles.columns + 1 if tiles.rows else 1

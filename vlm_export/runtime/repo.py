@@ -13,10 +13,11 @@ from vlm_export.errors import InputError
 from vlm_export.files import read_json
 
 ONNX = "onnx"
-CONFIG, GENERATION, PREPROCESSOR, MANIFEST = (
+CONFIG, GENERATION, PREPROCESSOR, PROCESSOR, MANIFEST = (
     "config.json",
     "generation_config.json",
     "preprocessor_config.json",
+    "processor_config.json",
     "export.json",
 )
 _TOKEN_IDS = ("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
@@ -29,7 +30,7 @@ class Repo:
     """A repo's folder and JSON files.
 
     Attributes:
-        files: those three that drivers read.
+        files: those four that drivers and processors read.
         in_graph: image processor settings that the vision graph carries out, if it does.
         failed: dtypes that did not pass `vlm-export verify`; none is taken unless it is asked for.
     """
@@ -54,6 +55,11 @@ class Repo:
     def preprocessor(self) -> dict[str, Any]:
         """`preprocessor_config.json`, empty where there is none."""
         return self.files[PREPROCESSOR]
+
+    @property
+    def processor(self) -> dict[str, Any]:
+        """`processor_config.json`, empty where there is none."""
+        return self.files[PROCESSOR]
 
     @property
     def layout(self) -> LayoutName:
@@ -126,7 +132,7 @@ def open_repo(path: Path) -> Repo:
     if not (path / CONFIG).is_file():
         raise InputError(f"{path}: no {CONFIG}, so this is no exported repo")
     files = {CONFIG: read_json(path / CONFIG)}
-    for name in (GENERATION, PREPROCESSOR):
+    for name in (GENERATION, PREPROCESSOR, PROCESSOR):
         files[name] = read_json(path / name) if (path / name).is_file() else {}
     files[GENERATION] = _token_ids(files[CONFIG]) | files[GENERATION]
     manifest = read_json(path / MANIFEST) if (path / MANIFEST).is_file() else {}

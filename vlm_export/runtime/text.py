@@ -1,8 +1,8 @@
-"""Texts and token ids: the tokenizer, the chat template, and the tokens that stand for an image.
+"""Texts and token ids: the tokenizer and the chat template.
 
 Sources, in transformers 5.23: `tokenization_utils_tokenizers.py` and `clean_up_tokenization` in
 `tokenization_utils_base.py` for what a decoded text is, `_compile_jinja_template` in `utils/chat_template_utils.py` for
-what a template may use, `models/idefics3/processing_idefics3.py` for the tokens around tiles.
+what a template may use.
 """
 
 from __future__ import annotations
@@ -24,12 +24,10 @@ from tokenizers import Tokenizer
 
 from vlm_export.errors import InputError
 from vlm_export.files import read_json
-from vlm_export.runtime.images import Tiles
 
 Message = Mapping[str, Any]  # {"role", "content": str | [{"type": "image"}, {"type": "text", "text": …}]}
 _TOKENIZER, _SETTINGS = "tokenizer.json", "tokenizer_config.json"
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token", "image_token")
-_FAKE_TOKEN, _GLOBAL_TAG = "<fake_token_around_image>", "<global-img>"
 _PARTIAL_CHARACTER = "\ufffd"  # what stands for bytes that are no whole character yet
 _SPACED_MARKS = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 
@@ -141,36 +139,6 @@ def check_rows(ids: Iterable[int], rows: int | None, token: Callable[[int], str]
             f"{where}: {token(beyond)!r} (token {beyond}) has no row in the model's table of {rows}: it was added to "
             "the tokenizer alone; leave it out, or resize the model's table and train it"
         )
-
-
-def with_image_tokens(text: str, image_token: str, tiles: Sequence[Tiles] | None, rows: Sequence[int]) -> str:
-    """A rendered conversation with each image token repeated as often as the image, or one of its tiles, has `rows`.
-
-    With `tiles`, they are written as Idefics3's processor writes them: `Idefics3Processor.replace_image_token`.
-
-    Raises:
-        InputError: there are not as many image tokens as images.
-    """
-    parts = text.split(image_token)
-    if len(parts) != len(rows) + 1:
-        raise InputError(
-            f"the prompt has {len(parts) - 1} places for images ({image_token}), but there are {len(rows)} images"
-        )
-    images = [image_token * count for count in rows]
-    if tiles is not None:
-        images = [_tiled(image, cut) for image, cut in zip(images, tiles, strict=True)]
-    return parts[0] + "".join(image + part for image, part in zip(images, parts[1:], strict=True))
-
-
-def _tiled(tokens: str, tiles: Tiles) -> str:
-    whole = f"{_FAKE_TOKEN}{_GLOBAL_TAG}{tokens}{_FAKE_TOKEN}"
-    if not tiles.rows:
-        return whole
-    lines = [
-        "".join(f"{_FAKE_TOKEN}<row_{row}_col_{column}>{tokens}" for column in range(1, tiles.columns + 1)) + "\n"
-        for row in range(1, tiles.rows + 1)
-    ]
-    return "".join(lines) + "\n" + whole
 
 
 class Stream:

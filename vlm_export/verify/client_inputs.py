@@ -12,10 +12,11 @@ import numpy as np
 from PIL import Image
 
 from vlm_export.runtime.drivers import image_token_id
+from vlm_export.runtime.image_tokens import ImageTokens
 from vlm_export.runtime.images import ImageProcessor, open_image
 from vlm_export.runtime.repo import Repo
 from vlm_export.runtime.sessions import Arrays
-from vlm_export.runtime.text import Text, with_image_tokens
+from vlm_export.runtime.text import Text
 from vlm_export.verify.golden import Golden
 
 _PARTS = 4  # of a side
@@ -38,10 +39,12 @@ class OwnFiles:
         """Ids of the golden's conversation, or of its text, with a place for each row of the picture's features."""
         text = self.text.render(golden.conversation) if golden.conversation else golden.text
         image = image_token_id(self.repo.config)
-        tiles = self.images([open_image(path)]).tiles if self.images.is_tiling else None
-        count = sum(each.rows * each.columns + 1 if each.rows else 1 for each in tiles or ()) or 1
-        rows = int((inputs["input_ids"] == image).sum()) // count
-        return self.text.conversation_ids(with_image_tokens(text, self.text.token(image), tiles, [rows]))
+        tokens = ImageTokens.of(self.text.token(image), self.images.cut, self.repo.processor)
+        [grid] = self.images([open_image(path)]).grids
+        fed = int((inputs["input_ids"] == image).sum())
+        tiles = grid.rows * grid.columns + 1 if grid.rows else 1
+        rows = tokens.rows(grid)
+        return self.text.conversation_ids(tokens.write(text, [grid], [fed // tiles if rows is None else rows]))
 
 
 def ids_difference(found: Sequence[int], expected: Sequence[int]) -> str:

@@ -34,7 +34,8 @@ def check(repo: RepoView) -> Iterator[Finding]:
         elif _pixels(size) != taken:
             yield error(PREPROCESSOR, f"{key} is {size}, and {file} takes {taken}", f'write "{key}": {square}')
     name = str(settings.get("image_processor_type", "")).removesuffix("Fast").removesuffix("Pil")
-    if isinstance(size, int) and not IMAGE_PROCESSORS.get(name, IMAGE_PROCESSORS["SiglipImageProcessor"]).tiles:
+    kind = IMAGE_PROCESSORS.get(name)
+    if isinstance(size, int) and (kind is None or kind.cut == "whole"):
         yield warning(
             PREPROCESSOR, f"{key} is the number {size}, by which transformers.js keeps proportions", "write both edges"
         )

@@ -10,14 +10,16 @@ export const MODEL_TYPES = Object.freeze({
     prefix_conditioning_vlm: 'components',
 });
 export const IMAGE_PROCESSORS = Object.freeze({
-    SiglipImageProcessor: { tiles: false },
-    ViTImageProcessor: { tiles: false },
-    DeiTImageProcessor: { tiles: false },
-    CLIPImageProcessor: { tiles: false },
-    BitImageProcessor: { tiles: false },
-    Idefics3ImageProcessor: { tiles: true },
-    SmolVLMImageProcessor: { tiles: true },
-    LlavaOnevisionImageProcessor: { tiles: false },
+    SiglipImageProcessor: { cut: 'whole', text_first: false },
+    ViTImageProcessor: { cut: 'whole', text_first: false },
+    DeiTImageProcessor: { cut: 'whole', text_first: false },
+    CLIPImageProcessor: { cut: 'whole', text_first: false },
+    BitImageProcessor: { cut: 'whole', text_first: false },
+    Idefics3ImageProcessor: { cut: 'tiles', text_first: true },
+    SmolVLMImageProcessor: { cut: 'tiles', text_first: true },
+    LlavaOnevisionImageProcessor: { cut: 'whole', text_first: false },
+    PixtralImageProcessor: { cut: 'cells', text_first: false },
+    Qwen2VLImageProcessor: { cut: 'patches', text_first: true },
 });
 export const PREFIX = 'prefix_conditioning';
 export const SUFFIXES = Object.freeze({

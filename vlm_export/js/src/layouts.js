@@ -39,7 +39,7 @@
  * @property {VisionProcessor} processor
  */
 
-import { Tensor } from '@huggingface/transformers';
+import { Tensor, cat } from '@huggingface/transformers';
 
 import { copy_rows, empty_cache, next_cache, past_length } from './cache.js';
 import { IMAGE_PROCESSORS, MODEL_TYPES, PREFIX } from './contract.js';
@@ -164,16 +164,17 @@ export class Chat extends Layout {
      * @returns {Promise<Prepared>}
      */
     async prepare(asked) {
-        const prepared = await (this.#takes_tiles ? this.#tiles(asked) : this.#whole_images(asked));
+        const prepare = { whole: this.#whole_images, tiles: this.#tiles, cells: this.#cells }[this.#cut];
+        const prepared = await prepare.call(this, asked);
         const history = this.prefix_conditioning ? [] : prepared.token_ids;
         return { ...prepared, history };
     }
 
-    /** An image processor that the contract does not know is one that transformers.js has, and cuts none. */
-    get #takes_tiles() {
+    /** What is made of pictures. An image processor that the contract does not know is one that cuts none. */
+    get #cut() {
         const { image_processor_type: name } = this.processor.image_processor.config;
-        const known = /** @type {Record<string, { tiles: boolean }>} */ (IMAGE_PROCESSORS);
-        return Boolean(known[name?.replace(/Fast$/, '') ?? '']?.tiles);
+        const known = /** @type {Record<string, { cut: 'whole' | 'tiles' | 'cells' }>} */ (IMAGE_PROCESSORS);
+        return known[name?.replace(/Fast$/, '') ?? '']?.cut ?? 'whole';
     }
 
     /**
@@ -210,6 +211,48 @@ export class Chat extends Layout {
             token_ids: this.#ids(text.replaceAll(this.#image_token, this.#image_token.repeat(tokens))),
             image_features,
         };
+    }
+
+    /**
+     * Images of sizes of their own, one run of the tower each. A line of a picture's cells is a line of tokens, with
+     * what ends it; PixtralProcessor would write those of the first picture for all.
+     * @param {Asked} asked
+     */
+    async #cells({ pixel_values, ...asked }) {
+        const pictures = pixel_values
+            ? [pixel_values]
+            : await Promise.all(
+                  asked.images.map(async (image) => (await this.processor.image_processor([image])).pixel_values),
+              );
+        const count = pictures.reduce((sum, { dims }) => sum + dims[0], 0);
+        const text = this.#text(asked, count);
+        if (!count) {
+            return { token_ids: this.#ids(text) };
+        }
+        /** @type {Tensor[]} */
+        const features = [];
+        /** @type {string[]} */
+        const written = [];
+        for (const picture of pictures) {
+            const found = await this.encode({ pixel_values: picture });
+            features.push(found.view(-1, /** @type {number} */ (found.dims.at(-1))));
+            written.push(...Array(picture.dims[0]).fill(this.#lines(picture)));
+        }
+        const parts = text.split(this.#image_token);
+        return {
+            token_ids: this.#ids(parts.map((part, index) => part + (written[index] ?? '')).join('')),
+            image_features: cat(features, 0),
+        };
+    }
+
+    /**
+     * The tokens of a picture's cells.
+     * @param {Tensor} pixel_values `[pictures, 3, height, width]`
+     */
+    #lines({ dims }) {
+        const { patch_size, spatial_merge_size, image_break_token, image_end_token } = this.processor.config;
+        const [rows, columns] = dims.slice(-2).map((side) => Math.floor(side / (patch_size * spatial_merge_size)));
+        return Array(rows).fill(this.#image_token.repeat(columns)).join(image_break_token) + image_end_token;
     }
 
     get #image_token() {

@@ -1,0 +1,80 @@
+"""The tokens that stand for the images of a prompt, as each kind of processor writes them.
+
+Sources, in transformers 5.23: `models/idefics3/processing_idefics3.py` for tiles, for cells
+`models/pixtral/processing_pixtral.py`, for patches `models/qwen2_vl/processing_qwen2_vl.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vlm_export.contract import Cut
+from vlm_export.errors import InputError
+from vlm_export.runtime.images import Grid
+
+_FAKE_TOKEN, _GLOBAL_TAG = "<fake_token_around_image>", "<global-img>"
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """How images stand in a prompt.
+
+    Attributes:
+        token: stands for a row of an image's features.
+        cut: what the image processor makes of pictures.
+        line_end, last_line_end: what stands after each line of cells, and after the last.
+    """
+
+    token: str
+    cut: Cut = "whole"
+    line_end: str = ""
+    last_line_end: str = ""
+
+    @classmethod
+    def of(cls, token: str, cut: Cut, processor: Mapping[str, Any]) -> ImageTokens:
+        """Those of a repo, whose `processor_config.json` is `processor`."""
+        if cut != "cells":
+            return cls(token, cut)
+        return cls(
+            token, cut, processor.get("image_break_token", "[IMG_BREAK]"), processor.get("image_end_token", "[IMG_END]")
+        )
+
+    def rows(self, grid: Grid) -> int | None:
+        """How many rows of features a picture cut like this has; None where that is for the graph to say."""
+        return grid.rows * grid.columns if self.cut in ("cells", "patches") else None
+
+    def write(self, text: str, grids: Sequence[Grid], rows: Sequence[int]) -> str:
+        """A rendered conversation, with its image tokens repeated as often as the image, or one of its tiles, has rows.
+
+        Raises:
+            InputError: there are not as many image tokens as images.
+        """
+        parts = text.split(self.token)
+        if len(parts) != len(rows) + 1:
+            raise InputError(
+                f"the prompt has {len(parts) - 1} places for images ({self.token}), but there are {len(rows)} images"
+            )
+        images = [self._image(grid, count) for grid, count in zip(grids, rows, strict=True)]
+        return parts[0] + "".join(image + part for image, part in zip(images, parts[1:], strict=True))
+
+    def _image(self, grid: Grid, rows: int) -> str:
+        tokens = self.token * rows
+        if self.cut == "tiles":
+            return _tiled(tokens, grid)
+        if self.cut == "cells":
+            line = self.token * grid.columns
+            return self.line_end.join([line] * grid.rows) + self.last_line_end
+        return tokens
+
+
+def _tiled(tokens: str, tiles: Grid) -> str:
+    whole = f"{_FAKE_TOKEN}{_GLOBAL_TAG}{tokens}{_FAKE_TOKEN}"
+    if not tiles.rows:
+        return whole
+    lines = [
+        "".join(f"{_FAKE_TOKEN}<row_{row}_col_{column}>{tokens}" for column in range(1, tiles.columns + 1)) + "\n"
+        for row in range(1, tiles.rows + 1)
+    ]
+    return "".join(lines) + "\n" + whole
