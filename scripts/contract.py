@@ -21,6 +21,7 @@ def text() -> str:
         "IMAGE_PROCESSORS": {
             name: {"cut": kind.cut, "text_first": kind.text_first} for name, kind in contract.IMAGE_PROCESSORS.items()
         },
+        "GRID_TYPES": list(contract.GRID_TYPES),
         "PREFIX": contract.PREFIX,
         "SUFFIXES": contract.SUFFIXES,
     }
@@ -33,6 +34,8 @@ def literal(value: Any, indent: str = "") -> str:
         return f"'{value}'"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, list):
+        return f"Object.freeze([{', '.join(literal(part) for part in value)}])"
     entries = [f"{_key(name)}: {literal(part, indent + '    ')}" for name, part in value.items()]
     if indent:
         return f"{{ {', '.join(entries)} }}"

@@ -10,6 +10,7 @@ import peft
 import pico
 import timm_alone
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -32,13 +33,14 @@ TEMPLATE = (
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )
 CONVERSATION = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is it?"}]}]
+GRID_TOKENS = {"image_token_id": 257, "video_token_id": 258, "vision_start_token_id": 259, "vision_end_token_id": 260}
 TEXTS: dict[str, dict[str, Any]] = {
     "llama": {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2},
     "qwen2": {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True},
 }
 ADAPTED = (
     r".*(language|text)_model.*\.(q_proj|v_proj|down_proj)|.*vision_.*\.q_proj"
-    r"|.*vision_.*\.qkv|.*multi_modal_projector\.linear_1|.*connector.*\.proj"
+    r"|.*(vision_|visual\.).*\.qkv|.*visual\.merger\.mlp\.0|.*multi_modal_projector\.linear_1|.*connector.*\.proj"
 )
 
 
@@ -163,6 +165,108 @@ def write_internvl(folder: Path, tied: bool = True) -> Path:
     processor = {"processor_class": "InternVLProcessor", "image_seq_length": 4, "image_token": IMAGE_TOKEN}
     (folder / "processor_config.json").write_text(json.dumps(processor))
     (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return folder
+
+
+def write_qwen2_vl(folder: Path) -> Path:
+    """A Qwen2-VL checkpoint: patches of 4 pixels, cells of 8, images of 64 to 24 cells' area."""
+    text = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    vision = {"depth": 4, "embed_dim": 32, "num_heads": 2, "hidden_size": 64, "patch_size": 4, "mlp_ratio": 2}
+    config = AutoConfig.for_model(
+        "qwen2_vl",
+        text_config=grid_text_config("qwen2_vl_text", **text),
+        vision_config={**vision, "initializer_range": 0.2},
+        **GRID_TOKENS,
+        tie_word_embeddings=True,
+    )
+    return write_grid(folder, config, "Qwen2VLProcessor")
+
+
+def write_qwen2_5_vl(folder: Path) -> Path:
+    """A Qwen2.5-VL checkpoint: windows of two cells' side, a block in two that sees all; a head of its own."""
+    vision = {"depth": 6, "hidden_size": 32, "num_heads": 2, "out_hidden_size": 64, "intermediate_size": 48}
+    windows = {"patch_size": 4, "window_size": 16, "fullatt_block_indexes": [1, 3, 5], "initializer_range": 0.2}
+    config = AutoConfig.for_model(
+        "qwen2_5_vl",
+        text_config=grid_text_config(
+            "qwen2_5_vl_text", hidden_size=64, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False
+        ),
+        vision_config={**vision, **windows},
+        **GRID_TOKENS,
+        tie_word_embeddings=False,
+    )
+    return write_grid(folder, config, "Qwen2_5_VLProcessor")
+
+
+def write_glm_ocr(folder: Path) -> Path:
+    """A GLM-OCR checkpoint, with a layer that predicts a further token, which the library passes over."""
+    vision = {"depth": 4, "hidden_size": 32, "num_heads": 2, "out_hidden_size": 64, "intermediate_size": 48}
+    config = AutoConfig.for_model(
+        "glm_ocr",
+        text_config=grid_text_config(
+            "glm_ocr_text", hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=16
+        ),
+        vision_config={**vision, "patch_size": 4, "initializer_range": 0.2},
+        **{name: value for name, value in GRID_TOKENS.items() if not name.startswith("vision")},
+        tie_word_embeddings=False,
+    )
+    write_grid(folder, config, "Glm46VProcessor", "Glm46VImageProcessor", image_token="<|image|>")
+    tensors = load_file(folder / "model.safetensors")
+    key = "model.language_model.layers.0.self_attn.q_proj.weight"
+    save_file(tensors | {key.replace("layers.0", "layers.16"): tensors[key].clone()}, folder / "model.safetensors")
+    return folder
+
+
+def grid_text_config(model_type: str, **settings: Any) -> dict[str, Any]:
+    """A text model whose places have three axes, a quarter of a head for each but the last, which has a half."""
+    size = settings["hidden_size"] // settings["num_attention_heads"] // 2
+    config = AutoConfig.for_model(
+        model_type,
+        vocab_size=VOCABULARY,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+        bos_token_id=256,
+        eos_token_id=256,
+        pad_token_id=256,
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": 1000.0,
+            "mrope_section": [size // 4, size // 4, size // 2],
+        },
+        **settings,
+    )
+    return config.to_dict()
+
+
+def write_grid(
+    folder: Path,
+    config: Any,
+    processor_class: str,
+    image_processor: str = "Qwen2VLImageProcessor",
+    *,
+    image_token: str = "<|image_pad|>",
+) -> Path:
+    """Save a model whose images are patches with a grid, and its tokenizer and processor."""
+    save_model(folder, config)
+    tokenizer([image_token, "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]).save_pretrained(folder)
+    vision = config.vision_config
+    processor = {
+        "image_processor_type": image_processor,
+        "processor_class": processor_class,
+        "patch_size": vision.patch_size,
+        "merge_size": vision.spatial_merge_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+    }
+    least, most = (cells * (2 * vision.patch_size) ** 2 for cells in (4, 12))
+    if image_processor == "Qwen2VLImageProcessor":
+        processor |= {"min_pixels": least, "max_pixels": most}  # as transformers 4 wrote them
+    else:
+        processor["size"] = {"shortest_edge": 2 * least, "longest_edge": 2 * most}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    image = f"<|vision_start|>{image_token}<|vision_end|>"
+    (folder / "chat_template.jinja").write_text(TEMPLATE.replace(IMAGE_TOKEN, image))
     return folder
 
 

@@ -30,6 +30,7 @@ def test_javascript_has_the_same() -> None:
         "IMAGE_PROCESSORS": {
             name: {"cut": kind.cut, "text_first": kind.text_first} for name, kind in contract.IMAGE_PROCESSORS.items()
         },
+        "GRID_TYPES": list(contract.GRID_TYPES),
         "PREFIX": contract.PREFIX,
         "SUFFIXES": contract.SUFFIXES,
     }, "run `python scripts/contract.py`"

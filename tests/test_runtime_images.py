@@ -98,6 +98,12 @@ CASES: dict[str, dict[str, Any]] = {
         "max_pixels": 900,
     },
     "Qwen2-VL, defaults": {"image_processor_type": "Qwen2VLImageProcessor"},
+    "GLM": {
+        "image_processor_type": "Glm46VImageProcessor",
+        "patch_size": 4,
+        "size": {"shortest_edge": 512, "longest_edge": 2048},
+    },
+    "GLM, defaults": {"image_processor_type": "Glm46VImageProcessor"},
     "SmolVLM": {
         "image_processor_type": "SmolVLMImageProcessor",
         "size": {"longest_edge": 64},

@@ -25,8 +25,15 @@ MODEL_TYPES: dict[str, LayoutName] = {
     "llava_qwen2": "chat",
     "idefics3": "chat",
     "smolvlm": "chat",
+    "qwen2_vl": "chat",
+    "qwen2_5_vl": "chat",
+    "glm_ocr": "chat",
     "prefix_conditioning_vlm": "components",  # by no class of its own, but by vlm_export/js
 }
+
+
+# Those whose tokens have places in three axes (`src/models/qwen2_vl/modeling_qwen2_vl.js`: `get_rope_index`).
+GRID_TYPES = ("qwen2_vl", "qwen2_5_vl", "glm_ocr")
 
 
 @dataclass(frozen=True)
@@ -38,12 +45,15 @@ class ImageProcessorKind:
             that all have.
         cut: what it makes of pictures; tiles come with a mask, patches with a grid.
         inert: settings on which transformers acts and transformers.js does not.
+        counts_frames: whether the numbers of pixels that patches may have are those of all frames, and a picture
+            smaller than a cell is enlarged first.
         wanted: settings without which transformers.js fails, as it takes them, and transformers has them elsewhere.
     """
 
     defaults: Mapping[str, Any]
     cut: Cut = "whole"
     inert: tuple[str, ...] = ()
+    counts_frames: bool = False
     wanted: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -61,6 +71,7 @@ _CROPPED = {
     "do_center_crop": True,
     "crop_size": {"height": 224, "width": 224},
 }
+_PATCHES = {**_OPENAI_CLIP, "resample": 3, "patch_size": 14, "temporal_patch_size": 2, "merge_size": 2}
 _TILED = {
     **_IMAGENET_STANDARD,
     "resample": 1,
@@ -93,16 +104,14 @@ IMAGE_PROCESSORS: dict[str, ImageProcessorKind] = {
         inert=("do_pad",),  # to the largest of several pictures, which are run one by one here
         wanted={"patch_size": 16, "spatial_merge_size": 1},
     ),
+    # Edges of these are numbers of pixels, not of a side.
     "Qwen2VLImageProcessor": ImageProcessorKind(
-        {
-            **_OPENAI_CLIP,
-            "resample": 3,
-            "size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280},  # of pixels, not of a side
-            "patch_size": 14,
-            "temporal_patch_size": 2,
-            "merge_size": 2,
-        },
+        {**_PATCHES, "size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}}, cut="patches"
+    ),
+    "Glm46VImageProcessor": ImageProcessorKind(
+        {**_PATCHES, "size": {"shortest_edge": 112 * 112, "longest_edge": 28 * 28 * 15000}},
         cut="patches",
+        counts_frames=True,
     ),
 }
 # A key of config.json: the image's features stand before the text, and have no ids. Ours: transformers.js keeps it.

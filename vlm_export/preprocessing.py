@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import transformers
 from jinja2.exceptions import TemplateError
 from transformers import CONFIG_MAPPING, AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -121,6 +122,8 @@ def image_processor_settings(
         settings = dict(read_json(path).get("image_processor", settings))
     if not settings:
         raise InputError(f"{checkpoint}: no {_PREPROCESSOR}; save the processor beside the model")
+    if "size" in override:  # which older names would win over
+        settings = {name: value for name, value in settings.items() if name not in ("min_pixels", "max_pixels")}
     return _spelt_out(settings | dict(override))
 
 
@@ -231,6 +234,19 @@ def _load_image_processor(settings: Mapping[str, Any]) -> Any:
             raise InputError(f"image processor settings: {' '.join(str(error).split())}") from error
 
 
+def _processor_class(name: str) -> Any:
+    """What loads the processor of a class of transformers: one that takes videos too does so without them.
+
+    Its video processor would want torchvision, for what no client feeds.
+    """
+    found = getattr(transformers, name)
+    attributes = found.get_attributes()
+    kept = [each for each in attributes if each != "video_processor"]
+    if kept == attributes:
+        return AutoProcessor
+    return type(name, (found,), {"get_attributes": classmethod(lambda cls: kept)})
+
+
 class ChatProcessor:
     """Feeds what the model's own processor makes of an image and a text that says where it goes (`Preprocessor`).
 
@@ -263,7 +279,9 @@ class ChatProcessor:
                 text = json.dumps({"chat_template": template})
                 Path(scratch, "chat_template.json").write_text(text, encoding="utf-8")
             try:
-                self.processor = AutoProcessor.from_pretrained(scratch, backend="pil", trust_remote_code=False)
+                self.processor = _processor_class(processor_class).from_pretrained(
+                    scratch, backend="pil", trust_remote_code=False
+                )
             except (ValueError, OSError, ImportError, KeyError, TypeError) as error:
                 raise InputError(f"{folder}: processor: {' '.join(str(error).split())}") from error
 

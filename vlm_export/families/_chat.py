@@ -45,11 +45,11 @@ def _of_transformers(key: re.Match[str]) -> str:
 
 
 def sample_ids(config: Config, image_tokens: int, generator: Generator) -> Tensor:
-    """`[2, image_tokens + 8] int64`: image tokens, then random ids of others."""
+    """`[1, image_tokens + 8] int64`: image tokens, then random ids of others."""
     loaded = load_config(config)
-    ids = torch.randint(loaded.get_text_config().vocab_size - 1, (2, 8), generator=generator)
+    ids = torch.randint(loaded.get_text_config().vocab_size - 1, (1, 8), generator=generator)
     ids += ids >= loaded.image_token_id
-    return torch.cat([torch.full((2, image_tokens), loaded.image_token_id), ids], dim=1)
+    return torch.cat([torch.full((1, image_tokens), loaded.image_token_id), ids], dim=1)
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def family(
     def sample_inputs(config: Config, generator: Generator) -> dict[str, Tensor]:
         size = load_config(config).vision_config.image_size
         return {
-            "pixel_values": torch.rand(2, 3, size, size, generator=generator) * 2 - 1,
+            "pixel_values": torch.rand(1, 3, size, size, generator=generator) * 2 - 1,
             "input_ids": sample_ids(config, image_tokens(config), generator),
         }
 

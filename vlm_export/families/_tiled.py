@@ -26,11 +26,11 @@ _INPUT_DTYPES: dict[str, type[np.generic]] = {
 
 
 def sample_inputs(config: Config, generator: Generator) -> dict[str, Tensor]:
-    """`inputs` for two rows of two tiles each: `pixel_values` `[2, 2, 3, E, E]` in -1…1, an all-true mask, and ids."""
+    """`inputs` for one prompt with an image of two tiles: `pixel_values` `[1, 2, 3, E, E]` in -1…1, an all-true mask, and ids."""
     edge = load_config(config).vision_config.image_size
     return {
-        "pixel_values": torch.rand(2, 2, 3, edge, edge, generator=generator) * 2 - 1,
-        "pixel_attention_mask": torch.ones(2, 2, edge, edge, dtype=torch.bool),
+        "pixel_values": torch.rand(1, 2, 3, edge, edge, generator=generator) * 2 - 1,
+        "pixel_attention_mask": torch.ones(1, 2, edge, edge, dtype=torch.bool),
         "input_ids": sample_ids(config, 2 * tile_tokens(config), generator),
     }
 

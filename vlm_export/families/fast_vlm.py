@@ -93,10 +93,10 @@ def _sample_rows(vision_config: str) -> int:
 
 
 def sample_inputs(config: Config, generator: Generator) -> dict[str, Tensor]:
-    """`pixel_values` `[2, 3, 128, 128]` in 0…1, and `input_ids` with as many image tokens as such images have rows."""
+    """`pixel_values` `[1, 3, 128, 128]` in 0…1, and `input_ids` with as many image tokens as such an image has rows."""
     rows = _sample_rows(json.dumps(config["vision_config"]))
     return {
-        "pixel_values": torch.rand(2, 3, _SAMPLE_SIZE, _SAMPLE_SIZE, generator=generator),
+        "pixel_values": torch.rand(1, 3, _SAMPLE_SIZE, _SAMPLE_SIZE, generator=generator),
         "input_ids": sample_ids(config, rows, generator),
     }
 

@@ -68,10 +68,10 @@ class Encoder(Parts):
 
 
 def sample_inputs(config: Config, generator: Generator) -> dict[str, Tensor]:
-    """`pixel_values` `[2, 3, H, W]` and `input_ids` `[2, rows + 8]`: an image a row."""
+    """`pixel_values` `[1, 3, H, W]` and `input_ids` `[1, rows + 8]`."""
     size = tile_size(config)
     return {
-        "pixel_values": torch.rand(2, 3, size, size, generator=generator) * 2 - 1,
+        "pixel_values": torch.rand(1, 3, size, size, generator=generator) * 2 - 1,
         "input_ids": sample_ids(config, image_tokens(config), generator),
     }
 

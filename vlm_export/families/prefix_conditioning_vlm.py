@@ -73,10 +73,10 @@ def text_config(config: Config) -> PretrainedConfig:
 
 
 def sample_inputs(config: Config, generator: Generator) -> dict[str, Tensor]:
-    """`pixel_values` `[2, 3, size, size]` and `input_ids` `[2, 8]`."""
+    """`pixel_values` `[1, 3, size, size]` and `input_ids` `[1, 8]`."""
     size = config["vision_config"]["image_size"]
-    pixel_values = torch.rand(2, 3, size, size, generator=generator) * 2 - 1
-    input_ids = torch.randint(config["text_config"]["vocab_size"], (2, 8), generator=generator)
+    pixel_values = torch.rand(1, 3, size, size, generator=generator) * 2 - 1
+    input_ids = torch.randint(config["text_config"]["vocab_size"], (1, 8), generator=generator)
     return {"pixel_values": pixel_values, "input_ids": input_ids}
 
 

@@ -86,9 +86,9 @@ def start_token_id(config: Config, generation: Mapping[str, Any]) -> int:
 
 
 def sample_inputs(config: Config, generator: Generator) -> dict[str, Tensor]:
-    """`pixel_values` `[2, 3, height, width]` and `input_ids` `[2, 8]`."""
-    pixel_values = torch.rand(2, 3, *_image_size(config), generator=generator) * 2 - 1
-    input_ids = torch.randint(text_config(config).vocab_size, (2, 8), generator=generator)
+    """`pixel_values` `[1, 3, height, width]` and `input_ids` `[1, 8]`."""
+    pixel_values = torch.rand(1, 3, *_image_size(config), generator=generator) * 2 - 1
+    input_ids = torch.randint(text_config(config).vocab_size, (1, 8), generator=generator)
     return {"pixel_values": pixel_values, "input_ids": input_ids}
 
 

@@ -92,16 +92,15 @@ def _finish(skeleton: ir.Model, component: Component, model: nn.Module, embeddin
 
 def _export_fused(component: Component, model: nn.Module) -> tuple[ir.Model, dict[str, str]]:
     """Export with attention as one operator; where that cannot be, with plain operators and the reason as metadata."""
-    signature = component.trace_signature, component.outputs
     try:
         with attention.fused(model) as notes:
-            skeleton = _export(component.module(model).eval(), *signature)
+            skeleton = _export(component.module(model).eval(), component)
         return skeleton, {UNFUSED_ROTARY: notes.unfused_rotary} if notes.unfused_rotary else {}
     except Exception as error:
         reasons = [cause for cause in _causes(error) if isinstance(cause, attention.CannotFuse)]
         if not reasons:
             raise
-    return _export(component.module(model).eval(), *signature), {UNFUSED: str(reasons[0])}
+    return _export(component.module(model).eval(), component), {UNFUSED: str(reasons[0])}
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -133,12 +132,13 @@ class _stand_in_weights:
             module._parameters[name] = parameter
 
 
-def _export(module: nn.Module, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> ir.Model:
+def _export(module: nn.Module, component: Component) -> ir.Model:
     arguments: list[Any] = []
     shapes: list[Any] = []
-    sizes = _sizes(inputs)
+    inputs, values = component.trace_signature, component.sample_values
+    sizes = {**_sizes(inputs), **component.sample_sizes}
     for is_cache, specs in itertools.groupby(inputs, lambda spec: spec.name.startswith("past_key_values.")):
-        samples, axes = zip(*((_sample(spec, sizes), _dynamic_axes(spec)) for spec in specs), strict=True)
+        samples, axes = zip(*((_sample(spec, sizes, values), _dynamic_axes(spec)) for spec in specs), strict=True)
         arguments += [list(samples)] if is_cache else samples
         shapes += [list(axes)] if is_cache else axes
     with (
@@ -154,7 +154,7 @@ def _export(module: nn.Module, inputs: tuple[TensorSpec, ...], outputs: tuple[Te
             dynamo=True,
             dynamic_shapes=tuple(shapes),
             input_names=[spec.name for spec in inputs],
-            output_names=[spec.name for spec in outputs],
+            output_names=[spec.name for spec in component.outputs],
             opset_version=OPSET,
             optimize=False,
             verbose=False,
@@ -170,7 +170,9 @@ def _sizes(inputs: Sequence[TensorSpec]) -> dict[str, int]:
     return _TRACED_SIZES | {symbol: size for size, symbol in enumerate(others, _FIRST_OTHER_SIZE)}
 
 
-def _sample(spec: TensorSpec, of_symbols: Mapping[str, int]) -> torch.Tensor:
+def _sample(spec: TensorSpec, of_symbols: Mapping[str, int], values: Mapping[str, Any]) -> torch.Tensor:
+    if spec.name in values:
+        return torch.tensor(values[spec.name], dtype=_TORCH_DTYPES[spec.dtype])
     sizes = [size if isinstance(size, int) else of_symbols[size] for size in spec.shape]
     if spec.dtype == "int64":
         count = math.prod(sizes)

@@ -6,6 +6,9 @@ costs what its few positions cost, however large the model is. What a graph comp
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
@@ -44,7 +47,9 @@ def run_once(model: ir.Model, component: Component, name: str) -> None:
             ir.to_proto(trial).SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
         for sizes in (_FIRST, _NEXT) if component.has_cache else (_FIRST,):
-            session.run(None, weights | {spec.name: _sample(spec, _ALWAYS | sizes) for spec in component.inputs})
+            all_sizes = {**_ALWAYS, **sizes, **component.sample_sizes}
+            fed = {spec.name: _sample(spec, all_sizes, component.sample_values) for spec in component.inputs}
+            session.run(None, weights | fed)
     except GRAPH_ERRORS as error:
         raise CheckFailed(f"{name}: ONNX Runtime cannot run it: {' '.join(str(error).split())}") from error
 
@@ -70,8 +75,10 @@ def _without_weights(model: ir.Model) -> tuple[ir.Model, dict[str, np.ndarray]]:
     return trial, {str(value.name): np.zeros(shape, dtype=dtype.numpy()) for (dtype, shape), value in alike.items()}
 
 
-def _sample(spec: TensorSpec, sizes: dict[str, int]) -> np.ndarray:
-    """Zeros; ones where they mean that something is there (masks) or how many (a scalar)."""
+def _sample(spec: TensorSpec, sizes: Mapping[str, int], values: Mapping[str, Any]) -> np.ndarray:
+    """Zeros; ones where they mean that something is there (masks) or how many (a scalar); what the component says."""
+    if spec.name in values:
+        return np.array(values[spec.name], dtype=np.dtype(spec.dtype))
     shape = [size if isinstance(size, int) else sizes.get(size, _OTHER) for size in spec.shape]
     means_one = spec.name.endswith("mask") or not shape
     return (np.ones if means_one else np.zeros)(shape, dtype=np.dtype(spec.dtype))

@@ -91,10 +91,10 @@ class ChatEmbedding(Parts):
         return self.get_submodule(f"{self.path}.embed_tokens")(token_ids)
 
 
-def text_components(config: Config, path: str) -> tuple[Component, Component]:
-    """`embed_tokens` and `decoder_model_merged` of a class whose text model is at `path`."""
+def text_components(config: Config, path: str, axes: int = 1) -> tuple[Component, Component]:
+    """`embed_tokens` and `decoder_model_merged` of a class whose text model is at `path`; a place has so many `axes`."""
     geometry = Geometry.of(text_config(config))
     return (
         embed_tokens(geometry, lambda model: ChatEmbedding(model, path)),
-        chat_decoder(geometry, lambda model: ChatDecoder(model, path)),
+        chat_decoder(geometry, lambda model: ChatDecoder(model, path), axes),
     )

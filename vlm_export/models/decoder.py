@@ -134,7 +134,7 @@ class DecoderCore(nn.Module):
         past_key_values: Sequence[Tensor],
         attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """`[B, S, H]`, `[B, S]`, `[kept]`, keys and values `[B, K, P, D]`, and `[B, P + S]` where there can be padding
+        """`[B, S, H]`, `[B, S]` or `[axes, B, S]`, `[kept]`, keys and values `[B, K, P, D]`, and `[B, P + S]` where there can be padding
         → logits `[B, kept, V]`, and keys and values `[B, K, P + S, D]`.
         """
         past = past_key_values
@@ -181,12 +181,18 @@ class EmbedTokens(nn.Module):
         return self.language_model.get_input_embeddings()(token_ids)
 
 
-def core_inputs(geometry: Geometry, *, padded: bool) -> tuple[TensorSpec, ...]:
-    """The inputs that the core is traced with; `padded` adds the attention mask."""
+def position_ids(axes: int) -> TensorSpec:
+    """The input `position_ids` of a text whose tokens have places along so many axes: 1, or height and width too."""
+    shape = ("batch_size", "sequence_length")
+    return TensorSpec("position_ids", "int64", shape if axes == 1 else (axes, *shape))
+
+
+def core_inputs(geometry: Geometry, *, padded: bool, axes: int = 1) -> tuple[TensorSpec, ...]:
+    """The inputs that the core is traced with; `padded` adds the attention mask, `axes` are those of positions."""
     mask = TensorSpec("attention_mask", "int64", ("batch_size", "total_sequence_length"))
     return (
         TensorSpec("inputs_embeds", "float32", ("batch_size", "sequence_length", geometry.hidden)),
-        TensorSpec("position_ids", "int64", ("batch_size", "sequence_length")),
+        position_ids(axes),
         TensorSpec("kept_positions", "int64", ("num_logits",)),
         *geometry.cache("past_key_values", "past_sequence_length"),
         *((mask,) if padded else ()),
@@ -213,6 +219,7 @@ def decoder(
     past: bool,
     kept: int | str,
     core: Callable[[Any], nn.Module] = core_of,
+    axes: int = 1,
 ) -> Component:
     """A decoder graph: the traced core behind the front end `text`, whose own inputs are `front`."""
     cache = geometry.cache("past_key_values", "past_sequence_length") if past else ()
@@ -222,7 +229,7 @@ def decoder(
         module=core,
         inputs=(*front, *cache),
         outputs=decoder_outputs(geometry, kept),
-        traced_inputs=core_inputs(geometry, padded=padded),
+        traced_inputs=core_inputs(geometry, padded=padded, axes=axes),
         front_end=FrontEnd(text),
     )
 
@@ -264,21 +271,25 @@ def captioner_decoder(geometry: Geometry) -> Component:
     )
 
 
-def chat_decoder(geometry: Geometry, core: Callable[[Any], nn.Module] = core_of) -> Component:
-    """`decoder_model_merged` of the chat layout: the client merges the embeddings and says how many logits it wants."""
+def chat_decoder(geometry: Geometry, core: Callable[[Any], nn.Module] = core_of, axes: int = 1) -> Component:
+    """`decoder_model_merged` of the chat layout: the client merges the embeddings and says how many logits it wants.
+
+    A token's place has so many `axes`.
+    """
     return decoder(
         "decoder_model_merged",
         geometry,
         (
             TensorSpec("inputs_embeds", "float32", ("batch_size", "sequence_length", geometry.hidden)),
             TensorSpec("attention_mask", "int64", ("batch_size", "total_sequence_length")),
-            TensorSpec("position_ids", "int64", ("batch_size", "sequence_length")),
+            position_ids(axes),
             TensorSpec("num_logits_to_keep", "int64", ()),
         ),
         _NUM_LOGITS_TO_KEEP,
         past=True,
         kept="num_logits",
         core=core,
+        axes=axes,
     )
 
 

@@ -28,21 +28,25 @@ def without_weights() -> Iterator[None]:
         yield
 
 
-def library_names(model: PreTrainedModel) -> Callable[[str], str]:
+def library_names(model: PreTrainedModel) -> Callable[[str], str | None]:
     """For families that are a class of transformers: a checkpoint's tensor name → the name in that class's module tree.
 
     What the library itself does when it loads: names of transformers 4 and of other frameworks' ports become those of
     transformers 5, and a bare base model's get the prefix that the class has. LoRA tensors are renamed like the weight
     of the module that they adapt, packed integers like the weight that they are. `model` may be without weights.
-    Tensors that the library would fuse, split or transpose keep their names, and so are reported as unknown.
+    Tensors that the library would fuse, split or transpose keep their names, and so are reported as unknown; those that
+    it passes over, such as layers that predict further tokens, are None.
     """
     renamings = [step for step in get_model_conversion_mapping(model) if isinstance(step, WeightRenaming)]
     names: dict[str, Any] = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
+    ignored = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
 
-    def rename(key: str) -> str:
+    def rename(key: str) -> str | None:
         part = _PART.search(key)
         probe = f"{key[: part.start()]}.weight" if part else key
         renamed, _ = rename_source_key(probe, renamings, [], model.base_model_prefix, names)
+        if renamed not in names and any(pattern.search(renamed) for pattern in ignored):
+            return None
         return renamed.removesuffix(".weight") + key[part.start() :] if part else renamed
 
     return rename

@@ -115,6 +115,18 @@ class Rotary:
         return made[0], made[1]
 
 
+def rotate_heads(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Heads `[1, heads, S, D]` rotated by halves, by cosines and sines `[S, D]` whose second halves repeat the first.
+
+    While a graph is traced, it is `com.microsoft::RotaryEmbedding`.
+    """
+    cos, sin = _halves(cos[None], sin[None])
+    if torch.compiler.is_exporting():
+        return _rotary_embedding(heads, torch.arange(heads.shape[2])[None], (cos, sin), False)
+    one, two = heads.chunk(2, dim=-1)
+    return torch.cat([one * cos - two * sin, two * cos + one * sin], dim=-1)
+
+
 def find_rotation(language_model: PreTrainedModel) -> str | None:
     """What the model's `apply_rotary_pos_emb` does (see `rotation`), or None if it has none."""
     function = getattr(sys.modules[type(language_model).__module__], _FUNCTION, None)

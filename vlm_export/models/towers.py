@@ -146,7 +146,8 @@ def tower_names(values: Mapping[str, Any]) -> Callable[[str], str | None]:
 
     def name(key: str) -> str | None:
         renamed = names(key)
-        return None if any(renamed == path or renamed.startswith(f"{path}.") for path in absent) else renamed
+        is_absent = renamed is None or any(renamed == path or renamed.startswith(f"{path}.") for path in absent)
+        return None if is_absent else renamed
 
     return name
 

@@ -154,7 +154,7 @@ def _record_one(engine: OnnxEngine, recorder: _Recorder, path: Path, prompt: Pro
     texts = [made.token_ids for made in generate(decoder, plan)]
     recorder.keeps = True
     row = np.zeros(1, dtype=np.int64)
-    carried = {name: inputs[name][row] for name in engine.driver.per_step_inputs if name in inputs}
+    carried = {name: value[row] for name, value in engine.driver.per_step(inputs).items()}
     for text in texts:  # one by one: GroupQueryAttention takes several tokens after a cache in one row alone
         engine.driver.step(np.array([text], dtype=np.int64), prompt_cache, carried)
     recorder.keeps = None

@@ -15,8 +15,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vlm_export.contract import MODEL_TYPES, PREFIX
+from vlm_export.contract import GRID_TYPES, MODEL_TYPES, PREFIX
 from vlm_export.errors import InputError
+from vlm_export.runtime.positions import grid_positions
 from vlm_export.runtime.sessions import Arrays, Cache, DecoderRun, Inputs, Sessions, cache_length
 
 _DECODER = "decoder_model_merged"
@@ -42,12 +43,11 @@ class Driver(Protocol):
 
     Attributes:
         components: the graphs that it runs, by name.
-        per_step_inputs: those of `inputs` that every step needs, `[batch, …]` each.
-        of_images: those that the decoder's side needs of each image beside its features, `[images, …]` each.
+        of_images: those of `inputs` that the decoder's side needs of each image beside its features, `[images, …]`
+            each.
     """
 
     components: tuple[str, ...]
-    per_step_inputs: tuple[str, ...]
     of_images: tuple[str, ...]
 
     def encode(self, inputs: Inputs) -> list[Observed]:
@@ -61,11 +61,14 @@ class Driver(Protocol):
         """
 
     def step(self, token_ids: np.ndarray, cache: Cache, inputs: Inputs) -> DecoderRun:
-        """Run the decoder on `[batch, tokens] int64` after the cache.
+        """Run the decoder on `[batch, tokens] int64` after the cache; `inputs` are the prompt's, or of them `per_step`.
 
         Its logits are `[batch, kept, vocabulary] float32`, the last kept position's those of the token after them; its
         cache has their positions appended.
         """
+
+    def per_step(self, inputs: Inputs) -> Arrays:
+        """What every step needs of a prompt's inputs, `[batch, …]` each."""
 
     def token_history(self, inputs: Inputs) -> list[list[int]]:
         """For each row, the ids that rules on repetition look back on at the first token."""
@@ -78,7 +81,6 @@ class ChatDriver:
     """
 
     components: tuple[str, ...] = ("vision_encoder", "embed_tokens", _DECODER)
-    per_step_inputs: tuple[str, ...] = ("attention_mask",)
     of_images: tuple[str, ...] = ()
 
     def __init__(self, sessions: Sessions, image_token_id: int):
@@ -95,13 +97,21 @@ class ChatDriver:
         ids = self.ids(inputs)
         return self._decode(self.embed(ids, inputs), self.sessions.empty_cache(_DECODER, len(ids)), inputs)
 
-    def extend(self, cache: Cache, inputs: Inputs) -> DecoderRun:
-        """Run the decoder on a further part of a prompt, after a cache: `inputs` are those of the part alone."""
+    def extend(self, cache: Cache, inputs: Inputs, before: np.ndarray) -> DecoderRun:
+        """Run the decoder on a further part of a prompt, after a cache.
+
+        `inputs` are those of the part alone, but for what is `of_images`, and `before` `[1, tokens] int64` the ids in
+        the cache.
+        """
         return self._decode(self.embed(inputs["input_ids"], inputs), cache, inputs)
 
     def step(self, token_ids: np.ndarray, cache: Cache, inputs: Inputs) -> DecoderRun:
         """Run the decoder on the embeddings of `[batch, tokens] int64`; no image is put among them."""
         return self._decode(self.embed(token_ids, {}), cache, inputs)
+
+    def per_step(self, inputs: Inputs) -> Arrays:
+        """The mask of the prompt, where rows are padded."""
+        return _those(inputs, "attention_mask")
 
     def ids(self, inputs: Inputs) -> np.ndarray:
         """The ids of the prompt `[batch, tokens] int64`, with as many image tokens as there are features."""
@@ -120,12 +130,13 @@ class ChatDriver:
             embeds[token_ids == self.image_token_id] = inputs["image_features"].reshape(-1, embeds.shape[-1])
         return embeds
 
-    def _decode(self, embeds: np.ndarray, cache: Cache, inputs: Inputs) -> DecoderRun:
+    def _decode(self, embeds: np.ndarray, cache: Cache, inputs: Inputs, places: np.ndarray | None = None) -> DecoderRun:
+        """Run the decoder; `places` are those of the tokens, where they are not what the mask says."""
         batch, length = embeds.shape[:2]
         total = cache_length(cache) + length
         given = inputs.get("attention_mask", np.ones((batch, 0), dtype=np.int64))
         mask = np.concatenate([given, np.ones((batch, total - given.shape[1]), dtype=np.int64)], axis=1)
-        positions = np.where(mask == 0, 1, mask.cumsum(axis=1) - 1)[:, -length:]
+        positions = _counted(mask)[:, -length:] if places is None else places
         feeds = {
             "inputs_embeds": embeds,
             "attention_mask": mask,
@@ -134,6 +145,65 @@ class ChatDriver:
             **_use_cache(total > length),
         }
         return self.sessions.decode(_DECODER, feeds, cache)
+
+
+class GridDriver(ChatDriver):
+    """A chat whose images come as patches with a grid, one a run, and whose tokens have places in three axes.
+
+    `merge` is the number of lines, and of columns, of patches that become one row of features.
+    """
+
+    of_images: tuple[str, ...] = ("image_grid_thw",)
+
+    def __init__(self, sessions: Sessions, image_token_id: int, merge: int):
+        super().__init__(sessions, image_token_id)
+        self.merge = merge
+
+    def encode(self, inputs: Inputs) -> list[Observed]:
+        """`image_features` `[cells of all images, hidden] float32`, of `pixel_values` `[patches of all images, …]`."""
+        grids = inputs["image_grid_thw"]
+        ends = grids.prod(axis=1).cumsum()
+        images = np.split(inputs["pixel_values"], ends[:-1])
+        made = [self._encode_one(*image) for image in zip(images, grids, strict=True)]
+        return [Observed("vision_encoder", "image_features", "image_features", np.concatenate(made))]
+
+    def _encode_one(self, patches: np.ndarray, grid: np.ndarray) -> np.ndarray:
+        fed = {"pixel_values": patches} | dict.fromkeys(("grid_thw", "image_grid_thw"), grid[None])
+        return self.sessions.run("vision_encoder", fed)["image_features"]
+
+    def prefill(self, inputs: Inputs) -> DecoderRun:
+        """Run the decoder on the embeddings of the prompt, each token in its place."""
+        ids = self.ids(inputs)
+        cache = self.sessions.empty_cache(_DECODER, len(ids))
+        return self._decode(self.embed(ids, inputs), cache, inputs, self._places(inputs)[0])
+
+    def extend(self, cache: Cache, inputs: Inputs, before: np.ndarray) -> DecoderRun:
+        """As of `ChatDriver`: where a token is depends on all images before it."""
+        ids = inputs["input_ids"]
+        whole = {**inputs, "input_ids": np.concatenate([before, ids], axis=1)}
+        places, _ = self._places(whole)
+        return self._decode(self.embed(ids, inputs), cache, inputs, places[..., before.shape[1] :])
+
+    def step(self, token_ids: np.ndarray, cache: Cache, inputs: Inputs) -> DecoderRun:
+        """Run the decoder on further tokens, which count on from the prompt's last place in all axes."""
+        batch, length = token_ids.shape
+        given = inputs.get("attention_mask", np.ones((batch, 0), dtype=np.int64))
+        after = np.ones((batch, cache_length(cache) + length - given.shape[1]), dtype=np.int64)
+        counted = _counted(np.concatenate([given, after], axis=1))[:, -length:]
+        places = np.broadcast_to(counted + self.per_step(inputs)["rope_deltas"], (3, batch, length))
+        return self._decode(self.embed(token_ids, {}), cache, inputs, places)
+
+    def per_step(self, inputs: Inputs) -> Arrays:
+        """The mask where rows are padded, and `rope_deltas` `[batch, 1] int64`: see `grid_positions`."""
+        if "rope_deltas" in inputs:
+            return _those(inputs, "attention_mask", "rope_deltas")
+        return super().per_step(inputs) | {"rope_deltas": self._places(inputs)[1]}
+
+    def _places(self, inputs: Inputs) -> tuple[np.ndarray, np.ndarray]:
+        ids = self.ids(inputs)
+        mask = inputs.get("attention_mask", np.ones_like(ids))
+        grids = inputs.get("image_grid_thw", np.zeros((0, 3), dtype=np.int64))
+        return grid_positions(ids, mask, grids, self.image_token_id, self.merge)
 
 
 class PrefixChatDriver(ChatDriver):
@@ -162,7 +232,6 @@ class EncoderDecoderDriver:
     """
 
     components: tuple[str, ...] = ("encoder_model", _DECODER)
-    per_step_inputs: tuple[str, ...] = ("encoder_hidden_states",)
     of_images: tuple[str, ...] = ()
     golden_name = "encoder_hidden_states"
 
@@ -185,6 +254,10 @@ class EncoderDecoderDriver:
         kept = {name: value for name, value in cache.items() if _CROSS_CACHE in name}
         return DecoderRun(done.component, done.logits, {**done.cache, **kept})
 
+    def per_step(self, inputs: Inputs) -> Arrays:
+        """What the encoder gave."""
+        return _those(inputs, self.golden_name)
+
     def token_history(self, inputs: Inputs) -> list[list[int]]:
         """All ids, the start token included."""
         return inputs["input_ids"].tolist()
@@ -202,7 +275,6 @@ class EncoderDecoderDriver:
 class PrefixCaptionerDriver(EncoderDecoderDriver):
     """A `vision-encoder-decoder` made up around a captioner: the graph puts the prefix in the start token's place."""
 
-    per_step_inputs: tuple[str, ...] = ("image_features",)
     golden_name = "image_features"
 
     def __init__(self, sessions: Sessions, start_token_id: int):
@@ -225,7 +297,6 @@ class ComponentsDriver:
     """`vision_encoder` → `projection` → `prefix_init`, then `embed_tokens` and `language_model` for each token."""
 
     components: tuple[str, ...] = ("vision_encoder", "projection", "prefix_init", "embed_tokens", "language_model")
-    per_step_inputs: tuple[str, ...] = ()
     of_images: tuple[str, ...] = ()
 
     def __init__(self, sessions: Sessions):
@@ -249,6 +320,10 @@ class ComponentsDriver:
         """Look `[batch, tokens] int64` up in `embed_tokens`, and run `language_model` on them after the cache."""
         embeds = self.sessions.run("embed_tokens", {"input_ids": token_ids})
         return self.sessions.decode("language_model", embeds, cache)
+
+    def per_step(self, inputs: Inputs) -> Arrays:
+        """Nothing: the image is in the cache."""
+        return {}
 
     def token_history(self, inputs: Inputs) -> list[list[int]]:
         """Nothing, for each row: the PyTorch model generates from embeddings."""
@@ -284,6 +359,10 @@ def choose_driver(files: Mapping[str, dict[str, Any]]) -> DriverChoice:
             return DriverChoice(PrefixCaptionerDriver.components, partial(PrefixCaptionerDriver, start_token_id=start))
         case "captioner", False:
             return DriverChoice(EncoderDecoderDriver.components, EncoderDecoderDriver)
+        case "chat", False if model_type in GRID_TYPES:
+            merge = (config.get("vision_config") or {}).get("spatial_merge_size", 2)
+            grid = partial(GridDriver, image_token_id=image_token_id(config), merge=merge)
+            return DriverChoice(GridDriver.components, grid)
         case "chat", prefix:
             chat = PrefixChatDriver if prefix else ChatDriver
             return DriverChoice(chat.components, partial(chat, image_token_id=image_token_id(config)))
@@ -305,6 +384,15 @@ def image_token_id(config: Mapping[str, Any]) -> int:
 def with_encoded(driver: Driver, inputs: Inputs) -> Arrays:
     """`inputs`, and the outputs of the encoder side for them by golden name."""
     return dict(inputs) | {observed.golden_name: observed.value for observed in driver.encode(inputs)}
+
+
+def _those(inputs: Inputs, *names: str) -> Arrays:
+    return {name: inputs[name] for name in names if name in inputs}
+
+
+def _counted(mask: np.ndarray) -> np.ndarray:
+    """The number of each token in its row, `[batch, tokens] int64`; of what pads it 1, as transformers.js has it."""
+    return np.where(mask == 0, 1, mask.cumsum(axis=1) - 1)
 
 
 def _use_cache(used: bool) -> Arrays:

@@ -36,7 +36,7 @@ class Generated:
 class Decoder:
     """A driver, what its steps need of the inputs, and the cache: the rows of one generation.
 
-    It begins with the driver's prefill, or with a run that was made, whose ids were `history`.
+    It begins with the driver's prefill, or with a run that was made.
     """
 
     def __init__(
@@ -44,11 +44,10 @@ class Decoder:
         driver: Driver,
         inputs: Inputs,
         begun: DecoderRun | None = None,
-        history: list[list[int]] | None = None,
     ):
         self.driver = driver
-        self.per_step_inputs = {name: inputs[name] for name in driver.per_step_inputs if name in inputs}
-        self.history = driver.token_history(inputs) if history is None else history
+        self.per_step_inputs = driver.per_step(inputs)
+        self.history = driver.token_history(inputs)
         done = driver.prefill(inputs) if begun is None else begun
         self.cache: Cache = done.cache
         self.scores = done.logits[:, -1].astype(np.float32)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from vlm_export.contract import IMAGE_PROCESSORS
+from vlm_export.contract import IMAGE_PROCESSORS, Cut
 from vlm_export.errors import InputError
 from vlm_export.runtime.sessions import Arrays
 
@@ -119,7 +119,12 @@ class ImageProcessor:
     def __init__(self, settings: Mapping[str, Any]):
         name = _kind(settings)
         self.settings = _checked(settings, name)
-        self.cut = IMAGE_PROCESSORS[name].cut
+        self.kind = IMAGE_PROCESSORS[name]
+
+    @property
+    def cut(self) -> Cut:
+        """What is made of pictures."""
+        return self.kind.cut
 
     def groups(self, images: Sequence[Image.Image]) -> list[Sequence[Image.Image]]:
         """The pictures of one prompt, those together that come out in one size."""
@@ -177,7 +182,12 @@ class ImageProcessor:
         if self.cut == "cells":
             return _cells_size(height, width, size, self._cell)
         if self.cut == "patches":
-            return _area_size(height, width, size["shortest_edge"], size["longest_edge"], self._cell[0])
+            frames = self.settings["temporal_patch_size"] if self.kind.counts_frames else 1
+            if self.kind.counts_frames:
+                height, width = _enlarged(height, width, self._cell[0])
+            return _area_size(
+                height, width, size["shortest_edge"] / frames, size["longest_edge"] / frames, self._cell[0]
+            )
         return _target_size(picture, size)
 
     def _scaled(self, picture: np.ndarray) -> np.ndarray:
@@ -367,7 +377,15 @@ def _cells_size(height: int, width: int, size: Mapping[str, int], cell: tuple[in
     return rows * cell[0], columns * cell[1]
 
 
-def _area_size(height: int, width: int, least: int, most: int, cell: int) -> tuple[int, int]:
+def _enlarged(height: int, width: int, cell: int) -> tuple[int, int]:
+    """Height and width, of a cell at least; `smart_resize` in `models/glm46v/image_processing_pil_glm46v.py`."""
+    if min(height, width) >= cell:
+        return height, width
+    scale = max(cell / height, cell / width)
+    return int(height * scale), int(width * scale)
+
+
+def _area_size(height: int, width: int, least: float, most: float, cell: int) -> tuple[int, int]:
     """Height and width in whole cells, with between `least` and `most` pixels; halves go to the even cell.
 
     `smart_resize` in `models/qwen2_vl/image_processing_pil_qwen2_vl.py`.

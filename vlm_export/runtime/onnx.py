@@ -233,7 +233,9 @@ class OnnxEngine:
         assert isinstance(driver, ChatDriver), "only a chat has turns"
         known = list(zip(ids[:-1], memory.ids, strict=False))  # the last must be run, or there were no logits
         common = next((place for place, (new, old) in enumerate(known) if new != old), len(known))
-        inputs: Arrays = {"input_ids": np.array([ids[common:]], dtype=np.int64)}
+        whole = {name: encoded.values[name] for name in driver.of_images if name in encoded.values}
+        whole["input_ids"] = np.array([ids], dtype=np.int64)
+        inputs = {**whole, "input_ids": whole["input_ids"][:, common:]}
         if "image_features" in encoded.values:
             features = encoded.values["image_features"]
             rows = features.reshape(-1, features.shape[-1])
@@ -241,8 +243,8 @@ class OnnxEngine:
         if not common:
             return Decoder(driver, inputs), len(ids)
         cache = memory.cache if common == len(memory.ids) else keep_positions(memory.cache, common)
-        history = driver.token_history({"input_ids": np.array([ids], dtype=np.int64)})
-        return Decoder(driver, inputs, driver.extend(cache, inputs), history), len(ids) - common
+        run = driver.extend(cache, inputs, whole["input_ids"][:, :common])
+        return Decoder(driver, whole, run), len(ids) - common
 
     def encode(self, images: Sequence[Image.Image]) -> Encoded:
         """Run the encoder side on the images of one prompt."""
@@ -303,7 +305,8 @@ class OnnxEngine:
         An `attention_mask` of the same shape is among it where prompts are padded on their left.
         """
         values = [one.encoded.values for one in prepared]
-        inputs = {name: _concatenated([each[name] for each in values if name in each]) for name in values[0]}
+        names = dict.fromkeys(name for each in values for name in each)
+        inputs = {name: _concatenated([each[name] for each in values if name in each]) for name in names}
         inputs["input_ids"], mask = left_padded([one.ids for one in prepared], prepared[0].plan.pad_token_id)
         if not mask.all():
             inputs["attention_mask"] = mask

@@ -169,8 +169,9 @@ class SampleInputs(Protocol):
     def __call__(self, config: Config, generator: Generator, /) -> dict[str, Tensor]:
         """Random inputs for `Reference.prefill`, out of a seeded generator.
 
-        They are `pixel_values` `[2, 3, H, W] float32` or, of tiles, `[2, tiles, 3, E, E]`, `input_ids`
-        `[2, tokens] int64`, and masks where there are any.
+        They are those of one prompt with one image, whose caches and logits take memory: `pixel_values`
+        `[1, 3, H, W] float32`, of tiles `[1, tiles, 3, E, E]`, of patches `[patches, numbers]`; `input_ids`
+        `[1, tokens] int64`; masks and grids where there are any.
         """
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ class Component:
         module: wraps the model into a module whose positional inputs are `traced_inputs`, in order.
         inputs, outputs: the graph as the client sees it.
         traced_inputs: what the tracer sees, where a front end stands before it; `inputs` otherwise.
+        sample_values: of inputs whose numbers mean sizes, such as a grid: nested lists by name.
+        sample_sizes: the sizes that fit them, by symbol. Other inputs may have any numbers, other symbols any sizes.
     """
 
     name: str
@@ -49,6 +51,8 @@ class Component:
     outputs: tuple[TensorSpec, ...]
     traced_inputs: tuple[TensorSpec, ...] = ()
     front_end: FrontEnd | None = None
+    sample_values: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    sample_sizes: Mapping[str, int] = field(default_factory=dict, hash=False)
 
     @property
     def trace_signature(self) -> tuple[TensorSpec, ...]:

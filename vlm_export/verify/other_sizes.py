@@ -19,7 +19,7 @@ import torch
 
 from vlm_export.dtypes import FP32
 from vlm_export.models.pixels import PIXELS
-from vlm_export.runtime.drivers import ChatDriver, Driver, PrefixChatDriver
+from vlm_export.runtime.drivers import ChatDriver, Driver, GridDriver, PrefixChatDriver
 from vlm_export.runtime.repo import open_repo
 from vlm_export.runtime.sessions import (
     GRAPH_ERRORS,
@@ -40,6 +40,9 @@ from vlm_export.verify.verification import Verification
 BATCHES, LENGTHS, IMAGES = (1, 2, 3), (1, 2, 7, 33), (1, 2, 13)
 PADDED = (7, 2, 4)  # tokens of the rows of a padded batch
 _EDGES = (128, 192)  # pixels, where a tower takes images of any size
+_CELLS = (1, 2, 5, 13)  # lines and columns of cells, where it takes patches
+_USUAL_CELLS = {"lines": 2, "columns": 3}
+_GRID = "image_grid_thw"
 _SEED = 0
 _OF_IMAGE = ".encoder."  # in the name of a cache of cross-attention
 
@@ -149,6 +152,7 @@ class Both:
         self.images = (
             tuple(replace(spec, name=PIXELS) for spec in encoder.traced_inputs) if run.steps else encoder.inputs
         )
+        self.takes_patches = any(spec.name.endswith("grid_thw") for spec in self.images)
         self.steps = run.steps
         self.positions = open_repo(run.repo).positions
         self.decoder = next(each for each in reversed(run.components) if each.has_cache)
@@ -161,12 +165,10 @@ class Both:
 
     def axes(self) -> Iterator[Axis]:
         """Every dynamic axis that a client can feed at several sizes."""
-        pixels = next(spec for spec in self.images if spec.name == PIXELS)
-        for symbol in _symbols([pixels]):
-            sizes = _EDGES if symbol in ("height", "width") else dict.fromkeys((*BATCHES, *IMAGES))
-            yield Axis(symbol, tuple(sizes), partial(self.encoded_at, symbol))
+        for symbol, sizes in self._axes_of_images().items():
+            yield Axis(symbol, sizes, partial(self.encoded_at, symbol))
         yield Axis("batch_size", BATCHES, lambda size: self.generated(Sizes(batch=size)))
-        if "num_images" in _symbols([pixels]):
+        if "num_images" in self._axes_of_images() or self.takes_patches:
             yield Axis("num_images", IMAGES[:2], lambda size: self.generated(Sizes(images=size)))
         length, default = self._length_symbol(), Sizes()
         rows = self._image_rows()
@@ -178,6 +180,14 @@ class Both:
         yield Axis("batch_size after a past of 1", BATCHES, lambda size: self.continued(1, past=1, batch=size))
         if isinstance(self.driver, ChatDriver):
             yield Axis("batch_size, rows padded", (len(PADDED),), lambda _: self.padded(PADDED))
+
+    def _axes_of_images(self) -> dict[str, tuple[int, ...]]:
+        """The dynamic axes of what the encoder side is fed, and the sizes that they take."""
+        if self.takes_patches:
+            return dict.fromkeys(_USUAL_CELLS, _CELLS)
+        pixels = next(spec for spec in self.images if spec.name == PIXELS)
+        others = tuple(dict.fromkeys((*BATCHES, *IMAGES)))
+        return {symbol: _EDGES if symbol in ("height", "width") else others for symbol in _symbols([pixels])}
 
     def _image_rows(self) -> int:
         """Positions that an image takes in the decoder."""
@@ -198,7 +208,7 @@ class Both:
     def encoded_at(self, symbol: str, size: int) -> Iterator[Found]:
         """The outputs of the encoder side, at this size of one axis of its inputs."""
         arrays = self.pixels({symbol: size})
-        arrays["input_ids"] = self.ids(len(arrays[PIXELS]), 1)
+        arrays["input_ids"] = self.ids(len(arrays.get(_GRID, arrays[PIXELS])), 1)
         expected = self.encoded(arrays)
         for made in self.driver.encode(arrays):
             yield compared(made.component, made.output, made.value, expected[made.golden_name])
@@ -235,6 +245,7 @@ class Both:
             "input_ids": np.stack([np.pad(row, (width - len(row), 0)) for row in ids]),
             "attention_mask": np.array([[0] * (width - len(row)) + [1] * len(row) for row in ids], dtype=np.int64),
             "image_features": np.concatenate([row.encoded["image_features"] for row in rows]),
+            **{name: np.concatenate([row.inputs[name] for row in rows]) for name in self.driver.of_images},
         }
         alone = [self.in_pytorch_first(row) for row in rows]
         ours = self.driver.prefill(fed)
@@ -302,12 +313,19 @@ class Both:
         arrays["input_ids"] = self.ids(sizes.batch, sizes.tokens)
         encoded = self.encoded(arrays)
         if self.takes_text_alone:
-            assert isinstance(self.driver, ChatDriver)
-            features = encoded["image_features"]
-            rows = features.size // features.shape[-1] // sizes.batch
-            places = np.full((sizes.batch, rows), self.driver.image_token_id, dtype=np.int64)
-            arrays["input_ids"] = np.concatenate([places, arrays["input_ids"]], axis=1)
+            places = self._places(encoded["image_features"], sizes)
+            arrays["input_ids"] = np.concatenate([*places, arrays["input_ids"]], axis=1)
         return Fed(arrays, encoded)
+
+    def _places(self, features: np.ndarray, sizes: Sizes) -> Iterator[np.ndarray]:
+        """The ids `[batch, tokens]` of each image of a row, with a token of text between two."""
+        assert isinstance(self.driver, ChatDriver)
+        rows = features.size // features.shape[-1] // sizes.batch
+        images = sizes.images if rows % sizes.images == 0 else 1
+        for image in range(images):
+            if image:
+                yield self.ids(sizes.batch, 1)
+            yield np.full((sizes.batch, rows // images), self.driver.image_token_id, dtype=np.int64)
 
     def shortest_prompt(self, batch: int) -> Fed:
         """A token alone, where the model needs no image."""
@@ -316,8 +334,21 @@ class Both:
         return self.prompt(Sizes(batch, tokens=1))
 
     def pixels(self, sizes: Mapping[str, int]) -> Arrays:
-        """Noise, and masks of ones, as the encoder's graph takes them; an axis without a size has 1."""
+        """Noise, and masks of ones, as the encoder's graph takes them; an axis without a size has 1.
+
+        Of patches, as the client is fed them: those of all images, and their grids.
+        """
+        if self.takes_patches:
+            return self._patches({**_USUAL_CELLS, **sizes})
         return {spec.name: self._noise(spec, sizes) for spec in self.images}
+
+    def _patches(self, sizes: Mapping[str, int]) -> Arrays:
+        assert isinstance(self.driver, GridDriver)
+        merge, images = self.driver.merge, sizes.get("batch_size", 1) * sizes.get("num_images", 1)
+        grid = [1, sizes["lines"] * merge, sizes["columns"] * merge]
+        numbers = int(next(spec for spec in self.images if spec.name == PIXELS).shape[-1])
+        patches = self.random.uniform(-1, 1, (images * grid[1] * grid[2], numbers)).astype(np.float32)
+        return {PIXELS: patches, _GRID: np.array([grid] * images, dtype=np.int64)}
 
     def _noise(self, spec: TensorSpec, sizes: Mapping[str, int]) -> np.ndarray:
         default = {"height": _EDGES[0], "width": _EDGES[0]}

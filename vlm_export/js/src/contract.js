@@ -7,6 +7,9 @@ export const MODEL_TYPES = Object.freeze({
     llava_qwen2: 'chat',
     idefics3: 'chat',
     smolvlm: 'chat',
+    qwen2_vl: 'chat',
+    qwen2_5_vl: 'chat',
+    glm_ocr: 'chat',
     prefix_conditioning_vlm: 'components',
 });
 export const IMAGE_PROCESSORS = Object.freeze({
@@ -20,7 +23,9 @@ export const IMAGE_PROCESSORS = Object.freeze({
     LlavaOnevisionImageProcessor: { cut: 'whole', text_first: false },
     PixtralImageProcessor: { cut: 'cells', text_first: false },
     Qwen2VLImageProcessor: { cut: 'patches', text_first: true },
+    Glm46VImageProcessor: { cut: 'patches', text_first: true },
 });
+export const GRID_TYPES = Object.freeze(['qwen2_vl', 'qwen2_5_vl', 'glm_ocr']);
 export const PREFIX = 'prefix_conditioning';
 export const SUFFIXES = Object.freeze({
     fp32: '',
