@@ -40,7 +40,7 @@ TEXTS: dict[str, dict[str, Any]] = {
 }
 ADAPTED = (
     r".*(language|text)_model.*\.(q_proj|v_proj|down_proj)|.*vision_.*\.q_proj"
-    r"|.*(vision_|visual\.).*\.qkv|.*visual\.merger\.mlp\.0|.*multi_modal_projector\.linear_1|.*connector.*\.proj"
+    r"|.*(vision_|visual\.).*\.qkv|.*visual\.merger\.(mlp\.0|linear_fc1|proj)|.*multi_modal_projector\.linear_1|.*connector.*\.proj"
 )
 
 
@@ -198,6 +198,28 @@ def write_qwen2_5_vl(folder: Path) -> Path:
     return write_grid(folder, config, "Qwen2_5_VLProcessor")
 
 
+def write_qwen3_vl(folder: Path) -> Path:
+    """A Qwen3-VL checkpoint: a position table of 6 × 6, two of its blocks give features to the text model."""
+    vision = {"depth": 6, "hidden_size": 32, "num_heads": 2, "out_hidden_size": 64, "intermediate_size": 48}
+    deep = {"patch_size": 4, "num_position_embeddings": 36, "deepstack_visual_indexes": [1, 3]}
+    config = AutoConfig.for_model(
+        "qwen3_vl",
+        text_config=grid_text_config(
+            "qwen3_vl_text",
+            layers=6,
+            hidden_size=64,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=16,
+            tie_word_embeddings=True,
+        ),
+        vision_config={**vision, **deep, "initializer_range": 0.2},
+        **GRID_TOKENS,
+        tie_word_embeddings=True,
+    )
+    return write_grid(folder, config, "Qwen3VLProcessor")
+
+
 def write_glm_ocr(folder: Path) -> Path:
     """A GLM-OCR checkpoint, with a layer that predicts a further token, which the library passes over."""
     vision = {"depth": 4, "hidden_size": 32, "num_heads": 2, "out_hidden_size": 64, "intermediate_size": 48}
@@ -217,14 +239,14 @@ def write_glm_ocr(folder: Path) -> Path:
     return folder
 
 
-def grid_text_config(model_type: str, **settings: Any) -> dict[str, Any]:
+def grid_text_config(model_type: str, layers: int = 3, **settings: Any) -> dict[str, Any]:
     """A text model whose places have three axes, a quarter of a head for each but the last, which has a half."""
     size = settings["hidden_size"] // settings["num_attention_heads"] // 2
     config = AutoConfig.for_model(
         model_type,
         vocab_size=VOCABULARY,
         intermediate_size=48,
-        num_hidden_layers=3,
+        num_hidden_layers=layers,
         max_position_embeddings=256,
         initializer_range=0.2,
         bos_token_id=256,
@@ -302,6 +324,12 @@ def tokenizer(special: list[str]) -> PreTrainedTokenizerFast:
     fast = PreTrainedTokenizerFast(tokenizer_object=made, eos_token=pico.END, bos_token=pico.END, pad_token=pico.END)
     fast.add_special_tokens({"additional_special_tokens": special})
     return fast
+
+
+def image_text(folder: Path) -> str:
+    """What stands for an image in a text of a saved checkpoint."""
+    template = (folder / "chat_template.jinja").read_text()
+    return template.partition("== 'image' %}")[2].partition("{%")[0]
 
 
 def read(path: Path) -> dict[str, Any]:

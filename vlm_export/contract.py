@@ -27,13 +27,14 @@ MODEL_TYPES: dict[str, LayoutName] = {
     "smolvlm": "chat",
     "qwen2_vl": "chat",
     "qwen2_5_vl": "chat",
+    "qwen3_vl": "chat",
     "glm_ocr": "chat",
     "prefix_conditioning_vlm": "components",  # by no class of its own, but by vlm_export/js
 }
 
 
 # Those whose tokens have places in three axes (`src/models/qwen2_vl/modeling_qwen2_vl.js`: `get_rope_index`).
-GRID_TYPES = ("qwen2_vl", "qwen2_5_vl", "glm_ocr")
+GRID_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm_ocr")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from vlm_export.layouts.grid import GridChat
 from vlm_export.models.chat import load_config, text_components
 from vlm_export.models.grid import GridEncoder
 from vlm_export.preprocessing import ChatProcessor
-from vlm_export.spec.family import About, Config, Family, Layout
+from vlm_export.spec.family import About, Config, Family, Layout, MakeComponents
 from vlm_export.spec.graph import Component, TensorSpec
 
 _INPUT_DTYPES: dict[str, type[np.generic]] = {
@@ -25,7 +25,7 @@ _INPUT_DTYPES: dict[str, type[np.generic]] = {
     "input_ids": np.int64,
     "attention_mask": np.int64,
 }
-_AXES = 3  # of a token's place: time, height, width
+AXES = 3  # of a token's place: time, height, width
 _CELLS = (2, 3)  # lines and columns of the sample image
 
 
@@ -78,10 +78,13 @@ class GridReference(ChatReference):
 
     def encode(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`image_features` `[cells of all images, hidden] float32`, by the class's `get_image_features`."""
-        features = self.model.get_image_features(
+        return {"image_features": torch.cat([*self.features(inputs).pooler_output])}
+
+    def features(self, inputs: Mapping[str, Tensor]) -> Any:
+        """The output of the class's `get_image_features`."""
+        return self.model.get_image_features(
             pixel_values=inputs["pixel_values"], image_grid_thw=inputs["image_grid_thw"], return_dict=True
         )
-        return {"image_features": torch.cat([*features.pooler_output])}
 
     def step(self, token_ids: Tensor, past: Any, inputs: Mapping[str, Tensor]) -> Any:
         """The class's output for `[batch, tokens] int64` after the cache `past`."""
@@ -92,7 +95,7 @@ class GridReference(ChatReference):
         start = past.get_seq_length()
         places = torch.arange(start, start + token_ids.shape[1]) + shift
         return self.model(
-            input_ids=token_ids, past_key_values=past, use_cache=True, position_ids=places.expand(_AXES, -1, -1)
+            input_ids=token_ids, past_key_values=past, use_cache=True, position_ids=places.expand(AXES, -1, -1)
         )
 
     def arguments(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -111,11 +114,15 @@ def family(
     image_processor_type: str = "Qwen2VLImageProcessor",
     grid_name: str = "image_grid_thw",
     encoder: Callable[[Any], nn.Module] = GridEncoder,
+    reference: Callable[[Any, int], GridReference] = GridReference,
+    text: MakeComponents = lambda config: text_components(config, "model.language_model", AXES),
+    parts: Callable[[Any], int] = lambda config: 1,
     build: Callable[[Config], PreTrainedModel] = build,
 ) -> Family:
     """The family of a model type whose tower takes the grid as `grid_name`.
 
-    `processor_class` and `image_processor_type` are the names of transformers and of transformers.js.
+    `processor_class` and `image_processor_type` are the names of transformers and of transformers.js. `text` gives the
+    graphs of the text model, whose rows have so many `parts` under a loaded config.
     """
 
     def preprocessor(folder: Path, config: Config, settings: Mapping[str, Any]) -> ChatProcessor:
@@ -123,6 +130,7 @@ def family(
 
     def chat(config: Config) -> tuple[Component, ...]:
         loaded, grid = load_config(config), sample_grid(config)
+        width = parts(loaded) * loaded.get_text_config().hidden_size
         vision_encoder = Component(
             name="vision_encoder",
             module=encoder,
@@ -130,17 +138,17 @@ def family(
                 TensorSpec("pixel_values", "float32", ("num_patches", patch_numbers(config))),
                 TensorSpec(grid_name, "int64", (1, 3)),
             ),
-            outputs=(TensorSpec("image_features", "float32", ("num_cells", loaded.get_text_config().hidden_size)),),
+            outputs=(TensorSpec("image_features", "float32", ("num_cells", width)),),
             sample_values={grid_name: [grid]},
             sample_sizes={"num_patches": grid[1] * grid[2]},
         )
-        return vision_encoder, *text_components(config, "model.language_model", _AXES)
+        return vision_encoder, *text(config)
 
     return chat_family(
         model_type,
         about,
         sample_inputs=sample_inputs,
-        reference=lambda model: GridReference(model, 0),
+        reference=lambda model: reference(model, 0),
         preprocessor=preprocessor,
         layout=Layout(chat, GridChat(processor_class, image_processor_type)),
         build=build,

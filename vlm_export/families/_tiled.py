@@ -26,7 +26,7 @@ _INPUT_DTYPES: dict[str, type[np.generic]] = {
 
 
 def sample_inputs(config: Config, generator: Generator) -> dict[str, Tensor]:
-    """`inputs` for one prompt with an image of two tiles: `pixel_values` `[1, 2, 3, E, E]` in -1…1, an all-true mask, and ids."""
+    """A prompt with an image of two tiles: `pixel_values` `[1, 2, 3, E, E]` in -1…1, an all-true mask, and ids."""
     edge = load_config(config).vision_config.image_size
     return {
         "pixel_values": torch.rand(1, 2, 3, edge, edge, generator=generator) * 2 - 1,

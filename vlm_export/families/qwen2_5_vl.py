@@ -27,7 +27,7 @@ class WindowEncoder(GridEncoder):
 
 
 def build(config: Config) -> PreTrainedModel:
-    """The model, whose tower says of each block whether it sees a whole image: `graph/stacks.py` looks for such lists."""
+    """The model; its tower says of each block whether it sees a whole image: `graph/stacks.py` looks for such lists."""
     model: Any = _chat.build(config)
     vision = model.model.visual.config
     vision.block_sees_all = [index in vision.fullatt_block_indexes for index in range(vision.depth)]

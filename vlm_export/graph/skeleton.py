@@ -46,7 +46,7 @@ def make_skeleton(
     for stack in stacks:
         try:
             repeated[stack.path] = repeat_layers(
-                skeleton, stack.path, stack.layers, cached=stack.cached, period=stack.period
+                skeleton, stack.path, stack.layers, cached=stack.cached, period=stack.period, leading=stack.leading
             )
         except NotRepeatable as error:
             return make_skeleton(component, model, {**(whole or {}), stack.path: str(error)}, onnxsim, watch)

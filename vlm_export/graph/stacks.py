@@ -3,6 +3,7 @@
 What an export costs should not grow with depth: layers that are alike are traced once and repeated in the graph
 (`rewrites/repeat_layers.py`). Layer 0 is traced as well, because what all layers share is computed in it. Where kinds
 of layers take turns (Gemma 3's windows, SmolLM3's layers without rotary embedding), a period of them is such a layer.
+Layers of other kinds that come first (those of Qwen3-VL that take features of an image) are traced whole.
 """
 
 from __future__ import annotations
@@ -28,18 +29,19 @@ _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 class Stack:
     """`layers` layers in the module list `path` of a model; `cached` if the component's cache is theirs.
 
-    Those `period` apart are alike. What is left over of whole periods comes first.
+    Those `period` apart are alike, but for the `leading` ones: what is left over of whole periods, and of other kinds.
     """
 
     path: str
     layers: int
     cached: bool = False
     period: int = 1
+    leading: int = 0
 
     @property
     def traced(self) -> int:
-        """How many layers are traced: what is left over of whole periods, and two periods."""
-        return self.layers % self.period + TRACED * self.period
+        """How many layers are traced: the leading ones, and two periods."""
+        return self.leading + TRACED * self.period
 
 
 def find_stacks(
@@ -57,7 +59,8 @@ def find_stacks(
         if layers not in used:
             continue
         lists = _lists_in_config(model, path, len(layers))
-        stack = Stack(path, len(layers), len(layers) == cached, _period(lists, len(layers)))
+        period, leading = _pattern(lists, len(layers))
+        stack = Stack(path, len(layers), len(layers) == cached, period, leading)
         difference = whole.get(path) or _difference(layers, stack) or _list_difference(lists, stack)
         if difference:
             refused[path] = difference
@@ -196,13 +199,22 @@ def _lists_in_config(model: nn.Module, path: str, layers: int) -> dict[str, Sequ
     return found
 
 
-def _period(lists: Mapping[str, Sequence[Any]], layers: int) -> int:
-    """After how many layers the kinds in all the lists repeat, if fewer are traced then than there are; else 1."""
+def _pattern(lists: Mapping[str, Sequence[Any]], layers: int) -> tuple[int, int]:
+    """After how many layers the kinds in all the lists repeat, and how many come before; 1 and 0 if they never do.
+
+    That of which the fewest layers are traced.
+    """
+    found: list[Stack] = []
     for period in range(1, layers // TRACED):
-        stack = Stack("", layers, period=period)
-        if stack.traced < layers and _list_difference(lists, stack) is None:
-            return period
-    return 1
+        for leading in range(layers % period, layers - TRACED * period, period):
+            stack = Stack("", layers, period=period, leading=leading)
+            if all(
+                values[i] == values[i - period] for values in lists.values() for i in range(leading + period, layers)
+            ):
+                found.append(stack)
+                break
+    best = min(found, key=lambda stack: stack.traced, default=Stack("", layers))
+    return best.period, best.leading
 
 
 def _list_difference(lists: Mapping[str, Sequence[Any]], stack: Stack) -> str | None:

@@ -175,9 +175,13 @@ export class VisionLanguageModel {
         input_ids: Tensor | number[][];
         /** What `project_vision_features` gave; in layout captioner in every run, else in the one without a past. */
         image_features?: Tensor;
+        /** Lines and columns of cells of each image of a prompt, for a model whose images have grids (Qwen-VL). */
+        grids?: number[][];
         /** What the last run gave; it is used up. */
         past_key_values?: PastKeyValues;
-    }): Promise<{ logits: Tensor; past_key_values: PastKeyValues }>;
+        /** What the last run gave, for a model whose images have grids. */
+        shift?: number;
+    }): Promise<{ logits: Tensor; past_key_values: PastKeyValues; shift?: number }>;
     /**
      * Generates texts about an image: greedily, by beam search (`num_beams`) or by sampling (`do_sample`).
      *

@@ -92,7 +92,7 @@ class ChatEmbedding(Parts):
 
 
 def text_components(config: Config, path: str, axes: int = 1) -> tuple[Component, Component]:
-    """`embed_tokens` and `decoder_model_merged` of a class whose text model is at `path`; a place has so many `axes`."""
+    """`embed_tokens` and `decoder_model_merged` of a class whose text model is at `path`, with `axes` of places."""
     geometry = Geometry.of(text_config(config))
     return (
         embed_tokens(geometry, lambda model: ChatEmbedding(model, path)),

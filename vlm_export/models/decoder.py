@@ -134,8 +134,8 @@ class DecoderCore(nn.Module):
         past_key_values: Sequence[Tensor],
         attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """`[B, S, H]`, `[B, S]` or `[axes, B, S]`, `[kept]`, keys and values `[B, K, P, D]`, and `[B, P + S]` where there can be padding
-        → logits `[B, kept, V]`, and keys and values `[B, K, P + S, D]`.
+        """`[B, S, H]`, `[B, S]` or `[axes, B, S]`, `[kept]`, keys and values `[B, K, P, D]`, and `[B, P + S]` where
+        there can be padding → logits `[B, kept, V]`, and keys and values `[B, K, P + S, D]`.
         """
         past = past_key_values
         text_model = self.text_model

@@ -7,7 +7,8 @@
  * @typedef {import('@huggingface/transformers').DataType} Dtype
  * @typedef {{ read: (name: string) => Promise<Float32Array>, write: (name: string, data: Float32Array) => Promise<void> }}
  *     Files  Of little-endian float32.
- * @typedef {{ path: string, shape: number[] }} PixelValues  A file, and the shape of what is in it.
+ * @typedef {{ path: string, shape: number[], size?: number[] }} PixelValues  A file, the shape of what is in it, and
+ *     of patches the height and width of the picture.
  * @typedef {{ image: string, pixel_values?: undefined, pixels_out?: string }
  *     | { image: string, pixel_values: PixelValues, pixels_out?: string }
  *     | { image?: undefined, pixel_values: PixelValues, pixels_out?: undefined }} Picture  Pixel values win over the
@@ -94,8 +95,8 @@ class ScoreRecorder extends LogitsProcessor {
  * @param {PixelValues} pixelValues
  * @returns {RawImage} a black image of the same height and width
  */
-function blankImage({ shape }) {
-    const [height, width] = shape.slice(-2);
+function blankImage({ shape, size = shape.slice(-2) }) {
+    const [height, width] = size;
     return new RawImage(new Uint8ClampedArray(height * width * 3), width, height, 3);
 }
 

@@ -18,8 +18,11 @@ _NOT_USED = re.compile(
     r"\.original_module\.|(^|\.)(position_ids|inv_freq|masked_bias)$|"
     r"(^encoder|vision_\w+)\.(.*\.)?(pooler|head)\.|h\.\d+\.attn\.bias$"
 )
-_TOWER = re.compile(r"(^|\.)(vision_tower|vision_model|vision_encoder)\.|^encoder\.")
-_PROJECTOR = re.compile(r"(^|\.)(multi_modal_projector|mm_projector|connector|projection|enc_to_dec_proj)\.")
+_TOWER = re.compile(r"(^|\.)(vision_tower|vision_model|vision_encoder|visual)\.|^encoder\.")
+_PROJECTOR = re.compile(
+    r"(^|\.)(multi_modal_projector|mm_projector|connector|projection|enc_to_dec_proj)\."
+    r"|(^|\.)visual\.(merger|deepstack_merger_list|downsample)\."
+)
 _LAYER = re.compile(r"\.layers?\.(\d+)\.")
 _HEAD = re.compile(r"(^|\.)(lm_head|output_projection|embed_out|cls\.predictions\.decoder)\.(base_layer\.)?weight$")
 _TABLE = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings)\.(base_layer\.)?weight$")
@@ -68,10 +71,10 @@ def _part_of(key: str) -> PartName:
         return "LoRA"
     if _NOT_USED.search(key):
         return "not used"
-    if _TOWER.search(key):
-        return _TOWER_PART
     if _PROJECTOR.search(key):
         return "projector"
+    if _TOWER.search(key):
+        return _TOWER_PART
     if _HEAD.search(key):
         return "head"
     return "token table" if _TABLE.search(key) else "decoder"

@@ -96,9 +96,11 @@ def _caption(
     prompt = facts.conversation or client.prompt(facts.text)
     fed = [as_fed(inputs, run.steps)["pixel_values"] for inputs in golden_inputs]
     with tempfile.TemporaryDirectory(prefix="vlm-export-") as scratch:
+        grids = [inputs.get("image_grid_thw") for inputs in golden_inputs]
+        sizes = [None if grid is None else picture_size(run.repo, grid) for grid in grids]
         items = [
-            Item(_readable(path, Path(scratch)), pixels, prompt, keep_scores=place < _SCORED_IMAGES)
-            for place, (path, pixels) in enumerate(zip(paths, fed, strict=True))
+            Item(_readable(path, Path(scratch)), pixels, prompt, keep_scores=place < _SCORED_IMAGES, size=size)
+            for place, (path, pixels, size) in enumerate(zip(paths, fed, sizes, strict=True))
         ]
         items += [Item(path, prompt=prompt, may_fail=True, keep_pixels=True) for path in [*paths, *photographs]]
         what = f"{dtype}: transformers.js, {runtime.target}"
@@ -109,6 +111,12 @@ def _caption(
         run.tell(what)
         taken = "auto" if dtype == MIXED else dtype  # the repo's own config.json says which each component has
         return runtime.caption(run.repo, layout=client.node, dtype=taken, items=items, generation={}, on_item=on_item)
+
+
+def picture_size(repo: Path, grid: np.ndarray) -> tuple[int, int]:
+    """Height and width in pixels of the picture that is a grid `[1, 3]` of patches to this repo's client."""
+    patch = int(open_repo(repo).preprocessor["patch_size"])
+    return int(grid[0, 1]) * patch, int(grid[0, 2]) * patch
 
 
 def _readable(path: Path, scratch: Path) -> Path:

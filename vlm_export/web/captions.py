@@ -27,7 +27,8 @@ class NoAnswer(CheckFailed):
 class Item:
     """One picture to caption: an image file, its `pixel_values` `[1, …, 3, H, W] float32`, or both.
 
-    `pixel_values` are used in the place of the client's own; of an image beside them only the size counts. The prompt
+    `pixel_values` are used in the place of the client's own; of an image beside them only the size counts. Where they
+    are patches, `size` is the height and width of the picture that they are of, and an image is not read. The prompt
     is the whole text, image token included, or a conversation that the client's chat template makes into one; the
     captioner layout has no room for one and ignores it. One that `may_fail` ends nothing but itself. What the client
     made of its image comes back if `keep_pixels` says so, the scores that tokens are taken from if `keep_scores` does.
@@ -39,6 +40,7 @@ class Item:
     may_fail: bool = False
     keep_pixels: bool = False
     keep_scores: bool = False
+    size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.image is None and self.pixel_values is None:
@@ -90,12 +92,14 @@ def items_json(
 
 def _item_json(item: Item, index: int, folder: Path, address: Callable[[int, Path], str]) -> dict[str, Any]:
     described: dict[str, Any] = {"prompt": item.prompt}
-    if item.image is not None:
+    if item.image is not None and item.size is None:
         described["image"] = address(index, item.image)
     if item.pixel_values is not None:
         name = f"{index}.pixels.f32"
         item.pixel_values.astype("<f4").tofile(folder / name)
         described["pixel_values"] = {"path": name, "shape": item.pixel_values.shape}
+        if item.size is not None:
+            described["pixel_values"]["size"] = item.size
     if item.keep_pixels:
         described["pixels_out"] = _kept(index, "pixels")
     if item.keep_scores:

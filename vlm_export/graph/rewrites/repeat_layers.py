@@ -58,22 +58,23 @@ class _Layer:
         return [self.hidden, *self.present.values()]
 
 
-def repeat_layers(skeleton: ir.Model, path: str, layers: int, *, cached: bool, period: int = 1) -> int:
+def repeat_layers(
+    skeleton: ir.Model, path: str, layers: int, *, cached: bool, period: int = 1, leading: int = 0
+) -> int:
     """Repeat layer 1 of the stack whose weights are named `{path}.{layer}.…`, until there are `layers`.
 
     With `cached`, `past_key_values.{layer}.…` and `present.{layer}.…` are the layers' own. New inputs and outputs
-    follow the others. With a `period` above 1, that many layers are repeated together; `layers % period` come before
-    the first of them. Returns how many layers were added.
+    follow the others. With a `period` above 1, that many layers are repeated together; `leading` ones come before the
+    first of them. Returns how many layers were added.
 
     Raises:
         NotRepeatable: the two traced layers are not alike; `skeleton` is unchanged.
     """
     graph = skeleton.graph
-    start = layers % period
-    first, second, nodes = _find_layers(graph, path, cached, start, period)
+    first, second, nodes = _find_layers(graph, path, cached, leading, period)
     users = [(use.node, use.idx) for use in second.hidden.uses() if use.node.op_type not in _SHAPE_ONLY]
     hidden, anchor = second.hidden, nodes[-1]
-    for index in range(start + 2 * period, layers, period):
+    for index in range(leading + 2 * period, layers, period):
         copies: dict[ir.Value, ir.Value] = {first.hidden: hidden}
         for part, weight in second.weights.items():
             copies[weight] = _input(graph, weight, f"{path}.{_of_layer(part, index)}")
@@ -88,7 +89,7 @@ def repeat_layers(skeleton: ir.Model, path: str, layers: int, *, cached: bool, p
         hidden = copies[second.hidden]
     _continue_from(graph, second.hidden, hidden, users)
     graph.sort()
-    return layers - start - 2 * period
+    return layers - leading - 2 * period
 
 
 def _of_layer(part: str, index: int) -> str:

@@ -17,9 +17,9 @@ export class Continuation {
      * @param {import('./layouts.js').AnyLayout} layout
      * @param {import('./layouts.js').Prepared} prepared
      */
-    static async begin(layout, { token_ids, image_features }) {
+    static async begin(layout, { token_ids, image_features, grids }) {
         const input_ids = to_tensor([token_ids]);
-        const run = await layout.run({ input_ids, image_features });
+        const run = await layout.run({ input_ids, image_features, grids });
         return new Continuation(layout, run, image_features);
     }
 
@@ -58,7 +58,8 @@ export class Continuation {
         // A captioner has features; the other layouts do not look at them.
         this.#image_features = this.#layout.carry(/** @type {Tensor} */ (this.#image_features), rows.length);
         const input_ids = to_tensor(token_ids.map((id) => [id]));
-        this.#run = await this.#layout.run({ input_ids, image_features: this.#image_features, past_key_values });
+        const { shift } = this.#run;
+        this.#run = await this.#layout.run({ input_ids, image_features: this.#image_features, past_key_values, shift });
     }
 
     release() {

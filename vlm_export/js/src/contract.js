@@ -9,6 +9,7 @@ export const MODEL_TYPES = Object.freeze({
     smolvlm: 'chat',
     qwen2_vl: 'chat',
     qwen2_5_vl: 'chat',
+    qwen3_vl: 'chat',
     glm_ocr: 'chat',
     prefix_conditioning_vlm: 'components',
 });
@@ -25,7 +26,7 @@ export const IMAGE_PROCESSORS = Object.freeze({
     Qwen2VLImageProcessor: { cut: 'patches', text_first: true },
     Glm46VImageProcessor: { cut: 'patches', text_first: true },
 });
-export const GRID_TYPES = Object.freeze(['qwen2_vl', 'qwen2_5_vl', 'glm_ocr']);
+export const GRID_TYPES = Object.freeze(['qwen2_vl', 'qwen2_5_vl', 'qwen3_vl', 'glm_ocr']);
 export const PREFIX = 'prefix_conditioning';
 export const SUFFIXES = Object.freeze({
     fp32: '',

@@ -21,15 +21,19 @@
  * @property {number[]} token_ids of the prompt, as the decoder is fed them first
  * @property {number[]} history those of them that rules on repetition look back on
  * @property {Tensor} [image_features]
+ * @property {number[][]} [grids] lines and columns of cells of each image, where tokens have places in three axes
  *
  * @typedef {object} RunInputs
  * @property {Tensor} input_ids
  * @property {Tensor} [image_features]
+ * @property {number[][]} [grids]
  * @property {Cache} [past_key_values]
+ * @property {number} [shift] what the run before gave
  *
  * @typedef {object} Run
  * @property {Tensor} logits `[batch, kept, vocabulary]`, the last position's last
  * @property {Cache} past_key_values
+ * @property {number} [shift] what is added to a token's number to give its place, after a prompt with images
  *
  * @typedef {object} Repo
  * @property {Record<string, Graph>} graphs
@@ -42,7 +46,8 @@
 import { Tensor, cat } from '@huggingface/transformers';
 
 import { copy_rows, empty_cache, next_cache, past_length } from './cache.js';
-import { IMAGE_PROCESSORS, MODEL_TYPES, PREFIX } from './contract.js';
+import { GRID_TYPES, IMAGE_PROCESSORS, MODEL_TYPES, PREFIX } from './contract.js';
+import { grid_places } from './positions.js';
 
 const DECODER = 'decoder_model_merged';
 
@@ -154,9 +159,15 @@ export class Chat extends Layout {
     name = /** @type {const} */ ('chat');
     takes_prompt = true;
 
-    /** @param {Record<string, Tensor>} pixels */
+    /** @param {Asked} asked */
+    async pixels({ images, pixel_values }) {
+        return pixel_values ? { pixel_values } : await this.processor.image_processor(images);
+    }
+
+    /** @param {Record<string, Tensor>} pixels  Of two names for the grid of patches a graph takes one. */
     async encode(pixels) {
-        return (await this.graphs.vision_encoder.run(pixels)).image_features;
+        const { image_features } = await this.graphs.vision_encoder.run({ ...pixels, grid_thw: pixels.image_grid_thw });
+        return image_features;
     }
 
     /**
@@ -164,7 +175,8 @@ export class Chat extends Layout {
      * @returns {Promise<Prepared>}
      */
     async prepare(asked) {
-        const prepare = { whole: this.#whole_images, tiles: this.#tiles, cells: this.#cells }[this.#cut];
+        const ways = { whole: this.#whole_images, tiles: this.#tiles, cells: this.#cells, patches: this.#patches };
+        const prepare = ways[this.#cut];
         const prepared = await prepare.call(this, asked);
         const history = this.prefix_conditioning ? [] : prepared.token_ids;
         return { ...prepared, history };
@@ -173,7 +185,9 @@ export class Chat extends Layout {
     /** What is made of pictures. An image processor that the contract does not know is one that cuts none. */
     get #cut() {
         const { image_processor_type: name } = this.processor.image_processor.config;
-        const known = /** @type {Record<string, { cut: 'whole' | 'tiles' | 'cells' }>} */ (IMAGE_PROCESSORS);
+        const known = /** @type {Record<string, { cut: 'whole' | 'tiles' | 'cells' | 'patches' }>} */ (
+            IMAGE_PROCESSORS
+        );
         return known[name?.replace(/Fast$/, '') ?? '']?.cut ?? 'whole';
     }
 
@@ -238,11 +252,47 @@ export class Chat extends Layout {
             features.push(found.view(-1, /** @type {number} */ (found.dims.at(-1))));
             written.push(...Array(picture.dims[0]).fill(this.#lines(picture)));
         }
+        return { token_ids: this.#ids(this.#with_images(text, written)), image_features: cat(features, 0) };
+    }
+
+    /**
+     * Images of sizes of their own as patches with a grid, one run of the tower each.
+     * @param {Asked} asked
+     * @returns {Promise<Omit<Prepared, 'history'>>}
+     */
+    async #patches({ pixel_values, ...asked }) {
+        if (pixel_values) {
+            throw new TypeError('pixel_values: give image, whose size says how its patches lie');
+        }
+        const text = this.#text(asked, asked.images.length);
+        if (!asked.images.length) {
+            return { token_ids: this.#ids(text), grids: [] };
+        }
+        const features = [];
+        const grids = [];
+        for (const image of asked.images) {
+            const { pixel_values, image_grid_thw } = /** @type {Record<string, Tensor>} */ (
+                await this.processor.image_processor([image])
+            );
+            features.push(await this.encode({ pixel_values, image_grid_thw }));
+            grids.push([...image_grid_thw.data].slice(1).map((patches) => Number(patches) / this.#merge));
+        }
+        const written = features.map(({ dims }) => this.#image_token.repeat(dims[0]));
+        return { token_ids: this.#ids(this.#with_images(text, written)), image_features: cat(features, 0), grids };
+    }
+
+    /** Lines, and columns, of patches of a cell. */
+    get #merge() {
+        return this.config.vision_config.spatial_merge_size ?? 2;
+    }
+
+    /**
+     * @param {string} text
+     * @param {string[]} written what stands for each image
+     */
+    #with_images(text, written) {
         const parts = text.split(this.#image_token);
-        return {
-            token_ids: this.#ids(parts.map((part, index) => part + (written[index] ?? '')).join('')),
-            image_features: cat(features, 0),
-        };
+        return parts.map((part, index) => part + (written[index] ?? '')).join('');
     }
 
     /**
@@ -256,7 +306,8 @@ export class Chat extends Layout {
     }
 
     get #image_token() {
-        return this.processor.image_token ?? this.processor.config.image_token;
+        const of_class = /** @type {{ image_token?: string }} */ (this.processor.constructor).image_token;
+        return this.processor.image_token ?? of_class ?? this.processor.config.image_token;
     }
 
     /** @param {string} text */
@@ -304,7 +355,7 @@ export class Chat extends Layout {
      * @param {RunInputs} inputs
      * @returns {Promise<Run>}
      */
-    async run({ input_ids, image_features, past_key_values }) {
+    async run({ input_ids, image_features, grids = [], past_key_values, shift }) {
         const decoder = this.graphs[DECODER];
         const [batch, length] = input_ids.dims;
         const past = past_key_values ?? empty_cache(decoder, batch);
@@ -313,17 +364,39 @@ export class Chat extends Layout {
         if (image_features) {
             this.#write(image_features, inputs_embeds, input_ids);
         }
-        const positions = Array.from({ length: batch * length }, (_, index) =>
-            BigInt(total - length + (index % length)),
-        );
+        const places = this.#places(input_ids, grids, past_key_values && { first: total - length, shift });
         const outputs = await decoder.run({
             inputs_embeds,
             attention_mask: new Tensor('int64', new BigInt64Array(batch * total).fill(1n), [batch, total]),
-            position_ids: new Tensor('int64', BigInt64Array.from(positions), [batch, length]),
+            position_ids: places.position_ids,
             num_logits_to_keep: new Tensor('int64', [1n], []),
             ...past,
         });
-        return { logits: outputs.logits, past_key_values: next_cache(outputs, past) };
+        return { logits: outputs.logits, past_key_values: next_cache(outputs, past), shift: places.shift };
+    }
+
+    /**
+     * A token's number in its row; where tokens have places in three axes, its place in each.
+     * @param {Tensor} input_ids
+     * @param {number[][]} grids
+     * @param {{ first: number, shift?: number }} [after] what is in the cache; a prompt is none
+     * @returns {{ position_ids: Tensor, shift?: number }}
+     */
+    #places(input_ids, grids, after) {
+        const { data, dims } = input_ids;
+        const [batch, length] = dims;
+        const first = after?.first ?? 0;
+        const has_axes = GRID_TYPES.includes(this.config.model_type ?? '');
+        if (has_axes && !after) {
+            const is_image = Array.from(data, (id) => Number(id) === this.config.image_token_id);
+            const { places, shift } = grid_places(is_image, grids);
+            return { position_ids: new Tensor('int64', BigInt64Array.from(places, BigInt), [3, batch, length]), shift };
+        }
+        const shift = has_axes ? (after?.shift ?? 0) : 0;
+        const axes = has_axes ? 3 : 1;
+        const numbers = Array.from({ length: axes * batch * length }, (_, index) => first + shift + (index % length));
+        const shape = has_axes ? [3, batch, length] : [batch, length];
+        return { position_ids: new Tensor('int64', BigInt64Array.from(numbers, BigInt), shape), shift };
     }
 
     /**

@@ -149,11 +149,13 @@ export class VisionLanguageModel {
      * @param {Tensor} [inputs.image_features] what `project_vision_features` gave, `[batch, tokens, decoder_hidden]`; in
      *     every run in layout captioner, in the others only in the one without a past
      * @param {Record<string, Tensor>} [inputs.past_key_values] what the last run gave; it is used up
-     * @returns {Promise<{ logits: Tensor, past_key_values: Record<string, Tensor> }>} logits `[batch, 1, vocabulary]
-     *     float32` of the last token, and the cache, by `past_key_values.*` names, `[batch, kv_heads, tokens, head_dim]`
+     * @param {number[][]} [inputs.grids] lines and columns of cells of each image, for models whose images have grids
+     * @param {number} [inputs.shift] what the last run gave, for these models
+     * @returns {Promise<import('./layouts.js').Run>} logits `[batch, 1, vocabulary] float32` of the last token, the cache,
+     *     by `past_key_values.*` names, `[batch, kv_heads, tokens, head_dim]`, and the shift of places
      */
     async forward(inputs) {
-        check_keys('forward()', inputs, ['input_ids', 'image_features', 'past_key_values']);
+        check_keys('forward()', inputs, ['input_ids', 'image_features', 'grids', 'past_key_values', 'shift']);
         const input_ids = is_tensor(inputs.input_ids) ? inputs.input_ids : to_tensor(inputs.input_ids);
         return await this.#layout.run({ ...inputs, input_ids });
     }
