@@ -5,6 +5,8 @@
 - Pictures that the graph prepares itself: bytes, and what is made of them before the tower.
 - Comparisons of numbers that no layer has computed, such as which row of a position table a patch is at: 5/26 in half
   precision is below 5/26.
+- Places between the entries of a position table, and how much of each is taken: at place 40 half precision has steps of
+  1/32.
 - What makes or takes numbers that are too large for half precision (`ranges.py`), with the weights of such nodes.
 The nodes are taken out before the conversion and put back after it, because the converter would round between them.
 """
@@ -22,6 +24,7 @@ from vlm_export.models.pixels import TRACED
 from vlm_export.quantize.graph_edits import is_float
 
 PREPARED = f"{PREFIX}{TRACED}"  # pixels, where a graph prepares pictures itself
+_SIZES = ("Shape", "Size")
 _OF_ANGLES = ("Cos", "Sin")
 _COMPARISONS = ("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal")
 _OF_LAYERS = ("MatMul", "Gemm", "Conv", "LayerNormalization", "BatchNormalization", "Gather")
@@ -124,13 +127,36 @@ def _own_constants(nodes: tuple[ir.Node, ...]) -> tuple[ir.Value, ...]:
 
 def _inside(graph: ir.Graph) -> set[ir.Node]:
     """The nodes to keep: pictures, angles, comparisons, and what makes those, back to where integers become floats."""
-    found = _before(node for node in graph if node.op_type in _OF_ANGLES) | _of_pixels(graph)
+    found = _before(node for node in graph if node.op_type in _OF_ANGLES) | _of_pixels(graph) | _of_places(graph)
     for node in graph:
         if node.op_type in _COMPARISONS and any(is_float(value) for value in node.inputs):
             before = _before([node])
             if not any(other.domain or other.op_type in _OF_LAYERS for other in before):
                 found |= before
     return found
+
+
+def _of_places(graph: ir.Graph) -> set[ir.Node]:
+    """What numbers that no layer has computed are cut to whole ones of, and all that follows of both alone."""
+    counted: set[ir.Node] = set()
+    for node in graph:
+        if node.op_type in _SIZES or all(value is None or _is_counted(value, counted) for value in node.inputs):
+            counted.add(node)
+    floors = [node for node in graph if node.op_type == "Floor" and node in counted]
+    found = _before(floors)
+    numbers = (producer for node in floors if (value := node.inputs[0]) and (producer := value.producer()))
+    waiting = [*floors, *numbers]
+    while waiting:
+        behind = {use.node for value in waiting.pop().outputs for use in value.uses()} & counted - found
+        found |= behind
+        waiting += behind
+    return found
+
+
+def _is_counted(value: ir.Value, counted: Collection[ir.Node]) -> bool:
+    """Whether a value is a constant, or comes of whole numbers alone."""
+    producer = value.producer()
+    return producer in counted if producer else value.is_initializer() or not is_float(value)
 
 
 def _of_pixels(graph: ir.Graph) -> set[ir.Node]:
