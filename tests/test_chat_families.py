@@ -64,7 +64,7 @@ GOLDEN = {"images": ["images/*.png"], "prompts": [pico_chat.CONVERSATION, "<imag
 GRIDS = tuple(kind for kind in KINDS if kind.startswith(("qwen", "glm")))
 
 
-def prepare(folder: Path, write: Callable[[Path], Path]) -> Exported:
+def prepare(folder: Path, write: Callable[[Path], Path], **recipe: Any) -> Exported:
     """A checkpoint with an adapter on text model, tower and projector, merged, and its golden outputs."""
     checkpoint = write(folder / "checkpoint")
     pico_chat.write_adapter(folder / "adapter", checkpoint)
@@ -72,7 +72,7 @@ def prepare(folder: Path, write: Callable[[Path], Path]) -> Exported:
     golden = json.loads(json.dumps(GOLDEN).replace(pico_chat.IMAGE_TOKEN, pico_chat.image_text(checkpoint)))
     wide = np.random.default_rng(1).integers(0, 255, (12, 40, 3), dtype=np.uint8)
     Image.fromarray(wide).save(folder / "images" / "wide.png")
-    return record(folder, adapters=[{"path": "adapter"}], layout="chat", golden=golden)
+    return record(folder, adapters=[{"path": "adapter"}], layout="chat", golden=golden, **recipe)
 
 
 @pytest.fixture(scope="module")
@@ -226,8 +226,10 @@ def test_attention_is_fused(exported: Exported) -> None:
         assert report["fused"][operator] > 1
 
 
-def test_a_wrong_position_is_caught(exported: Exported, tmp_path: Path) -> None:
-    made = exported.copy(tmp_path / "copy")
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in GRIDS])
+def test_a_wrong_position_is_caught(kind: str, make: Callable[[str], Exported], tmp_path: Path) -> None:
+    """Those whose positions are no table are in test_grids.py."""
+    made = make(kind).copy(tmp_path / "copy")
     model = ir.load(made.graph("vision_encoder"))
     tables = ("position_embedding.weight", "embeddings.position_embeddings", "pos_emb.reparam_conv.weight")
     table = next(v for n, v in model.graph.initializers.items() if n.endswith(tables))

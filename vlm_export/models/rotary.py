@@ -118,13 +118,9 @@ class Rotary:
 def rotate_heads(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Heads `[1, heads, S, D]` rotated by halves, by cosines and sines `[S, D]` whose second halves repeat the first.
 
-    While a graph is traced, it is `com.microsoft::RotaryEmbedding`.
+    It is for a trace: `com.microsoft::RotaryEmbedding`.
     """
-    cos, sin = _halves(cos[None], sin[None])
-    if torch.compiler.is_exporting():
-        return _rotary_embedding(heads, torch.arange(heads.shape[2])[None], (cos, sin), False)
-    one, two = heads.chunk(2, dim=-1)
-    return torch.cat([one * cos - two * sin, two * cos + one * sin], dim=-1)
+    return _rotary_embedding(heads, torch.arange(heads.shape[2])[None], _halves(cos[None], sin[None]), False)
 
 
 def find_rotation(language_model: PreTrainedModel) -> str | None:
