@@ -102,6 +102,8 @@ ABOUT = About(
     notes=(
         "One image a prompt in transformers.js 4.3.1, whose processor counts the tokens of the first alone; "
         "`vlm-export run`, `serve` and the JavaScript package take several.",
+        "DeepStack works in stock transformers.js, since an image's further features lie in the same rows; an export that "
+        "gives them as outputs of their own loses them there, as no client feeds them on.",
         "No video. Mixtures of experts are another `model_type`.",
     ),
 )
