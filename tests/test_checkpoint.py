@@ -99,7 +99,7 @@ CONFIGS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no model_type": (lambda folder: config_of(folder, "{}"), "config.json: no `model_type`; is this a model folder?"),
     "another model_type": (
         lambda folder: values_of(folder, model_type="mllama"),
-        "config.json: model_type 'mllama' is not supported; supported: ",
+        "config.json: model_type 'mllama' is not supported; `vlm-export recipes` lists the families that are",
     ),
     "FastVLM with its own code": (
         lambda folder: values_of(folder, model_type="llava_qwen2"),

@@ -242,10 +242,9 @@ WRONG = {
     "/no/such/place": "no such folder: /no/such/place",
     "empty": "empty: no config.json, adapter_config.json or onnx/: neither a model, an adapter nor an exported repo",
     "trainer": "trainer: holds checkpoint-100, checkpoint-20: name one of these folders",
-    "bert": "bert/config.json: model_type 'bert' is not supported; supported: fast_vlm, idefics3, internvl, llava, "
-    "llava_onevision, prefix_conditioning_vlm, smolvlm, vision-encoder-decoder",
-    "own": "own/config.json: model_type 'own' is not supported; supported: fast_vlm, idefics3, internvl, llava, "
-    "llava_onevision, prefix_conditioning_vlm, smolvlm, vision-encoder-decoder; the code that its auto_map names is "
+    "bert": "bert/config.json: model_type 'bert' is not supported; `vlm-export recipes` lists the families that are",
+    "own": "own/config.json: model_type 'own' is not supported; `vlm-export recipes` lists the families that are; "
+    "the code that its auto_map names is "
     "run with `trust_remote_code: true` and a full commit as `revision`",
     "weightless": "weightless: no model.safetensors (nor model.safetensors.index.json, pytorch_model.bin); "
     "save the weights as safetensors",

@@ -42,11 +42,11 @@ def layouts_of(model_type: object, source: str, *, has_code: bool = False) -> tu
     written = {name.replace("-", "_"): name for name in _LAYOUTS}
     known = [written.get(module, module) for module in module_names()]
     if str(model_type) not in known:
-        raise InputError(f"{source}: {not_supported(model_type, known, has_code=has_code)}")
+        raise InputError(f"{source}: {not_supported(model_type, has_code=has_code)}")
     return _LAYOUTS.get(str(model_type), ("chat",))
 
 
-def not_supported(model_type: object, known: list[str], *, has_code: bool) -> str:
+def not_supported(model_type: object, *, has_code: bool) -> str:
     """What to do with a checkpoint of no family; `has_code` says that its config names code of its own."""
-    instead = _INSTEAD.get(str(model_type), f"supported: {', '.join(known)}")
+    instead = _INSTEAD.get(str(model_type), "`vlm-export recipes` lists the families that are")
     return f"model_type {model_type!r} is not supported; {instead}{_OWN_CODE if has_code else ''}"

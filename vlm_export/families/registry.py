@@ -29,8 +29,7 @@ def find_family(model_type: str, source: str, *, has_code: bool = False) -> Fami
     config_class = _registered(str(model_type))
     family = family_of(config_class) if config_class else None
     if family is None:
-        known = [_family(name).model_type for name in names()]
-        raise InputError(f"{source}: {not_supported(model_type, known, has_code=has_code)}")
+        raise InputError(f"{source}: {not_supported(model_type, has_code=has_code)}")
     return family
 
 

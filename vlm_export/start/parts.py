@@ -19,10 +19,8 @@ _NOT_USED = re.compile(
     r"(^encoder|vision_\w+)\.(.*\.)?(pooler|head)\.|h\.\d+\.attn\.bias$"
 )
 _TOWER = re.compile(r"(^|\.)(vision_tower|vision_model|vision_encoder|visual)\.|^encoder\.")
-_PROJECTOR = re.compile(
-    r"(^|\.)(multi_modal_projector|mm_projector|connector|projection|enc_to_dec_proj)\."
-    r"|(^|\.)visual\.(merger|deepstack_merger_list|downsample)\."
-)
+_IN_TOWER = re.compile(r"(^|\.)visual\.(merger|deepstack_merger_list|downsample)\.")  # and a projector all the same
+_PROJECTOR = re.compile(r"(^|\.)(multi_modal_projector|mm_projector|connector|projection|enc_to_dec_proj)\.")
 _LAYER = re.compile(r"\.layers?\.(\d+)\.")
 _HEAD = re.compile(r"(^|\.)(lm_head|output_projection|embed_out|cls\.predictions\.decoder)\.(base_layer\.)?weight$")
 _TABLE = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings)\.(base_layer\.)?weight$")
@@ -47,8 +45,16 @@ class Part:
 
 
 def place(headers: Sequence[Header], config: Mapping[str, Any]) -> tuple[Placed, ...]:
-    """Every tensor with its part; layers of the tower above those that `vision_feature_layer` reads are not used."""
+    """Every tensor with its part.
+
+    Layers of the tower above those that `vision_feature_layer` reads are not used, nor are those of the decoder above
+    the last that the config counts, which predict further tokens.
+    """
     placed = [Placed(each.key, each.dtype, each.shape, _part_of(each.key)) for each in headers]
+    text = config.get("text_config")
+    layers_of_text = text.get("num_hidden_layers") if isinstance(text, Mapping) else None
+    if isinstance(layers_of_text, int):
+        placed = [replace(each, part="not used") if _is_further(each, layers_of_text) else each for each in placed]
     chosen = config.get("vision_feature_layer")
     layers = [int(found[1]) + 1 for each in placed if each.part == _TOWER_PART and (found := _LAYER.search(each.key))]
     if chosen is None or not layers:
@@ -56,6 +62,12 @@ def place(headers: Sequence[Header], config: Mapping[str, Any]) -> tuple[Placed,
     states = max(layers) + 1  # the first is what the layers begin with
     read = max(layer % states for layer in ([chosen] if isinstance(chosen, int) else chosen))
     return tuple(replace(each, part="not used") if _is_above(each, read) else each for each in placed)
+
+
+def _is_further(placed: Placed, layers: int) -> bool:
+    """Whether a tensor of the decoder is of a layer behind so many."""
+    layer = _LAYER.search(placed.key)
+    return placed.part == "decoder" and layer is not None and int(layer[1]) >= layers
 
 
 def _is_above(placed: Placed, layers: int) -> bool:
@@ -71,10 +83,10 @@ def _part_of(key: str) -> PartName:
         return "LoRA"
     if _NOT_USED.search(key):
         return "not used"
+    if _TOWER.search(key):
+        return "projector" if _IN_TOWER.search(key) else _TOWER_PART
     if _PROJECTOR.search(key):
         return "projector"
-    if _TOWER.search(key):
-        return _TOWER_PART
     if _HEAD.search(key):
         return "head"
     return "token table" if _TABLE.search(key) else "decoder"
