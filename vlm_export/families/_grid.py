@@ -25,6 +25,11 @@ _INPUT_DTYPES: dict[str, type[np.generic]] = {
     "input_ids": np.int64,
     "attention_mask": np.int64,
 }
+NOTES = (
+    "One image a prompt in transformers.js 4.3.1, whose processor counts the tokens of the first alone; "
+    "`vlm-export run`, `serve` and the JavaScript package take several.",
+    "No video.",
+)
 AXES = 3  # of a token's place: time, height, width
 _CELLS = (2, 3)  # lines and columns of the sample image
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-from vlm_export.families._grid import family
+from vlm_export.families._grid import NOTES, family
 from vlm_export.models.grid import GridEncoder
 from vlm_export.spec.family import About
 
@@ -25,11 +25,7 @@ ABOUT = About(
     since="0.1.0",
     towers=("glm_ocr_vision",),
     decoders=("glm_ocr_text",),
-    notes=(
-        "One image a prompt in transformers.js 4.3.1, whose processor counts the tokens of the first alone; "
-        "`vlm-export run`, `serve` and the JavaScript package take several.",
-        "No video.",
-    ),
+    notes=NOTES,
 )
 FAMILY = family(
     "glm_ocr",

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from vlm_export.families import _chat
-from vlm_export.families._grid import family
+from vlm_export.families._grid import NOTES, family
 from vlm_export.models.grid import GridEncoder, Places, inside
 from vlm_export.spec.family import About, Config
 
@@ -39,10 +39,6 @@ ABOUT = About(
     since="0.1.0",
     towers=("qwen2_5_vl_vision",),
     decoders=("qwen2_5_vl_text",),
-    notes=(
-        "One image a prompt in transformers.js 4.3.1, whose processor counts the tokens of the first alone; "
-        "`vlm-export run`, `serve` and the JavaScript package take several.",
-        "No video.",
-    ),
+    notes=NOTES,
 )
 FAMILY = family("qwen2_5_vl", ABOUT, processor_class="Qwen2_5_VLProcessor", encoder=WindowEncoder, build=build)

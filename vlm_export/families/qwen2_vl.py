@@ -1,6 +1,6 @@
 """Qwen2-VL: images of any size as patches and a grid, places in three axes."""
 
-from vlm_export.families._grid import family
+from vlm_export.families._grid import NOTES, family
 from vlm_export.spec.family import About
 
 ABOUT = About(
@@ -8,10 +8,6 @@ ABOUT = About(
     since="0.1.0",
     towers=("qwen2_vl_vision",),
     decoders=("qwen2_vl_text",),
-    notes=(
-        "One image a prompt in transformers.js 4.3.1, whose processor counts the tokens of the first alone; "
-        "`vlm-export run`, `serve` and the JavaScript package take several.",
-        "No video.",
-    ),
+    notes=NOTES,
 )
 FAMILY = family("qwen2_vl", ABOUT, processor_class="Qwen2VLProcessor", grid_name="grid_thw")

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from vlm_export.families import _chat
-from vlm_export.families._grid import AXES, GridReference, family
+from vlm_export.families._grid import AXES, NOTES, GridReference, family
 from vlm_export.models.chat import load_config
 from vlm_export.models.grid import GridEncoder, Places, run_block
 from vlm_export.models.wide_rows import wide_text_components
@@ -100,11 +100,10 @@ ABOUT = About(
     towers=("qwen3_vl_vision",),
     decoders=("qwen3_vl_text",),
     notes=(
-        "One image a prompt in transformers.js 4.3.1, whose processor counts the tokens of the first alone; "
-        "`vlm-export run`, `serve` and the JavaScript package take several.",
-        "DeepStack works in stock transformers.js, since an image's further features lie in the same rows; an export that "
+        *NOTES,
+        "DeepStack works in stock transformers.js, since an image's further features lie in the same rows; a repo that "
         "gives them as outputs of their own loses them there, as no client feeds them on.",
-        "No video. Mixtures of experts are another `model_type`.",
+        "Mixtures of experts are another `model_type`.",
     ),
 )
 FAMILY = family(
