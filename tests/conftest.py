@@ -23,9 +23,9 @@ LONG = ("test_trained", "test_wheel")
 MARKED = {
     "browser": "accessibility browser demo_page serve_page",
     "node": "accessibility bench browser card_snippets chat_families cli contract convert demo_page "
-    "encoder_decoder env examples js matrix node_runtime quick_start serve_page wheel",
+    "docs_run encoder_decoder env examples js matrix node_runtime quick_start serve_page wheel",
     "slow": "accessibility adapter_names adapters attention bench browser card card_snippets chat_families cli "
-    "companions convert demo_page doctor documents encoder_decoder examples export generation_rules "
+    "companions convert demo_page docs_run doctor documents encoder_decoder examples export generation_rules "
     "graph_cache init inspect js matrix merge own_files planted_collapse proof push quick_start ranges "
     "remote_code repeat_layers report_page rewrites runtime_chat runtime_generate serve serve_page "
     "shapes_captioner telemetry trained trial_run verify wheel",

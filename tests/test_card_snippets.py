@@ -1,13 +1,11 @@
 """The model card's code, pasted and run as it stands: Node, Python, ONNX Runtime, and a page in Chromium.
 
 A repo is pushed to a Hub on this machine, and its card read from there. What is put in front of the code is what sends
-requests for the Hub's address to that one; what a page asks of the CDN is answered by the packages of npm that stand in
-the cache, if name, version and path are theirs.
+requests for the Hub's address to that one (`elsewhere.py`).
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -19,6 +17,7 @@ from typing import Any
 
 import encoder_decoders
 import pytest
+from elsewhere import CDN, IN_NODE, IN_PAGE, cdn
 from exported import Exported, record
 from hub_server import TOKEN, HubServer, environment
 from PIL import Image
@@ -33,21 +32,6 @@ from vlm_export.recipe import find_recipe
 from vlm_export.verify.golden import load_golden
 from vlm_export.web import chromium, node_runtime
 from vlm_export.web.site_server import SiteServer
-
-CDN = "https://cdn.jsdelivr.net/npm"
-PACKAGES = ("@huggingface/transformers", "onnxruntime-web")
-TYPES = {".mjs": "text/javascript", ".js": "text/javascript", ".wasm": "application/wasm"}
-# Requests for the Hub go to another; what is fetched is not kept in the package's own folder.
-IN_NODE = """
-import {{ env }} from '@huggingface/transformers';
-env.cacheDir = './fetched/';
-const direct = env.fetch;
-env.fetch = (address, options) => direct(String(address).replace('{there}', '{here}'), options);
-"""
-IN_PAGE = """
-const direct = window.fetch;
-window.fetch = (address, options) => direct(String(address).replace('{there}', '{here}'), options);
-"""
 
 
 @dataclass(frozen=True)
@@ -73,7 +57,7 @@ class Published:
 
     def page(self, folder: Path) -> str:
         """What the page shows."""
-        har = _cdn(folder)
+        har = cdn(folder)
         shown = "document.querySelector('#caption').textContent"
         pages = {"empty.html": b"<!doctype html>", "pasted.html": self.code["In a page"].encode()}
         with SiteServer(pages, {}) as server:
@@ -93,42 +77,6 @@ def _printed(command: list[str], folder: Path, **environ: str) -> str:
     done = subprocess.run(command, cwd=folder, env=os.environ | environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.removesuffix("\n")
-
-
-def _cdn(folder: Path) -> Path:
-    """The packages' files under the addresses that the CDN gives them, as an archive that Playwright answers from."""
-    entries = []
-    for name in PACKAGES:
-        home = node_runtime.node_home() / "node_modules" / name
-        version = json.loads((home / "package.json").read_text())["version"]
-        for path in (home / "dist").iterdir():
-            if path.suffix in TYPES and (path.name.startswith("ort-wasm") or path.name == "transformers.min.js"):
-                (folder / f"{home.name}-{path.name}").symlink_to(path)
-                entries.append(_entry(f"{CDN}/{name}@{version}/dist/{path.name}", f"{home.name}-{path.name}"))
-    archive = {"log": {"version": "1.2", "creator": {"name": "test", "version": "1"}, "entries": entries}}
-    (folder / "cdn.har").write_text(json.dumps(archive))
-    return folder / "cdn.har"
-
-
-def _entry(address: str, file: str) -> dict[str, Any]:
-    kind = TYPES[Path(file).suffix]
-    common: dict[str, Any] = {"httpVersion": "HTTP/1.1", "cookies": [], "headersSize": -1, "bodySize": -1}
-    headers = [{"name": "content-type", "value": kind}, {"name": "access-control-allow-origin", "value": "*"}]
-    return {
-        "startedDateTime": "2026-01-01T00:00:00.000Z",
-        "time": 0,
-        "request": {"method": "GET", "url": address, "headers": [], "queryString": [], **common},
-        "response": {
-            "status": 200,
-            "statusText": "OK",
-            "headers": headers,
-            "redirectURL": "",
-            "content": {"size": -1, "mimeType": kind, "_file": file},
-            **common,
-        },
-        "cache": {},
-        "timings": {"send": 0, "wait": 0, "receive": 0},
-    }
 
 
 def _published(made: Exported, repo_id: str, folder: Path) -> Iterator[Published]:

@@ -7,9 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
-import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -17,48 +15,22 @@ from urllib.parse import unquote
 import click
 import pytest
 import yaml
+from documented import DOCS, FENCE, PAGES, ROOT, Snippet, prose_and_code
 
 from vlm_export.cli import main
 from vlm_export.dtypes import DTYPES
 from vlm_export.recipe import load_recipe
 
-ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-import docs_commands  # noqa: E402
-import docs_dtypes  # noqa: E402
-import quick_start  # noqa: E402
-import screenshots  # noqa: E402
+import docs_commands
+import docs_dtypes
+import quick_start
+import screenshots
 
-DOCS = sorted((ROOT / "docs").glob("*.md"))
-OTHERS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "vlm_export/js/README.md")]
-PAGES = [*DOCS, *OTHERS, *(ROOT / name / "README.md" for name in ("examples", "recipes/real-captioner"))]
-_FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
-_INDENTED = re.compile(r"(?:^\n|\A)((?:^    .*\n|^\n)+)", re.MULTILINE)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 # Placeholders of a usage line, which is no command that can be typed.
 _USAGE = re.compile(r"\[(?:OPTIONS|ARGS|COMMAND)\]|\bREPO_ID$")
-
-
-@dataclass(frozen=True)
-class Snippet:
-    """A block of code of a page; `language` is empty where the page says none."""
-
-    page: Path
-    language: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.page.relative_to(ROOT)}: {self.text.strip().splitlines()[0]}"
-
-
-def prose_and_code(page: Path) -> tuple[str, list[Snippet]]:
-    """The page without its blocks of code, and those."""
-    text = page.read_text(encoding="utf-8")
-    found = [Snippet(page, language, textwrap.dedent(code)) for _, language, code in _FENCE.findall(text)]
-    text = _FENCE.sub("", text)
-    found += [Snippet(page, "", textwrap.dedent(code)) for code in _INDENTED.findall(text) if code.strip()]
-    return text, found
 
 
 SNIPPETS = [snippet for page in PAGES for snippet in prose_and_code(page)[1]]
@@ -136,7 +108,7 @@ def broken(page: Path, text: str) -> list[str]:
 
 def anchors(page: Path) -> set[str]:
     """Of the headings, as the site and code hosts make them."""
-    headings = re.findall(r"^#+ (.*)$", _FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
     return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading.lower())).strip("-") for heading in headings}
 
 

@@ -339,14 +339,3 @@ def test_from_the_hub_only_what_is_needed_is_fetched(
 def test_a_recipe_that_is_not_exported_says_how(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing exported yet: run `vlm-export merge vit-gpt2 --work "):
         find_repo("vit-gpt2", tmp_path)
-
-
-def test_the_example_of_the_docs_runs(default_repo: Path, captions: dict[Path, str], tmp_path: Path) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "python.md").read_text(encoding="utf-8")
-    code = page.split("```python\n")[1].split("```")[0]
-    image, caption = next(iter(captions.items()))
-    (tmp_path / "build" / "my-captioner").mkdir(parents=True)
-    (tmp_path / "build" / "my-captioner" / "repo").symlink_to(default_repo)
-    shutil.copy(image, tmp_path / "photo.jpg")
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert (done.returncode, done.stdout.strip()) == (0, caption), done.stderr
