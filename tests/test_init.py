@@ -219,11 +219,12 @@ def test_how_many_tokens(values: dict[str, int], layout: Any, expected: int, tmp
 
 
 def test_names_that_say_something() -> None:
-    for folder in ("my-model!/checkpoint-500", "Captions v2", "deep/final"):
+    for folder in ("my-model!/checkpoint-500", "Captions v2", "deep/final", "sea/runs/lora"):
         pico.write_checkpoint(Path(folder))
     assert written("my-model!/checkpoint-500").name == "my-model"
     assert written("Captions v2", "--force").name == "Captions-v2"
     assert written("deep/final", "--force").name == "deep"
+    assert written("sea/runs/lora", "--force").name == "my-model"
 
 
 def test_what_later_commands_will_miss(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,7 +82,8 @@ class Converted:
     def lines(self) -> list[str]:
         """What was made, where it is, what failed and why, and the next command."""
         failed = len(self.report.failures)
-        checks = f"all {len(self.report.checks)} checks passed" if self.passed else f"{failed} checks failed"
+        told = f"{failed} check{'s' * (failed > 1)} failed"
+        checks = f"all {len(self.report.checks)} checks passed" if self.passed else told
         commands = Commands.of(self.plan.recipe, self.plan.work)
         return [
             f"{self.plan.recipe.name}: {checks}",

@@ -25,7 +25,7 @@ from vlm_export.wanted import Wanted, parse
 _ON_HUB = ("tokenizer.json",)  # of a chat model: to see what its template writes
 # Folders that say nothing of the model in them.
 _NAMELESS = re.compile(
-    r"(checkpoint|final|best|last|model|adapter|merged|output|weights|lora)([-_]?\d+)?", re.IGNORECASE
+    r"(checkpoint|final|best|last|model|adapter|merged|out|output|weights|lora|run)s?([-_]?\d+)?", re.IGNORECASE
 )
 _NO_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 
