@@ -226,7 +226,7 @@ def test_code_of_a_repo_is_announced(tmp_path: Path) -> None:
     assert done.returncode == 2
     warning, error = done.stderr.splitlines()
     assert warning == f"warning: trust_remote_code: runs code of .@{commit}"
-    assert error.startswith("error: own.yaml: trust_remote_code: . is a local folder, whose code no commit pins; push")
+    assert error.startswith("error: own.yaml: trust_remote_code: . is a local folder, whose code no commit pins: name")
 
 
 def test_the_work_folder_can_be_moved(tmp_path: Path) -> None:

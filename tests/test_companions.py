@@ -195,9 +195,7 @@ def test_a_tokenizer_of_another_model_is_refused_before_any_work(fine_tune: Path
     text["model"]["vocab"] |= {f"word{index}": 900 + index for index in range(3)}
     (other / "tokenizer.json").write_text(json.dumps(text))
     recipe, work = load_recipe(write_recipe(tmp_path / "r", fine_tune, tokenizer=str(other))), Work(tmp_path / "work")
-    message = (
-        r"tokenizer\.json: \d+ tokens, but text_config\.vocab_size is 288, and 'word0' is none that was added: this"
-    )
+    message = r"tokenizer\.json: \d+ tokens, and text_config\.vocab_size is 288: .* another model \('word0'\)"
     with pytest.raises(InputError, match=message):
         pipeline.run_merge(recipe, work, silent)
     with pytest.raises(InputError, match=message):

@@ -310,7 +310,7 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "a layout": (("ved", "--layout", "chat"), "--layout chat: a vision-encoder-decoder has captioner"),
     "no pictures": (("ok", "--images", "fotos"), "--images: no such file or folder: fotos; did you mean photos?"),
-    "too few": (("ok", "--images", "photos/0.png"), "--images: 1 picture(s) in photos/0.png; 2 are needed"),
+    "too few": (("ok", "--images", "photos/0.png"), "--images: 2 pictures or more are needed; in photos/0.png: 1"),
     "no picture": (
         ("ok", "--images", "photos", "--images", "ok/config.json"),
         "--images: ok/config.json: no picture that can be opened",

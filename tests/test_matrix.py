@@ -160,7 +160,5 @@ def test_images_of_another_size_than_the_tower_s(tmp_path: Path) -> None:
     settings = pico.config(tower="dinov2")
     pico.write_checkpoint(tmp_path / "checkpoint", settings)
     crop = {"crop_size": {"height": 8, "width": 8}, "size": {"shortest_edge": 8}}
-    with pytest.raises(
-        InputError, match=r"images become 8×8 pixels, and vision_config\.image_size is 16: save the tower"
-    ):
+    with pytest.raises(InputError, match=r"images become 8×8 pixels, and the tower takes 16×16: set `image_processor`"):
         record(tmp_path, image_processor=crop)

@@ -668,7 +668,7 @@ def test_settings_without_lora(disk: Path, tmp_path: Path) -> None:
             del tensors[key]
 
     message = refused(spoiled(disk / "tied", tmp_path / "source", drop), [], tmp_path / "work")
-    assert "config.json: asks for LoRA (lora_r), but the checkpoint holds no LoRA tensors" in message
+    assert "config.json: lora_r, and yet the checkpoint holds no LoRA tensors" in message
 
 
 def test_lora_without_settings(disk: Path, tmp_path: Path) -> None:

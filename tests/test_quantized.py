@@ -275,8 +275,7 @@ def test_quantized_base_is_refused_with_what_to_do(base: Path, adapter: Path, tm
         merge(base, [adapter], tmp_path / "merged")
     assert str(caught.value) == (
         f"{base / 'config.json'}: quantization_config: the weights are quantized; set `model` in the recipe to the "
-        "16-bit model that they were made from, or `base: dequantized` (--base dequantized) to merge into these as "
-        "they are"
+        "16-bit model that they were made from, or `base: dequantized` to merge into these"
     )
     assert not (tmp_path / "merged").exists()
 

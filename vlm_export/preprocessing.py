@@ -138,9 +138,8 @@ def check_image_size(settings: Mapping[str, Any], image_size: int) -> None:
         found = (size["height"], size["width"])
         if found != (image_size, image_size):
             raise InputError(
-                f"preprocessor_config.json: images become {found[0]}×{found[1]} pixels, and vision_config.image_size "
-                f"is {image_size}: save the tower with a position table of the size that it was trained with, or give "
-                f"the recipe an `image_processor` that makes {image_size}×{image_size}"
+                f"preprocessor_config.json: images become {found[0]}×{found[1]} pixels, and the tower takes "
+                f"{image_size}×{image_size}: set `image_processor`"
             )
 
 

@@ -57,12 +57,12 @@ class Group(click.Group):
         except VlmExportError as error:
             if ctx.meta.get(_DEBUG):
                 raise
-            click.echo(f"error: {error}", err=True)
+            output.fail(str(error))
             ctx.exit(error.exit_code)
         except OSError as error:
             if ctx.meta.get(_DEBUG):
                 raise
-            click.echo(f"error: {error.filename or 'system'}: {error.strerror or error}", err=True)
+            output.fail(f"{error.filename or 'system'}: {error.strerror or error}")
             ctx.exit(2)
 
 

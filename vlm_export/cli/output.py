@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from vlm_export.cli.fitted import for_stderr
+
 NO_BARS = "HF_HUB_DISABLE_PROGRESS_BARS"
 UNWRAPPED = 1 << 16  # columns, for what reads a pipe: a line stays a line
 
@@ -34,14 +36,19 @@ def is_quiet() -> bool:
 
 
 def notify(line: str) -> None:
-    """A line on stderr, unless the user asked for silence."""
+    """A line on stderr, unless the user asked for silence; a plan's own columns stay as they are."""
     if not is_quiet():
-        click.echo(line, err=True)
+        click.echo(line if line.startswith(" ") else for_stderr(line), err=True)
 
 
 def warn(line: str) -> None:
     """A warning on stderr, whatever the user asked for."""
-    click.echo(f"warning: {line}", err=True)
+    click.echo(for_stderr(f"warning: {line}"), err=True)
+
+
+def fail(line: str) -> None:
+    """An error on stderr."""
+    click.echo(for_stderr(f"error: {line}"), err=True)
 
 
 def tell_next(as_json: bool, command: str) -> None:

@@ -173,15 +173,16 @@ def serve(
 
     \b
       client = openai.OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")
-      client.chat.completions.create(model="shapes-captioner", messages=[
-        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}]}])
+      picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}
+      client.chat.completions.create(
+        model="shapes-captioner", messages=[{"role": "user", "content": [picture]}])
 
     \b
     max_tokens, max_completion_tokens   new tokens; else what the repo says
     temperature                         0 takes the best token, more samples; else what the repo says
     top_p, seed, stop, n, stream, stream_options.include_usage
-    extra_body                          num_beams, length_penalty, early_stopping, top_k, repetition_penalty,
-                                        no_repeat_ngram_size, min_new_tokens
+    extra_body                          num_beams, length_penalty, early_stopping, top_k,
+                                        repetition_penalty, no_repeat_ngram_size, min_new_tokens
 
     Anything else that would change the answer is refused by name. So are http(s) addresses of images: this server
     fetches nothing.

@@ -50,8 +50,7 @@ def build(config: Config) -> PreTrainedModel:
         model = _chat.build(config)
     except ImportError as error:
         raise InputError(
-            "config.json: vision_config: this tower is built by timm, which is missing or lacks torchvision: "
-            "`pip install 'vlm-export[fastvlm]'`"
+            "config.json: vision_config: needs timm and torchvision: `pip install 'vlm-export[fastvlm]'`"
         ) from error
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -229,13 +229,12 @@ def embedded_adapter(checkpoint: Checkpoint, model: nn.Module) -> Adapter | None
     if settings is None:
         key = next(iter(checkpoint.lora.values())).key
         raise InputError(
-            f"{source}: no lora_r and lora_alpha, but the checkpoint holds LoRA tensors "
-            f"({key}, …): put the adapter_config.json that they were trained with beside them"
+            f"{source}: no lora_r and lora_alpha, and yet LoRA tensors ({key}, …): put their adapter_config.json "
+            "beside them"
         )
     if not checkpoint.lora:
         raise InputError(
-            f"{source}: asks for LoRA (lora_r), but the checkpoint holds no LoRA tensors; "
-            "remove lora_r if the adapter is merged already"
+            f"{source}: lora_r, and yet the checkpoint holds no LoRA tensors: remove it if they are merged already"
         )
     from peft import LoraConfig
 

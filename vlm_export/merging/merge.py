@@ -361,8 +361,8 @@ def _tie(checkpoint: Checkpoint, tied: Mapping[str, str], weights: dict[str, Wei
         still = aliases(build_empty(checkpoint))
         if set(apart) & still.keys():
             raise InputError(
-                f"{checkpoint.path / 'config.json'}: the adapter separates {apart[0]} from {tied[apart[0]]}, and a "
-                f"{checkpoint.family.model_type} cannot have tie_word_embeddings: false; untie the base model first"
+                f"{checkpoint.path / 'config.json'}: the adapter separates {apart[0]} from {tied[apart[0]]}, which "
+                f"a {checkpoint.family.model_type} cannot: untie them in the base model first"
             )
         tied = still
     return Version(checkpoint, {name: weight for name, weight in weights.items() if name not in tied})

@@ -67,7 +67,7 @@ def prove(base: Version, steps: Sequence[Step], folder: Path) -> Proof:
         error, limit = layer_proof.logits_error(family, inputs, expected, logits, (adapted, merged))
         if not error <= limit:
             raise CheckFailed(
-                f"{step.adapter.source}: merged logits differ from base + adapter by {error:.1e} of their size "
+                f"{step.adapter.source}: merged logits differ from base + adapter by {error:.1e} "
                 f"(limit {limit:.1e}): the merge is wrong, nothing was written"
             )
         versus_adapter = max(versus_adapter, error)
@@ -98,7 +98,7 @@ def _check_products(step: Step, products: Mapping[str, LowRank], after: Version)
         error = product.error(before.before, merged)
         if not error <= layer_proof.MAX_LAYER_ERROR:
             raise CheckFailed(
-                f"{step.adapter.source}: {name}, merged, differs from W + s·B·A by {error:.1e} of its rows (limit "
+                f"{step.adapter.source}: {name}, merged, differs from W + s·B·A by {error:.1e} (limit "
                 f"{layer_proof.MAX_LAYER_ERROR:.1e}; s = {product.scale:g}): the merge is wrong, nothing was written"
             )
     return compared
@@ -108,13 +108,12 @@ def _check_layers(step: Step, layers: Sequence[LayerProof]) -> None:
     worst = _worst(layers)
     if worst is not None and not worst.error <= layer_proof.MAX_LAYER_ERROR:
         raise CheckFailed(
-            f"{step.adapter.source}: {worst.name}, merged, differs from base + adapter by {worst.error:.1e} of what it "
-            f"computes (limit {layer_proof.MAX_LAYER_ERROR:.1e}): the merge is wrong, nothing was written"
+            f"{step.adapter.source}: {worst.name}, merged, differs from base + adapter by {worst.error:.1e} "
+            f"(limit {layer_proof.MAX_LAYER_ERROR:.1e}): the merge is wrong, nothing was written"
         )
     if layers and not any(layer.effective for layer in layers) and all(equal(*pair) for pair in step.replaced):
         raise CheckFailed(
-            f"{step.adapter.source}: rounding to float32 takes away what it adds to the weights: "
-            "the adapter has no effect, nothing was written"
+            f"{step.adapter.source}: has no effect: what it adds is lost in rounding; nothing was written"
         )
 
 

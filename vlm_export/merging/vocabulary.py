@@ -75,7 +75,7 @@ def with_rows(checkpoint: Checkpoint, rows: int) -> dict[str, Any]:
     if checkpoint.family.text_config(config).vocab_size != rows:
         raise InputError(
             f"{checkpoint.path / 'config.json'}: says nowhere that there are {old} tokens, and the adapter has {rows}: "
-            "save the model with its resized table first"
+            "save the resized model first"
         )
     return config
 
@@ -96,9 +96,8 @@ def check_new_rows(adapters: Sequence[Adapter], weights: Mapping[str, tuple[Weig
         new = set(range(weight.original.shape[0], weight.rows))
         if new and not (is_merged_into and trained >= new):
             raise InputError(
-                f"{adapters[-1].source.parent}: was trained with a table of {weight.rows} tokens, the model's has "
-                f"{weight.original.shape[0]}, and the adapter does not hold the new rows of {name}: save it with "
-                "`save_embedding_layers=True`, or the model after `resize_token_embeddings`"
+                f"{adapters[-1].source.parent}: has {weight.rows} tokens, the model "
+                f"{weight.original.shape[0]}, and {name} lacks the new rows: save it with `save_embedding_layers=True`"
             )
 
 

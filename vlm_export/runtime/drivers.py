@@ -352,7 +352,7 @@ def choose_driver(files: Mapping[str, dict[str, Any]]) -> DriverChoice:
     config = files["config.json"]
     model_type = config.get("model_type")
     if model_type not in MODEL_TYPES:
-        raise InputError(f"config.json: model_type {model_type!r} is none that this runs: {', '.join(MODEL_TYPES)}")
+        raise InputError(f"config.json: model_type {model_type!r} is not supported: there is {', '.join(MODEL_TYPES)}")
     match MODEL_TYPES[model_type], bool(config.get(PREFIX)):
         case "captioner", True:
             start = files["generation_config.json"]["decoder_start_token_id"]

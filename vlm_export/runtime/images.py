@@ -266,7 +266,7 @@ def _kind(settings: Mapping[str, Any]) -> str:
     name = name.removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
     if name not in IMAGE_PROCESSORS:
         known = ", ".join(IMAGE_PROCESSORS)
-        raise InputError(f"{_FILE}: image_processor_type: {name or None!r} is none that this knows: {known}")
+        raise InputError(f"{_FILE}: image_processor_type: {name or None!r} is not supported: there is {known}")
     return name
 
 
@@ -289,7 +289,7 @@ def _checked(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
         if key in ("do_center_crop", "crop_size") and kind.cut == "whole":
             continue
         if value not in _INERT_VALUES.get(key, ()):
-            raise InputError(f"{_FILE}: {key}: {value!r} is a setting that this does not know for a {name}")
+            raise InputError(f"{_FILE}: {key}: {value!r} is not supported of a {name}")
     for key in ("size", "crop_size", "max_image_size"):
         if key in merged:
             merged[key] = _size(key, merged[key], square=key != "size" or "shortest_edge" not in known["size"])
@@ -338,7 +338,7 @@ def _target_size(picture: np.ndarray, size: Mapping[str, int]) -> tuple[int, int
         return size["height"], size["width"]
     height, width = picture.shape[1:]
     if "shortest_edge" not in size:
-        raise InputError(f"{_FILE}: size: {dict(size)} is a setting that this does not know")
+        raise InputError(f"{_FILE}: size: {dict(size)} is not supported")
     if "longest_edge" in size:
         return _between(height, width, size["shortest_edge"], size["longest_edge"])
     short, long = min(height, width), max(height, width)

@@ -136,8 +136,8 @@ def check_rows(ids: Iterable[int], rows: int | None, token: Callable[[int], str]
     beyond = next((int(each) for each in ids if rows is not None and each >= rows), None)
     if beyond is not None:
         raise InputError(
-            f"{where}: {token(beyond)!r} (token {beyond}) has no row in the model's table of {rows}: it was added to "
-            "the tokenizer alone; leave it out, or resize the model's table and train it"
+            f"{where}: {token(beyond)!r} (token {beyond}) has no row in the model's table of {rows}: leave it "
+            "out, or train the model with it"
         )
 
 

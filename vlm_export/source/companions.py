@@ -167,6 +167,6 @@ def check_tokenizer(folder: Path, checkpoint: Checkpoint) -> None:
     foreign = [token for token, index in tokenizer.get_vocab().items() if index >= rows and token not in added]
     if foreign:
         raise InputError(
-            f"{folder / 'tokenizer.json'}: {len(tokenizer)} tokens, but text_config.vocab_size is {rows}, and "
-            f"{min(foreign)!r} is none that was added: this tokenizer belongs to another model"
+            f"{folder / 'tokenizer.json'}: {len(tokenizer)} tokens, and text_config.vocab_size is {rows}: "
+            f"this tokenizer belongs to another model ({min(foreign)!r})"
         )

@@ -77,8 +77,8 @@ def trusted_code(recipe: RecipeFile) -> Iterator[None]:
         return
     if recipe.local(model) is not None:
         raise InputError(
-            f"{recipe.path}: trust_remote_code: {model} is a local folder, whose code no commit pins; "
-            "push it to the Hub, and name it and its commit as `model` and `revision`"
+            f"{recipe.path}: trust_remote_code: {model} is a local folder, whose code no commit pins: "
+            "name a repo of the Hub"
         )
     folder = hub.download(model, revision=revision, allow_patterns=remote_code.FILES)
     if folder.name != revision:

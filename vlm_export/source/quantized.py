@@ -105,10 +105,7 @@ def base_weights(checkpoint: Checkpoint, *, dequantized: bool) -> Checkpoint:
     if method not in ("bitsandbytes", "gptq", "awq"):
         raise InputError(f"{source}: weights quantized with {method} cannot be merged into; {original}")
     if not dequantized:
-        raise InputError(
-            f"{source}: the weights are quantized; {original}, or `base: dequantized` (--base dequantized) to merge "
-            "into these as they are"
-        )
+        raise InputError(f"{source}: the weights are quantized; {original}, or `base: dequantized` to merge into these")
     plain = replace(checkpoint, config=_without_settings(checkpoint.config))
     if method == "bitsandbytes":
         tensors = {name: ref for name, ref in checkpoint.tensors.items() if not _is_beside(name, checkpoint.tensors)}

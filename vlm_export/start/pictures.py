@@ -36,7 +36,9 @@ def pictures(named: Sequence[Path], beside: Path) -> Pictures:
         return Pictures((PHOTOGRAPHS,))
     files = [file for path in named for file in _files(path)]
     if len(files) < _FEWEST:
-        raise InputError(f"--images: {len(files)} picture(s) in {', '.join(map(str, named))}; {_FEWEST} are needed")
+        raise InputError(
+            f"--images: {_FEWEST} pictures or more are needed; in {', '.join(map(str, named))}: {len(files)}"
+        )
     for file in files:
         _check(file)
     return Pictures(tuple(pattern for path in named for pattern in _patterns(path, beside)), len(files))

@@ -50,9 +50,7 @@ def record(
             `merge` would refuse.
     """
     if len(images) < MIN_IMAGES:
-        raise InputError(
-            f"{recipe.path}: golden.images: {len(images)} image(s) found, at least {MIN_IMAGES} are needed"
-        )
+        raise InputError(f"{recipe.path}: golden.images: {MIN_IMAGES} images or more are needed; found: {len(images)}")
     with gathered(model_path, adapter_paths, beside) as companions:
         return _record(recipe, model_path, adapter_paths, images, companions, on_image)
 
@@ -137,8 +135,7 @@ class _Recorder:
             inputs = self.preprocessor.model_inputs(path, text)
         if not np.isfinite(inputs["pixel_values"]).all():
             raise InputError(
-                f"{path}: becomes pixels that are NaN or infinite: see image_std and rescale_factor in image_processor "
-                "or preprocessor_config.json"
+                f"{path}: becomes pixels that are NaN or infinite: see image_std in preprocessor_config.json"
             )
         ids = (int(each) for each in inputs["input_ids"].flatten())
         check_rows(
@@ -246,7 +243,7 @@ def eos_token_ids(checkpoint: Checkpoint, tokenizer: Any) -> list[int]:
     known = list(dict.fromkeys(token for token in ids if token is not None and token < rows))
     if not known:
         raise InputError(
-            f"{checkpoint.path / 'generation_config.json'}: eos_token_id: none of the model's tokens is named here, in "
-            "config.json or in tokenizer_config.json, so nothing would stop"
+            f"{checkpoint.path / 'generation_config.json'}: eos_token_id: names none of the model's tokens, so no text "
+            "would end: name one"
         )
     return known

@@ -176,8 +176,8 @@ def _check_can_run(run: Verification, clients: Sequence[Runtime], asked: Sequenc
         for client in clients:
             if reason := cannot_run(run, client, name):
                 raise InputError(
-                    f"--dtype {name} --runtime {client.target}: {reason}: verify it there on a machine whose adapter "
-                    "has, or leave one of the two options out"
+                    f"--dtype {name} --runtime {client.target}: {reason}: leave one of the two out, or verify it on "
+                    "another machine"
                 )
 
 
@@ -202,14 +202,13 @@ def _golden_inputs(golden: GoldenFolder, preprocessor: Preprocessor) -> list[Arr
     for image, model_inputs in zip(golden.facts.images, golden_inputs, strict=True):
         if array_sha256(model_inputs["pixel_values"]) != image.pixel_values_sha256:
             raise InputError(
-                f"{golden.path / 'images' / image.file}: preprocessing gives other pixels than when the golden was "
-                f"recorded (with Pillow {golden.facts.versions.get('pillow')}): install that version, or record anew "
-                f"with `{command('golden')}`"
+                f"{golden.path / 'images' / image.file}: gives other pixels than with Pillow "
+                f"{golden.facts.versions.get('pillow')}, which recorded it: install that, or run `{command('golden')}`"
             )
         if array_sha256(model_inputs["input_ids"]) != image.prompt_ids_sha256:
             raise InputError(
-                f"{golden.path / 'images' / image.file}: the prompt has other ids than when the golden was recorded "
-                f"(with transformers {golden.facts.versions.get('transformers')}): install that version, or record "
-                f"anew with `{command('golden')}`"
+                f"{golden.path / 'images' / image.file}: the prompt has other ids than with transformers "
+                f"{golden.facts.versions.get('transformers')}, which recorded it: install that, or run "
+                f"`{command('golden')}`"
             )
     return golden_inputs

@@ -147,8 +147,7 @@ def find_adapter(path: str) -> Adapter:
         if found and (flags == SOFTWARE_WEBGPU or not found["software"]):
             return Adapter(**found, flags=flags)
     raise InputError(
-        f"{path} has no WebGPU adapter, neither the machine's nor one in software: install a newer Chromium, or "
-        "run with --runtime wasm"
+        f"{path} has no WebGPU adapter, not even in software: install a newer Chromium, or run with --runtime wasm"
     )
 
 
