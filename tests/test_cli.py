@@ -116,7 +116,7 @@ def test_heavy_libraries_are_imported_neither_for_help_nor_for_push(module: str)
 
 def test_recipes(tmp_path: Path) -> None:
     heading, *lines, following = vlm_export("recipes", cwd=tmp_path).stdout.splitlines()
-    assert heading.split() == ["recipe", "family", "licence", "layouts", "what", "it", "is"]
+    assert heading.split() == ["recipe", "family", "size", "exported", "licence", "layouts", "what", "it", "is"]
     assert following == "next: vlm-export convert RECIPE"
     names = [line.split()[0] for line in lines]
     assert names == bundled.recipe_names()
@@ -125,11 +125,18 @@ def test_recipes(tmp_path: Path) -> None:
     }
     listed = json.loads(vlm_export("recipes", "--json", cwd=tmp_path).stdout)
     assert [recipe["name"] for recipe in listed["recipes"]] == names
-    columns = [
-        (recipe["name"], recipe["model_type"], *(recipe["license"] or "not stated").split())
-        for recipe in listed["recipes"]
-    ]
-    assert [tuple(line.split()[: len(row)]) for line, row in zip(lines, columns, strict=True)] == columns
+    columns = {
+        recipe["name"]: (recipe["model_type"], recipe["license"] or "not stated") for recipe in listed["recipes"]
+    }
+    cells = {
+        name: (family, licence) for name, family, _, _, licence, *_ in (re.split(r" {2,}", line) for line in lines)
+    }
+    assert cells == columns
+    sizes = {name: re.split(r" {2,}", line)[2:4] for name, line in zip(names, lines, strict=True)}
+    assert sizes["shapes-captioner"] == ["968.9 k", "4.1 MB in fp32"], "counted in the checkpoint"
+    assert (sizes["llava-1.5-7b"], sizes["smolvlm-2.2b"], sizes["vit-gpt2"]) == (["7B", "-"], ["2.2B", "-"], ["-", "-"])
+    [own] = [recipe["size"] for recipe in listed["recipes"] if recipe["name"] == "shapes-captioner"]
+    assert own["parameters"] == 968_864 and own["dtype"] == "fp32"
 
 
 def test_json_is_one_object_on_stdout(tmp_path: Path) -> None:

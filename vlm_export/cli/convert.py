@@ -405,13 +405,19 @@ def bench(
 def recipes(as_json: bool) -> None:
     """List the bundled recipes: family, size, licence and layouts.
 
+    The size is the number of parameters, as counted or as the model's name says; then that of the graphs that a browser
+    would take. What is not known without asking the Hub is a dash.
+
     Example: vlm-export recipes
     """
     from vlm_export import bundled
     from vlm_export.families._known import layouts_of
     from vlm_export.recipe import find_recipe
+    from vlm_export.start.recipe_sizes import size_of
 
-    found = [find_recipe(name).recipe for name in bundled.recipe_names()]
+    opened = [find_recipe(name) for name in bundled.recipe_names()]
+    found = [each.recipe for each in opened]
+    sizes = [size_of(each) for each in opened]
     summaries: list[dict[str, Any]] = [
         {
             "name": each.name,
@@ -419,21 +425,24 @@ def recipes(as_json: bool) -> None:
             "license": each.hub.license,
             "layout": each.layout,
             "layouts": layouts_of(each.model_type, each.name),
+            "size": asdict(of),
             "description": each.description.strip(),
         }
-        for each in found
+        for each, of in zip(found, sizes, strict=True)
     ]
     rows = [
         (
             each["name"],
             each["model_type"],
+            of.model,
+            of.export,
             each["license"] or "not stated",
             " ".join(each["layouts"]),
             each["description"].splitlines()[0].partition(":")[0],
         )
-        for each in summaries
+        for each, of in zip(summaries, sizes, strict=True)
     ]
-    table = [("recipe", "family", "licence", "layouts", "what it is"), *rows]
+    table = [("recipe", "family", "size", "exported", "licence", "layouts", "what it is"), *rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
     print_result(as_json, {"recipes": summaries}, lines)
