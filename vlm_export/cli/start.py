@@ -110,6 +110,7 @@ def init(model: str, adapters: tuple[str, ...], force: bool, as_json: bool, **wi
 @click.option("--push", "push_to", metavar="ID", help="Push to this repo of the Hub what passes every check.")
 @click.option("--private", is_flag=True, help="With --push: make a new repo private.")
 @click.option("--dry-run", is_flag=True, help="Write the recipe and tell the plan; convert nothing.")
+@click.option("--again", is_flag=True, help="Run stages, too, of which nothing has changed.")
 @recipe_options
 @click.option("--force", is_flag=True, help="Write the recipe anew.")
 @common
@@ -121,6 +122,7 @@ def convert(
     push_to: str | None,
     private: bool,
     dry_run: bool,
+    again: bool,
     force: bool,
     work: Path | None,
     as_json: bool,
@@ -129,7 +131,8 @@ def convert(
     """Convert a checkpoint and its adapters, from recipe to verified repo.
 
     init, golden, merge, onnx, verify and, with --push, push. What is to be done is told first. A recipe that is there
-    is used as it stands; without an argument it is ./vlm-export.yaml. Exit status 1 says that a check failed.
+    is used as it stands; without an argument it is ./vlm-export.yaml. A stage that would be made of the same as the
+    last time is skipped, by the contents of its files. Exit status 1 says that a check failed.
 
     \b
     Example: vlm-export convert runs/my-captioner
@@ -139,7 +142,7 @@ def convert(
     from vlm_export.commands import named
     from vlm_export.start import plan as plans
 
-    run = plans.Run(quantize, runtimes, push_to, private, work)
+    run = plans.Run(quantize, runtimes, push_to, private, work, again)
     parse(quantize, "--quantize")
     tell = _once()
     found = _recipe_to_convert(model, adapters, {**wishes, "dtypes": quantize}, force, tell)

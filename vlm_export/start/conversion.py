@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from vlm_export import hub, pipeline
 from vlm_export.commands import Commands
+from vlm_export.documents import load_document
 from vlm_export.errors import InputError
 from vlm_export.hub import PushResult
 from vlm_export.manifest import Manifest, load_manifest
@@ -19,8 +20,10 @@ from vlm_export.pipeline import Progress
 from vlm_export.publish import gate
 from vlm_export.publish.findings import PAGE
 from vlm_export.start.plan import Plan
+from vlm_export.start.stages import Stage as StageName
+from vlm_export.start.stages import Stages
 from vlm_export.verify.causes import explain
-from vlm_export.verify.golden import Golden
+from vlm_export.verify.golden import Golden, load_golden
 from vlm_export.verify.report import Report
 
 Made = TypeVar("Made")
@@ -100,10 +103,14 @@ class Converted:
 def convert(plan: Plan, progress: Progress, notify: Callable[[str], None]) -> Converted:
     """Run the stages. What `verify` fails is not pushed.
 
+    A stage that would be made of the same again is skipped, which `notify` is told, unless `plan.run.again` says
+    otherwise.
+
     Raises:
         InputError, CheckFailed: as the stages do; what those before it made is kept.
     """
     recipe, work, run = plan.recipe, plan.work, plan.run
+    stages = Stages(recipe, work, {"onnx": run.wanted})
 
     def stage(name: str, do: Callable[[Progress], Made]) -> Made:
         """Run one, its name in front of what it shows, and tell how long it took."""
@@ -112,12 +119,28 @@ def convert(plan: Plan, progress: Progress, notify: Callable[[str], None]) -> Co
         notify(f"{name}: done in {_duration(time.monotonic() - started)}")
         return made
 
-    golden = stage("golden", lambda shown: pipeline.run_golden(recipe, shown))
-    merged = stage("merge", lambda shown: pipeline.run_merge(recipe, work, shown))
+    def needed(name: StageName, do: Callable[[Progress], object]) -> None:
+        """Run a stage whose result is kept, if anything has changed since."""
+        since = stages.begin(name)
+        if since is not None and not run.again:
+            notify(f"{name}: nothing changed since {since}; skipped")
+            return
+        stage(name, do)
+        stages.done(name)
+
+    needed("golden", lambda shown: pipeline.run_golden(recipe, shown))
+    needed("merge", lambda shown: pipeline.run_merge(recipe, work, shown))
+    merged = load_document(work.merge_report, MergeReport, f"run `{Commands.of(recipe, work).merge()}`")
     for warning in merged.warnings:
         notify(f"warning: {warning}")
-    stage("onnx", lambda shown: pipeline.run_export(recipe, work, shown, wanted=run.wanted, notify=notify))
-    report = stage("verify", lambda shown: pipeline.run_verify(recipe, work, shown, runtimes=run.runtimes or None))
+    needed("onnx", lambda shown: pipeline.run_export(recipe, work, shown, wanted=run.wanted, notify=notify))
+    report = stage(
+        "verify",
+        lambda shown: pipeline.run_verify(recipe, work, shown, runtimes=run.runtimes or None, reusing=not run.again),
+    )
+    if report.reused:
+        notify(f"verify: unchanged since it passed: {', '.join(report.reused)}")
+    golden = load_golden(recipe.golden_dir).facts
     pushed = None
     if run.push_to is not None and report.verdict == "pass":
         pushed = stage("push", lambda _: _push(plan, run.push_to))

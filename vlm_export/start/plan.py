@@ -36,6 +36,7 @@ class Run:
         push_to: a Hub id, or None to stop before.
         private: whether a new repo is private.
         work: the work folder, if it was named.
+        again: whether to run stages, too, of which nothing changed.
     """
 
     quantize: tuple[str, ...] = ()
@@ -43,6 +44,7 @@ class Run:
     push_to: str | None = None
     private: bool = False
     work: Path | None = None
+    again: bool = False
 
     @property
     def wanted(self) -> Wanted | None:
@@ -59,7 +61,11 @@ class Run:
         values += [("--runtime", each) for each in self.runtimes]
         values += [("--push", self.push_to)] if self.push_to else []
         values += [("--work", str(self.work))] if self.work else []
-        return "".join(f" {name} {shlex.quote(value)}" for name, value in values) + " --private" * self.private
+        return (
+            "".join(f" {name} {shlex.quote(value)}" for name, value in values)
+            + " --private" * self.private
+            + " --again" * self.again
+        )
 
 
 @dataclass(frozen=True)
