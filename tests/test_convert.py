@@ -20,6 +20,7 @@ from hub_server import TOKEN, HubServer, environment
 from vlm_export.cli import main
 from vlm_export.recipe import load_recipe
 from vlm_export.start import plan as plans
+from vlm_export.start.timing import about, times
 
 ORT = ("--quantize", "fp32", "--runtime", "ort")
 
@@ -120,10 +121,10 @@ def test_plan_stages_and_summary() -> None:
     )
     assert second == "converting pico-captioner by vlm-export.yaml, in out:"
     assert stages[:4] == [
-        "  1  golden  records what PyTorch says of the golden images; in golden/pico-captioner",
-        "  2  merge   merges the LoRA inside into 39.2 k parameters; 157 kB in out/merged",
-        "  3  onnx    writes 2 graphs, 357 kB; 734.0 MB of memory, about 1 min, and tracing once",
-        "  4  verify  compares in ONNX Runtime",
+        "  1  golden  records what PyTorch says of the golden images; in golden/pico-captioner, under a minute",
+        "  2  merge   merges the LoRA inside into 39.2 k parameters; 157 kB in out/merged, under a minute",
+        "  3  onnx    writes 2 graphs, 357 kB; 734.0 MB of memory, under a minute, and tracing once",
+        "  4  verify  compares in ONNX Runtime; under a minute",
     ]
     ended = [line.split(":")[0] for line in stages[4:] if ": done in " in line]
     assert ended == ["golden", "merge", "onnx", "verify"]
@@ -137,6 +138,17 @@ def test_plan_stages_and_summary() -> None:
     ]
     assert load_recipe(Path("vlm-export.yaml")).recipe.dtypes == ("fp32",)
     assert Path("out/repo/onnx/encoder_model.onnx").is_file()
+
+
+def test_times_grow_with_what_is_to_be_done() -> None:
+    small, large = times(230_000_000, 2, 1, ["ort"]), times(7_000_000_000, 20, 3, ["ort", "node"])
+    assert (about(small.golden), about(small.merge), about(small.verify)) == (
+        "under a minute",
+        "under a minute",
+        "about 2 min",
+    )
+    assert large.golden > 10 * small.golden and large.merge > 10 * small.merge and large.verify > 10 * small.verify
+    assert times(230_000_000, 2, 1, ["node"]).verify < small.verify
 
 
 def test_what_fails_is_not_pushed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +254,7 @@ def test_npm_packages_are_announced(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setenv("VLM_EXPORT_CACHE", str(tmp_path / "cache"))
     done = typed(f"vlm-export convert {captioner()} --dry-run")
     assert done.stderr.splitlines()[-1] == (
-        "  4  verify  compares in ONNX Runtime and Node; installs npm packages first, 485.0 MB, once"
+        "  4  verify  compares in ONNX Runtime and Node; installs npm packages first, 485.0 MB, once, under a minute"
     )
 
 

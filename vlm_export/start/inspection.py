@@ -61,6 +61,11 @@ class Checkpoint:
         return parts_of(self.tensors)
 
     @property
+    def parameters(self) -> int:
+        """Of the model, without LoRA and what is not used."""
+        return sum(part.parameters for part in self.parts if part.name not in ("LoRA", "not used"))
+
+    @property
     def lora(self) -> Lora | None:
         """The LoRA inside it."""
         return lora.inside(self.named.config, self.tensors)

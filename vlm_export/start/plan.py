@@ -7,17 +7,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlm_export import hub
+from vlm_export import hub, ready
 from vlm_export.errors import InputError
 from vlm_export.files import Work
 from vlm_export.machine import available_memory, free_disk
 from vlm_export.quantize.estimate import Estimate, check_memory
 from vlm_export.recipe import RecipeFile, load_recipe
 from vlm_export.start.draft import Draft, Wishes, reference_for
-from vlm_export.start.figures import minutes, number, size
+from vlm_export.start.figures import number, size
 from vlm_export.start.inspection import Checkpoint, open_checkpoint
 from vlm_export.start.named import find
 from vlm_export.start.recipe_text import write_recipe
+from vlm_export.start.timing import about, times
 from vlm_export.targets import UNASKED, ClientTarget, Target
 from vlm_export.wanted import Wanted, parse
 from vlm_export.web import chromium, node_runtime
@@ -208,18 +209,32 @@ def _stages(
     runtimes: Sequence[Target],
     run: Run,
 ) -> Iterator[Stage]:
-    yield Stage("golden", "records what PyTorch says of the golden images", f"in {recipe.golden_target}")
+    needs = _times(recipe, model, expected, runtimes)
+    golden, merge, verify = (f", {about(each)}" if each is not None else "" for each in needs)
+    yield Stage("golden", "records what PyTorch says of the golden images", f"in {recipe.golden_target}{golden}")
     merged = f"{size(model.merged_bytes)} in {work.merged}" if model else f"in {work.merged}"
-    yield Stage("merge", _merges(recipe, model), merged)
+    yield Stage("merge", _merges(recipe, model), f"{merged}{merge}")
     if expected is None:
         yield Stage("onnx", "traces, simplifies and quantizes", f"in {work.repo}")
     else:
         memory = max(expected.memory_bytes, expected.calibration_memory_bytes)
         files = f"writes {len(expected.files)} graphs, {size(expected.size_bytes)}"
-        yield Stage("onnx", files, f"{size(memory)} of memory, about {minutes(expected.seconds)}, and tracing once")
-    yield Stage("verify", f"compares in {' and '.join(_RUNTIMES[each] for each in runtimes)}", _installs(runtimes))
+        yield Stage("onnx", files, f"{size(memory)} of memory, {about(expected.seconds)}, and tracing once")
+    takes = ", ".join(filter(None, (_installs(runtimes), verify.removeprefix(", "))))
+    yield Stage("verify", f"compares in {' and '.join(_RUNTIMES[each] for each in runtimes)}", takes)
     if run.push_to is not None:
         yield Stage("push", f"to {run.push_to}, if every check passes")
+
+
+def _times(
+    recipe: RecipeFile, model: Checkpoint | None, expected: Estimate | None, runtimes: Sequence[Target]
+) -> tuple[float | None, float | None, float | None]:
+    """Seconds of golden, merge and verify; None where nothing is known of the model."""
+    if model is None or expected is None:
+        return None, None, None
+    dtypes = {file.dtype for file in expected.files}
+    found = times(model.parameters, len(ready.images(recipe)), len(dtypes), runtimes)
+    return found.golden, found.merge, found.verify
 
 
 def _merges(recipe: RecipeFile, model: Checkpoint | None) -> str:
@@ -229,8 +244,7 @@ def _merges(recipe: RecipeFile, model: Checkpoint | None) -> str:
         return f"merges {what}"
     if not count and model.lora:
         what = "the LoRA inside"
-    parameters = sum(part.parameters for part in model.parts if part.name not in ("LoRA", "not used"))
-    return f"merges {what} into {number(parameters)} parameters"
+    return f"merges {what} into {number(model.parameters)} parameters"
 
 
 def _installs(runtimes: Sequence[Target]) -> str:

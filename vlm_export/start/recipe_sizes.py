@@ -51,9 +51,8 @@ def size_of(recipe: RecipeFile) -> RecipeSize:
         found = _IN_A_NAME.search(recipe.recipe.model.rsplit("/", 1)[-1]) or _IN_A_NAME.search(recipe.name)
         return RecipeSize(named=f"{found[1]}{found[2].upper()}" if found else None)
     checkpoint = open_checkpoint(find(str(local), lambda line: None))
-    parameters = sum(part.parameters for part in checkpoint.parts if part.name not in ("LoRA", "not used"))
     dtypes = [FP32.name, *recipe.recipe.dtypes]
     dtype = preferred("wasm", dtypes) or FP32.name
     expected = checkpoint.expected(recipe.recipe.layout, parse(recipe.recipe.dtypes, f"{recipe.path}: dtypes"))
     files = [file.size_bytes for file in expected.files if file.dtype == dtype] if expected else []
-    return RecipeSize(parameters, None, dtype, sum(files) or None)
+    return RecipeSize(checkpoint.parameters, None, dtype, sum(files) or None)
