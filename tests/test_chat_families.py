@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -64,14 +65,23 @@ GOLDEN = {"images": ["images/*.png"], "prompts": [pico_chat.CONVERSATION, "<imag
 GRIDS = tuple(kind for kind in KINDS if kind.startswith(("qwen", "glm")))
 
 
-def prepare(folder: Path, write: Callable[[Path], Path], **recipe: Any) -> Exported:
-    """A checkpoint with an adapter on text model, tower and projector, merged, and its golden outputs."""
+def prepare(
+    folder: Path, write: Callable[[Path], Path], images: Mapping[str, tuple[int, int]] | None = None, **recipe: Any
+) -> Exported:
+    """A checkpoint with an adapter on text model, tower and projector, merged, and its golden outputs.
+
+    `images` are heights and widths of pictures of noise, by name, in the place of the usual ones.
+    """
     checkpoint = write(folder / "checkpoint")
     pico_chat.write_adapter(folder / "adapter", checkpoint)
     write_images(folder / "images")
+    if images:
+        shutil.rmtree(folder / "images")
+        (folder / "images").mkdir()
+    random = np.random.default_rng(1)
+    for name, size in (images or {"wide": (12, 40)}).items():
+        Image.fromarray(random.integers(0, 255, (*size, 3), dtype=np.uint8)).save(folder / "images" / f"{name}.png")
     golden = json.loads(json.dumps(GOLDEN).replace(pico_chat.IMAGE_TOKEN, pico_chat.image_text(checkpoint)))
-    wide = np.random.default_rng(1).integers(0, 255, (12, 40, 3), dtype=np.uint8)
-    Image.fromarray(wide).save(folder / "images" / "wide.png")
     return record(folder, adapters=[{"path": "adapter"}], layout="chat", golden=golden, **recipe)
 
 

@@ -34,6 +34,7 @@ from vlm_export.runtime.conversation import Conversation
 from vlm_export.runtime.options import Options
 from vlm_export.runtime.positions import grid_positions
 from vlm_export.source.checkpoint import build_empty, open_checkpoint
+from vlm_export.verify import limits
 
 IMAGE = 257
 POSITIONS = Path(vlm_export.__file__).parent / "js" / "src" / "positions.js"
@@ -254,6 +255,17 @@ def test_published_settings(make: Callable[[str], Exported]) -> None:
     assert settings["size"] == {"shortest_edge": 256, "longest_edge": 768}
     assert not {"min_pixels", "max_pixels"} & settings.keys()
     assert settings["processor_class"] == "Qwen2VLProcessor"
+
+
+def test_a_picture_that_javascript_makes_larger(tmp_path: Path) -> None:
+    """20 pixels are 2.5 cells: 2 in Python, 3 in JavaScript. The report says so, and judges the other pictures."""
+    sizes = {"half": (20, 24), "wide": (8, 64), "plain": (24, 32)}
+    made = prepare(tmp_path, pico_chat.write_qwen2_vl, images=sizes)
+    made.export("chat", ("fp32",))
+    report = made.verify("ort", "node")
+    assert report.verdict == "pass", failures(report)
+    (check,) = (check for check in report.checks if check.metric == limits.PIXELS_FROM_FILE)
+    assert check.detail.endswith(".png, of 2 pictures; not judged: half.png (made of another size)")
 
 
 def test_a_recipe_s_size_wins_over_older_names(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vlm_export.runtime.images import ImageProcessor
 from vlm_export.runtime.repo import Repo, open_repo
 from vlm_export.runtime.sessions import GRAPH_ERRORS, Arrays
 from vlm_export.targets import Target
@@ -50,6 +51,10 @@ def has_prompt(repo: Repo) -> bool:
     return repo.layout == "chat" and not repo.has_prefix
 
 
+def _other_sizes(found: np.ndarray | None, expected: np.ndarray) -> bool:
+    return found is not None and found.shape != expected.shape
+
+
 def check_ends(run: Verification, dtype: str, runtime: Target, found: int | Sequence[int] | None) -> None:
     """Check that the ids which end a text are PyTorch's; `found` is what the client has, one id or several."""
     ids = [found] if isinstance(found, int) else list(found or ())
@@ -82,7 +87,9 @@ def check_pixels(
 ) -> None:
     """Check the picture whose pixels are farthest off.
 
-    Those that a client cannot read, or reads otherwise by their kind, are named and not judged.
+    Those that a client cannot read, or reads otherwise by their kind, are named and not judged; so are those of which
+    it makes a picture of another size, where sizes follow from the picture: JavaScript rounds halves up, Python to
+    even numbers.
     """
     made = [run.made_pixels(pixels) for pixels in found]
     pairs = [(pixels, inputs["pixel_values"]) for pixels, inputs in zip(made, golden_inputs, strict=True)]
@@ -91,6 +98,9 @@ def check_pixels(
     else:
         values = [pixel_difference(pixels, expected) for pixels, expected in pairs]
     odd = {path.name: kind for path in run.golden.image_paths() if (kind := peculiarity(path))}
+    if runtime != "ort" and ImageProcessor(open_repo(run.repo).preprocessor).cut in ("cells", "patches"):
+        images = zip(run.golden.facts.images, pairs, strict=True)
+        odd |= {image.file: "made of another size" for image, pair in images if _other_sizes(*pair)}
     judged = {
         image.file: value
         for image, value in zip(run.golden.facts.images, values, strict=True)
