@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.glm_ocr import modeling_glm_ocr
+from transformers.models.llama import modeling_llama
 
 from vlm_export.dtypes import DTYPES
 from vlm_export.graph.graph_file import save_graph
@@ -22,6 +24,7 @@ from vlm_export.graph.simplify_report import SimplifyReport
 from vlm_export.graph.skeleton import make_skeleton
 from vlm_export.graph.weights import attach_weights
 from vlm_export.models import decoder
+from vlm_export.models.rotary import rotation
 from vlm_export.quantize.variants import Source, Variant
 from vlm_export.spec.graph import Component
 from vlm_export.tensors.stored import stored_tensors
@@ -190,3 +193,8 @@ def test_what_no_operator_expresses_falls_back_and_says_so(tmp_path: Path, monke
     _, report = export(model, tmp_path, decoder.chat_decoder)
     assert "s_aux" in report.unfused_attention
     assert "GroupQueryAttention" not in report.fused
+
+
+def test_pairs_by_tables_in_which_each_angle_comes_twice() -> None:
+    assert rotation(modeling_glm_ocr.apply_rotary_pos_emb) == "twins"
+    assert rotation(modeling_llama.apply_rotary_pos_emb) == "halves"

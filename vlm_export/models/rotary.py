@@ -89,8 +89,12 @@ class Rotary:
         bound = inspect.signature(forward).bind(self.module, *arguments, **keywords)
         cos, sin = forward(*bound.args, **bound.kwargs)
         bound.arguments["position_ids"] = self.positions
-        self._tables[id(cos)] = cos, _halves(*forward(*bound.args, **bound.kwargs))
+        self._tables[id(cos)] = cos, self._once(*forward(*bound.args, **bound.kwargs))
         return cos, sin
+
+    def _once(self, cos: Tensor, sin: Tensor) -> Tables:
+        """`[B, S, n]` each → `[B · S, n / 2]`: every angle once."""
+        return (_twins if rotation(self._function) == "twins" else _halves)(cos, sin)
 
     def _rotate(
         self, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
@@ -99,11 +103,11 @@ class Rotary:
         if unsqueeze_dim != 1 or cos.dim() != 3:
             self.unfused = f"{self.modeling.__name__} rotates tensors of other axes than [batch, heads, positions]"
             return self._function(query, key, cos, sin, unsqueeze_dim)
-        interleaved = rotation(self._function) == "pairs"
+        interleaved = rotation(self._function) in ("pairs", "twins")
         if id(cos) not in self._rows:
             batch, length, _ = cos.shape
             rows = torch.arange(batch * length).reshape(batch, length)
-            self._rows[id(cos)] = cos, (rows, _halves(cos, sin))
+            self._rows[id(cos)] = cos, (rows, self._once(cos, sin))
         _, (rows, tables) = self._rows[id(cos)]
         made = tuple(_rotary_embedding(heads, rows, tables, interleaved) for heads in (query, key))
         if (
@@ -131,13 +135,22 @@ def find_rotation(language_model: PreTrainedModel) -> str | None:
 
 @lru_cache
 def rotation(function: Callable[..., Any]) -> str | None:
-    """What an `apply_rotary_pos_emb` does to a head: rotates "halves" or "pairs", or neither (None), by trying it.
+    """What an `apply_rotary_pos_emb` does to a head, by trying it.
 
-    A function that takes heads larger than the rotated size must pass the rest through.
+    It rotates "halves" or "pairs" by tables whose second half repeats the first, or "twins", pairs by tables in which
+    each angle comes twice in a row; or does neither (None). A function that takes heads larger than the rotated size
+    must pass the rest through.
     """
-    generator = torch.Generator().manual_seed(0)
-    angles = torch.rand(1, 3, 4, generator=generator)
-    cos, sin = (torch.cat([part, part], dim=-1) for part in (angles.cos(), angles.sin()))
+    angles = torch.rand(1, 3, 4, generator=torch.Generator().manual_seed(0))
+    halves = (torch.cat([part, part], dim=-1) for part in (angles.cos(), angles.sin()))
+    twins = (part.repeat_interleave(2, dim=-1) for part in (angles.cos(), angles.sin()))
+    found = _tried(function, angles, *halves)
+    return found if found or _tried(function, angles, *twins) != "pairs" else "twins"
+
+
+def _tried(function: Callable[..., Any], angles: Tensor, cos: Tensor, sin: Tensor) -> str | None:
+    """Whether a function rotates "halves" or "pairs" by these tables of the angles."""
+    generator = torch.Generator().manual_seed(1)
     found = {"halves", "pairs"}
     for size in (8, 12):
         heads = torch.rand(1, 2, 3, size, generator=generator)
@@ -175,6 +188,12 @@ def _halves(cos: Tensor, sin: Tensor) -> Tables:
     """`[B, S, n]` → `[B · S, n / 2]`: the second half repeats the first."""
     size = cos.shape[-1]
     return cos.reshape(-1, size)[:, : size // 2], sin.reshape(-1, size)[:, : size // 2]
+
+
+def _twins(cos: Tensor, sin: Tensor) -> Tables:
+    """`[B, S, n]` → `[B · S, n / 2]`: each comes twice in a row."""
+    size = cos.shape[-1]
+    return cos.reshape(-1, size)[:, ::2], sin.reshape(-1, size)[:, ::2]
 
 
 def _rotary_embedding(heads: Tensor, rows: Tensor, tables: Tables, interleaved: bool) -> Tensor:
