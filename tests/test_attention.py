@@ -79,6 +79,7 @@ DECODERS = {
     "half of a head": Kind("phi3", HALF),
     "half of a head, cut before it is rotated": Kind("phi", HALF, inside=False),
     "pairs of half of a head": Kind("glm", HALF),
+    "pairs by tables in which each angle comes twice": Kind("cohere"),
     "norms after rotation": Kind("hunyuan_v1_dense", {"head_dim": 16}, inside=False),
     "sliding window": Kind("mistral", {"sliding_window": 4}),
     "caps and windows": Kind("gemma2", {"head_dim": 16, "sliding_window": 4, "query_pre_attn_scalar": 16}, layers=2),
@@ -147,8 +148,15 @@ def test_heads_that_the_operator_refuses_stay_plain_and_say_so(
     padded.compare(session, model.language_model)
 
 
-def test_a_rotation_of_another_kind_stays_plain_and_says_so(tmp_path: Path) -> None:
-    model = holder(Kind("cohere"))  # its table repeats each number where Llama's repeats all of them
+def test_a_rotation_of_another_kind_stays_plain_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rotate = modeling_llama.apply_rotary_pos_emb
+
+    def and_double(query: torch.Tensor, *others: Any, **named: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        query, key = rotate(query, *others, **named)
+        return 2 * query, key
+
+    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", and_double)
+    model = holder(Kind("llama"))
     session, report = export(model, tmp_path, decoder.chat_decoder)
     assert report.unfused_rotary.endswith("apply_rotary_pos_emb does not rotate halves or pairs of a head")
     assert report.fused["GroupQueryAttention"] == 1
