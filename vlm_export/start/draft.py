@@ -16,6 +16,7 @@ from vlm_export.start.card import Card, is_repo_id, read_card
 from vlm_export.start.inspection import Adapter, Checkpoint, Repo, inspect
 from vlm_export.start.named import Named
 from vlm_export.start.pictures import Pictures, pictures
+from vlm_export.start.pixels import Pixels, read_pixels
 from vlm_export.start.prompts import QUESTION, Prompt, prompt_for
 from vlm_export.start.rules import Rules, read_rules
 from vlm_export.start.uses import USUAL, Use, dtypes_for
@@ -70,6 +71,7 @@ class Draft:
     rules: Rules
     prompt: Prompt | None
     pictures: Pictures
+    pixels: Pixels | None
     card: Card
 
     @property
@@ -113,6 +115,7 @@ def draft(model: str, adapters: Sequence[str], wishes: Wishes, notify: Callable[
         read_rules(sources, layout),
         prompt_for(sources, found.named.config, layout, wishes.question),
         pictures(wishes.images, wishes.path.parent),
+        read_pixels(found.named),
         read_card(found.named, [adapter.named for adapter in taken]),
     )
 

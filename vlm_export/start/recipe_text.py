@@ -48,7 +48,7 @@ def write_recipe(draft: Draft, *, force: bool) -> RecipeFile:
 
 def recipe_text(draft: Draft) -> str:
     """The file's text."""
-    blocks = (_head, _model, _adapters, _layout, _dtypes, _generation, _golden, _hub)
+    blocks = (_head, _model, _adapters, _layout, _dtypes, _pixels, _generation, _golden, _hub)
     return "\n".join(line for block in blocks for line in block(draft)) + "\n"
 
 
@@ -115,6 +115,19 @@ def _dtypes(draft: Draft) -> Iterator[str]:
             totals[file.dtype] = totals.get(file.dtype, 0) + file.size_bytes
         yield from _comment("About " + ", ".join(f"{size(total)} in {dtype}" for dtype, total in totals.items()) + ".")
     yield f"dtypes: {_value(list(draft.dtypes))}"
+
+
+def _pixels(draft: Draft) -> Iterator[str]:
+    pixels = draft.pixels
+    if pixels is None:
+        return
+    yield ""
+    yield from _comment(
+        f"The checkpoint lets a picture become {pixels.own_tokens:,} tokens. What the tower takes grows with their "
+        f"square, so here a larger picture is made smaller, to {pixels.tokens} tokens. Goldens are recorded so too."
+    )
+    yield "image_processor:"
+    yield f"  size: {_value({'shortest_edge': pixels.least, 'longest_edge': pixels.most})}  # pixels of a picture"
 
 
 def _generation(draft: Draft) -> Iterator[str]:
