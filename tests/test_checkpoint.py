@@ -111,7 +111,7 @@ CONFIGS: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "model_type of another kind": (
         lambda folder: values_of(folder, model_type=["llava"]),
-        "config.json: model_type ['llava'] is not supported",
+        "config.json: model_type: is ['llava']; it must be a class's name",
     ),
 }
 
@@ -128,14 +128,14 @@ def test_config_is_refused(case: str, folder: Path) -> None:
     [
         ({"projection_type": "conv"}, "projection_type is 'conv', not 'linear' or 'mlp'"),
         ({"text_config": {}}, "'model_type' is missing"),
-        ({"vision_config": None}, "cannot build the model"),
-        ({"text_config": {"model_type": "no-such-model"}}, "no-such-model"),
+        ({"vision_config": None}, "vision_config null: cannot build the model"),
+        ({"text_config": {"model_type": "no-such-model"}}, "text_config.model_type 'no-such-model': cannot"),
     ],
 )
 def test_config_that_describes_no_model(values: dict[str, object], named: str, folder: Path) -> None:
     values_of(folder, **values)
     message = refused(lambda: build_empty(open_checkpoint(folder)))
-    assert "config.json: cannot build the model: " in message
+    assert f"{folder / 'config.json'}: " in message and ": cannot build the model: " in message
     assert named in message
 
 

@@ -88,9 +88,16 @@ def test_what_is_published_and_what_is_named(
     assert unheeded(opened) == named
 
 
-def test_rules_that_transformers_refuses(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    (tmp_path / "generation_config.json").write_text(json.dumps({"max_new_tokens": -3}))
-    with pytest.raises(InputError, match=r"generation_config\.json: rules of generation: .*max_new_tokens"):
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        ({"max_new_tokens": -3}, r"max_new_tokens: is -3"),
+        ({"cache_implementation": "nope"}, r"rules of generation: .*cache_implementation"),
+    ],
+)
+def test_rules_that_are_none(rules: dict[str, object], said: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps(rules))
+    with pytest.raises(InputError, match=rf"generation_config\.json: {said}"):
         published(Generation(), replace(checkpoint, path=tmp_path))
 
 

@@ -113,6 +113,6 @@ def test_a_default_of_a_class_is_no_end(tmp_path: Path) -> None:
 
 def test_pixels_that_are_no_numbers(tmp_path: Path) -> None:
     pico.write_checkpoint(tmp_path / "checkpoint")
-    with pytest.raises(InputError, match=r"0\.png: becomes pixels that are NaN or infinite: see image_std"):
+    with pytest.raises(InputError, match=r"pico\.yaml: image_processor: image_std: is \[0, 0, 0\]"):
         record(tmp_path, image_processor={"image_std": [0, 0, 0]})
     assert not (tmp_path / "golden").exists()

@@ -212,5 +212,5 @@ def test_a_chat_model_wants_a_prompt_with_a_place_for_each_image(make: Callable[
         ours.generate(PICTURES[:1])
     with pytest.raises(InputError, match=r"0 places for images \(<image>\), but there are 1"):
         ours.generate(PICTURES[:1], [{"role": "user", "content": [{"type": "text", "text": "well?"}]}])
-    with pytest.raises(InputError, match="chat_template"):
+    with pytest.raises(InputError, match="chat template"):
         ours.generate(PICTURES[:1], [{"role": "user", "content": None}])

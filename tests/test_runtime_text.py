@@ -106,7 +106,7 @@ def test_templates_are_rendered_as_transformers_does(template: str, where: str, 
 )
 def test_a_template_that_refuses_or_reaches_out_is_an_error(template: str, said: str, folder: Path) -> None:
     (folder / "chat_template.jinja").write_text(template)
-    with pytest.raises(InputError, match=f"chat_template: .*({said})"):
+    with pytest.raises(InputError, match=f"chat template: .*({said})"):
         Text(folder).render(TALK)
 
 

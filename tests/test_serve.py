@@ -591,7 +591,7 @@ def test_a_port_that_is_taken(repos: dict[str, Path]) -> None:
     [
         ("", "--host: '' is no address: give one, such as 127.0.0.1, or leave the option out"),
         (" ", "--host: ' ' is no address: give one"),
-        ("\0", r"--host: '\x00' is no address: give one"),
+        ("\0", r"'\x00': holds a zero character, which no name has"),
         ("a" * 64, "--host: 'aaaa"),
         ("no.such.host.invalid", "no.such.host.invalid:0: "),
     ],

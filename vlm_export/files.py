@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vlm_export.errors import InputError
+from vlm_export.paths import home
 
 SKELETON = ".structure"  # how the name of a kept skeleton ends
-
+DEEPEST = 100  # levels of JSON: a config has five
+LARGEST_TEXT_BYTES = 200_000_000  # a tokenizer.json of 256,000 tokens has 40 MB
 
 MERGE_REPORT = "merge.json"
 
@@ -52,7 +55,11 @@ def cache_folder() -> Path:
     """The folder of what is kept between runs: `$VLM_EXPORT_CACHE`, else `vlm-export` in the user's cache folder."""
     if own := os.environ.get("VLM_EXPORT_CACHE"):
         return Path(own).absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "vlm-export"
+    if named := os.environ.get("XDG_CACHE_HOME"):
+        return Path(named).absolute() / "vlm-export"
+    if (own_home := home()) is None:
+        raise InputError("no home folder to keep a cache in: set HOME or VLM_EXPORT_CACHE to a folder")
+    return own_home.absolute() / ".cache" / "vlm-export"
 
 
 def graph_cache_folder() -> Path:
@@ -64,6 +71,7 @@ def graph_cache_folder() -> Path:
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
     """A new folder beside `target` that takes its place when the block ends well and vanishes when it does not."""
+    new = [each for each in target.parents if not each.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
@@ -77,6 +85,9 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(previous, ignore_errors=True)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+        with suppress(OSError):  # not empty
+            for folder in new:
+                folder.rmdir()
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -92,33 +103,65 @@ def write_text(path: Path, text: str) -> None:
     os.replace(beside, path)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, *, all_numbers: bool = False) -> dict[str, Any]:
     """A JSON object from a file.
 
+    Python reads NaN and Infinity, which are no JSON; they are refused unless `all_numbers`, as our own reports need.
+
     Raises:
-        InputError: it is missing or holds something else.
+        InputError: it is missing, holds something else, is nested deeper than what is written of it could be, or is
+            larger than any such file.
     """
     try:
-        value = json.loads(text_of(path))
+        return json_object(text_of(path), str(path), all_numbers=all_numbers)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:  # not UTF-8, not JSON, or a number of more digits than Python converts
+    except (OSError, ValueError) as error:  # not UTF-8, or no file
         raise InputError(f"{path}: not readable as JSON: {error}") from error
+
+
+def json_object(text: str | bytes, source: str, *, all_numbers: bool = False) -> dict[str, Any]:
+    """A JSON object from a text that `source` holds; raises as `read_json`."""
+    try:
+        value = json.loads(text)
     except RecursionError as error:
-        raise InputError(f"{path}: not readable as JSON: nested too deep") from error
+        raise InputError(f"{source}: not readable as JSON: nested too deep") from error
+    except ValueError as error:  # not JSON, or a number of more digits than Python converts
+        raise InputError(f"{source}: not readable as JSON: {error}") from error
     if not isinstance(value, dict):
-        raise InputError(f"{path}: holds a JSON {type(value).__name__}, not an object")
+        raise InputError(f"{source}: holds a JSON {type(value).__name__}, not an object")
+    _check_values(value, source, all_numbers)
     return value
 
 
-def text_of(path: Path) -> str:
+def _check_values(value: dict[str, Any], source: str, all_numbers: bool) -> None:
+    """Raises InputError for what Python can read and not copy or write, and for numbers that are none."""
+    level: list[tuple[str, Any]] = [("", value)]
+    for _ in range(DEEPEST):
+        deeper = []
+        for place, each in level:
+            for key, inner in each.items() if isinstance(each, dict) else enumerate(each):
+                if isinstance(inner, dict | list):
+                    deeper.append((f"{place}{key}.", inner))
+                elif isinstance(inner, float) and not (all_numbers or math.isfinite(inner)):
+                    raise InputError(f"{source}: {place}{key}: is {inner}; it must be a finite number")
+        if not deeper:
+            return
+        level = deeper
+    raise InputError(f"{source}: not readable as JSON: nested too deep")
+
+
+def text_of(path: Path, most_bytes: int = LARGEST_TEXT_BYTES) -> str:
     """A file's text.
 
     Raises:
-        OSError, UnicodeDecodeError: it cannot be read, or is something else, such as a pipe, which is not waited for.
+        OSError, UnicodeDecodeError: it cannot be read, is larger than any such text, or is something else, such as a
+            pipe, which is not waited for.
     """
     if path.exists() and not path.is_file():
         raise OSError("it is no file")
+    if (size := path.stat().st_size) > most_bytes:
+        raise OSError(f"it has {size:,} bytes, and at most {most_bytes:,} are read")
     return path.read_text(encoding="utf-8")
 
 

@@ -21,7 +21,7 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from httpx2 import HTTPError, TransportError
+from httpx2 import TransportError
 from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
@@ -40,13 +40,12 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
-    RevisionResolutionError,
     SafetensorsParsingError,
 )
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import filter_repo_objects, get_session, hf_raise_for_status
 
-from vlm_export.errors import CheckFailed, InputError
+from vlm_export.errors import CheckFailed, InputError, VlmExportError, reason, shown
 from vlm_export.news import tell
 from vlm_export.own_files import leads_out
 
@@ -275,7 +274,10 @@ def user_name() -> str:
     with _hub_errors("whoami", None):
         if _token() is None:
             raise InputError(f"no Hugging Face token: {LOGIN}")
-        return str(HfApi().whoami()["name"])
+        name = HfApi().whoami()["name"]
+        if not isinstance(name, str):
+            raise TypeError("no name of a user")
+        return name
 
 
 # The folder to push
@@ -484,10 +486,17 @@ def _hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
     _token()
     try:
         yield
-    except (OSError, RuntimeError, ValueError, HTTPError, RevisionResolutionError) as error:
+    except VlmExportError:
+        raise
+    except Exception as error:
         message = next(filter(None, (_explain(link, repo_id, revision) for link in _chain(error))), None)
-        if message is None:
-            raise
+        if message is None and isinstance(error, OSError) and error.errno is not None:
+            raise  # of this machine
+        if message is None:  # what huggingface_hub stumbled over in an answer, say a login page's HTML
+            message = (
+                f"{repo_id}: {constants.ENDPOINT} does not answer as the Hub does ({reason(error)}): check "
+                "HF_ENDPOINT, and that no login page stands in front of the network"
+            )
         shows_token = any(_redact(str(link)) != str(link) for link in _chain(error))
         kind = Unreachable if any(map(_is_unreachable, _chain(error))) else InputError
         raise kind(_redact(message)) from (None if shows_token else error)
@@ -517,7 +526,7 @@ def _explain(error: BaseException, repo_id: str, revision: str | None) -> str | 
 
 
 def _not_a_repo_id(repo_id: str) -> str:
-    return f"{repo_id!r} is not a repo id: write namespace/name, in letters, digits, '-', '_' and '.'"
+    return f"{shown(repo_id)} is not a repo id: write namespace/name, in letters, digits, '-', '_' and '.'"
 
 
 def _explain_answer(error: HfHubHTTPError, repo_id: str, revision: str | None) -> str:

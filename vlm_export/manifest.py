@@ -5,15 +5,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args
 
+from pydantic import AfterValidator, Field, NonNegativeInt
+
+from vlm_export.contract import LayoutName
 from vlm_export.documents import load_document
+from vlm_export.dtypes import DTYPES
 from vlm_export.errors import InputError
+from vlm_export.own_files import own_file
 from vlm_export.typed import command
 from vlm_export.wanted import MIXED
 
 MANIFEST = "export.json"
 ONNX = "onnx"  # the folder of the graphs
+_PLAIN = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"  # a name without folders
+
+
+def _known_dtype(name: str) -> str:
+    if name not in DTYPES:
+        raise ValueError(f"is none of {', '.join(DTYPES)}")
+    return name
+
+
+def _known_layout(name: str) -> str:
+    if name not in get_args(LayoutName):
+        raise ValueError(f"is none of {', '.join(get_args(LayoutName))}")
+    return name
+
+
+_DtypeName = Annotated[str, AfterValidator(_known_dtype)]
 
 
 @dataclass(frozen=True)
@@ -23,11 +44,11 @@ class GraphFile:
     `rounded` says that its numbers of few bits are the nearest, for want of the memory to calibrate them.
     """
 
-    component: str
-    dtype: str
-    file: str
-    size_bytes: int
-    data_chunks: int
+    component: Annotated[str, Field(pattern=_PLAIN)]
+    dtype: _DtypeName
+    file: Annotated[str, Field(pattern=_PLAIN)]
+    size_bytes: NonNegativeInt
+    data_chunks: NonNegativeInt
     rounded: bool = False
 
 
@@ -71,8 +92,8 @@ class Manifest:
     """
 
     recipe: str
-    layout: str
-    dtypes: list[str]
+    layout: Annotated[str, AfterValidator(_known_layout)]
+    dtypes: list[_DtypeName]
     graphs: list[GraphFile]
     simplified: dict[str, dict[str, Any]]
     inputs_sha256: dict[str, str]
@@ -107,6 +128,6 @@ def load_manifest(repo: Path) -> Manifest:
     Raises:
         InputError: nothing was exported yet, or as of `load_document`.
     """
-    if not (repo / MANIFEST).is_file():
+    if own_file(repo, MANIFEST) is None:
         raise InputError(f"{repo}: nothing exported yet: run `{command('onnx')}`")
     return load_document(repo / MANIFEST, Manifest, f"run `{command('onnx')}`")

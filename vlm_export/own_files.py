@@ -59,11 +59,20 @@ def check_files(folder: Path, patterns: Sequence[str]) -> None:
                 own_file(folder, found.relative_to(folder).as_posix())
 
 
+def check_tree(folder: Path) -> None:
+    """Raises InputError where anything below a folder is a link that leads out of it or to nothing, or is no file."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not path.is_dir():
+            own_file(folder, path.relative_to(folder).as_posix())
+
+
 def check_link(folder: Path, path: Path) -> None:
     """Raises InputError if a path below a folder is, or goes through, a link that leads out of it."""
     for step in _steps(folder, path):
         if leads_out(folder, step):
-            raise InputError(f"{step}: a link that leads out of {folder}: copy the {_kind(step)} itself there")
+            raise InputError(
+                f"{step}: a link that leads out of {folder.resolve().name}: copy the {_kind(step)} itself there"
+            )
 
 
 def leads_out(folder: Path, path: Path) -> bool:

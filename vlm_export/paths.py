@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from pathlib import Path
 
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _WINDOWS_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with a home folder in place of `~`; as it is where there is no such folder or user."""
+    return Path(os.path.expanduser(path))
+
+
+def home() -> Path | None:
+    """The user's home folder; None of a user who has none, as in containers."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
 
 
 def is_no_id(reference: str) -> bool:
@@ -26,7 +40,7 @@ def is_plainly_a_path(reference: str) -> bool:
 
 def no_such_folder(reference: str, base: Path = Path()) -> str:
     """One line for the user on a path that does not exist."""
-    close = meant(base / Path(reference).expanduser(), folders=True)
+    close = meant(base / expanded(reference), folders=True)
     return f"no such folder: {reference}" + (f"; did you mean {close}?" if close else "")
 
 

@@ -29,6 +29,7 @@ from vlm_export.merging import merge
 from vlm_export.merging.merge import MergeReport
 from vlm_export.models import pixels
 from vlm_export.models.pixels import NotInGraph
+from vlm_export.own_files import check_tree
 from vlm_export.publish import card, config_files, decision_table, licence
 from vlm_export.publish.addresses import CARD
 from vlm_export.publish.card import Found
@@ -362,6 +363,7 @@ def run_verify(
     """
     recorded = golden.load_golden(recipe.golden_dir)
     manifest = load_manifest(work.repo)
+    check_tree(work.repo)
     merged = open_checkpoint(work.merged)
     generation = published(recipe.recipe.generation, merged)
     if changed := recorded.facts.differences(recipe.recipe, generation):
@@ -369,6 +371,8 @@ def run_verify(
             f"{recipe.path}: {', '.join(changed)}: changed since the golden was recorded: "
             f"run `{Commands.of(recipe, work).golden()}`"
         )
+    recorded.check_rows(merged.family.text_config(merged.config).vocab_size)
+    measured = load_benchmark(work)
     report = verify.verify(
         work.repo,
         merged,
@@ -383,7 +387,6 @@ def run_verify(
     still = [dtype for dtype in manifest.failed if dtype not in report.verified_dtypes]
     manifest = config_files.write_failed(work.repo, manifest, [*still, *report.failed_dtypes])
     client = merged.family.layouts[manifest.layout].client
-    measured = load_benchmark(work)
     benchmark = asdict(measured) if measured else None
     report = replace(report, table=decision_table.rows(manifest, asdict(report), benchmark))
     card.write_card(work.repo, recipe, client, manifest, Found(asdict(report), benchmark, recorded))

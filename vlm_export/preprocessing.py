@@ -6,6 +6,7 @@ tokenizer class that it knows.
 
 from __future__ import annotations
 
+import difflib
 import json
 import shutil
 import tempfile
@@ -15,12 +16,13 @@ from typing import Any
 
 import numpy as np
 import transformers
-from jinja2.exceptions import TemplateError
+from tokenizers import Tokenizer
 from transformers import CONFIG_MAPPING, AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
-from vlm_export.errors import InputError
-from vlm_export.files import read_json
+from vlm_export.errors import InputError, blamed_on, shown
+from vlm_export.forms.reading import json_of, needed_json_of, template_of
 from vlm_export.own_files import check_files, own_file
+from vlm_export.runtime import templates
 from vlm_export.runtime.images import open_image
 from vlm_export.spec.family import Prompt
 
@@ -37,6 +39,7 @@ _LOADED_FILES = (
     "config.json",
     "chat_template.jinja",
 )
+_TEMPLATE = "chat_template.jinja"
 _TEMPLATES = "additional_chat_templates/*.jinja"
 _VOCABULARIES = ("*.json", "*.txt", "*.model", "*.spm", "*.bpe", "*.vocab", "*.tiktoken")
 _CONFIG = "config.json"
@@ -54,6 +57,7 @@ _SPELT_OUT = {
     "image_mean",
     "image_std",
 }
+_ALWAYS_KNOWN = {*_SPELT_OUT, "image_processor_type", "do_pad", "pad_size", "max_image_size"}
 _SPECIAL_TOKENS = ("special_tokens_map.json", "added_tokens.json")
 _PROCESSOR_FILES = (_PREPROCESSOR, _PROCESSOR, "chat_template.json", _GENERATION)
 
@@ -93,38 +97,55 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         InputError: there is neither, or a link leads out of the folder.
     """
     check_files(folder, (*_LOADED_FILES, _TEMPLATES))
+    template_of(folder, _TEMPLATE)
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        json_of(folder, name)
     if own_file(folder, _TOKENIZER):
-        return PreTrainedTokenizerFast.from_pretrained(folder)
+        with blamed_on(lambda: f"{_to_blame(folder)}: not a tokenizer"):
+            return PreTrainedTokenizerFast.from_pretrained(folder)
     check_files(folder, _VOCABULARIES)
-    try:
+    remedy = f"no {_TOKENIZER}; save the tokenizer with a fast tokenizer class"
+    with blamed_on(f"{folder}: {remedy}"):
         made = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (ValueError, OSError, ImportError, TypeError) as error:
-        made, reason = None, f" ({' '.join(str(error).split())[:200]})"
-    else:
-        reason = ""
     if not isinstance(made, PreTrainedTokenizerFast):
-        raise InputError(f"{folder}: no {_TOKENIZER}; save the tokenizer with a fast tokenizer class{reason}")
+        raise InputError(f"{folder}: {remedy}")
     return made
 
 
+def _to_blame(folder: Path) -> Path:
+    """Which of a tokenizer's files transformers could not read."""
+    try:
+        Tokenizer.from_file(str(folder / _TOKENIZER))
+    except Exception:  # the library raises nothing more particular
+        return folder / _TOKENIZER
+    return folder / "tokenizer_config.json"
+
+
 def image_processor_settings(
-    checkpoint: Path, default: Mapping[str, Any], override: Mapping[str, Any]
+    checkpoint: Path, default: Mapping[str, Any], override: Mapping[str, Any], where: str = "image_processor"
 ) -> dict[str, Any]:
     """Flat `preprocessor_config.json` settings: the checkpoint's own or `default`, under the recipe's `override`.
 
+    `where` is what messages call the override.
+
     Raises:
-        InputError: there are none.
+        InputError: there are none, they name no image processor, or the override says what that does not know.
     """
-    settings = dict(default)
-    if path := own_file(checkpoint, _PREPROCESSOR):
-        settings = read_json(path)
-    elif path := own_file(checkpoint, _PROCESSOR):  # transformers 5 nests it there
-        settings = dict(read_json(path).get("image_processor", settings))
+    stored = json_of(checkpoint, _PREPROCESSOR)
+    if stored is None and (nested := json_of(checkpoint, _PROCESSOR)):  # transformers 5 nests it there
+        stored = nested.get("image_processor")
+    settings = dict(default) if stored is None else stored
     if not settings:
         raise InputError(f"{checkpoint}: no {_PREPROCESSOR}; save the processor beside the model")
     if "size" in override:  # which older names would win over
         settings = {name: value for name, value in settings.items() if name not in ("min_pixels", "max_pixels")}
-    return _spelt_out(settings | dict(override))
+    of_checkpoint = f"{checkpoint / _PREPROCESSOR}: image processor"
+    made = _spelt_out(settings, of_checkpoint) if override.keys() - settings.keys() else settings
+    for key in override.keys() - settings.keys() - made.keys() - _ALWAYS_KNOWN:
+        close = difflib.get_close_matches(key, {*made, *_ALWAYS_KNOWN}, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise InputError(f"{where}: {key}: unknown to a {made.get('image_processor_type')}{hint}")
+    return _spelt_out(settings | dict(override), where if override else of_checkpoint)
 
 
 def check_image_size(settings: Mapping[str, Any], image_size: int) -> None:
@@ -143,13 +164,15 @@ def check_image_size(settings: Mapping[str, Any], image_size: int) -> None:
             )
 
 
-def _spelt_out(settings: dict[str, Any]) -> dict[str, Any]:
+def _spelt_out(settings: dict[str, Any], where: str) -> dict[str, Any]:
     """Settings with everything in them that Python's class would add, in the words of today.
 
     Older ones say one number where sides have names, which transformers.js reads as another side than Python does, and
     are silent about what their class does without being told, which transformers.js does not know.
     """
-    made = _load_image_processor(settings).to_dict()
+    name = settings.get("image_processor_type") or settings.get("feature_extractor_type")
+    with blamed_on(f"{where}: image_processor_type {shown(name)}"):
+        made = _load_image_processor(settings).to_dict()
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in made.items()}
     if "feature_extractor_type" in settings:  # of transformers 4.25 and before; the class of today has other names
         return _for_any_backend(values)
@@ -164,26 +187,30 @@ def _for_any_backend(settings: dict[str, Any]) -> dict[str, Any]:
 
 def processor_settings(checkpoint: Path) -> dict[str, Any]:
     """`processor_config.json` without the processors inside it, or nothing where there is none."""
-    path = own_file(checkpoint, _PROCESSOR)
-    settings = read_json(path) if path else {}
+    settings = json_of(checkpoint, _PROCESSOR) or {}
     return {key: value for key, value in settings.items() if not isinstance(value, dict)}
 
 
 def stored_generation(checkpoint: Path) -> dict[str, Any]:
     """`generation_config.json`, or nothing where there is none."""
-    path = own_file(checkpoint, _GENERATION)
-    return read_json(path) if path else {}
+    return json_of(checkpoint, _GENERATION) or {}
 
 
 def chat_template(checkpoint: Path) -> str | list[dict[str, str]] | None:
     """A checkpoint's chat template, from any of the three places where transformers has kept it."""
-    if path := own_file(checkpoint, "chat_template.jinja"):
-        return path.read_text(encoding="utf-8")
+    return _located_template(checkpoint)[1]
+
+
+def _located_template(folder: Path) -> tuple[str, str | list[dict[str, str]] | None]:
+    """The file that a chat template is in, or would be, and the template."""
+    if (text := template_of(folder, _TEMPLATE)) is not None:
+        return _TEMPLATE, text
+    name = "tokenizer_config.json"
     for name in ("chat_template.json", "tokenizer_config.json"):
-        path = own_file(checkpoint, name)
-        if path and "chat_template" in (settings := read_json(path)):
-            return settings["chat_template"]
-    return None
+        settings = json_of(folder, name)
+        if settings and "chat_template" in settings:
+            return name, settings["chat_template"]
+    return name, None
 
 
 class PixelsAndPrompt:
@@ -216,8 +243,15 @@ def pixel_values(images: Sequence[Path], settings: Mapping[str, Any]) -> np.ndar
     Raises:
         InputError: a file is missing or no image, or the settings name no image processor.
     """
-    processor = _load_image_processor(settings)
-    return processor(images=[open_image(path) for path in images], return_tensors="np")["pixel_values"]
+    pictures = [open_image(path) for path in images]
+    with blamed_on(f"{images[0]}: cannot be prepared as {_PREPROCESSOR} says"):
+        processor = _load_image_processor(settings)
+        return processor(images=pictures, return_tensors="np")["pixel_values"]
+
+
+def _special_tokens(tokenizer: Any) -> dict[str, str]:
+    """The texts of a tokenizer's special tokens, by transformers' names for them."""
+    return {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
 
 
 def _is_of_the_library(config: Mapping[str, Any]) -> bool:
@@ -227,10 +261,7 @@ def _is_of_the_library(config: Mapping[str, Any]) -> bool:
 def _load_image_processor(settings: Mapping[str, Any]) -> Any:
     with tempfile.TemporaryDirectory(prefix="vlm-export-") as folder:
         Path(folder, _PREPROCESSOR).write_text(json.dumps(dict(settings)), encoding="utf-8")
-        try:
-            return AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
-        except (ValueError, OSError, ImportError) as error:
-            raise InputError(f"image processor settings: {' '.join(str(error).split())}") from error
+        return AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
 
 
 def _processor_class(name: str) -> Any:
@@ -270,19 +301,19 @@ class ChatProcessor:
         with tempfile.TemporaryDirectory(prefix="vlm-export-") as scratch:
             copy_tokenizer(folder, Path(scratch))
             _copy(folder, Path(scratch), _SPECIAL_TOKENS)
-            if _is_of_the_library(config := read_json(folder / _CONFIG)):
+            if _is_of_the_library(config := needed_json_of(folder, _CONFIG)):
                 files[_CONFIG] = {key: value for key, value in config.items() if key != "auto_map"}
             for name, values in files.items():
                 Path(scratch, name).write_text(json.dumps(values), encoding="utf-8")
-            if (template := chat_template(folder)) is not None:
+            name, template = _located_template(folder)
+            self.template_file = folder / name
+            if template is not None:
                 text = json.dumps({"chat_template": template})
                 Path(scratch, "chat_template.json").write_text(text, encoding="utf-8")
-            try:
+            with blamed_on(f"{folder}: processor"):
                 self.processor = _processor_class(processor_class).from_pretrained(
                     scratch, backend="pil", trust_remote_code=False
                 )
-            except (ValueError, OSError, ImportError, KeyError, TypeError) as error:
-                raise InputError(f"{folder}: processor: {' '.join(str(error).split())}") from error
 
     def texts(self, prompts: Sequence[Prompt]) -> tuple[str, ...]:
         """The recipe's prompts as texts, conversations rendered by the processor's chat template.
@@ -297,15 +328,29 @@ class ChatProcessor:
     def _text(self, prompt: Prompt) -> str:
         text = prompt
         if not isinstance(prompt, str):
-            try:
-                text = self.processor.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=False)
-            except (ValueError, TypeError, KeyError, TemplateError) as error:
-                raise InputError(f"golden.prompts: the chat template: {' '.join(str(error).split())}") from error
+            text = self.rendered(prompt, f"golden.prompts: {self.template_file}: chat template")
         if str(text).count(self.processor.image_token) != 1:
-            raise InputError(f"golden.prompts: {text!r} needs the image token {self.processor.image_token!r} once")
+            raise InputError(f"golden.prompts: {shown(text)} needs the image token {self.processor.image_token!r} once")
         return str(text)
+
+    def rendered(self, messages: Sequence[Mapping[str, Any]], where: str) -> str:
+        """A conversation as the processor's chat template writes it.
+
+        It is rendered within limits first, which transformers has none of.
+
+        Raises:
+            InputError: there is no template, or it refuses the conversation; `where` it stands is told.
+        """
+        with blamed_on(where):
+            stored = self.processor.chat_template
+            text = stored.get("default") if isinstance(stored, dict) else stored
+            if isinstance(text, str):
+                templates.render(text, messages, _special_tokens(self.processor.tokenizer), where)
+            return self.processor.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
 
     def model_inputs(self, image: Path, text: str) -> dict[str, np.ndarray]:
         """Those of the processor's arrays for an image and a text that the client feeds, `[1, …]` each."""
-        made = self.processor(images=[open_image(image)], text=[text], return_tensors="np")
+        picture = open_image(image)
+        with blamed_on(f"{image}: cannot be prepared as processor_config.json and {_PREPROCESSOR} say"):
+            made = self.processor(images=[picture], text=[text], return_tensors="np")
         return {name: np.asarray(made[name]).astype(dtype) for name, dtype in self.input_dtypes.items()}

@@ -38,7 +38,7 @@ def for_merge(recipe: RecipeFile) -> None:
 
 def for_onnx(recipe: RecipeFile, work: Work) -> None:
     """Raises InputError where nothing was merged."""
-    if not work.merge_report.is_file():
+    if own_file(work.merged, work.merge_report.name) is None:
         raise InputError(f"{work.merged}: nothing merged yet: run `{Commands.of(recipe, work).merge()}`")
 
 

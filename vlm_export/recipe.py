@@ -10,18 +10,21 @@ import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from vlm_export import bundled
 from vlm_export.contract import LayoutName
 from vlm_export.dtypes import DTYPES
-from vlm_export.errors import InputError
+from vlm_export.errors import InputError, blamed_on, shown
 from vlm_export.files import text_of
-from vlm_export.paths import is_no_id, no_such_folder
+from vlm_export.forms.conversation import Conversation
+from vlm_export.forms.generation import MOST_TOKENS
+from vlm_export.forms.reading import check_image_processor
+from vlm_export.paths import expanded, is_no_id, no_such_folder
 from vlm_export.wanted import parse
 
 DtypeName = Literal["fp32", "fp16", "int8", "uint8", "q8", "q4", "q4f16", "bnb4", "q2", "q2f16"]
@@ -53,15 +56,27 @@ PHOTOGRAPHS = "bundled:photographs"  # among golden images
 OF_MODEL, FROM_CHECKPOINT = "model", "from_checkpoint"
 LOCAL_RECIPE = "vlm-export.yaml"
 _SHOWN = 5  # of what is wrong with a file
+_LARGEST_BYTES = 1_000_000
 _MERGE = "tag:yaml.org,2002:merge"
 _STRICT = ConfigDict(extra="forbid")
+_LARGEST_RANK = 10_000
+_MOST_VALUES = 10_000  # of a file, with each alias as often as it stands for something
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable() or not text.strip():
+        raise ValueError("must be a path, or an id of the Hub, without control characters")
+    return text
+
+
+Reference = Annotated[str, Field(max_length=4096), AfterValidator(_printable)]
 
 
 @dataclass(frozen=True, config=_STRICT)
 class AdapterSource:
     """A PEFT adapter: a local folder or the file of weights in one, or a Hub id, with the revision to pin."""
 
-    path: str
+    path: Reference
     revision: str | None = None
 
 
@@ -75,11 +90,11 @@ class Combination:
     """
 
     type: CombinationType
-    weights: tuple[float, ...] = Field(min_length=1)
+    weights: tuple[Annotated[float, Field(allow_inf_nan=False, ge=-1e6, le=1e6)], ...] = Field(min_length=1)
     density: float | None = Field(default=None, gt=0, le=1)
     seed: int = Field(default=0, ge=0, strict=True)
     majority_sign_method: Literal["total", "frequency"] = "total"
-    svd_rank: int | None = Field(default=None, ge=1, strict=True)
+    svd_rank: int | None = Field(default=None, ge=1, le=_LARGEST_RANK, strict=True)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -90,9 +105,9 @@ class Generation:
     number is the checkpoint's too. `generation: from_checkpoint` is short for that alone.
     """
 
-    max_new_tokens: int | None = Field(default=None, ge=1, strict=True)
-    repetition_penalty: float | None = Field(default=None, gt=0, strict=True, allow_inf_nan=False)
-    no_repeat_ngram_size: int | None = Field(default=None, ge=0, strict=True)
+    max_new_tokens: int | None = Field(default=None, ge=1, le=MOST_TOKENS, strict=True)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=1e20, strict=True, allow_inf_nan=False)
+    no_repeat_ngram_size: int | None = Field(default=None, ge=0, le=MOST_TOKENS, strict=True)
     from_checkpoint: bool = Field(default=False, strict=True)
 
 
@@ -106,8 +121,8 @@ class GoldenInputs:
     tokens are recorded with the first prompt.
     """
 
-    images: tuple[str, ...] = ()
-    prompts: tuple[str | list[dict[str, Any]], ...] = ()
+    images: tuple[Reference, ...] = ()
+    prompts: tuple[str | Conversation, ...] = ()
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -159,8 +174,8 @@ class Recipe:
     `trust_remote_code` runs the model's classes out of its Hub repo, as they are in the commit `revision`.
     """
 
-    name: str
-    model: str
+    name: Annotated[str, Field(max_length=100)]
+    model: Reference
     description: str = ""
     revision: str | None = None
     trust_remote_code: bool = Field(default=False, strict=True)
@@ -171,8 +186,8 @@ class Recipe:
     preprocess: Literal["auto", "client", "graph"] = "auto"
     dtypes: tuple[str, ...] = ("fp32",)
     generation: Generation = Field(default_factory=Generation)
-    tokenizer: str | None = None
-    processor: str | None = None
+    tokenizer: Reference | None = None
+    processor: Reference | None = None
     image_processor: dict[str, Any] = Field(default_factory=dict)
     chat_template: str | None = None
     golden: GoldenInputs = Field(default_factory=GoldenInputs)
@@ -222,7 +237,7 @@ class RecipeFile:
 
     def local(self, reference: str) -> Path | None:
         """The existing local path that `reference` names, or None when it can only be a Hub id."""
-        candidate = (self.path.parent / Path(reference).expanduser()).resolve()
+        candidate = (self.path.parent / expanded(reference)).resolve()
         return candidate if candidate.exists() else None
 
     def found(self, reference: str, key: str) -> Path | None:
@@ -273,8 +288,9 @@ def load_recipe(path: Path) -> RecipeFile:
     except ValidationError as error:
         raise InputError(f"{path}: {_describe(error)}") from error
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", recipe.name):
-        raise InputError(f"{path}: name: {recipe.name!r} names a folder: use letters, digits, '.', '_' and '-'")
+        raise InputError(f"{path}: name: {shown(recipe.name)} names a folder: use letters, digits, '.', '_' and '-'")
     _check_combination(recipe, path)
+    check_image_processor(recipe.image_processor, f"{path}: image_processor")
     parse(recipe.dtypes, f"{path}: dtypes")
     if recipe.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", recipe.revision or ""):
         raise InputError(
@@ -286,21 +302,44 @@ def load_recipe(path: Path) -> RecipeFile:
 def _read_yaml(path: Path) -> Any:
     """Raises InputError for what is no YAML, and for a key that a mapping has twice, of which YAML keeps the last."""
     try:
-        loader = yaml.SafeLoader(text_of(path))
-        node = loader.get_single_node()
-        repeated = list(islice(_repeated_keys(loader, node), _SHOWN))
-        values = loader.construct_document(node) if node is not None else None
+        text = text_of(path, _LARGEST_BYTES)
     except FileNotFoundError:
         raise InputError(f"{path}: no such recipe file; `vlm-export recipes` lists the bundled ones") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
-    except RecursionError:
-        raise InputError(f"{path}: not valid YAML: nested too deep") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: something like a date, `2024-99-99`
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    if repeated:
-        raise InputError(f"{path}: {'; '.join(repeated)}")
-    return values
+    with blamed_on(f"{path}: not valid YAML"):  # what `!!bool x` or a date like 2024-99-99 raises is anything
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        repeated = list(islice(_repeated_keys(loader, node), _SHOWN))
+        if repeated:
+            raise InputError(f"{path}: {'; '.join(repeated)}")
+        if node is None:
+            return None
+        _check_aliases(node, str(path))
+        return loader.construct_document(node)
+
+
+def _check_aliases(root: yaml.Node, path: str) -> None:
+    """Raises InputError where an alias stands for what holds it, or aliases of aliases for far too much."""
+    values: dict[int, int] = {}
+    above: set[int] = set()
+
+    def count(node: yaml.Node, key: str) -> int:
+        if id(node) in above:
+            raise InputError(f"{path}: {key}: an alias of itself: write it out")
+        if id(node) not in values:
+            above.add(id(node))
+            pairs = node.value if isinstance(node, yaml.MappingNode) else []
+            inner = [value for _, value in pairs] if pairs else node.value if isinstance(node.value, list) else []
+            names = [str(name.value) for name, _ in pairs] if pairs else map(str, range(len(inner)))
+            found = (count(each, f"{key}.{name}".strip(".")) for each, name in zip(inner, names, strict=True))
+            values[id(node)] = 1 + sum(found)
+            above.discard(id(node))
+        if values[id(node)] > _MOST_VALUES:
+            raise InputError(f"{path}: {key}: stands for more than {_MOST_VALUES:,} values: leave aliases out")
+        return values[id(node)]
+
+    count(root, "")
 
 
 def _repeated_keys(loader: yaml.SafeLoader, root: yaml.Node | None) -> Iterator[str]:

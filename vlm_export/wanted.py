@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vlm_export.dtypes import DTYPES, FP32, REFUSED
-from vlm_export.errors import InputError
+from vlm_export.errors import InputError, shown
 
 ALL, AUTO = "all", "auto"
 PLANNED = "q4"  # the dtype whose file a decoder of `auto` is
@@ -97,9 +97,9 @@ def parse_size(text: str, where: str) -> int:
     Raises:
         InputError: it is no size.
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]I?B)\s*", text.upper())
+    found = re.fullmatch(r"\s*(\d{1,12}(?:\.\d{1,12})?)\s*([KMG]I?B)\s*", text.upper())
     if found is None or not float(found[1]):
-        raise InputError(f"{where}: {text!r} is no size: write it like 115MB")
+        raise InputError(f"{where}: {shown(text)} is no size: write it like 115MB")
     return int(float(found[1]) * _UNITS[found[2]])
 
 

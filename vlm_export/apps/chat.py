@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from vlm_export.errors import InputError
+from vlm_export.paths import expanded
 from vlm_export.runtime import Conversation, Model, Options
 from vlm_export.runtime.images import open_image
 
@@ -44,7 +45,7 @@ class Talk:
             self.conversation, self.waiting = Conversation(self.model), []
             self.notify("a new conversation")
         elif command == "/image" and argument:
-            self.show(Path(argument.strip()).expanduser())
+            self.show(expanded(argument.strip()))
         else:
             self.notify(HELP)
         return True

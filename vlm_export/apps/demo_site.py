@@ -29,7 +29,9 @@ from vlm_export.documents import front_matter
 from vlm_export.dtypes import PREFERRED
 from vlm_export.errors import InputError
 from vlm_export.files import Work, atomic_folder
-from vlm_export.own_files import leads_out, own_file, unchanged_file
+from vlm_export.manifest import ONNX, Manifest, load_manifest
+from vlm_export.own_files import own_file, unchanged_file
+from vlm_export.verify.golden import JSON, GoldenImage, load_facts
 from vlm_export.verify.saved import load_report
 from vlm_export.web.node_runtime import node_home
 from vlm_export.web.site_server import ISOLATION, Site
@@ -115,16 +117,16 @@ def build(
     Raises:
         InputError: the repo was not made by `vlm-export onnx`, or transformers.js cannot be installed.
     """
-    manifest = _manifest(repo)
+    manifest = load_manifest(repo)
     model = dict(_files(repo, _REPO_FILES))
     libraries = _libraries()
-    captions, prompt = _samples(goldens, manifest["inputs_sha256"]) if goldens else ({}, "")
+    captions, prompt = _samples(goldens, manifest.inputs_sha256) if goldens else ({}, "")
     facts = {
         "generator": f"vlm-export {__version__}",
-        "name": manifest["recipe"],
-        "layout": manifest["layout"],
+        "name": manifest.recipe,
+        "layout": manifest.layout,
         "preferred": {device: list(names) for device, names in PREFERRED.items()},
-        "verified": {dtype: asdict(said) for dtype, said in _verified(repo, manifest["failed"]).items()},
+        "verified": {dtype: asdict(said) for dtype, said in _verified(repo, manifest.failed).items()},
         "download_bytes": _download_bytes(manifest, model),
         "cache": _fingerprint(model) if cached else None,
         "runtime": {
@@ -204,33 +206,28 @@ def _check_replaceable(target: Path) -> None:
 def goldens_of(reference: str | None, repo: Path) -> Path:
     """Where the goldens of a repo would lie: those of the recipe that was named, or bundled ones of the repo's."""
     recipe = recipe_of(reference)
-    return recipe.golden_dir if recipe else bundled.GOLDEN / Path(_manifest(repo)["recipe"]).name
-
-
-def _manifest(repo: Path) -> dict[str, Any]:
-    path = repo / "export.json"
-    try:
-        manifest = json.loads(path.read_bytes())
-        needed = {key: manifest[key] for key in ("recipe", "layout", "dtypes", "graphs", "inputs_sha256")}
-        return needed | {"failed": manifest.get("failed", [])}
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: missing or damaged: run `vlm-export onnx` again") from error
+    return recipe.golden_dir if recipe else bundled.GOLDEN / Path(load_manifest(repo).recipe).name
 
 
 def _files(folder: Path, patterns: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
-    """Files below `folder` by their relative address, without hidden ones and links that lead out of it."""
+    """Files below `folder` by their relative address, without hidden ones.
+
+    Raises:
+        InputError: one is a link that leads out of it, or no file.
+    """
     for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
-        if not path.name.startswith(".") and path.is_file() and not leads_out(folder, path):
-            yield path.relative_to(folder).as_posix(), path
+        address = path.relative_to(folder).as_posix()
+        if not path.name.startswith(".") and own_file(folder, address):
+            yield address, path
 
 
-def _download_bytes(manifest: dict[str, Any], model: Mapping[str, Path]) -> dict[str, int]:
+def _download_bytes(manifest: Manifest, model: Mapping[str, Path]) -> dict[str, int]:
     """The bytes of all graphs by dtype, for the dtypes that lack none of them."""
-    graphs = {dtype: [graph for graph in manifest["graphs"] if graph["dtype"] == dtype] for dtype in manifest["dtypes"]}
+    graphs = {dtype: [graph for graph in manifest.graphs if graph.dtype == dtype] for dtype in manifest.dtypes}
     return {
-        dtype: sum(graph["size_bytes"] for graph in found)
+        dtype: sum(graph.size_bytes for graph in found)
         for dtype, found in graphs.items()
-        if all(f"onnx/{graph['file']}" in model for graph in found)
+        if all(f"{ONNX}/{graph.file}" in model for graph in found)
     }
 
 
@@ -245,7 +242,7 @@ def _verified(repo: Path, failed: Sequence[str]) -> dict[str, Verified]:
 def _licences(repo: Path, model: Mapping[str, Path]) -> list[Licence]:
     """Of the model, where it says one, and of what runs it."""
     card = own_file(repo, "README.md")
-    front = front_matter(card.read_text(encoding="utf-8")) if card else {}
+    front = front_matter(card.read_text(encoding="utf-8", errors="replace")) if card else {}
     text = next((f"model/{name}" for name in model if name.startswith("LICENSE")), None)
     name = front.get("license_name") or front.get("license")
     own = [Licence("the model", str(name or "its licence"), text or _web_address(front))] if name or text else []
@@ -270,20 +267,19 @@ def _samples(goldens: Path, inputs_sha256: dict[str, str]) -> tuple[dict[Path, s
     Raises:
         InputError: an image is not the one that was recorded, or is a link that leads out of the golden.
     """
-    path = own_file(goldens, "golden.json")
-    if path is None:
+    if own_file(goldens, JSON) is None:
         return {}, ""
-    golden = json.loads(path.read_bytes())
-    turns = [turn for turn in golden.get("conversation", ()) if turn["role"] == "user"]
-    prompt = _text(turns[0]) if turns else golden["text"]
-    usable = golden["inputs_sha256"] == inputs_sha256 and len(turns) <= 1
-    images = golden["images"][:MAX_SAMPLES]
-    return {_sample(goldens, image): image["caption"] if usable else None for image in images}, prompt
+    golden = load_facts(goldens)
+    turns = [turn for turn in golden.conversation if turn["role"] == "user"]
+    prompt = _text(turns[0]) if turns else golden.text
+    usable = golden.inputs_sha256 == inputs_sha256 and len(turns) <= 1
+    images = golden.images[:MAX_SAMPLES]
+    return {_sample(goldens, image): image.caption if usable else None for image in images}, prompt
 
 
-def _sample(goldens: Path, image: dict[str, Any]) -> Path:
-    name = f"images/{Path(image['file']).name}"
-    path = unchanged_file(goldens, name, image["sha256"])
+def _sample(goldens: Path, image: GoldenImage) -> Path:
+    name = f"images/{Path(image.file).name}"
+    path = unchanged_file(goldens, name, image.sha256)
     if path is None:
         raise InputError(
             f"{goldens / name}: not the image that the golden outputs were recorded on: run `vlm-export golden` again"

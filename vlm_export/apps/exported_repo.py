@@ -13,6 +13,8 @@ from vlm_export.apps.load import load
 from vlm_export.commands import Commands
 from vlm_export.errors import InputError
 from vlm_export.files import Work
+from vlm_export.own_files import own_file
+from vlm_export.paths import expanded
 from vlm_export.recipe import RecipeFile, find_recipe
 from vlm_export.runtime.model import Backend, Engine, Model
 from vlm_export.runtime.repo import CONFIG, ONNX
@@ -32,10 +34,10 @@ def find_repo(reference: str | None, work: Path | None = None, *, dtype: str | N
     recipe = recipe_of(reference)
     if recipe is not None:
         own = work_of(recipe, work)
-        if not (own.repo / CONFIG).is_file():
+        if own_file(own.repo, CONFIG) is None:
             raise InputError(f"{own.repo}: nothing exported yet: run {_export_commands(recipe, own)}")
         return own.repo
-    folder = Path(str(reference)).expanduser()
+    folder = expanded(str(reference))
     return _within(folder) if folder.is_dir() else download(str(reference), dtype)
 
 
@@ -73,7 +75,7 @@ def open_model(
     own = work_of(recipe, work)
     if backend == "torch":
         return Model(fallback())
-    if backend == "auto" and not (own.repo / CONFIG).is_file():
+    if backend == "auto" and own_file(own.repo, CONFIG) is None:
         model = Model(fallback())
         commands = _export_commands(recipe, own)
         notify(f"{recipe.name} is not exported yet: captioning with PyTorch; to export it, {commands}")
@@ -98,7 +100,7 @@ def recipe_of(reference: str | None) -> RecipeFile | None:
     """
     if reference is None or reference in bundled.recipe_names() or reference.endswith((".yaml", ".yml")):
         return find_recipe(reference)
-    if Path(reference).expanduser().is_dir() or is_repo_id(reference):
+    if expanded(reference).is_dir() or is_repo_id(reference):
         return None
     try:
         return find_recipe(reference)
@@ -125,7 +127,7 @@ def split_arguments(arguments: Sequence[str], *, needs_images: bool = True) -> t
 
 def _is_image(argument: str) -> bool:
     """Whether the first argument is an image or a folder of them, there or not."""
-    path = Path(argument).expanduser()
+    path = expanded(argument)
     if path.suffix in (".yaml", ".yml"):
         return False
     if path == STDIN or path.is_file():
@@ -136,7 +138,7 @@ def _is_image(argument: str) -> bool:
 
 
 def _images(argument: str) -> list[Path]:
-    path = Path(argument).expanduser()
+    path = expanded(argument)
     if path == STDIN:
         return [path]
     if path.is_dir():

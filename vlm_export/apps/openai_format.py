@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import pydantic_core
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
-from vlm_export.errors import InputError
+from vlm_export.errors import InputError, one_line, shown
 from vlm_export.runtime import Answer, Model, Options
 from vlm_export.runtime.images import as_rgb
 from vlm_export.runtime.model import ModelFailed
@@ -200,9 +200,11 @@ def _refusal(error: ValidationError) -> ApiError:
     wrong = error.errors(include_url=False, include_context=False)[0]
     param = ".".join(str(step) for step in wrong["loc"]) or None
     if wrong["type"] == "extra_forbidden":
-        return ApiError(400, f"{param}: not supported here; leave it out", param=param, code="unsupported_parameter")
+        return ApiError(
+            400, one_line(f"{param}: not supported here; leave it out"), param=param, code="unsupported_parameter"
+        )
     message = wrong["msg"].removeprefix("Value error, ")
-    return ApiError(400, f"{param}: {message}" if param else message, param=param, code="invalid_value")
+    return ApiError(400, one_line(f"{param}: {message}" if param else message), param=param, code="invalid_value")
 
 
 def refused(error: InputError) -> ApiError:
@@ -210,7 +212,7 @@ def refused(error: InputError) -> ApiError:
 
     The status is 400; it is 500 for a ModelFailed, for which the request is not to blame.
     """
-    message = str(error)
+    message = one_line(str(error))
     if isinstance(error, ModelFailed):
         return ApiError(500, "the model failed on this request; the server's log says how")
     for own, name in _OPENAI_NAMES.items():
@@ -237,7 +239,7 @@ def question(request: ChatRequest, model: Model) -> Question:
         ApiError: it is for another model, or this one does not take such messages.
     """
     if request.model != model.name:
-        message = f"no model {request.model!r}: this server has {model.name!r}"
+        message = f"no model {shown(request.model)}: this server has {model.name!r}"
         raise ApiError(404, message, param="model", code="model_not_found")
     located = [
         (f"messages.{index}.content.{place}", message, part)
@@ -295,9 +297,11 @@ def _decode(located: Sequence[tuple[str, str]]) -> list[Image.Image]:
                 if pixels > MAX_PIXELS:
                     raise _too_many_pixels(param)
                 images.append(as_rgb(image))
+        except ApiError:
+            raise
         except Image.DecompressionBombError as error:
             raise _too_many_pixels(param) from error
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        except Exception as error:  # decoders raise what comes: OSError, SyntaxError, struct.error, IndexError, …
             message = f"{param}: not a readable PNG, JPEG, WebP or GIF image"
             raise ApiError(400, message, param=param, code="invalid_image") from error
     return images

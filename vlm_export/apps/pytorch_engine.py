@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from jinja2.exceptions import TemplateError
 from PIL import Image
 from torch import nn
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from vlm_export.errors import InputError
+from vlm_export.errors import InputError, blamed_on
 from vlm_export.merging import merge
 from vlm_export.preprocessing import ChatProcessor, copy_tokenizer, image_processor_settings, load_tokenizer
 from vlm_export.recipe import RecipeFile
@@ -59,7 +58,7 @@ def beside(folder: Path, *, because: str) -> TorchEngine:
     merged = folder.resolve().parent / "merged"
     if not (merged / CONFIG).is_file():
         reason = f"{because}; " if because else ""
-        raise InputError(f"{reason}{folder}: there is no PyTorch model to run instead, in {merged}")
+        raise InputError(f"{reason or f'{folder}: '}there is no PyTorch model to run instead, in {merged}")
     repo = open_repo(folder)
     checkpoint, model = merge.attach(merged, [])
     default = checkpoint.family.image_processor(checkpoint.config)
@@ -85,7 +84,9 @@ def from_recipe(recipe: RecipeFile) -> TorchEngine:
         default = checkpoint.family.image_processor(checkpoint.config)
         with gathered(found.model, found.adapters, found.beside) as companions:
             checkpoint = replace(checkpoint, path=companions.folder)
-            settings = image_processor_settings(checkpoint.path, default, recipe.recipe.image_processor)
+            settings = image_processor_settings(
+                checkpoint.path, default, recipe.recipe.image_processor, f"{recipe.path}: image_processor"
+            )
             rules = published(recipe.recipe.generation, checkpoint)
             engine = TorchEngine(checkpoint, model, recipe.name, recipe.recipe.layout, settings, rules)
         engine.code = opened.pop_all()  # its config is read anew for each prompt
@@ -214,17 +215,14 @@ class TorchEngine:
     ) -> dict[str, np.ndarray]:
         if prompt is None:
             raise InputError(f"{self.name}: answers a question about an image: give it a prompt")
-        messages = prompt
+        messages = [] if isinstance(prompt, str) else list(prompt)
         if isinstance(prompt, str):
             content = [*({"type": "image"} for _ in images), {"type": "text", "text": prompt}]
             messages = [{"role": "user", "content": content}]
-        try:
-            text = preprocessor.processor.apply_chat_template(
-                list(messages), add_generation_prompt=True, tokenize=False
-            )
+        where = f"{self.name}: the prompt"
+        text = preprocessor.rendered(messages, where)
+        with blamed_on(where):
             made = preprocessor.processor(images=list(images) or None, text=[text], return_tensors="np")
-        except (ValueError, TypeError, KeyError, TemplateError) as error:
-            raise InputError(f"{self.name}: the prompt: {' '.join(str(error).split())}") from error
         return {
             name: np.asarray(made[name]).astype(dtype)
             for name, dtype in preprocessor.input_dtypes.items()

@@ -10,13 +10,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from vlm_export.apps.exported_repo import STDIN
 from vlm_export.errors import InputError
 from vlm_export.runtime import Answer, Model, Options
-from vlm_export.runtime.images import as_rgb, open_image
+from vlm_export.runtime.images import decoded, open_image
 
+_LARGEST_BYTES = 1_000_000_000  # of an image from stdin
 _BATCH_SIZE = 8  # images in a batch: more of them decode together, and the first caption comes later
 _EARLY_STOPPING = {"true": True, "false": False, "never": "never"}
 _OF_SAMPLING = ("temperature", "top_k", "top_p", "seed")
@@ -112,10 +113,9 @@ def _from_stdin() -> Image.Image:
         InputError: it holds none.
     """
     try:
-        with Image.open(BytesIO(sys.stdin.buffer.read())) as image:
-            return as_rgb(image)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"-: stdin holds no readable image: {' '.join(str(error).split())}") from None
+        return decoded(BytesIO(sys.stdin.buffer.read(_LARGEST_BYTES)))
+    except ValueError as error:
+        raise InputError(f"-: stdin holds no readable image: {error}") from None
 
 
 def _label(group: Sequence[Path], groups: int) -> str:

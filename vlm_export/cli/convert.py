@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from vlm_export.cli.options import common, next_commands, open_recipe, recipe_argument, threads_option
+from vlm_export.cli.options import FiniteRange, common, next_commands, open_recipe, recipe_argument, threads_option
 from vlm_export.cli.output import Progress, notify, plan_lines, print_result, report_lines, tell_next, warn
 from vlm_export.contract import LayoutName
 from vlm_export.dtypes import FP32, preferred
@@ -64,7 +64,9 @@ def merge(recipe: str | None, base: str | None, work: Path | None, as_json: bool
 @recipe_argument
 @click.option("--quantize", multiple=True, metavar="DTYPE", help="A dtype, `all`, `auto`, or COMPONENT=DTYPE.")
 @click.option("--budget", metavar="SIZE", help="Of `auto`: the decoder's file is at most so large, e.g. 115MB.")
-@click.option("--max-kl", type=click.FloatRange(min=0, min_open=True), help="Of `auto`: at most so many nats a token.")
+@click.option(
+    "--max-kl", type=FiniteRange(min=0, max=1000, min_open=True), help="Of `auto`: at most so many nats a token."
+)
 @click.option("--plan", type=click.Path(path_type=Path), help="A plan of an earlier `auto`, edited or not.")
 @click.option("--layout", type=click.Choice(get_args(LayoutName)), help="In place of the recipe's.")
 @click.option("--retrace", is_flag=True, help="Trace every component anew, whatever earlier exports kept.")
@@ -348,7 +350,7 @@ def golden(recipe: str | None, work: Path | None, as_json: bool) -> None:
 )
 @click.option("--prompt", help="What to say to a chat model.")
 @click.option("--new-tokens", type=click.IntRange(min=2), default=32, show_default=True, help="For each image.")
-@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--rounds", type=click.IntRange(1, 1000), default=3, show_default=True)
 @threads_option
 @click.option("--card", is_flag=True, help="Write the table into the model card.")
 @common

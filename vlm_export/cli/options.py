@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,7 +11,7 @@ import click
 
 from vlm_export import news
 from vlm_export.cli import output
-from vlm_export.errors import VlmExportError
+from vlm_export.errors import VlmExportError, shown
 
 if TYPE_CHECKING:
     from vlm_export.commands import Commands
@@ -25,6 +26,17 @@ _DEBUG = "vlm_export.debug"
 _MOST_THREADS = 1024  # each has a stack of its own
 _COLUMNS = 100  # of help, at most
 _SHORT = 200  # characters of a command's first sentence, which wraps
+
+
+class FiniteRange(click.FloatRange):
+    """A range that has no place for NaN, which is neither below its least nor above its most."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number. Fails where it is NaN, or out of the range."""
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is no number.", param, ctx)
+        return number
 
 
 class Group(click.Group):
@@ -48,6 +60,13 @@ class Group(click.Group):
                 formatter.write_dl(
                     [(command.name or "", command.get_short_help_str(limit=_SHORT)) for command in commands]
                 )
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Exits with 2 where an argument cannot be a name of anything."""
+        if wrong := next((each for each in args if "\0" in each), None):
+            output.fail(f"{shown(wrong)}: holds a zero character, which no name has")
+            ctx.exit(2)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command. Exits with an error's own status, and with 2 for an OSError; `--debug` lets both through."""

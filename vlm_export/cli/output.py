@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from vlm_export.cli.fitted import for_stderr
+from vlm_export.errors import one_line
 
 NO_BARS = "HF_HUB_DISABLE_PROGRESS_BARS"
 UNWRAPPED = 1 << 16  # columns, for what reads a pipe: a line stays a line
@@ -48,7 +49,7 @@ def warn(line: str) -> None:
 
 def fail(line: str) -> None:
     """An error on stderr."""
-    click.echo(for_stderr(f"error: {line}"), err=True)
+    click.echo(for_stderr(one_line(f"error: {line}")), err=True)
 
 
 def tell_next(as_json: bool, command: str) -> None:

@@ -197,10 +197,10 @@ def serve(
         check_origin(origin)
     model = exported_repo.open_model(repo, work, dtype=dtype, threads=threads, notify=notify, fall_back_later=False)
     limits = server.Limits(max_body_mb * 1_000_000, concurrency, queue)
-    if host not in LOOPBACK:
-        notify(f"warning: listening at {host}: whoever can reach it can use the model, without a key")
 
     def ready(url: str) -> None:
+        if host not in LOOPBACK:
+            notify(f"warning: listening at {host}: whoever can reach it can use the model, without a key")
         what = {"url": f"{url}v1", "page": url, "model": model.name, "dtype": model.dtype, "backend": model.backend}
         lines = [
             f"{model.name} in {model.dtype} at {url}v1, with a page at {url} (Ctrl-C stops it)",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from vlm_export.doctor.repo_view import CONFIG, DOCUMENTS, ONNX, RepoView, open_repo
 from vlm_export.errors import InputError
 from vlm_export.files import Work
-from vlm_export.paths import is_plainly_a_path, no_such_folder
+from vlm_export.paths import expanded, is_plainly_a_path, no_such_folder
 
 
 def find_repo(reference: str, notify: Callable[[str], None]) -> RepoView:
@@ -17,7 +17,7 @@ def find_repo(reference: str, notify: Callable[[str], None]) -> RepoView:
     Raises:
         InputError: there is no such folder or repo, or no config.json in it that can be read.
     """
-    folder = Path(reference).expanduser()
+    folder = expanded(reference)
     if folder.is_dir():
         inner = Work(folder).repo
         return open_repo(inner if not (folder / CONFIG).exists() and (inner / CONFIG).exists() else folder)

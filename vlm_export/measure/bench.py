@@ -92,6 +92,12 @@ class Row:
     peak_memory_bytes: int | None = None
     failure: str | None = None
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has all that was measured, or says why there is nothing; memory is not known everywhere."""
+        figures = (self.load_seconds, self.first_token_seconds, self.tokens_per_second, self.tokens_per_second_range)
+        return self.failure is not None or None not in figures
+
 
 @dataclass(frozen=True)
 class Benchmark:

@@ -17,11 +17,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, ValidationError
+from pydantic import Field, FiniteFloat
 
-from vlm_export.errors import InputError
+from vlm_export.errors import InputError, blamed_on, shown
 from vlm_export.files import read_json
+from vlm_export.forms.form import Form, checked
 from vlm_export.merging.adapter_kinds import refusal
+from vlm_export.merging.expressions import LONGEST_EXPRESSION, check_end
 from vlm_export.merging.module_names import Names
 
 SETTINGS = "adapter_config.json"
@@ -29,7 +31,6 @@ _UNSET_VALUES: tuple[Any, ...] = (None, False, [], {}, "")
 _TRAINERS_KEYS = {"unsloth_fixed", "peft_version", "auto_mapping", "lora_module_name"}  # of no effect on layers
 _PATTERNS = ("rank_pattern", "alpha_pattern")
 _SUGGESTIONS = 3
-_SHOWN = 60  # characters of a value that is none
 
 _Switch = Annotated[bool | None, Field(description="true or false")]
 _Names = Annotated[list[str] | None, Field(description="a list of names")]
@@ -38,18 +39,20 @@ _Layers = Annotated[int | list[int] | None, Field(description="a layer's index, 
 _Tokens = Annotated[
     list[int] | dict[str, list[int]] | None, Field(description="a list of token ids, or one for each embedding's name")
 ]
-_Ranks = Annotated[dict[str, PositiveInt] | None, Field(description="ranks, by regular expressions of modules' names")]
+_LARGEST_RANK = 100_000
+_Rank = Annotated[int, Field(ge=1, le=_LARGEST_RANK)]
+_Ranks = Annotated[
+    dict[str, _Rank] | None, Field(description=f"ranks up to {_LARGEST_RANK:,}, by expressions of modules' names")
+]
 _Alphas = Annotated[
     dict[str, FiniteFloat] | None, Field(description="numbers, by regular expressions of modules' names")
 ]
 
 
-class _Form(BaseModel):
+class _Form(Form):
     """The settings that change what is merged, and of which kind each is: PEFT takes them as they come."""
 
-    model_config = ConfigDict(strict=True, extra="ignore")
-
-    r: Annotated[PositiveInt, Field(description="a rank of at least 1")] = 8
+    r: Annotated[_Rank, Field(description=f"a rank from 1 to {_LARGEST_RANK:,}")] = 8
     lora_alpha: Annotated[FiniteFloat, Field(description="a number")] = 8
     bias: Annotated[Literal["none", "all", "lora_only"], Field(description="none, all or lora_only")] = "none"
     target_modules: _Expression = None
@@ -107,12 +110,9 @@ def read_settings(source: Path) -> tuple[Any, tuple[str, ...]]:
     if reason := refusal(settings):
         raise InputError(f"{source}: {reason}")
     _check_form(source, settings)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of keys, which are named below
-            config = LoraConfig.from_pretrained(str(source.parent))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{source}: PEFT cannot read it: {' '.join(str(error).split())}") from error
+    with blamed_on(f"{source}: PEFT cannot read it"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of keys, which are named below
+        config = LoraConfig.from_pretrained(str(source.parent))
     config.init_lora_weights = False  # how training began; some ways need the weights, which are not there
     unknown = [key for key, value in settings.items() if key not in _known(LoraConfig) and value not in _UNSET_VALUES]
     note = f"{source}: {', '.join(unknown)}: unknown to PEFT {version('peft')}, and not applied: is it newer?"
@@ -120,18 +120,14 @@ def read_settings(source: Path) -> tuple[Any, tuple[str, ...]]:
 
 
 def _check_form(source: Path, settings: Mapping[str, Any]) -> None:
-    try:
-        form = _Form.model_validate(settings)
-    except ValidationError as error:
-        key = str(error.errors()[0]["loc"][0])
-        value = repr(settings[key])
-        shown = value if len(value) <= _SHOWN else f"{value[:_SHOWN]}…"
-        raise InputError(f"{source}: {key}: is {shown}; it must be {_Form.model_fields[key].description}") from error
+    form = checked(settings, _Form, str(source))
     for field, expression in form.expressions():
+        if len(expression) > LONGEST_EXPRESSION:
+            raise InputError(f"{source}: {field}: {shown(expression)} has more than {LONGEST_EXPRESSION:,} characters")
         try:
             re.compile(expression)
         except (re.error, OverflowError, RecursionError) as error:
-            raise InputError(f"{source}: {field}: {expression[:_SHOWN]!r} is no regular expression: {error}") from error
+            raise InputError(f"{source}: {field}: {shown(expression)} is no regular expression: {error}") from error
 
 
 def _known(config_class: type) -> set[str]:
@@ -158,6 +154,7 @@ def in_todays_names(source: Path, config: Any, candidates: Iterator[Written]) ->
     found: list[tuple[int, Written]] = []
     first = next(candidates)
     for written in chain([first], candidates):
+        check_end(source, _expressions(config), {*written.names.values()})
         targeted = _targeted(config, written)
         leaves_out = not config.target_parameters and written.adapted - targeted
         if leaves_out or _without_match(config, written):
@@ -171,6 +168,15 @@ def in_todays_names(source: Path, config: Any, candidates: Iterator[Written]) ->
     _check_patterns(source, config, first)
     _check_targets(source, config, first)
     return Settings(config, _alphas(config, first))
+
+
+def _expressions(config: Any) -> Iterator[tuple[str, str]]:
+    """The settings that PEFT, and what follows here, compare as regular expressions."""
+    for key in ("target_modules", "exclude_modules", "layers_pattern"):
+        if isinstance(value := getattr(config, key), str):
+            yield key, value
+    for key in _PATTERNS:
+        yield from ((key, pattern) for pattern in getattr(config, key) or {})
 
 
 def _alphas(config: Any, written: Written) -> dict[str, float]:

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from vlm_export.errors import InputError, all_of
+from vlm_export.errors import InputError, all_of, reason
 from vlm_export.merging import adapter_places
 from vlm_export.merging.adapter_settings import SETTINGS, in_todays_names, read_settings
 from vlm_export.merging.low_rank import LowRank
@@ -325,8 +325,8 @@ def attach(adapter: Adapter, model: nn.Module) -> Attached:
             # modules_to_save: [projection] matches projection.projection too; nothing ever trained that inner copy
             problem = "inside another of modules_to_save, as an untrained copy: name the inner module alone, and train"
         raise InputError(f"{adapter.source}: asks for {adapter.root}{error.args[0]}, {problem}") from error
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"{adapter.source}: PEFT cannot attach it: {' '.join(str(error).split())}") from error
+    except Exception as error:  # by what is wrong in the settings, whatever comes
+        raise InputError(f"{adapter.source}: PEFT cannot attach it: {reason(error)}") from error
     tensors = {parameter: adapter.tensors[name] for name, parameter in stand_ins.items()}
     problems = [*_misplaced(adapter, target, tensors, base), *_unmergeable(adapter, target)]
     if problems:
@@ -371,8 +371,8 @@ def combine(given: Sequence[Adapter], combination: Combination, model: nn.Module
                 names, list(combination.weights), "combined", combination.type, svd_full_matrices=False, **options
             )
             state = get_peft_model_state_dict(target, adapter_name="combined", save_embedding_layers=False)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"combination: PEFT refuses it: {' '.join(str(error).split())}") from error
+    except Exception as error:  # by what is wrong in it, whatever comes
+        raise InputError(f"combination: PEFT refuses it: {reason(error)}") from error
     folders = " and ".join(adapter.source.parent.name for adapter in given)
     source = Path(f"{combination.type} of {folders}")
     tensors = {name: Held(f"{source}: {name}", tensor) for name, tensor in state.items()}

@@ -112,7 +112,8 @@ def merge(
         last = steps[-1].after if steps else base
         check_tokenizer(companions.folder, last.checkpoint)
         with atomic_folder(out) as folder:
-            changes = _stream(last, folder / WEIGHTS, on_tensor)
+            merging = " and ".join(dict.fromkeys(str(step.adapter.source) for step in steps))
+            changes = _stream(last, folder / WEIGHTS, on_tensor, merging)
             write_json(folder / "config.json", last.checkpoint.family.merged_config(last.checkpoint.config))
             copy_processor(companions.folder, folder)
             seen = prove(base, steps, folder) if steps else None
@@ -374,10 +375,15 @@ def _untied(config: Mapping[str, Any]) -> dict[str, Any]:
     return result | {"tie_word_embeddings": False} if {"vocab_size", "tie_word_embeddings"} & config.keys() else result
 
 
-def _stream(last: Version, target: Path, on_tensor: Callable[[int, int], None] | None) -> dict[str, _Change]:
+def _stream(
+    last: Version, target: Path, on_tensor: Callable[[int, int], None] | None, merging: str
+) -> dict[str, _Change]:
     """Write every parameter, one in memory at a time.
 
-    Returns what happened to those that adapters were merged into, by module.
+    Returns what happened to those that adapters were merged into, by module; `merging` says which adapters.
+
+    Raises:
+        InputError: one is not finite.
     """
     changes: dict[str, _Change] = {}
     done = 0
@@ -390,7 +396,9 @@ def _stream(last: Version, target: Path, on_tensor: Callable[[int, int], None] |
         value = weight.load()
         origin = origin_of(weight)
         if not finite(value):
-            raise InputError(f"{origin}: holds NaN or Inf")
+            if origin is weight or not finite(origin.load()):
+                raise InputError(f"{origin}: holds NaN or Inf")
+            raise InputError(f"{merging}: makes NaN or Inf of {name}: look at lora_alpha, and at combination.weights")
         if origin is not weight:
             changes[name.removesuffix(".weight")] = _change(origin, value)
         return value

@@ -10,6 +10,7 @@ from typing import Any
 from vlm_export.dtypes import FP32, PREFERRED, preferred
 from vlm_export.errors import InputError
 from vlm_export.files import read_json, write_json, write_text
+from vlm_export.forms.reading import needed_json_of
 from vlm_export.manifest import MANIFEST, Manifest
 from vlm_export.models.pixels import DONE_IN_GRAPH
 from vlm_export.preprocessing import chat_template as own_template
@@ -93,7 +94,10 @@ def _facts(recipe: RecipeFile, merged: Checkpoint, client: Client) -> RepoFacts:
         stored_generation=stored_generation(merged.path),
         processor=processor_settings(merged.path),
         image_processor=image_processor_settings(
-            merged.path, merged.family.image_processor(merged.config), recipe.recipe.image_processor
+            merged.path,
+            merged.family.image_processor(merged.config),
+            recipe.recipe.image_processor,
+            f"{recipe.path}: image_processor",
         ),
         chat_template=recipe.recipe.chat_template or own_template(merged.path),
         eos_token_ids=eos,
@@ -125,7 +129,7 @@ def taken(device: str, manifest: Manifest) -> str | dict[str, str]:
 def write_failed(folder: Path, manifest: Manifest, failed: list[str]) -> Manifest:
     """Say in a repo which dtypes failed, so that no client takes one of them by itself. Returns the new manifest."""
     manifest = replace(manifest, failed=failed)
-    config = read_json(folder / "config.json")
+    config = needed_json_of(folder, "config.json")
     write_json(folder / "config.json", config | {_CLIENT_CONFIG: _client_config(manifest)})
     write_json(folder / MANIFEST, asdict(manifest))
     return manifest

@@ -12,6 +12,7 @@ from vlm_export.documents import front_matter, load_document
 from vlm_export.errors import CheckFailed, InputError
 from vlm_export.files import Work, file_hashes
 from vlm_export.manifest import load_manifest
+from vlm_export.own_files import own_file
 from vlm_export.publish import licence
 from vlm_export.publish.addresses import CARD, readdressed, with_link
 from vlm_export.publish.local_paths import leaks
@@ -23,7 +24,7 @@ from vlm_export.verify.report import REPORT, Report
 def check_verified(work: Work) -> None:
     """Raises CheckFailed unless a passing report exists for exactly the files of `repo/`."""
     path = work.report / REPORT
-    if not path.is_file():
+    if own_file(path.parent, path.name) is None:
         raise CheckFailed(f"{work.repo}: not verified yet: run `{command('verify')}`, or push with --allow-unverified")
     report = load_document(path, Report, f"run `{command('verify')}` again")
     if report.verdict != "pass" or not report.checks:
@@ -124,10 +125,11 @@ def message_of(recipe: RecipeFile) -> str:
 def _files(recipe: RecipeFile, work: Work, to: Destination, allowed: Allowed) -> hub.Files:
     """What is uploaded, after every check of it."""
     load_manifest(work.repo)
+    files: dict[str, Path | bytes] = {**hub.folder_files(work.repo)}
     if not allowed.unverified:
         check_verified(work)
     card = work.repo / CARD
-    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    text = card.read_text(encoding="utf-8", errors="replace") if CARD in files else ""
     if not allowed.unlicensed and licence.is_missing(front_matter(text)):
         raise InputError(
             f"{card}: {licence.NO_LICENCE}, and run `{command('verify')}` again, which writes it into the card; "
@@ -135,7 +137,6 @@ def _files(recipe: RecipeFile, work: Work, to: Destination, allowed: Allowed) ->
         )
     if found := next(leaks(work.repo, recipe, work.root), None):
         raise CheckFailed(f"{work.repo / found[0]}: names {found[1]}, a folder of this machine: say it in other words")
-    files: dict[str, Path | bytes] = {**hub.folder_files(work.repo)}
     published = readdressed(text, to.repo_id)
     if to.has_space:
         published = with_link(published, hub.page_of(to.repo_id, "space"))

@@ -12,6 +12,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from vlm_export.files import read_json, write_json
+from vlm_export.paths import home
 from vlm_export.recipe import OF_MODEL, Recipe, RecipeFile
 
 _CACHED = re.compile(r"models--(.+?)--(.+)")  # a repo's folder in the Hub's cache
@@ -90,7 +91,7 @@ def leaks(repo: Path, recipe: RecipeFile, work: Path) -> Iterator[tuple[str, str
 
     Graphs are left out, which hold nothing but names of tensors, and vocabularies.
     """
-    places = _places((work, recipe.path.parent, Path.home(), Path(tempfile.gettempdir())))
+    places = _places([work, recipe.path.parent, Path(tempfile.gettempdir()), *filter(None, [home()])])
     for path in sorted(repo.rglob("*")):
         if path.suffix in (".json", ".yaml", ".md", ".jinja", ".svg", ".txt") and path.name not in _VOCABULARIES:
             text = path.read_text(encoding="utf-8", errors="replace")

@@ -11,18 +11,20 @@ that it calls; its subclasses in `models/*/image_processing_pil_*.py` give each 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from vlm_export.contract import IMAGE_PROCESSORS, Cut
-from vlm_export.errors import InputError
+from vlm_export.errors import InputError, reason
 from vlm_export.runtime.sessions import Arrays
 
+MOST_PIXELS = 80_000_000  # of one picture: it is decoded into several copies of 4 bytes each
 _FILE = "preprocessor_config.json"
 _STEPS = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
 # Settings that change nothing here: names, and what concerns other inputs than pictures or other libraries.
@@ -86,12 +88,32 @@ def open_image(path: Path) -> Image.Image:
     if path.exists() and not path.is_file():
         raise InputError(f"{path}: not a readable image: no file")
     try:
-        with Image.open(path) as image:
-            return as_rgb(image)
+        return decoded(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such image") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: not a readable image: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not a readable image: {error}") from error
+
+
+def decoded(source: Path | BinaryIO) -> Image.Image:
+    """An RGB picture, as of `open_image`, from a file or its bytes.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds no picture, or one of more than `MOST_PIXELS`, as one line says.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of less than is refused here
+            image = Image.open(source)
+        with image:
+            if (pixels := image.width * image.height) > MOST_PIXELS:
+                raise ValueError(f"it has {pixels:,} pixels, and at most {MOST_PIXELS:,} are read: make it smaller")
+            return as_rgb(image)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # decoders raise what comes: OSError, SyntaxError, struct.error, IndexError, …
+        raise ValueError(reason(error)) from error
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

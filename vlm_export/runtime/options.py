@@ -126,7 +126,9 @@ def plan(options: Options, config: Mapping[str, Any], prompt_tokens: int, *, roo
         )
     made = Plan(eos_ids, pad if pad is not None else eos_ids[0] if eos_ids else 0, **values)
     for problem in _problems(made):
-        raise InputError(problem)
+        key = problem.partition(":")[0]
+        stored = getattr(options, key, None) is None and config.get(key) is not None
+        raise InputError(f"generation_config.json: {problem}" if stored else problem)
     return made
 
 

@@ -10,7 +10,8 @@ from typing import Any
 from vlm_export.contract import MODEL_TYPES, PREFIX, SUFFIXES, LayoutName
 from vlm_export.dtypes import preferred
 from vlm_export.errors import InputError
-from vlm_export.files import read_json
+from vlm_export.forms.reading import json_of
+from vlm_export.own_files import own_file
 
 ONNX = "onnx"
 CONFIG, GENERATION, PREPROCESSOR, PROCESSOR, MANIFEST = (
@@ -87,7 +88,7 @@ class Repo:
     @property
     def graph_files(self) -> set[str]:
         """Names of the files in onnx/."""
-        return {path.name for path in (self.path / ONNX).glob("*.onnx") if path.is_file()}
+        return {path.name for path in (self.path / ONNX).glob("*.onnx") if own_file(self.path, f"{ONNX}/{path.name}")}
 
 
 def complete_dtypes(names: Collection[str], components: Sequence[str]) -> list[str]:
@@ -129,20 +130,19 @@ def open_repo(path: Path) -> Repo:
     Raises:
         InputError: it has no config.json, or one of them is damaged.
     """
-    if not (path / CONFIG).is_file():
+    config = json_of(path, CONFIG)
+    if config is None:
         raise InputError(f"{path}: no {CONFIG}, so this is no exported repo")
-    files = {CONFIG: read_json(path / CONFIG)}
-    for name in (GENERATION, PREPROCESSOR, PROCESSOR):
-        files[name] = read_json(path / name) if (path / name).is_file() else {}
+    files = {CONFIG: config, **{name: json_of(path, name) or {} for name in (GENERATION, PREPROCESSOR, PROCESSOR)}}
     files[GENERATION] = _token_ids(files[CONFIG]) | files[GENERATION]
-    manifest = read_json(path / MANIFEST) if (path / MANIFEST).is_file() else {}
+    manifest = json_of(path, MANIFEST) or {}
     name = manifest.get("recipe") or path.resolve().name
-    return Repo(path, files, name, tuple(manifest.get("failed", ())), manifest.get("in_graph") or {})
+    return Repo(path, files, name, tuple(manifest.get("failed") or ()), manifest.get("in_graph") or {})
 
 
 def _token_ids(config: Mapping[str, Any]) -> dict[str, Any]:
     """The ids of tokens that begin and end a text in a config.json, for where generation_config.json names none."""
     found: dict[str, Any] = {}
-    for part in (config.get("text_config", {}), config.get("decoder", {}), config):
+    for part in (config.get("text_config") or {}, config.get("decoder") or {}, config):
         found |= {name: part[name] for name in _TOKEN_IDS if part.get(name) is not None}
     return found

@@ -16,6 +16,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from vlm_export.dtypes import ACTIVATIONS, BY_ROW
+from vlm_export.own_files import own_file
 
 Arrays = dict[str, np.ndarray]
 Inputs = Mapping[str, np.ndarray]
@@ -26,7 +27,7 @@ _NUMPY_TYPES = {
     "tensor(int64)": np.int64,
     "tensor(bool)": np.bool_,
 }
-_PAST, _PRESENT = "past_key_values", "present"
+_PAST, _PRESENT, _LOGITS = "past_key_values", "present", "logits"
 
 
 class GraphError(Exception):
@@ -78,14 +79,18 @@ class Sessions:
         return self.folder / f"{component}{suffix}.onnx"
 
     def session(self, component: str) -> onnxruntime.InferenceSession:
-        """The session of a graph, opened on the CPU at the first call and kept."""
+        """The session of a graph, opened on the CPU at the first call and kept.
+
+        Raises:
+            InputError: its file is a link that leads out of the repo, or is none.
+        """
         if component not in self._open:
+            path = self.path(component)
+            own_file(self.folder.parent, f"{self.folder.name}/{path.name}")
             options = onnxruntime.SessionOptions()
             options.log_severity_level = 3
             options.intra_op_num_threads = self.threads
-            self._open[component] = onnxruntime.InferenceSession(
-                str(self.path(component)), options, providers=["CPUExecutionProvider"]
-            )
+            self._open[component] = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         return self._open[component]
 
     def rows_are_independent(self, components: Sequence[str]) -> bool:
@@ -124,7 +129,9 @@ class Sessions:
         after = {
             name.replace(_PRESENT, _PAST, 1): value for name, value in outputs.items() if name.startswith(_PRESENT)
         }
-        return DecoderRun(component, outputs["logits"].numpy(), after)
+        if _LOGITS not in outputs:
+            raise GraphError(f"{component} has no output {_LOGITS!r}: there is {', '.join(names)}")
+        return DecoderRun(component, outputs[_LOGITS].numpy(), after)
 
     def empty_cache(self, component: str, batch: int) -> Cache:
         """The first cache: the symbol `batch_size` is the batch, any other symbol 0.

@@ -1,32 +1,27 @@
 """Texts and token ids: the tokenizer and the chat template.
 
 Sources, in transformers 5.23: `tokenization_utils_tokenizers.py` and `clean_up_tokenization` in
-`tokenization_utils_base.py` for what a decoded text is, `_compile_jinja_template` in `utils/chat_template_utils.py` for
-what a template may use.
+`tokenization_utils_base.py` for what a decoded text is.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import nodes
-from jinja2.exceptions import TemplateError
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from vlm_export.errors import InputError
-from vlm_export.files import read_json
+from vlm_export.errors import InputError, blamed_on
+from vlm_export.forms.reading import json_of, template_of
+from vlm_export.own_files import own_file
+from vlm_export.runtime import templates
 
 Message = Mapping[str, Any]  # {"role", "content": str | [{"type": "image"}, {"type": "text", "text": …}]}
 _TOKENIZER, _SETTINGS = "tokenizer.json", "tokenizer_config.json"
+_TEMPLATE, _TEMPLATE_JSON = "chat_template.jinja", "chat_template.json"
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token", "image_token")
 _PARTIAL_CHARACTER = "\ufffd"  # what stands for bytes that are no whole character yet
 _SPACED_MARKS = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
@@ -41,24 +36,21 @@ class Text:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        path = folder / _TOKENIZER
-        if not path.is_file():
-            raise InputError(f"{path}: no such file; a repo without it cannot be run")
-        try:
+        path = own_file(folder, _TOKENIZER)
+        if path is None:
+            raise InputError(f"{folder / _TOKENIZER}: no such file; a repo without it cannot be run")
+        with blamed_on(f"{path}: not a tokenizer"):
             self.tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises nothing more particular
-            raise InputError(f"{path}: not a tokenizer: {' '.join(str(error).split())}") from error
         self.tokenizer.no_padding()
         self.tokenizer.no_truncation()
-        self.settings = read_json(folder / _SETTINGS) if (folder / _SETTINGS).is_file() else {}
+        self.settings = json_of(folder, _SETTINGS) or {}
         is_bpe = type(self.tokenizer.model).__name__ == "BPE"
         self.cleans_up = bool(self.settings.get("clean_up_tokenization_spaces")) and not is_bpe
 
     @cached_property
     def special_tokens(self) -> dict[str, str]:
         """The text of each special token by transformers' name for it, such as `bos_token`."""
-        path = self.folder / "special_tokens_map.json"
-        values = {**(read_json(path) if path.is_file() else {}), **self.settings}
+        values = {**(json_of(self.folder, "special_tokens_map.json") or {}), **self.settings}
         found = {name: values.get(name) for name in _SPECIAL}
         return {
             name: value["content"] if isinstance(value, Mapping) else value for name, value in found.items() if value
@@ -67,14 +59,18 @@ class Text:
     @cached_property
     def template(self) -> str | None:
         """The chat template, from any of the places where transformers keeps it."""
-        path = self.folder / "chat_template.jinja"
-        if path.is_file():
-            return path.read_text(encoding="utf-8")
-        path = self.folder / "chat_template.json"
-        stored = (read_json(path) if path.is_file() else self.settings).get("chat_template")
+        if (text := template_of(self.folder, _TEMPLATE)) is not None:
+            return text
+        own = json_of(self.folder, _TEMPLATE_JSON)
+        stored = (self.settings if own is None else own).get("chat_template")
         if isinstance(stored, list):
             stored = next((entry["template"] for entry in stored if entry.get("name") == "default"), None)
         return stored
+
+    @property
+    def _template_file(self) -> str:
+        """The file that the chat template is in, or would be."""
+        return next((name for name in (_TEMPLATE, _TEMPLATE_JSON) if own_file(self.folder, name)), _SETTINGS)
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """The ids of a text; `add_special_tokens` adds those that the tokenizer puts around one."""
@@ -110,22 +106,10 @@ class Text:
         Raises:
             InputError: there is no template, or it refuses the conversation.
         """
+        where = f"{self.folder / self._template_file}: chat template"
         if self.template is None:
-            raise InputError(f"{self.folder / _SETTINGS}: chat_template: not set, so a conversation cannot be written")
-        try:
-            return (
-                _environment()
-                .from_string(self.template)
-                .render(
-                    messages=[dict(message) for message in messages],
-                    tools=None,
-                    documents=None,
-                    add_generation_prompt=True,
-                    **self.special_tokens,
-                )
-            )
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
-            raise InputError(f"{self.folder / _SETTINGS}: chat_template: {' '.join(str(error).split())}") from error
+            raise InputError(f"{where}: not set, so a conversation cannot be written")
+        return templates.render(self.template, messages, self.special_tokens, where)
 
 
 def check_rows(ids: Iterable[int], rows: int | None, token: Callable[[int], str], where: str) -> None:
@@ -171,37 +155,6 @@ class Stream:
         if len(text) > len(self.given) and text.startswith(self.given):
             piece, self.given = text[len(self.given) :], text
             self.on_text(piece)
-
-
-class _Generation(Extension):
-    """Renders `{% generation %}` as what is in it: the tag marks what an assistant wrote, for training alone."""
-
-    tags = {"generation"}  # noqa: RUF012 (as jinja2 declares it)
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """The Jinja environment of transformers' `_compile_jinja_template`, with its filters, functions and extensions.
-
-    It is a sandbox: a template comes with a repo, from anyone, and can compute texts and nothing else.
-    """
-
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment
 
 
 def left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[np.ndarray, np.ndarray]:

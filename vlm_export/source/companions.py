@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vlm_export.errors import InputError
-from vlm_export.files import read_json, write_json
+from vlm_export.files import write_json
+from vlm_export.forms.reading import json_of
 from vlm_export.own_files import own_file
 from vlm_export.preprocessing import load_tokenizer
 from vlm_export.source.checkpoint import Checkpoint
@@ -102,7 +103,10 @@ def gathered(model: Path, adapters: Sequence[Path] = (), choice: Choice | None =
         try:
             yield Companions(folder, origins, files, chosen)
         except InputError as error:
-            raise InputError(_of_origin(str(error), folder, [*files, own / CONFIG], origins[TOKENIZER])) from error
+            message = str(error)
+            if choice.template is not None:
+                message = message.replace(str(folder / FILES[TEMPLATE][0]), "the recipe")
+            raise InputError(_of_origin(message, folder, [*files, own / CONFIG], origins[TOKENIZER])) from error
 
 
 def _has(folder: Path, kind: str) -> bool:
@@ -117,16 +121,14 @@ def _files(folder: Path, kind: str) -> list[Path]:
 
 def _in_tokenizer(folder: Path) -> object:
     """The template that a tokenizer's config holds, as it was kept before it had a file of its own."""
-    path = own_file(folder, _TOKENIZER_CONFIG)
-    return read_json(path).get(_TEMPLATE) if path else None
+    return (json_of(folder, _TOKENIZER_CONFIG) or {}).get(_TEMPLATE)
 
 
 def _write_template(folder: Path, origins: Mapping[str, Path], text: str | None) -> None:
     """Leave one template in the folder: the recipe's, or the one of its origin."""
     held = _in_tokenizer(origins[TEMPLATE])
-    tokenizer = folder / _TOKENIZER_CONFIG
-    if tokenizer.is_file() and _TEMPLATE in (settings := read_json(tokenizer)):
-        write_json(tokenizer, {key: value for key, value in settings.items() if key != _TEMPLATE})
+    if (settings := json_of(folder, _TOKENIZER_CONFIG)) and _TEMPLATE in settings:
+        write_json(folder / _TOKENIZER_CONFIG, {key: value for key, value in settings.items() if key != _TEMPLATE})
     if text is not None:
         for name in FILES[TEMPLATE]:
             (folder / name).unlink(missing_ok=True)

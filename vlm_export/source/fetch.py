@@ -11,8 +11,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from vlm_export import hub
 from vlm_export.errors import InputError
-from vlm_export.files import read_json
-from vlm_export.own_files import own_file
+from vlm_export.forms.reading import json_of, needed_json_of
 from vlm_export.recipe import OF_MODEL, RecipeFile
 from vlm_export.source import companions, remote_code
 from vlm_export.source.checkpoint import ADAPTER_FILES, COMPANIONS, MODEL_FILES
@@ -102,6 +101,7 @@ def with_trusted_code(
 
 def _check_model_type(recipe: RecipeFile, config: Path) -> None:
     wanted = recipe.recipe.model_type
-    own_file(config.parent, config.name)
-    if wanted is not None and (found := read_json(config).get("model_type")) != wanted:
+    if wanted is None:
+        json_of(config.parent, config.name)
+    elif (found := needed_json_of(config.parent, config.name).get("model_type")) != wanted:
         raise InputError(f"{recipe.path}: model_type: {wanted!r}, but {config} says {found!r}; correct or remove it")

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from vlm_export.contract import HEEDED, MAX_NEW_TOKENS, OF_SAMPLING
-from vlm_export.errors import InputError
+from vlm_export.errors import blamed_on
 from vlm_export.own_files import own_file
 from vlm_export.preprocessing import stored_generation
 from vlm_export.recipe import FROM_CHECKPOINT, Generation
@@ -41,13 +41,10 @@ def loaded_rules(checkpoint: Checkpoint) -> GenerationConfig:
         InputError: transformers refuses them.
     """
     file = own_file(checkpoint.path, GENERATION_FILE)
-    try:
+    with blamed_on(f"{file or checkpoint.path / CONFIG}: rules of generation"):
         if file:
             return GenerationConfig.from_dict(stored_generation(checkpoint.path))
         return GenerationConfig.from_model_config(dict(checkpoint.config))
-    except (ValueError, TypeError) as error:
-        source = file or checkpoint.path / CONFIG
-        raise InputError(f"{source}: rules of generation: {' '.join(str(error).split())}") from error
 
 
 def published(wanted: Generation, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from vlm_export.errors import InputError
 from vlm_export.families.registry import family_of
-from vlm_export.files import read_json
+from vlm_export.forms.reading import needed_json_of
 
 FILES = ("config.json", "*.py")  # of the repo
 _MAPPINGS: tuple[Any, ...] = (CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
@@ -39,7 +39,7 @@ def registered(folder: Path, source: str) -> Iterator[None]:
     Raises:
         InputError: there are none, they are in another repo, cannot be imported, or build on no family.
     """
-    config = read_json(folder / "config.json")
+    config = needed_json_of(folder, "config.json")
     config_class = _load(folder, config, (_CONFIG,), source)
     model_class = _load(folder, config, _MODELS, source)
     family = family_of(config_class)

@@ -11,6 +11,7 @@ from pathlib import Path
 from vlm_export import hub
 from vlm_export.contract import LayoutName
 from vlm_export.errors import InputError
+from vlm_export.paths import expanded
 from vlm_export.recipe import LOCAL_RECIPE
 from vlm_export.start.card import Card, is_repo_id, read_card
 from vlm_export.start.inspection import Adapter, Checkpoint, Repo, inspect
@@ -171,7 +172,7 @@ def reference_for(source: Named, recipe: Path) -> str:
     """A source as the recipe in that file names it: a Hub id, or a path relative to the recipe if it was given so."""
     if not source.is_local:
         return source.reference
-    given = Path(source.reference).expanduser()
+    given = expanded(source.reference)
     if given.is_absolute():
         return str(given)
     relative = Path(os.path.relpath(given, recipe.parent)).as_posix()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
+from vlm_export.paths import home
 from vlm_export.start.caches import Cache
 from vlm_export.start.environment import Environment
 from vlm_export.start.figures import columns, size
@@ -55,5 +55,5 @@ def _how(found: Iterable[Cache], ours: int) -> Iterator[str]:
 
 
 def _without_home(text: str) -> str:
-    home = str(Path.home())
-    return text.replace(home, "~") if len(home) > 1 else text
+    folder = str(home() or "")
+    return text.replace(folder, "~") if len(folder) > 1 else text

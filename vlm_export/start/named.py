@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from vlm_export.errors import InputError
-from vlm_export.files import Work, read_json
+from vlm_export.files import Work
+from vlm_export.forms.reading import json_of
 from vlm_export.own_files import leads_out, own_file
-from vlm_export.paths import is_plainly_a_path, no_such_folder
+from vlm_export.paths import expanded, is_plainly_a_path, no_such_folder
 
 CONFIG, ADAPTER_CONFIG, GENERATION = "config.json", "adapter_config.json", "generation_config.json"
 CARD, MANIFEST, ONNX = "README.md", "export.json", "onnx/"
@@ -59,8 +60,7 @@ class Named:
         Raises:
             InputError: it is a link that leads out of the folder, or holds something else.
         """
-        path = own_file(self.path, name)
-        return read_json(path) if path else {}
+        return json_of(self.path, name) or {}
 
     def text(self, name: str) -> str:
         """A text file's contents; empty where there is no such file."""
@@ -84,7 +84,7 @@ def find(reference: str, notify: Callable[[str], None] = lambda line: None) -> N
     Raises:
         InputError: there is no such folder or repo, it is a file and not of weights, or the Hub cannot be reached.
     """
-    path = Path(reference).expanduser()
+    path = expanded(reference)
     if path.is_file():
         if path.suffix not in _WEIGHTS:
             raise InputError(f"{reference}: is a file: name the folder of a model, an adapter or an exported repo")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vlm_export.errors import InputError
-from vlm_export.files import read_json
+from vlm_export.forms.reading import json_of
 
 _SHOWN = 3
 
@@ -32,7 +32,7 @@ def no_adapter(folder: Path) -> str:
 
 def _trained_on(folder: Path) -> str:
     try:
-        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        base = (json_of(folder, "adapter_config.json") or {}).get("base_model_name_or_path")
     except InputError:
         return ""
     return f" ({base})" if isinstance(base, str) and base else ""

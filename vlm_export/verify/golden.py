@@ -8,33 +8,39 @@ decode steps, and the cache after them. `recording.py` writes both.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from vlm_export.documents import load_document
-from vlm_export.errors import InputError
+from vlm_export.errors import InputError, shown
+from vlm_export.forms.conversation import Conversation
+from vlm_export.forms.form import LARGEST_ID
 from vlm_export.own_files import own_file, unchanged_file
 from vlm_export.recipe import Recipe
 from vlm_export.typed import command
 
 JSON, TENSORS = "golden.json", "golden.safetensors"
+_LARGEST_BATCH = 16
+Tokens = Annotated[list[Annotated[int, Field(ge=0, le=LARGEST_ID)]], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
 class GoldenImage:
     """One image's greedy tokens. `margins` are the gaps between the two best scores at each token."""
 
-    file: str
+    file: Annotated[str, Field(pattern=r"^[^/\\]+$")]
     sha256: str
     pixel_values_sha256: str
     prompt_ids_sha256: str
-    token_ids: list[int]
+    token_ids: Tokens
     caption: str
     margins: list[float]
 
@@ -44,9 +50,9 @@ class GoldenCase:
     """One run on `batch` images with one text, and the greedy token of each decode step."""
 
     name: str
-    batch: int
+    batch: Annotated[int, Field(ge=1, le=_LARGEST_BATCH)]
     text: str
-    step_token_ids: list[list[int]]
+    step_token_ids: Annotated[list[Tokens], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -60,12 +66,12 @@ class Golden:
     inputs_sha256: dict[str, str]
     versions: dict[str, str]
     generation: dict[str, Any]
-    eos_token_ids: list[int]
+    eos_token_ids: Tokens
     image_processor: dict[str, Any]
     text: str
     images: list[GoldenImage]
     cases: list[GoldenCase]
-    conversation: list[dict[str, Any]] = field(default_factory=list)
+    conversation: Conversation | Annotated[list[Any], Field(max_length=0)] = field(default_factory=list)
     base: str = "original"
     combination: dict[str, Any] | None = None
     companions: dict[str, str] = field(default_factory=dict)
@@ -93,16 +99,53 @@ class GoldenFolder:
         """The image files, in the order of the golden's images."""
         return [self.path / "images" / image.file for image in self.facts.images]
 
+    def check_rows(self, rows: int) -> None:
+        """Raises InputError where a token is none of a model's, whose table has so many rows."""
+        for place, image in enumerate(self.facts.images):
+            _check_rows(self.path, f"images.{place}.token_ids", image.token_ids, rows)
+        for place, case in enumerate(self.facts.cases):
+            _check_rows(self.path, f"cases.{place}.step_token_ids", list(chain(*case.step_token_ids)), rows)
+
     def largest_logit(self) -> float:
         """The size of this model's scores, which margins are judged by."""
         logits = [value[np.isfinite(value)] for name, value in self.tensors.items() if name.endswith(".logits")]
         return max((float(np.abs(value).max(initial=0.0)) for value in logits), default=0.0)
 
 
+def _check_rows(path: Path, key: str, token_ids: Sequence[int], rows: int) -> None:
+    if (largest := max(token_ids)) >= rows:
+        raise InputError(f"{path / JSON}: {key}: token {largest}, but the model has {rows}: run `{command('golden')}`")
+
+
 def check_recorded(path: Path) -> None:
     """Raises InputError where no golden was recorded in a folder."""
     if not own_file(path, JSON):
         raise InputError(f"{path}: no golden outputs recorded yet: run `{command('golden')}`")
+
+
+def load_facts(path: Path) -> Golden:
+    """Read and check `golden.json` alone.
+
+    Raises:
+        InputError: as of `load_golden`.
+    """
+    again = f"run `{command('golden')}`"
+    facts = load_document(path / JSON, Golden, again)
+    for key, whole in _agreements(facts):
+        if not whole:
+            raise InputError(f"{path / JSON}: is damaged: {key}: not as many as belong together: {again}")
+    return facts
+
+
+def _agreements(facts: Golden) -> Iterator[tuple[str, bool]]:
+    """The keys whose values belong to those of another, and whether there are as many of them."""
+    for place, image in enumerate(facts.images):
+        yield f"images.{place}.margins", len(image.margins) == len(image.token_ids)
+    steps = {len(case.step_token_ids) for case in facts.cases}
+    for place, case in enumerate(facts.cases):
+        rows = {len(step) for step in case.step_token_ids}
+        yield f"cases.{place}.batch", rows == {case.batch}
+        yield f"cases.{place}.step_token_ids", len(steps) == 1
 
 
 def load_golden(path: Path) -> GoldenFolder:
@@ -113,14 +156,17 @@ def load_golden(path: Path) -> GoldenFolder:
     """
     again = f"run `{command('golden')}`"
     check_recorded(path)
+    facts = load_facts(path)
     own_file(path, TENSORS)
-    facts = load_document(path / JSON, Golden, again)
     try:
         tensors = load_file(path / TENSORS)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path / TENSORS}: is damaged ({type(error).__name__}): {again}") from error
-    if not facts.images or not facts.cases or not tensors:
+    if not facts.images or not facts.cases:
         raise InputError(f"{path / JSON}: an empty golden proves nothing: {again}")
+    for case in facts.cases:
+        if not any(name.startswith(f"{case.name}/") for name in tensors):
+            raise InputError(f"{path / TENSORS}: has no tensors of the case {shown(case.name)}: {again}")
     for image in facts.images:
         name = f"images/{image.file}"
         if Path(image.file).name != image.file or not unchanged_file(path, name, image.sha256):

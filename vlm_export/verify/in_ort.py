@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from vlm_export.dtypes import DTYPES, FP32
-from vlm_export.files import read_json
+from vlm_export.forms.reading import needed_json_of
 from vlm_export.graph import signature
 from vlm_export.manifest import ONNX
 from vlm_export.merging import merge
@@ -350,7 +350,7 @@ def verify_other_sizes(run: Verification, merged: Checkpoint) -> None:
 
 def driver_of(run: Verification, sessions: Sessions) -> Driver:
     """The driver of the repo that is verified, on these sessions."""
-    files = {name: read_json(run.repo / name) for name in ("config.json", "generation_config.json")}
+    files = {name: needed_json_of(run.repo, name) for name in ("config.json", "generation_config.json")}
     return choose_driver(files).on(sessions)
 
 

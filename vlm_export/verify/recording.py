@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from torch import nn
 from transformers import EncoderDecoderCache
 
-from vlm_export.errors import InputError
+from vlm_export.errors import InputError, blamed_on, shown
 from vlm_export.files import atomic_folder, sha256, write_json
 from vlm_export.merging import merge
 from vlm_export.preprocessing import image_processor_settings, load_tokenizer
@@ -72,7 +72,10 @@ def _record(
     checkpoint = replace(checkpoint, path=companions.folder)  # nothing is read from here on but what lies there
     check_tokenizer(checkpoint.path, checkpoint)
     settings = image_processor_settings(
-        checkpoint.path, checkpoint.family.image_processor(checkpoint.config), recipe.recipe.image_processor
+        checkpoint.path,
+        checkpoint.family.image_processor(checkpoint.config),
+        recipe.recipe.image_processor,
+        f"{recipe.path}: image_processor",
     )
     preprocessor = checkpoint.family.preprocessor(checkpoint.path, checkpoint.config, settings)
     prompts = recipe.recipe.golden.prompts
@@ -81,7 +84,7 @@ def _record(
     except InputError as error:
         raise InputError(f"{recipe.path}: {error}") from error
     generation = published(recipe.recipe.generation, checkpoint)
-    recorder = _Recorder(checkpoint, model, preprocessor, generation)
+    recorder = _Recorder(checkpoint, model, preprocessor, generation, f"{recipe.path}: golden.prompts")
     recorded = []
     for index, path in enumerate(images):
         recorded.append(recorder.image(path, text))
@@ -116,14 +119,23 @@ class _Recorder:
     """The adapted PyTorch model, what it is fed by, and what it generates with."""
 
     def __init__(
-        self, checkpoint: Checkpoint, model: nn.Module, preprocessor: Preprocessor, generation: dict[str, Any]
+        self,
+        checkpoint: Checkpoint,
+        model: nn.Module,
+        preprocessor: Preprocessor,
+        generation: dict[str, Any],
+        prompts: str,
     ):
         self.reference = checkpoint.family.reference(model)
         self.preprocessor = preprocessor
         self.generation = generation
+        self.prompts = prompts  # where they stand
         self.tokenizer = load_tokenizer(checkpoint.path)
         self.eos = eos_token_ids(checkpoint, self.tokenizer)
-        self.rows = checkpoint.family.text_config(checkpoint.config).vocab_size
+        text_config = checkpoint.family.text_config(checkpoint.config)
+        self.rows = text_config.vocab_size
+        self.positions = getattr(text_config, "max_position_embeddings", None)
+        self.where = f"{checkpoint.path / 'config.json'}: the model cannot be run"
 
     def model_inputs(self, path: Path, text: str) -> dict[str, np.ndarray]:
         """What the model is fed.
@@ -139,23 +151,32 @@ class _Recorder:
             )
         ids = (int(each) for each in inputs["input_ids"].flatten())
         check_rows(
-            ids, self.rows, lambda token: str(self.tokenizer.convert_ids_to_tokens(token)), f"golden.prompts: {text!r}"
+            ids,
+            self.rows,
+            lambda token: str(self.tokenizer.convert_ids_to_tokens(token)),
+            f"{self.prompts}: {shown(text)}",
         )
+        if self.positions is not None and (length := inputs["input_ids"].shape[1]) > self.positions:
+            raise InputError(
+                f"{self.prompts}: {shown(text)}: {length} tokens, but the model has positions for {self.positions}: "
+                "shorten it"
+            )
         return inputs
 
     @torch.inference_mode()
     def image(self, path: Path, text: str) -> GoldenImage:
         inputs = self.model_inputs(path, text)
-        output = self.reference.generate(
-            as_tensors(inputs),
-            do_sample=False,
-            num_beams=1,
-            eos_token_id=self.eos,
-            pad_token_id=self.eos[0],
-            return_dict_in_generate=True,
-            output_scores=True,
-            **self.generation,
-        )
+        with blamed_on(f"{self.where} on {path.name} with {shown(text)}"):
+            output = self.reference.generate(
+                as_tensors(inputs),
+                do_sample=False,
+                num_beams=1,
+                eos_token_id=self.eos,
+                pad_token_id=self.eos[0],
+                return_dict_in_generate=True,
+                output_scores=True,
+                **self.generation,
+            )
         token_ids = output.sequences[0, -len(output.scores) :].tolist()  # the prompt's may be before them
         best = [torch.topk(score[0], 2).values for score in output.scores]
         return GoldenImage(
@@ -174,7 +195,9 @@ class _Recorder:
         tensors: dict[str, np.ndarray] = {}
         for index, text in enumerate(texts):
             name, batch = f"case{index}", 2 if index else 1
-            steps, values = self._case(self._batch(images, text) if index else self.model_inputs(images[0], text))
+            inputs = self._batch(images, text) if index else self.model_inputs(images[0], text)
+            with blamed_on(f"{self.where} with {shown(text)}"):
+                steps, values = self._case(inputs)
             cases.append(GoldenCase(name, batch, text, steps))
             tensors |= {f"{name}/{key}": value.contiguous().numpy() for key, value in values.items()}
         return cases, tensors

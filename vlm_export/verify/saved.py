@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from vlm_export.documents import load_document
 from vlm_export.files import Work, sha256
 from vlm_export.manifest import ONNX
+from vlm_export.own_files import own_file
 from vlm_export.typed import command
 from vlm_export.verify.report import REPORT, Report
 
@@ -34,7 +35,7 @@ def load_finding(work: Work, name: str, kind: type[Finding]) -> Finding | None:
         InputError: it cannot be read.
     """
     path = work.report / name
-    if not path.is_file():
+    if own_file(path.parent, path.name) is None:
         return None
     again = f"remove it, or run `{command(path.stem.replace('report', 'verify'))}` again"
     found: Any = load_document(path, kind, again)

@@ -5,6 +5,7 @@ The address of a request is looked up in that set. It never becomes a path, so i
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import webbrowser
@@ -62,14 +63,18 @@ def files_under(folders: Mapping[str, Path]) -> dict[str, Path | bytes]:
 
 
 def application(site: Site, headers: Mapping[str, str] = HEADERS) -> Starlette:
-    """Answers GET and HEAD for the site's addresses, also for ranges of bytes, if they are sent to this machine."""
+    """Answers GET and HEAD for the site's addresses, also for ranges of bytes, if they are sent to this machine.
+
+    What has become a link to another file since is not there any more.
+    """
+    places = {address: os.path.realpath(content) for address, content in site.items() if isinstance(content, Path)}
 
     async def answer(request: Request) -> Response:
         address = request.path_params["address"] or INDEX
         content = site.get(address)
         if isinstance(content, bytes):
             return Response(content, headers=headers, media_type=_media_type(address))
-        if content is None or not content.is_file():
+        if content is None or os.path.realpath(content) != places[address] or not content.is_file():
             raise HTTPException(404)
         return FileResponse(content, headers=headers, media_type=_media_type(address))
 
