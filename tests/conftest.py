@@ -22,7 +22,7 @@ LONG = ("test_trained", "test_wheel")
 # By marker, the files whose every test has it. Slow are those that take more than ten seconds alone.
 MARKED = {
     "browser": "accessibility browser demo_page serve_page",
-    "node": "accessibility bench browser card_snippets chat_families cli contract convert demo_page "
+    "node": "accessibility beginnings bench browser card_snippets chat_families cli contract convert demo_page "
     "docs_run encoder_decoder env examples js matrix node_runtime quick_start serve_page wheel",
     "slow": "accessibility adapter_names adapters attention bench browser card card_snippets chat_families cli "
     "companions convert demo_page docs_run doctor documents encoder_decoder examples export generation_rules "

@@ -11,8 +11,10 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import transformers
@@ -24,6 +26,7 @@ from vlm_export.forms.reading import json_of, needed_json_of, template_of
 from vlm_export.own_files import check_files, own_file
 from vlm_export.runtime import templates
 from vlm_export.runtime.images import open_image
+from vlm_export.spec.client import ChatTemplate
 from vlm_export.spec.family import Prompt
 
 _TOKENIZER = "tokenizer.json"
@@ -213,6 +216,49 @@ def _located_template(folder: Path) -> tuple[str, str | list[dict[str, str]] | N
     return name, None
 
 
+_TURNS = ("user", "assistant", "user")  # some templates write the token before each of several, some take only one
+Templates = TypeVar("Templates", bound=ChatTemplate | dict[str, str] | None)
+
+
+def begun_once(template: Templates, tokenizer: PreTrainedTokenizerFast) -> Templates:
+    """A chat template, or several by name, that leaves the token at the beginning to a tokenizer that adds it.
+
+    Where a template writes it too, transformers' `apply_chat_template` tokenizes without special tokens; processors in
+    transformers.js do not, and the model would be fed it twice.
+    """
+    given: Any = template
+    begin = tokenizer.bos_token
+    if given is None or begin is None or not _adds(tokenizer, begin):
+        return given
+    if isinstance(given, dict):
+        return {name: begun_once(each, tokenizer) for name, each in given.items()}  # type: ignore[return-value]
+    if isinstance(given, list):
+        return [{**each, "template": begun_once(each["template"], tokenizer)} for each in given]  # type: ignore[return-value]
+    written = _rendered(tokenizer, given)
+    if written is None or not written.startswith(begin):
+        return given
+    plain: Any = "{%- set bos_token = '' %}" + given
+    if _rendered(tokenizer, plain) == written.removeprefix(begin):
+        return plain
+    begins, rest = f"written[:{len(begin)}] == bos_token", f"written[{len(begin)}:]"
+    whole: Any = f"{{%- set written %}}{given}{{% endset %}}{{{{ {rest} if {begins} else written }}}}"
+    return whole
+
+
+def _adds(tokenizer: PreTrainedTokenizerFast, begin: str) -> bool:
+    """Whether a tokenizer puts the token in front of a text."""
+    return tokenizer.convert_tokens_to_ids(begin) in tokenizer("")["input_ids"][:1]
+
+
+def _rendered(tokenizer: PreTrainedTokenizerFast, template: str) -> str | None:
+    """What a template makes of a conversation; None where it takes neither parts nor plain texts."""
+    for roles, content in product((_TURNS, _TURNS[:1]), ([{"type": "text", "text": "a"}], "a")):
+        conversation = [{"role": role, "content": content} for role in roles]
+        with suppress(InputError):
+            return templates.render(template, conversation, _special_tokens(tokenizer), "chat template")
+    return None
+
+
 class PixelsAndPrompt:
     """Feeds an image processor's pixels, and the ids of a text that needs no place for the image (`Preprocessor`)."""
 
@@ -314,6 +360,7 @@ class ChatProcessor:
                 self.processor = _processor_class(processor_class).from_pretrained(
                     scratch, backend="pil", trust_remote_code=False
                 )
+        self.processor.chat_template = begun_once(self.processor.chat_template, self.processor.tokenizer)
 
     def texts(self, prompts: Sequence[Prompt]) -> tuple[str, ...]:
         """The recipe's prompts as texts, conversations rendered by the processor's chat template.

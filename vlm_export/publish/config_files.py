@@ -13,14 +13,15 @@ from vlm_export.files import read_json, write_json, write_text
 from vlm_export.forms.reading import needed_json_of
 from vlm_export.manifest import MANIFEST, Manifest
 from vlm_export.models.pixels import DONE_IN_GRAPH
-from vlm_export.preprocessing import chat_template as own_template
 from vlm_export.preprocessing import (
+    begun_once,
     copy_tokenizer,
     image_processor_settings,
     load_tokenizer,
     processor_settings,
     stored_generation,
 )
+from vlm_export.preprocessing import chat_template as own_template
 from vlm_export.publish.local_paths import forget_folders, published_recipe
 from vlm_export.recipe import RecipeFile
 from vlm_export.source.checkpoint import Checkpoint
@@ -99,7 +100,7 @@ def _facts(recipe: RecipeFile, merged: Checkpoint, client: Client) -> RepoFacts:
             recipe.recipe.image_processor,
             f"{recipe.path}: image_processor",
         ),
-        chat_template=recipe.recipe.chat_template or own_template(merged.path),
+        chat_template=begun_once(recipe.recipe.chat_template or own_template(merged.path), tokenizer),
         eos_token_ids=eos,
         pad_token_id=eos[0] if padding is None or padding >= text_config.vocab_size else padding,
         first_unused_token_id=len(tokenizer),
