@@ -11,7 +11,7 @@ import pico
 import timm_alone
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -21,6 +21,7 @@ from transformers import (
     Idefics3Processor,
     LlavaOnevisionImageProcessor,
     LlavaProcessor,
+    PixtralImageProcessor,
     PreTrainedTokenizerFast,
     SiglipImageProcessor,
 )
@@ -34,13 +35,36 @@ TEMPLATE = (
 )
 CONVERSATION = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is it?"}]}]
 GRID_TOKENS = {"image_token_id": 257, "video_token_id": 258, "vision_start_token_id": 259, "vision_end_token_id": 260}
+_MANY_POSITIONS = {
+    "max_position_embeddings": 512,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
 TEXTS: dict[str, dict[str, Any]] = {
     "llama": {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2},
     "qwen2": {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True},
+    "qwen3": {**_MANY_POSITIONS, "hidden_size": 32},
+    "ministral3": {
+        **_MANY_POSITIONS,
+        "hidden_size": 32,
+        "rope_parameters": {  # queries are scaled anew from position 128 on
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 128,
+            "max_position_embeddings": 512,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.1,
+        },
+    },
 }
 ADAPTED = (
     r".*(language|text)_model.*\.(q_proj|v_proj|down_proj)|.*vision_.*\.q_proj"
-    r"|.*(vision_|visual\.).*\.qkv|.*visual\.merger\.(mlp\.0|linear_fc1|proj)|.*multi_modal_projector\.linear_1|.*connector.*\.proj"
+    r"|.*(vision_|visual\.).*\.qkv|.*visual\.merger\.(mlp\.0|linear_fc1|proj)|.*(multi_modal_projector|vision_projection)\.linear_1|.*connector.*\.proj"
 )
 
 
@@ -50,12 +74,11 @@ def text_config(model_type: str) -> dict[str, Any]:
         vocab_size=VOCABULARY,
         intermediate_size=48,
         num_hidden_layers=2,
-        max_position_embeddings=128,
         initializer_range=0.2,
         bos_token_id=256,
         eos_token_id=256,
         pad_token_id=256,
-        **TEXTS[model_type],
+        **{"max_position_embeddings": 128, **TEXTS[model_type]},
     )
     return config.to_dict()
 
@@ -289,6 +312,76 @@ def write_grid(
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     image = f"<|vision_start|>{image_token}<|vision_end|>"
     (folder / "chat_template.jinja").write_text(TEMPLATE.replace(IMAGE_TOKEN, image))
+    return folder
+
+
+def pixtral_config(layers: int = 4) -> dict[str, Any]:
+    """4 pixels a patch; 8 a cell, where 2 × 2 patches become one row."""
+    config = AutoConfig.for_model(
+        "pixtral",
+        hidden_size=24,
+        intermediate_size=48,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        image_size=64,
+        patch_size=4,
+    )
+    return config.to_dict()
+
+
+def write_mistral3(folder: Path, tied: bool = False) -> Path:
+    """A Mistral 3 checkpoint, whose tokenizer and template both write the token at the beginning."""
+    config = AutoConfig.for_model(
+        "mistral3",
+        vision_config=pixtral_config(),
+        text_config=text_config("ministral3") | {"tie_word_embeddings": tied},
+        image_token_index=257,
+        spatial_merge_size=2,
+        multimodal_projector_bias=True,
+        tie_word_embeddings=tied,
+    )
+    save_model(folder, config)
+    made = tokenizer([IMAGE_TOKEN, "[IMG_BREAK]", "[IMG_END]", "<s>"])
+    begin = made.convert_tokens_to_ids("<s>")
+    made.bos_token = "<s>"
+    made.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", begin)]
+    )
+    made.save_pretrained(folder)
+    PixtralImageProcessor(size={"longest_edge": 64}, patch_size={"height": 4, "width": 4}).save_pretrained(folder)
+    processor = {
+        "processor_class": "PixtralProcessor",
+        "patch_size": 4,
+        "spatial_merge_size": 2,
+        "image_token": IMAGE_TOKEN,
+        "image_break_token": "[IMG_BREAK]",
+        "image_end_token": "[IMG_END]",
+    }
+    (folder / "processor_config.json").write_text(json.dumps(processor))
+    (folder / "chat_template.jinja").write_text("{{ bos_token }}" + TEMPLATE)
+    return folder
+
+
+def write_lighton_ocr(folder: Path, tied: bool = True) -> Path:
+    """A LightOnOCR checkpoint, whose processor has the size of a cell as that of a patch."""
+    config = AutoConfig.for_model(
+        "lighton_ocr",
+        vision_config=pixtral_config() | {"hidden_act": "silu"},
+        text_config=text_config("qwen3") | {"tie_word_embeddings": tied},
+        image_token_id=257,
+        spatial_merge_size=2,
+        tie_word_embeddings=tied,
+    )
+    save_model(folder, config)
+    named = {"image_token": IMAGE_TOKEN, "image_break_token": "<break>", "image_end_token": "<end>"}
+    made = tokenizer([*named.values()])
+    made.save_pretrained(folder)
+    settings = read(folder / "tokenizer_config.json") | named
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    PixtralImageProcessor(size={"longest_edge": 64}, patch_size={"height": 8, "width": 8}).save_pretrained(folder)
+    processor = {"processor_class": "LightOnOcrProcessor", "patch_size": 4, "spatial_merge_size": 2}
+    (folder / "processor_config.json").write_text(json.dumps(processor))
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
     return folder
 
 

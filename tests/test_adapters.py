@@ -26,6 +26,7 @@ from transformers import (
     AutoConfig,
     InternVLForConditionalGeneration,
     LlavaForConditionalGeneration,
+    Mistral3ForConditionalGeneration,
     VisionEncoderDecoderModel,
 )
 
@@ -136,6 +137,16 @@ BASES = {
         embedding="embed_tokens",
         patches="patch_embeddings.projection",
         tower=r"vision_tower.*\.fc1",
+        bridge="multi_modal_projector.linear_1",
+    ),
+    "mistral3": Base(
+        write=pico_chat.write_mistral3,
+        load=load_by(Mistral3ForConditionalGeneration),
+        attention=("q_proj", "v_proj"),
+        with_bias="linear_2",
+        embedding="embed_tokens",
+        patches="patch_conv",
+        tower=r"vision_tower.*\.up_proj",
         bridge="multi_modal_projector.linear_1",
     ),
     "vision_encoder_decoder": Base(

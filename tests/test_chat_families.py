@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -31,17 +32,26 @@ from vlm_export.families.registry import find_family
 from vlm_export.graph.graph_file import save_graph
 from vlm_export.graph.simplify_report import SimplifyReport
 from vlm_export.graph.skeleton import make_skeleton
+from vlm_export.layouts.pixtral import image_processor
 from vlm_export.manifest import load_manifest
+from vlm_export.preprocessing import image_processor_settings
 from vlm_export.quantize.full_precision import _before
 from vlm_export.quantize.variants import Source, Variant
+from vlm_export.recipe import load_recipe
 from vlm_export.runtime.images import open_image
+from vlm_export.runtime.repo import open_repo
+from vlm_export.source import fetch
 from vlm_export.source.checkpoint import build_empty, open_checkpoint
 from vlm_export.spec.client import RepoFacts
+from vlm_export.start.inspection import Checkpoint as Inspected
+from vlm_export.start.inspection import inspect
 from vlm_export.verify import limits
+from vlm_export.verify.client_inputs import OwnFiles
 from vlm_export.verify.golden import load_golden
 from vlm_export.verify.in_client import picture_size
 from vlm_export.verify.metrics import max_relative_error
 from vlm_export.verify.report import Report
+from vlm_export.web import node_runtime
 from vlm_export.web.captions import Item
 
 # By what their configs say: model_type, that of the tower, that of the text model.
@@ -59,6 +69,8 @@ KINDS: dict[str, Callable[[Path], Path]] = {
     "glm_ocr, glm_ocr_vision, glm_ocr_text": pico_chat.write_glm_ocr,
     "idefics3, idefics3_vision, llama": pico_chat.write_tiled,
     "smolvlm, smolvlm_vision, llama": lambda folder: pico_chat.write_tiled(folder, "smolvlm"),
+    "mistral3, pixtral, ministral3": pico_chat.write_mistral3,
+    "lighton_ocr, pixtral, qwen3": pico_chat.write_lighton_ocr,
 }
 EXPORTED = ("fp32", "fp16", "int8", "q8")
 GOLDEN = {"images": ["images/*.png"], "prompts": [pico_chat.CONVERSATION, "<image>a cat", "is <image> a cat?"]}
@@ -113,6 +125,14 @@ def tiled(request: pytest.FixtureRequest, make: Callable[[str], Exported]) -> Ex
     return make(request.param)
 
 
+PIXTRALS = [kind for kind in KINDS if ", pixtral, " in kind]
+
+
+@pytest.fixture(scope="module", params=PIXTRALS)
+def pixtral(request: pytest.FixtureRequest, make: Callable[[str], Exported]) -> Exported:
+    return make(request.param)
+
+
 @pytest.fixture
 def llava(make: Callable[[str], Exported], tmp_path: Path) -> Exported:
     """A copy that the test may spoil."""
@@ -144,7 +164,8 @@ def simplified(made: Exported, component: str) -> dict[str, Any]:
 
 
 @pytest.mark.verifies(
-    "llava llava_onevision fast_vlm internvl idefics3 smolvlm qwen2_vl qwen2_5_vl qwen3_vl glm_ocr",
+    "llava llava_onevision fast_vlm internvl idefics3 smolvlm qwen2_vl qwen2_5_vl qwen3_vl glm_ocr mistral3 "
+    "lighton_ocr",
     "chat",
     ort="fp32 fp16 int8 q8",
     node="fp32 fp16 int8 q8",
@@ -160,9 +181,12 @@ def test_verifies_in_both_runtimes(exported: Exported) -> None:
     assert {c.detail.split(",")[0] for c in report.checks if "(case" in c.detail} >= {"logits (case0", "logits (case2"}
 
 
-@pytest.mark.verifies("llava fast_vlm smolvlm qwen2_vl qwen2_5_vl qwen3_vl glm_ocr", "chat", wasm="fp32")
+@pytest.mark.verifies(
+    "llava fast_vlm smolvlm qwen2_vl qwen2_5_vl qwen3_vl glm_ocr mistral3 lighton_ocr", "chat", wasm="fp32"
+)
 @pytest.mark.parametrize(
-    "model_type", ["llava", "fast_vlm", "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm_ocr"]
+    "model_type",
+    ["llava", "fast_vlm", "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm_ocr", "mistral3", "lighton_ocr"],
 )
 def test_in_a_browser(model_type: str, make: Callable[[str], Exported]) -> None:
     made = make(next(kind for kind in KINDS if kind.startswith(f"{model_type},")))
@@ -223,7 +247,7 @@ def test_the_adapter_was_everywhere(exported: Exported) -> None:
     for place in ("layers.1.self_attn.v_proj", "layers.0.mlp.down_proj"):
         assert place in adapted
     assert re.search("vision|visual", adapted)
-    assert re.search("projector|connector|merger|downsample", adapted)
+    assert re.search("projector|projection|connector|merger|downsample", adapted)
 
 
 def test_attention_is_fused(exported: Exported) -> None:
@@ -236,9 +260,9 @@ def test_attention_is_fused(exported: Exported) -> None:
         assert report["fused"][operator] > 1
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in GRIDS])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in (*GRIDS, *PIXTRALS)])
 def test_a_wrong_position_is_caught(kind: str, make: Callable[[str], Exported], tmp_path: Path) -> None:
-    """Those whose positions are no table are in test_grids.py."""
+    """Those whose positions are no table are in test_grids.py and below."""
     made = make(kind).copy(tmp_path / "copy")
     model = ir.load(made.graph("vision_encoder"))
     tables = ("position_embedding.weight", "embeddings.position_embeddings", "pos_emb.reparam_conv.weight")
@@ -371,6 +395,187 @@ def test_a_fast_vlm_is_published_as_transformers_js_knows_it(make: Callable[[str
         "patch_size": 64,
         "num_additional_image_tokens": 0,
     }
+
+
+@pytest.mark.parametrize(
+    ("images", "height", "width"), [(1, 8, 8), (1, 64, 8), (2, 8, 64), (3, 24, 40)], ids=lambda size: str(size)
+)
+def test_a_pixtral_tower_takes_any_whole_cells(pixtral: Exported, images: int, height: int, width: int) -> None:
+    """One cell alone is what the class of a Mistral 3 cannot take: it is run twice there."""
+    pixels = torch.rand(images, 3, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    (features,) = onnxruntime.InferenceSession(pixtral.graph("vision_encoder")).run(
+        None, {"pixel_values": pixels.numpy()}
+    )
+    twice = torch.cat([pixels, pixels])
+    with torch.inference_mode():
+        made = merged_model(pixtral).get_image_features(
+            twice, image_sizes=torch.tensor([[height, width]] * len(twice)), return_dict=True
+        )
+    expected = torch.stack([*made.pooler_output])[:images]
+    assert features.shape == (images, height * width // 64, 32)
+    assert max_relative_error(features, expected.numpy()) < 1e-5
+
+
+def test_cells_in_another_order_are_caught(make: Callable[[str], Exported], tmp_path: Path) -> None:
+    """Patch by patch, and of each all channels: as the weights are for who does not know torch's `unfold`."""
+    made = make("lighton_ocr, pixtral, qwen3").copy(tmp_path / "copy")
+    model = ir.load(made.graph("vision_encoder"))
+    [merging] = [value for name, value in model.graph.initializers.items() if ".merging_layer." in name]
+    stored = merging.const_value.numpy()
+    assert stored.shape == (4 * 24, 24), "as it is multiplied by, from channels of 2 × 2 patches"
+    merging.const_value = ir.Tensor(stored.reshape(24, 4, 24).swapaxes(0, 1).reshape(96, 24).copy(), name=merging.name)
+    ir.save(model, made.graph("vision_encoder"))
+    report = made.verify("ort", dtypes=["fp32"])
+    assert failed_graphs(report) == {"vision_encoder"}
+    assert "image_features (case0, batch 1)" in failures(report)
+
+
+SIDES = [(8, 64), (64, 8), (9, 71), (130, 16), (1, 1), (3, 5), (100, 99), (65, 33), (36, 36)]
+
+
+def test_pixels_and_prompts_of_any_proportions(pixtral: Exported, tmp_path: Path) -> None:
+    """Python's processor, transformers.js' and ours, from the same files; sizes are equal, and so is every id.
+
+    Only pixels of pictures that are resized differ: transformers.js does not smooth.
+    """
+    golden, merged = load_golden(pixtral.recipe.golden_dir), open_checkpoint(pixtral.work.merged)
+    preprocessor = merged.family.preprocessor(merged.path, merged.config, golden.facts.image_processor)
+    ours = OwnFiles(open_repo(pixtral.work.repo))
+    paths = [tmp_path / f"{height}x{width}.png" for height, width in SIDES]
+    for path, size in zip(paths, SIDES, strict=True):
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)).save(path)
+    expected = [preprocessor.model_inputs(path, golden.facts.text) for path in paths]
+    items = [Item(path, prompt=golden.facts.conversation, keep_pixels=True) for path in paths]
+    options = {"max_new_tokens": 1}
+    made = node_runtime.caption(pixtral.work.repo, layout="chat", dtype="fp32", items=items, generation=options)
+    unchanged = []
+    for size, path, inputs, caption in zip(SIDES, paths, expected, made.captions, strict=True):
+        pixels, ids = inputs["pixel_values"], inputs["input_ids"][0].tolist()
+        assert ours.prompt_ids(golden.facts, inputs, path) == ids == list(caption.prompt_ids)
+        assert np.abs(ours.pixels(path) - pixels).max() <= 1e-6
+        assert caption.pixel_values is not None and caption.pixel_values.shape == pixels.shape
+        assert {side % 8 for side in pixels.shape[2:]} == {0} and max(pixels.shape[2:]) <= 64
+        if pixels.shape[2:] == size:
+            unchanged.append(size)
+            assert np.abs(caption.pixel_values - pixels).max() <= 1e-5
+    assert unchanged == [(8, 64), (64, 8)]
+
+
+def test_a_pixtral_is_published_as_transformers_js_reads_it(pixtral: Exported) -> None:
+    config, processor, image_processor = (
+        json.loads((pixtral.work.repo / f"{name}.json").read_text())
+        for name in ("config", "processor_config", "preprocessor_config")
+    )
+    classes = {"mistral3": "Mistral3ForConditionalGeneration", "lighton_ocr": "LightOnOcrForConditionalGeneration"}
+    assert config["architectures"] == [classes[config["model_type"]]]
+    assert config["image_token_index"] == config["image_token_id"] == 257
+    ends = {"mistral3": ("[IMG_BREAK]", "[IMG_END]"), "lighton_ocr": ("", "")}[config["model_type"]]
+    assert processor == {
+        "processor_class": "PixtralProcessor",
+        "image_token": "<image>",
+        "image_break_token": ends[0],
+        "image_end_token": ends[1],
+        "patch_size": 4,
+        "spatial_merge_size": 2,
+    }
+    wanted = ("image_processor_type", "processor_class", "size", "patch_size", "spatial_merge_size")
+    assert [image_processor[name] for name in wanted] == [
+        "PixtralImageProcessor",
+        "PixtralProcessor",
+        {"longest_edge": 64},
+        4,
+        2,
+    ]
+    assert "do_pad" not in image_processor
+
+
+def test_a_conversation_begins_once(make: Callable[[str], Exported]) -> None:
+    """Template and tokenizer of a Mistral 3 both write the token: transformers adds one, and so does every client."""
+    made = make("mistral3, pixtral, ministral3")
+    golden, merged = load_golden(made.recipe.golden_dir), open_checkpoint(made.work.merged)
+    preprocessor = merged.family.preprocessor(merged.path, merged.config, golden.facts.image_processor)
+    own = (merged.path / "chat_template.jinja").read_text()
+    tokenizer = preprocessor.processor.tokenizer
+    [path, *_] = golden.image_paths()
+    content = [{"type": "image", "image": open_image(path)}, *golden.facts.conversation[0]["content"][1:]]
+    by_transformers = preprocessor.processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        chat_template=own,
+        tokenize=True,
+        return_dict=True,
+        add_generation_prompt=True,
+    )
+    ids = preprocessor.model_inputs(path, golden.facts.text)["input_ids"][0].tolist()
+    assert list(by_transformers["input_ids"][0]) == ids
+    assert ids.count(tokenizer.bos_token_id) == 1
+    twice = preprocessor.processor(images=[open_image(path)], text=tokenizer.bos_token + golden.facts.text)
+    assert list(twice["input_ids"][0]) == [tokenizer.bos_token_id, *ids], "what the template alone would do"
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "message"),
+    [
+        ("mistral3", {"vision_feature_layer": 2}, r"vision_feature_layer: 2: only the last layer's"),
+        ("mistral3", {"vision_feature_layer": [-1, -2]}, r"vision_feature_layer: \[-1, -2\]: only the last layer's"),
+        (
+            "lighton_ocr",
+            {"vision_config": {"model_type": "pixtral", "patch_size": [4, 8]}},
+            "is no number",
+        ),
+    ],
+)
+def test_features_that_no_pixtral_tower_gives(model_type: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        find_family(model_type, "test").layouts["chat"].components({"model_type": model_type, **changes})
+
+
+@pytest.mark.parametrize(
+    ("size", "limit"),
+    [(40, 40), ({"height": 40, "width": 40}, 40), ({"height": 40, "width": 60}, 0), ({"shortest_edge": 40}, 0)],
+)
+def test_sizes_that_transformers_js_has_words_for(size: Any, limit: int) -> None:
+    if limit:
+        assert image_processor({"size": size, "do_pad": True})["size"] == {"longest_edge": limit}
+    else:
+        with pytest.raises(InputError, match=r"size: .*: transformers\.js has no other limit than `longest_edge`"):
+            image_processor({"size": size})
+
+
+def test_an_image_of_one_cell_is_refused_where_the_class_fails(make: Callable[[str], Exported]) -> None:
+    for kind, fails in (("mistral3, pixtral, ministral3", True), ("lighton_ocr, pixtral, qwen3", False)):
+        reference = find_family(kind.split(",")[0], "test").reference(merged_model(make(kind)))
+        inputs = {"pixel_values": torch.zeros(1, 3, 8, 8), "input_ids": torch.tensor([[257, 65]])}
+        if fails:
+            with pytest.raises(InputError, match="an image of 8×8 pixels or less: transformers' class fails on it"):
+                reference.prefill(inputs)
+        else:
+            assert reference.prefill(inputs).logits.shape[:2] == (1, 2)
+
+
+def test_the_family_that_architectures_name(make: Callable[[str], Exported], tmp_path: Path) -> None:
+    """As LightOn's own checkpoints are: the type of Mistral 3, and its name of the image token."""
+    made = make("lighton_ocr, pixtral, qwen3")
+    shutil.copytree(made.recipe.path.parent / "checkpoint", tmp_path / "checkpoint")
+    path = tmp_path / "checkpoint" / "config.json"
+    config = json.loads(path.read_text())
+    config |= {"model_type": "mistral3", "architectures": ["LightOnOCRForConditionalGeneration"]}
+    config["image_token_index"] = config.pop("image_token_id")
+    path.write_text(json.dumps(config))
+    found = open_checkpoint(tmp_path / "checkpoint")
+    assert (found.family.model_type, found.config["model_type"]) == ("lighton_ocr", "lighton_ocr")
+    assert found.config["image_token_id"] == 257
+    assert found.tensors.keys() == open_checkpoint(made.recipe.path.parent / "checkpoint").tensors.keys()
+    inspected = inspect(str(tmp_path / "checkpoint"))
+    assert isinstance(inspected, Inspected)
+    assert inspected.model_type == "lighton_ocr"
+    recipe = tmp_path / "pico.yaml"
+    for model_type, refused in (("lighton_ocr", False), ("mistral3", True)):
+        recipe.write_text(json.dumps({"name": "pico", "model": "checkpoint", "model_type": model_type}))
+        with pytest.raises(InputError, match="says 'lighton_ocr'") if refused else nullcontext():
+            fetch.sources(load_recipe(recipe))
+    settings = image_processor_settings(found.path, {}, {})
+    processor = found.family.preprocessor(found.path, found.config, settings).processor
+    assert type(processor).__name__ == "LightOnOcrProcessor"
 
 
 INTERNVL = "internvl, internvl_vision, qwen2"

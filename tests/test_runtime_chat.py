@@ -42,13 +42,15 @@ def says_letters(folder: Path) -> Path:
     [head] = [tensor for name, tensor in tensors.items() if name.endswith("lm_head.weight")]
     head[[row for row in range(len(head)) if row not in LETTERS]] *= 0.1
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "chat_template.jinja").write_text(pico_chat.TEMPLATE.replace("}}: {%", "}}:{%"))
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text().replace("}}: {%", "}}:{%"))
     return folder
 
 
 KINDS: dict[str, Callable[[Path], Path]] = {
     "llava": lambda folder: says_letters(pico_chat.write_llava(folder)),
     "smolvlm": lambda folder: says_letters(pico_chat.write_tiled(folder, "smolvlm")),
+    "mistral3": lambda folder: says_letters(pico_chat.write_mistral3(folder)),
 }
 
 
@@ -131,6 +133,20 @@ def test_tiles_are_written_into_the_prompt_as_transformers_writes_them(make: Cal
         assert ids == pair.reference._model_inputs(images, "so?")["input_ids"][0].tolist()
         assert ids.count(257) == len(encoded.values["image_features"]) * 4
     assert {grid.rows for grid in encoded.grids} != {0}
+
+
+def test_lines_of_cells_are_written_into_the_prompt_as_transformers_writes_them(make: Callable[[str], Pair]) -> None:
+    """And the token at the beginning once, whoever writes it."""
+    pair = make("mistral3")
+    tokenizer = pair.engine.text.tokenizer
+    [end, line_end, begin] = map(tokenizer.token_to_id, ("[IMG_END]", "[IMG_BREAK]", "<s>"))
+    for images in ([], [PICTURES[0]], PICTURES, [picture(8, 64, 3), picture(60, 9, 4)]):
+        encoded = pair.engine.encode(images)
+        ids = pair.engine.prompt_ids(pair.engine.messages(images, "so?"), encoded)
+        assert ids == pair.reference._model_inputs(images, "so?")["input_ids"][0].tolist()
+        assert ids.count(257) == sum(encoded.rows) == sum(grid.rows * grid.columns for grid in encoded.grids)
+        assert (ids.count(end), ids.count(line_end)) == (len(images), sum(grid.rows - 1 for grid in encoded.grids))
+        assert ids.index(begin) == 0 and ids.count(begin) == 1
 
 
 def test_a_batch_of_unequal_prompts_gives_each_what_it_gets_alone(pair: Pair) -> None:

@@ -29,6 +29,8 @@ MODEL_TYPES: dict[str, LayoutName] = {
     "qwen2_5_vl": "chat",
     "qwen3_vl": "chat",
     "glm_ocr": "chat",
+    "mistral3": "chat",
+    "lighton_ocr": "chat",
     "prefix_conditioning_vlm": "components",  # by no class of its own, but by vlm_export/js
 }
 

@@ -1,4 +1,4 @@
-"""What is changed in other libraries while a model is traced: each for as long as a block, and put back behind it.
+"""What is changed in other libraries: each for as long as a block, and put back behind it.
 
 Each entry says what goes wrong without it, why, and when it can be dropped. A name that is no longer there is an
 AttributeError or a KeyError of the block, not a patch of nothing.
@@ -6,18 +6,22 @@ AttributeError or a KeyError of the block, not a patch of nothing.
 
 from __future__ import annotations
 
+import importlib
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from types import MethodType
 from typing import Any
 
+import transformers.models.pixtral
 from torch import Tensor
 from torch.nn import functional
 from transformers import PretrainedConfig
 from transformers.models.bart.modeling_bart import BartAttention
 from transformers.models.trocr.modeling_trocr import TrOCRAttention
+from transformers.utils.import_utils import is_torchvision_available
 
 
 @contextmanager
@@ -106,3 +110,29 @@ def torchs_attention(attention: Callable[..., Tensor]) -> Iterator[None]:
     """
     with replaced(functional, "scaled_dot_product_attention", attention):
         yield
+
+
+@contextmanager
+def pixtral_processor_without_torchvision() -> Iterator[None]:
+    """Within, transformers has its PixtralProcessor where torchvision is not installed.
+
+    It is refused there, because its module takes one function from that of the image processor for torchvision; the
+    module for Pillow has the same. Drop this when it takes that one (transformers 5.23 does not).
+    """
+    if is_torchvision_available():
+        yield
+        return
+    found, name = _pixtral_processor(), "PixtralProcessor"
+    with replaced(transformers, name, found), replaced(transformers.models.pixtral, name, found):
+        yield
+
+
+@cache
+def _pixtral_processor() -> type:
+    package = transformers.models.pixtral.__name__
+    wanted = f"{package}.image_processing_pixtral"
+    sys.modules[wanted] = importlib.import_module(f"{package}.image_processing_pil_pixtral")
+    try:
+        return importlib.import_module(f"{package}.processing_pixtral").PixtralProcessor
+    finally:
+        del sys.modules[wanted]

@@ -328,8 +328,9 @@ class ChatProcessor:
 
     The processor is read from the very files that a repo gets: a flat `preprocessor_config.json`, and
     `processor_config.json` for the rest, under the settings of `processor`. Beside them lie the checkpoint's other
-    files that `AutoProcessor` reads: `config.json` decides which class the tokenizer is of, and so how it splits a
-    text. `input_dtypes` are the arrays that the client feeds, and their types.
+    files that `AutoProcessor` reads: `config.json`, or `config` in its place, decides which class the tokenizer is of,
+    and so how it splits a text. `input_dtypes` are the arrays that the client feeds, and their types; `beside` those
+    that transformers' class wants beside them.
     """
 
     def __init__(
@@ -339,15 +340,19 @@ class ChatProcessor:
         input_dtypes: Mapping[str, type[np.generic]],
         *,
         processor_class: str,
+        config: Mapping[str, Any] | None = None,
+        beside: Mapping[str, type[np.generic]] | None = None,
         **processor: Any,
     ):
         self.input_dtypes = input_dtypes
+        self.beside = beside or {}
         named = {"processor_class": processor_class}
         files = {_PREPROCESSOR: {**settings, **named}, _PROCESSOR: {**processor_settings(folder), **processor, **named}}
         with tempfile.TemporaryDirectory(prefix="vlm-export-") as scratch:
             copy_tokenizer(folder, Path(scratch))
             _copy(folder, Path(scratch), _SPECIAL_TOKENS)
-            if _is_of_the_library(config := needed_json_of(folder, _CONFIG)):
+            config = config or needed_json_of(folder, _CONFIG)
+            if _is_of_the_library(config):
                 files[_CONFIG] = {key: value for key, value in config.items() if key != "auto_map"}
             for name, values in files.items():
                 Path(scratch, name).write_text(json.dumps(values), encoding="utf-8")

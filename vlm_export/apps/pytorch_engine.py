@@ -223,11 +223,8 @@ class TorchEngine:
         text = preprocessor.rendered(messages, where)
         with blamed_on(where):
             made = preprocessor.processor(images=list(images) or None, text=[text], return_tensors="np")
-        return {
-            name: np.asarray(made[name]).astype(dtype)
-            for name, dtype in preprocessor.input_dtypes.items()
-            if name in made
-        }
+        wanted = {**preprocessor.input_dtypes, **preprocessor.beside}
+        return {name: np.asarray(made[name]).astype(dtype) for name, dtype in wanted.items() if name in made}
 
 
 class _Watched(StoppingCriteria):

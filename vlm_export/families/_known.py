@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pkgutil
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from vlm_export import families
 from vlm_export.contract import LayoutName
@@ -19,7 +21,33 @@ _INSTEAD = {
     "llava_qwen2": "this is FastVLM with code of its own; convert it to a fast_vlm with transformers' "
     "convert_fastvlm_weights_to_hf.py, or start from one of KamilaMila/FastVLM-0.5B, -1.5B, -7B",
 }
+
+
+@dataclass(frozen=True)
+class _Renamed:
+    """What a config calls otherwise than its family does: the `model_type`, and keys: the new name of each."""
+
+    model_type: str
+    keys: Mapping[str, str] = field(default_factory=dict)
+
+
+# By the class that a config's `architectures` name, where its `model_type` is that of another family.
+_BY_ARCHITECTURE = {
+    "LightOnOCRForConditionalGeneration": _Renamed("lighton_ocr", {"image_token_index": "image_token_id"}),
+}
 _OWN_CODE = "; the code that its auto_map names is run with `trust_remote_code: true` and a full commit as `revision`"
+
+
+def named_as_today(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A `config.json` under the names of its family, where its `architectures` say that it is of another than it says.
+
+    Checkpoints that are older than their class in transformers call themselves by the type that they came from.
+    """
+    classes = config.get("architectures") or [""]
+    renamed = _BY_ARCHITECTURE.get(str(classes[0]))
+    if renamed is None or config.get("model_type") == renamed.model_type:
+        return dict(config)
+    return {renamed.keys.get(key, key): value for key, value in config.items()} | {"model_type": renamed.model_type}
 
 
 def module_names() -> list[str]:

@@ -104,6 +104,7 @@ def _facts(recipe: RecipeFile, merged: Checkpoint, client: Client) -> RepoFacts:
         eos_token_ids=eos,
         pad_token_id=eos[0] if padding is None or padding >= text_config.vocab_size else padding,
         first_unused_token_id=len(tokenizer),
+        token=lambda index: str(tokenizer.convert_ids_to_tokens(index)),
     )
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
 from vlm_export.errors import InputError, VlmExportError, reason, shown
+from vlm_export.families._known import named_as_today
 from vlm_export.families.registry import find_family
 from vlm_export.forms.model_config import sections
 from vlm_export.forms.reading import needed_json_of
@@ -101,7 +102,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     check_files(folder, MODEL_FILES)
     if not (folder / "config.json").is_file() and (instead := other_folders.no_model(folder)):
         raise InputError(instead)
-    config = needed_json_of(folder, "config.json")
+    config = named_as_today(needed_json_of(folder, "config.json"))
     if "model_type" not in config:
         raise InputError(f"{folder / 'config.json'}: no `model_type`; is this a model folder?")
     family = find_family(config["model_type"], str(folder / "config.json"), has_code="auto_map" in config)

@@ -11,6 +11,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from vlm_export import hub
 from vlm_export.errors import InputError
+from vlm_export.families._known import named_as_today
 from vlm_export.forms.reading import json_of, needed_json_of
 from vlm_export.recipe import OF_MODEL, RecipeFile
 from vlm_export.source import companions, remote_code
@@ -103,5 +104,5 @@ def _check_model_type(recipe: RecipeFile, config: Path) -> None:
     wanted = recipe.recipe.model_type
     if wanted is None:
         json_of(config.parent, config.name)
-    elif (found := needed_json_of(config.parent, config.name).get("model_type")) != wanted:
+    elif (found := named_as_today(needed_json_of(config.parent, config.name)).get("model_type")) != wanted:
         raise InputError(f"{recipe.path}: model_type: {wanted!r}, but {config} says {found!r}; correct or remove it")

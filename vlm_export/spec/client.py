@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ class RepoFacts:
         image_processor: what belongs there, flat, under the recipe's settings.
         chat_template: the recipe's or the checkpoint's, if there is one.
         first_unused_token_id: the id after the tokenizer's last.
+        token: the text of a token, by its id.
     """
 
     config: Mapping[str, Any]
@@ -35,6 +36,7 @@ class RepoFacts:
     eos_token_ids: Sequence[int]
     pad_token_id: int
     first_unused_token_id: int
+    token: Callable[[int], str] = str
 
 
 class Client(ABC):

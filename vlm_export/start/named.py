@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_export.errors import InputError
+from vlm_export.families._known import named_as_today
 from vlm_export.files import Work
 from vlm_export.forms.reading import json_of
 from vlm_export.own_files import leads_out, own_file
@@ -69,8 +70,8 @@ class Named:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """`config.json`."""
-        return self.json(CONFIG)
+        """`config.json`, under the names of its family."""
+        return named_as_today(self.json(CONFIG))
 
     @property
     def graphs(self) -> dict[str, int]:

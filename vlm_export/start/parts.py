@@ -20,7 +20,7 @@ _NOT_USED = re.compile(
 )
 _TOWER = re.compile(r"(^|\.)(vision_tower|vision_model|vision_encoder|visual)\.|^encoder\.")
 _IN_TOWER = re.compile(r"(^|\.)visual\.(merger|deepstack_merger_list|downsample)\.")  # and a projector all the same
-_PROJECTOR = re.compile(r"(^|\.)(multi_modal_projector|mm_projector|connector|projection|enc_to_dec_proj)\.")
+_PROJECTOR = re.compile(r"(^|\.)(multi_modal_projector|mm_projector|connector|(vision_)?projection|enc_to_dec_proj)\.")
 _LAYER = re.compile(r"\.layers?\.(\d+)\.")
 _HEAD = re.compile(r"(^|\.)(lm_head|output_projection|embed_out|cls\.predictions\.decoder)\.(base_layer\.)?weight$")
 _TABLE = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings)\.(base_layer\.)?weight$")

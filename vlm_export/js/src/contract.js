@@ -11,6 +11,8 @@ export const MODEL_TYPES = Object.freeze({
     qwen2_5_vl: 'chat',
     qwen3_vl: 'chat',
     glm_ocr: 'chat',
+    mistral3: 'chat',
+    lighton_ocr: 'chat',
     prefix_conditioning_vlm: 'components',
 });
 export const IMAGE_PROCESSORS = Object.freeze({
