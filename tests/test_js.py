@@ -22,6 +22,7 @@ import pytest
 import torch
 import yaml
 from exported import Exported, as_fed_to, silent, write_images
+from PIL import Image
 from test_browser import SOFTWARE_WEBGPU, WASM
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
@@ -97,7 +98,8 @@ class PyTorch:
         made = self.preprocessor.processor(
             images=[[open_image(path) for path in images]], text=[text], return_tensors="np"
         )
-        return {name: np.asarray(made[name]).astype(dtype) for name, dtype in self.preprocessor.input_dtypes.items()}
+        wanted = {**self.preprocessor.input_dtypes, **getattr(self.preprocessor, "beside", {})}
+        return {name: np.asarray(made[name]).astype(dtype) for name, dtype in wanted.items()}
 
     @torch.inference_mode()
     def generate(self, inputs: dict[str, np.ndarray], options: Options) -> list[dict[str, Any]]:
@@ -137,9 +139,14 @@ class Suite:
         pictures: Sequence[Path | tuple[Path, ...]],
         settings: Sequence[Options],
         prompt: str | None = None,
+        *,
+        from_files: bool = False,
         **defaults: Any,
     ) -> None:
-        """Runs of a repo: each picture, or several in one prompt, with each of the settings."""
+        """Runs of a repo: each picture, or several in one prompt, with each of the settings.
+
+        They are fed PyTorch's pixels, or make them of the files themselves.
+        """
         runs = []
         text = prompt or ""
         for index, images in enumerate((one,) if isinstance(one, Path) else one for one in pictures):
@@ -153,6 +160,7 @@ class Suite:
                     {
                         "images": [str(image.absolute()) for image in images],
                         "pixel_values": {"path": str(file), "shape": fed.shape},
+                        "from_files": from_files,
                         "prompt": prompt,
                         "options": asked,
                         "expected": pytorch.generate(inputs, {"do_sample": False, **asked}),
@@ -171,6 +179,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     add_prefix(made)
     add_llava(made)
     add_tiled(made)
+    add_cells(made)
     add_encoder_decoder(made)
     path = folder / "suite.json"
     path.write_text(json.dumps(made.content))
@@ -236,6 +245,21 @@ def add_tiled(suite: Suite) -> None:
     folder = suite.folder / "idefics3-made"
     pico_chat.write_tiled(folder / "checkpoint")
     add_exported(suite, "idefics3", merged(folder), "<image>a cat")
+
+
+def add_cells(suite: Suite) -> None:
+    """Pictures of whole cells, which nobody resizes, of several sizes in one prompt."""
+    folder = suite.folder / "mistral3-made"
+    pico_chat.write_mistral3(folder / "checkpoint")
+    exported = merged(folder)
+    exported.export("chat")
+    pytorch = PyTorch(exported)
+    small, wide = pytorch.images[0], folder / "wide.png"
+    Image.fromarray(np.random.default_rng(1).integers(0, 255, (24, 40, 3), dtype=np.uint8)).save(wide)
+    for images in ((wide,), (small, wide), (wide, small, wide)):
+        prompt = "is " + "<image> " * len(images) + "a cat?"
+        name = f"mistral3, {len(images)} pictures"
+        suite.add(name, exported.work.repo, pytorch, [images], [{}, BEAMS], prompt, from_files=True, max_new_tokens=10)
 
 
 def add_encoder_decoder(suite: Suite) -> None:

@@ -6,6 +6,7 @@
  * @typedef {object} Run
  * @property {string[]} images
  * @property {PixelValues} pixel_values
+ * @property {boolean} from_files whether pixel values are to be made of the images
  * @property {string | null} prompt
  * @property {GenerateOptions} options
  * @property {{ token_ids: number[], score: number | null }[]} expected what PyTorch said
