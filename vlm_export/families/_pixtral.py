@@ -47,10 +47,10 @@ class Reference(ChatReference):
 
 
 def sample_inputs(config: Config, generator: Generator) -> dict[str, Tensor]:
-    """`pixel_values` `[2, 3, H, W]` in -1…1, of a few cells, and `input_ids`: an image a row."""
+    """`pixel_values` `[1, 3, H, W]` in -1…1, of a few cells, and `input_ids` with a token for each."""
     cell, (lines, columns) = cell_size(load_config(config)), _SAMPLE_CELLS
     return {
-        "pixel_values": torch.rand(2, 3, lines * cell, columns * cell, generator=generator) * 2 - 1,
+        "pixel_values": torch.rand(1, 3, lines * cell, columns * cell, generator=generator) * 2 - 1,
         "input_ids": sample_ids(config, lines * columns, generator),
     }
 
