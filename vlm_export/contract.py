@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-LayoutName = Literal["captioner", "chat", "components"]
+LayoutName = Literal["captioner", "chat", "tasks", "components"]
 # What an image processor makes of pictures: all of one size; tiles of a larger one; pictures of their own proportions,
 # whose sides are whole cells; such pictures, taken apart into patches. A cell's features are one row.
 Cut = Literal["whole", "tiles", "cells", "patches"]
@@ -31,6 +31,7 @@ MODEL_TYPES: dict[str, LayoutName] = {
     "glm_ocr": "chat",
     "mistral3": "chat",
     "lighton_ocr": "chat",
+    "florence2": "tasks",
     "prefix_conditioning_vlm": "components",  # by no class of its own, but by vlm_export/js
 }
 
@@ -165,4 +166,12 @@ HEEDED: Mapping[str, Any] = {
     "forced_eos_token_id": None,
 }
 OF_SAMPLING = {"temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"}
+TASK = "<CAPTION>"  # of those that stand for a prompt in layout tasks, one that all models know
+# Keys of preprocessor_config.json by which `Florence2Processor` knows them: sentences of tasks that are all of a
+# prompt, those of tasks with an input, and what an answer is parsed as.
+TASKS_ALONE, TASKS_WITH_INPUT, TASK_ANSWERS = TASK_KEYS = (
+    "task_prompts_without_inputs",
+    "task_prompts_with_input",
+    "tasks_answer_post_processing_type",
+)
 MAX_NEW_TOKENS = 30  # of a recipe that says nothing of them

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import transformers
+from PIL import Image
 from tokenizers import Tokenizer
 from transformers import CONFIG_MAPPING, AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -26,6 +27,7 @@ from vlm_export.forms.reading import json_of, needed_json_of, template_of
 from vlm_export.own_files import check_files, own_file
 from vlm_export.runtime import templates
 from vlm_export.runtime.images import open_image
+from vlm_export.runtime.tasks import Tasks
 from vlm_export.spec.client import ChatTemplate
 from vlm_export.spec.family import Prompt
 
@@ -262,6 +264,8 @@ def _rendered(tokenizer: PreTrainedTokenizerFast, template: str) -> str | None:
 class PixelsAndPrompt:
     """Feeds an image processor's pixels, and the ids of a text that needs no place for the image (`Preprocessor`)."""
 
+    keeps_tokens: bool = False
+
     def __init__(self, folder: Path, settings: Mapping[str, Any]):
         self.settings = settings
         self.tokenizer = load_tokenizer(folder)
@@ -332,6 +336,8 @@ class ChatProcessor:
     and so how it splits a text. `input_dtypes` are the arrays that the client feeds, and their types; `beside` those
     that transformers' class wants beside them.
     """
+
+    keeps_tokens: bool = False
 
     def __init__(
         self,
@@ -406,3 +412,45 @@ class ChatProcessor:
         with blamed_on(f"{image}: cannot be prepared as processor_config.json and {_PREPROCESSOR} say"):
             made = self.processor(images=[picture], text=[text], return_tensors="np")
         return {name: np.asarray(made[name]).astype(dtype) for name, dtype in self.input_dtypes.items()}
+
+
+class TaskProcessor(ChatProcessor):
+    """Feeds what the model's own processor makes of a picture and a task prompt, but for the image tokens in front.
+
+    `tasks` are those that it knows, `start` is the id that every answer begins with.
+    """
+
+    keeps_tokens = True
+
+    def __init__(self, *arguments: Any, tasks: Tasks, start: int, **keywords: Any):
+        super().__init__(*arguments, **keywords)
+        self.tasks, self.start = tasks, start
+
+    def texts(self, prompts: Sequence[Prompt]) -> tuple[str, ...]:
+        """The recipe's prompts, each with its task's input right behind the task.
+
+        Raises:
+            InputError: there is none, or one is a conversation, or a task that takes no input has one.
+        """
+        if not prompts:
+            raise InputError(f"golden.prompts: it needs one: a task, such as {next(iter(self.tasks.alone))}")
+        if any(not isinstance(prompt, str) for prompt in prompts):
+            raise InputError("golden.prompts: a task prompt is a text; there is no use for a conversation")
+        try:
+            return tuple(self.tasks.plain(str(prompt)) for prompt in prompts)
+        except InputError as error:
+            raise InputError(f"golden.prompts: {error}") from error
+
+    def model_inputs(self, image: Path, text: str) -> dict[str, np.ndarray]:
+        """`pixel_values` `[1, 3, H, W] float32`, `input_ids` `[1, tokens] int64` of the task's sentence, and
+        `decoder_input_ids` `[1, 1] int64`, the start token.
+        """
+        return self.of_picture(open_image(image), text)
+
+    def of_picture(self, image: Image.Image, text: str) -> dict[str, np.ndarray]:
+        """The same of a picture that is open."""
+        made = self.processor(images=[image], text=[text], return_tensors="np")
+        arrays = {name: np.asarray(made[name]).astype(dtype) for name, dtype in self.input_dtypes.items()}
+        ids = arrays["input_ids"]
+        arrays["input_ids"] = ids[:, int((ids == self.processor.image_token_id).sum()) :]
+        return {**arrays, "decoder_input_ids": np.array([[self.start]], dtype=np.int64)}

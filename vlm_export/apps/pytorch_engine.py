@@ -21,8 +21,15 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from vlm_export.errors import InputError, blamed_on
 from vlm_export.merging import merge
-from vlm_export.preprocessing import ChatProcessor, copy_tokenizer, image_processor_settings, load_tokenizer
+from vlm_export.preprocessing import (
+    ChatProcessor,
+    TaskProcessor,
+    copy_tokenizer,
+    image_processor_settings,
+    load_tokenizer,
+)
 from vlm_export.recipe import RecipeFile
+from vlm_export.runtime.drivers import begun_with
 from vlm_export.runtime.generate import FinishReason, Generated
 from vlm_export.runtime.model import Answer, Backend, Cancelled, Item, Memory, OnText, Prompt, Watcher, answers, finish
 from vlm_export.runtime.options import Options, Plan, plan
@@ -121,7 +128,7 @@ class TorchEngine:
         self.generation = {"eos_token_id": eos, **generation}
         with tempfile.TemporaryDirectory(prefix="vlm-export-") as scratch:
             copy_tokenizer(checkpoint.path, Path(scratch))
-            self.text = Text(Path(scratch))
+            self.text = Text(Path(scratch), keeps_tokens=self.preprocessor.keeps_tokens)
 
     def generate(
         self,
@@ -139,7 +146,7 @@ class TorchEngine:
         started = time.perf_counter()
         inputs = self._model_inputs(images, prompt)
         check_rows(inputs["input_ids"].flatten(), self.rows, self.text.token, f"{self.name}: the prompt")
-        before = inputs["input_ids"].shape[1]
+        before = begun_with(inputs).shape[1]
         decided = plan(options, self.generation, before, room=self.positions and self.positions - before + 1)
         watcher = Watcher(self.text, decided.stop, on_text if decided.num_beams == 1 else None)
         criteria = _Watched(watcher, cancelled)
@@ -201,14 +208,29 @@ class TorchEngine:
 
     def _model_inputs(self, images: Sequence[Image.Image], prompt: Prompt) -> dict[str, np.ndarray]:
         """What the model is fed, by the very processors that goldens are recorded with."""
+        if isinstance(self.preprocessor, TaskProcessor):
+            return self._task(self.preprocessor, images, prompt)
         if isinstance(self.preprocessor, ChatProcessor):
             return self._conversation(self.preprocessor, images, prompt)
-        if len(images) != 1:
-            raise InputError(f"{self.name}: captions one image at a time, not {len(images)} together")
+        self._check_one(images)
         with tempfile.TemporaryDirectory(prefix="vlm-export-") as scratch:
             path = Path(scratch, "image.png")
             images[0].save(path)
             return self.preprocessor.model_inputs(path, _texts(prompt))
+
+    def _check_one(self, images: Sequence[Image.Image]) -> None:
+        if len(images) != 1:
+            raise InputError(f"{self.name}: captions one image at a time, not {len(images)} together")
+
+    def _task(
+        self, preprocessor: TaskProcessor, images: Sequence[Image.Image], prompt: Prompt
+    ) -> dict[str, np.ndarray]:
+        try:
+            text = preprocessor.tasks.asked(prompt)
+        except InputError as error:
+            raise InputError(f"{self.name}: {error}") from error
+        self._check_one(images)
+        return preprocessor.of_picture(images[0], text)
 
     def _conversation(
         self, preprocessor: ChatProcessor, images: Sequence[Image.Image], prompt: Prompt

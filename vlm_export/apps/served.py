@@ -15,7 +15,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from vlm_export import bundled
-from vlm_export.contract import LayoutName
+from vlm_export.contract import TASK, LayoutName
 from vlm_export.documents import load_document
 from vlm_export.errors import InputError
 from vlm_export.files import Work, sha256
@@ -115,7 +115,7 @@ def sample_request(model: Model) -> dict[str, Any]:
     url = f"data:{guess_type(picture.name)[0]};base64,{base64.b64encode(picture.read_bytes()).decode()}"
     content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}}]
     if model.takes_prompt:
-        content.append({"type": "text", "text": _QUESTION})
+        content.append({"type": "text", "text": TASK if model.layout == "tasks" else _QUESTION})
     return {"model": model.name, "messages": [{"role": "user", "content": content}]}
 
 

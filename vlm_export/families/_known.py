@@ -15,6 +15,7 @@ from vlm_export.errors import InputError
 _LAYOUTS: Mapping[str, tuple[LayoutName, ...]] = {
     "prefix_conditioning_vlm": ("captioner", "chat", "components"),
     "vision-encoder-decoder": ("captioner",),
+    "florence2": ("tasks",),
 }
 # Model types that are no family, and what to do with a checkpoint of one.
 _INSTEAD = {

@@ -44,6 +44,7 @@ _TRACED_SIZES = {
     "total_sequence_length": 8,
     "past_encoder_sequence_length": 6,
     "new_encoder_sequence_length": 7,
+    "seen_sequence_length": 13,  # of both
     "num_logits": 4,
     "height": 128,
     "width": 192,

@@ -8,7 +8,7 @@ import type {
     Tensor,
 } from '@huggingface/transformers';
 
-export type Layout = 'captioner' | 'chat' | 'components';
+export type Layout = 'captioner' | 'chat' | 'tasks' | 'components';
 /** For all graphs, or by their names. */
 export type PerGraph<Value> = Value | Record<string, Value>;
 /** Whatever `RawImage.read` takes: a path, an address, a file that was dropped, … */
@@ -63,7 +63,11 @@ export interface GenerateOptions {
      * only the size counts, where the model takes tiles.
      */
     pixel_values?: Tensor;
-    /** Not in layout captioner. In chat, a text without image tokens is a user's message after the images. */
+    /**
+     * Not in layout captioner. In chat, a text without image tokens is a user's message after the images. In tasks, a task
+     * such as `<OD>`, with its input behind it where it has one; answers hold places as tokens such as `<loc_999>`, which
+     * `processor.post_process_generation(text, task, [width, height])` makes boxes of.
+     */
     prompt?: string;
     /** Layout chat. */
     messages?: Message[];

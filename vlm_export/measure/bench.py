@@ -30,6 +30,7 @@ import psutil
 
 from vlm_export import bundled
 from vlm_export.apps.load import load
+from vlm_export.contract import TASK
 from vlm_export.errors import CheckFailed, InputError
 from vlm_export.files import sha256
 from vlm_export.own_files import check_files
@@ -58,7 +59,7 @@ class Job:
     runtime: BenchTarget
     dtype: str
     images: tuple[Path, ...]
-    conversation: list[dict[str, Any]] | None
+    prompt: str | list[dict[str, Any]] | None
     new_tokens: int
     threads: int
 
@@ -162,10 +163,10 @@ def bench(
     for image in images:
         if not image.is_file():
             raise InputError(f"{image}: no such image")
-    if prompt is not None and repo.layout != "chat":
+    if prompt is not None and not repo.takes_prompt:
         raise InputError(f"{repo.name}: a {repo.layout} repo takes no prompt: drop --prompt")
-    if prompt is None and repo.layout == "chat" and not repo.has_prefix:
-        prompt = _PROMPT
+    if prompt is None and repo.takes_prompt and not repo.has_prefix:
+        prompt = TASK if repo.layout == "tasks" else _PROMPT
     jobs = [
         Job(
             folder.absolute(),
@@ -173,7 +174,7 @@ def bench(
             runtime,
             dtype,
             tuple(images),
-            _conversation(prompt) if repo.layout == "chat" else None,
+            _asked(repo, prompt),
             new_tokens,
             threads or _own_threads(runtime),
         )
@@ -222,7 +223,10 @@ def loadable(repo: Repo, wanted: Sequence[BenchTarget]) -> list[BenchTarget]:
     return chosen
 
 
-def _conversation(prompt: str | None) -> list[dict[str, Any]]:
+def _asked(repo: Repo, prompt: str | None) -> str | list[dict[str, Any]] | None:
+    """A prompt as the client of a layout takes it."""
+    if repo.layout != "chat":
+        return prompt if repo.takes_prompt else None
     text = [{"type": "text", "text": prompt}] if prompt else []
     return [{"role": "user", "content": [{"type": "image"}, *text]}]
 
@@ -302,7 +306,7 @@ def _caption(job: Job) -> Sample:
         started = time.perf_counter()
         image = open_image(path)
         opened = time.perf_counter() - started
-        answer = model.generate([image], job.conversation, options)
+        answer = model.generate([image], job.prompt, options)
         decoding = answer.seconds - answer.first_token_seconds
         return opened + answer.first_token_seconds, _rate(len(answer.token_ids), job.new_tokens, decoding)
 
@@ -328,12 +332,12 @@ def _until(seconds: float, images: Sequence[Path], caption: Callable[[Path], Res
 
 def _in_node(job: Job) -> Sample:
     """Raises CheckFailed when the repo does not load or run there."""
-    assert job.layout in ("captioner", "chat") and job.runtime in ("node", "wasm")
+    assert job.layout != "components" and job.runtime in ("node", "wasm")
     result = node_runtime.caption(
         job.repo,
         layout=job.layout,  # type: ignore[arg-type]
         dtype=job.dtype,
-        items=[Item(path, prompt=job.conversation or "") for path in job.images],
+        items=[Item(path, prompt=job.prompt or "") for path in job.images],
         generation={"max_new_tokens": job.new_tokens, "min_new_tokens": job.new_tokens, "num_beams": 1},
         target=job.runtime,
         threads=job.threads,

@@ -11,13 +11,15 @@ computed anew, which later is nothing.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from vlm_export.models import attention
+from vlm_export.models.chat import put
 from vlm_export.models.decoder import Geometry
 from vlm_export.spec.graph import Component, FrontEnd, TensorSpec
 
@@ -31,7 +33,13 @@ _STATES_ONCE = """
     rows = Shape <start = 1, end = 2> (encoder_hidden_states)
     wanted_rows = Mul (rows, first)
     new_states = Slice (encoder_hidden_states, none, wanted_rows, one)
+"""
+_IDS = """
     token_ids = Identity (input_ids)
+"""
+_EMBEDDINGS = """
+    embeds = Identity (inputs_embeds)
+    states_mask = Identity (encoder_attention_mask)
 """
 
 
@@ -41,60 +49,143 @@ class CrossDecoderCore(nn.Module):
     Its attribute has the model's own name, so that traced weights have the names of the merged checkpoint.
     """
 
+    main_input = "input_ids"
+
     def __init__(self, decoder: PreTrainedModel):
         super().__init__()
         self.decoder = decoder
 
-    def forward(self, token_ids: Tensor, new_states: Tensor, past_key_values: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """`[B, S]`, `[B, R, E]` of the encoder (no rows where the cache has them), and of each layer four tensors, self
-        keys and values `[B, K, P, D]` and cross keys and values `[B, K, C, D]` → logits `[B, 1, V]`, and of each layer
-        self keys and values `[B, K, P + S, D]` and the new cross keys and values `[B, K, R, D]`.
+    @property
+    def text_model(self) -> Any:
+        """The model whose attention runs."""
+        return self.decoder
+
+    def logits(self, **arguments: Any) -> Tensor:
+        """Logits, those of the last position last, `[B, kept, V]`."""
+        if "logits_to_keep" in inspect.signature(self.decoder.forward).parameters:
+            arguments["logits_to_keep"] = 1
+        return self.decoder(**arguments).logits
+
+    def forward(
+        self,
+        tokens: Tensor,
+        new_states: Tensor,
+        past_key_values: Sequence[Tensor],
+        states_mask: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Ids `[B, S]` or embeddings `[B, S, H]`, `[B, R, E]` of the encoder (no rows where the cache has them), and of
+        each layer four tensors, self keys and values `[B, K, P, D]` and cross keys and values `[B, K, C, D]` → logits
+        `[B, 1, V]`, and of each layer self keys and values `[B, K, P + S, D]` and the new cross keys and values
+        `[B, K, R, D]`. Where the encoder's rows can be padded, `states_mask` `[B, C + R]` says which are seen.
         """
         layers = [past_key_values[start : start + 4] for start in range(0, len(past_key_values), 4)]
         own = [tensor for key, value, _, _ in layers for tensor in (key, value)]
         cross = [tensor for _, _, key, value in layers for tensor in (key, value)]
-        fused = attention.is_fused(self.decoder)
+        fused = attention.is_fused(self.text_model)
         cache, new_cross = attention.cross_cache(own, cross, fused=fused)
-        total = own[0].shape[2] + token_ids.shape[1]
+        batch, length = tokens.shape[:2]
+        total = own[0].shape[2] + length
         arguments: dict[str, Any] = {
-            "input_ids": token_ids,
+            self.main_input: tokens,
             "encoder_hidden_states": new_states,
             "past_key_values": cache,
             "use_cache": True,
         }
-        if "logits_to_keep" in inspect.signature(self.decoder.forward).parameters:
-            arguments["logits_to_keep"] = 1
+        if states_mask is not None:  # as a bias: transformers leaves a mask to the attention that is chosen
+            arguments["encoder_attention_mask"] = attention.padding_bias(states_mask, length, new_states.dtype)
         if fused:
-            with attention.decoder_run(self.decoder, own, None, None, total) as present:
-                logits = self.decoder(**arguments).logits
+            with attention.decoder_run(self.text_model, own, None, None, total) as present:
+                logits = self.logits(**arguments)
             pairs = [present[layer] for layer in range(len(layers))]
         else:
-            mask = token_ids.new_ones((token_ids.shape[0], total))
-            logits = self.decoder(**arguments, attention_mask=mask).logits
+            mask = torch.ones((batch, total), dtype=torch.int64)
+            logits = self.logits(**arguments, attention_mask=mask)
             pairs = [(layer.keys, layer.values) for layer in cache.self_attention_cache.layers]
         outputs = [tensor for layer, pair in enumerate(pairs) for tensor in (*pair, *new_cross[layer])]
         return logits[:, -1:], *outputs
 
 
+class HeadlessCrossDecoder(CrossDecoderCore):
+    """A headless decoder at `path` that is fed embeddings, and the head beside it."""
+
+    main_input = "inputs_embeds"
+
+    def __init__(self, model: PreTrainedModel, path: str):
+        nn.Module.__init__(self)
+        self.path = path
+        for part in (path, "lm_head"):
+            put(self, part, model.get_submodule(part))
+
+    @property
+    def text_model(self) -> Any:
+        """The decoder, whose attention runs."""
+        return self.get_submodule(self.path)
+
+    def logits(self, **arguments: Any) -> Tensor:
+        """Logits of the last position, `[B, 1, V]`: the head runs on no other."""
+        return self.lm_head(self.text_model(**arguments).last_hidden_state[:, -1:])  # type: ignore[operator]
+
+
 def cross_decoder(geometry: Geometry, encoder_hidden: int) -> Component:
     """`decoder_model_merged` of an encoder-decoder: ids, the encoder's states, and a cache with a part for each."""
+    return _merged(
+        geometry,
+        encoder_hidden,
+        lambda model: CrossDecoderCore(model.decoder),
+        (TensorSpec("input_ids", "int64", ("batch_size", "decoder_sequence_length")),),
+        (TensorSpec("token_ids", "int64", ("batch_size", "sequence_length")),),
+        _IDS,
+    )
+
+
+def embedded_cross_decoder(geometry: Geometry, encoder_hidden: int, path: str) -> Component:
+    """`decoder_model_merged` of a decoder at `path`: embeddings in the place of ids, and a mask of the states' rows."""
+    hidden = geometry.hidden
+    return _merged(
+        geometry,
+        encoder_hidden,
+        lambda model: HeadlessCrossDecoder(model, path),
+        (
+            TensorSpec("inputs_embeds", "float32", ("batch_size", "decoder_sequence_length", hidden)),
+            TensorSpec("encoder_attention_mask", "int64", ("batch_size", "encoder_sequence_length")),
+        ),
+        (
+            TensorSpec("embeds", "float32", ("batch_size", "sequence_length", hidden)),
+            TensorSpec("states_mask", "int64", ("batch_size", "seen_sequence_length")),
+        ),
+        _EMBEDDINGS,
+    )
+
+
+def _merged(
+    geometry: Geometry,
+    encoder_hidden: int,
+    module: Callable[[Any], nn.Module],
+    fed: tuple[TensorSpec, ...],
+    traced: tuple[TensorSpec, ...],
+    text: str,
+) -> Component:
+    """`decoder_model_merged`: what is fed, what the tracer sees of it (tokens first), and how `text` makes the one of
+    the other.
+    """
     states = TensorSpec("encoder_hidden_states", "float32", ("batch_size", "encoder_sequence_length", encoder_hidden))
-    ids = TensorSpec("input_ids", "int64", ("batch_size", "decoder_sequence_length"))
     past = _cache(geometry, "past_key_values", "past_sequence_length", "past_encoder_sequence_length")
+    tokens, *others = traced
     return Component(
         name="decoder_model_merged",
-        module=lambda model: CrossDecoderCore(model.decoder),
-        inputs=(ids, states, *past),
+        module=module,
+        inputs=(*fed, states, *past),
         outputs=(
             TensorSpec("logits", "float32", ("batch_size", 1, geometry.vocabulary)),
             *_cache(geometry, "present", "present_sequence_length", "new_encoder_sequence_length"),
         ),
         traced_inputs=(
-            TensorSpec("token_ids", "int64", ("batch_size", "sequence_length")),
+            tokens,
             TensorSpec("new_states", "float32", ("batch_size", "new_encoder_sequence_length", encoder_hidden)),
             *past,
+            *others,
         ),
-        front_end=FrontEnd(_STATES_ONCE),
+        front_end=FrontEnd(_STATES_ONCE + text),
     )
 
 

@@ -5,6 +5,7 @@
  *
  * @typedef {import('@huggingface/transformers').Message} Message
  * @typedef {import('@huggingface/transformers').DataType} Dtype
+ * @typedef {import('@huggingface/transformers').PreTrainedTokenizer} PreTrainedTokenizer
  * @typedef {{ read: (name: string) => Promise<Float32Array>, write: (name: string, data: Float32Array) => Promise<void> }}
  *     Files  Of little-endian float32.
  * @typedef {{ path: string, shape: number[], size?: number[] }} PixelValues  A file, the shape of what is in it, and
@@ -153,7 +154,30 @@ async function loadChat(id, loading, files) {
     return { model, caption };
 }
 
-const LAYOUTS = { captioner: loadCaptioner, chat: loadChat };
+/** @type {(id: string, options: LoadOptions, files: Files) => Promise<Loaded>} */
+async function loadTasks(id, loading, files) {
+    const processor = await AutoProcessor.from_pretrained(id);
+    const model = await AutoModelForImageTextToText.from_pretrained(id, loading);
+    const { bos_token, eos_token, pad_token } = /** @type {PreTrainedTokenizer} */ (processor.tokenizer);
+    const around = [bos_token, eos_token, pad_token].filter((token) => token !== null);
+
+    /** @type {Loaded['caption']} */
+    async function caption(item, options, modelInputs) {
+        const image = item.image === undefined ? blankImage(item.pixel_values) : await RawImage.read(item.image);
+        const inputs = await processor(image, item.prompt);
+        modelInputs.prompt_ids = [...inputs.input_ids.data].map(Number);
+        modelInputs.pixel_values = inputs.pixel_values;
+        if (item.pixel_values) {
+            inputs.pixel_values = await readTensor(item.pixel_values, files);
+        }
+        const ids = /** @type {Tensor} */ (await model.generate({ ...inputs, ...options }));
+        const [text] = processor.batch_decode(ids, { skip_special_tokens: false });
+        return around.reduce((rest, token) => rest.replaceAll(token, ''), text).trim();
+    }
+    return { model, caption };
+}
+
+const LAYOUTS = { captioner: loadCaptioner, chat: loadChat, tasks: loadTasks };
 /** @typedef {keyof typeof LAYOUTS} Layout */
 
 /** @type {(layout: Layout, id: string, options: LoadOptions, files: Files) => Promise<Loaded>} */

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from vlm_export.dtypes import FP32, PREFERRED, preferred
 from vlm_export.errors import InputError
@@ -24,6 +27,7 @@ from vlm_export.preprocessing import (
 from vlm_export.preprocessing import chat_template as own_template
 from vlm_export.publish.local_paths import forget_folders, published_recipe
 from vlm_export.recipe import RecipeFile
+from vlm_export.runtime.text import Text
 from vlm_export.source.checkpoint import Checkpoint
 from vlm_export.source.companions import check_tokenizer
 from vlm_export.source.generation_rules import published
@@ -54,7 +58,9 @@ def write_config_files(folder: Path, recipe: RecipeFile, merged: Checkpoint, man
         write_json(folder / name, values)
     if client.own_token is not None:
         _add_token(folder, client.own_token, facts.first_unused_token_id)
-    _finish_tokenizer(folder, client.template(facts))
+    if client.surrounds_prompts:
+        _surround(folder)
+    _finish_tokenizer(folder, client.template(facts), client.padding_side)
     write_json(folder / MANIFEST, asdict(manifest))
     write_text(folder / "recipe.yaml", published_recipe(recipe))
     forget_folders(folder)
@@ -154,13 +160,25 @@ def _add_token(folder: Path, token: str, token_id: int) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
 
 
-def _finish_tokenizer(folder: Path, chat_template: ChatTemplate | None) -> None:
+def _surround(folder: Path) -> None:
+    """Make the tokenizer put the tokens that begin and end a text around it, unless it does."""
+    special = Text(folder).special_tokens
+    begin, end = special["bos_token"], special["eos_token"]
+    own = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ids = [(token, own.token_to_id(token)) for token in (begin, end)]
+    if own.encode("a").ids == [ids[0][1], *own.encode("a", add_special_tokens=False).ids, ids[1][1]]:
+        return
+    own.post_processor = TemplateProcessing(single=[begin, "$A", end], special_tokens=ids)
+    own.save(str(folder / "tokenizer.json"))
+
+
+def _finish_tokenizer(folder: Path, chat_template: ChatTemplate | None, padding_side: Literal["left", "right"]) -> None:
     """Put the chat template where transformers.js reads it, and say what it would otherwise guess."""
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     config = read_json(folder / "tokenizer_config.json") | {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
-        "padding_side": "left",
+        "padding_side": padding_side,
     }
     if chat_template is not None:
         config["chat_template"] = chat_template

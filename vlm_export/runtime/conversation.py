@@ -21,12 +21,13 @@ class Conversation:
         messages: what was said so far, in transformers' form.
 
     Raises:
-        InputError: the model takes no prompt.
+        InputError: the model takes no prompt, or no turns.
     """
 
     def __init__(self, model: Model):
-        if not model.takes_prompt:
-            raise InputError(f"{model.name}: a {model.layout} repo takes no prompt, so there is no talking with it")
+        if not model.takes_turns:
+            reason = "takes one prompt about one image" if model.takes_prompt else "takes no prompt"
+            raise InputError(f"{model.name}: a {model.layout} repo {reason}, so there is no talking with it")
         self.model = model
         self.messages: list[Message] = []
         self._images: list[Image.Image] = []

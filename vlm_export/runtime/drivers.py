@@ -250,9 +250,7 @@ class EncoderDecoderDriver:
 
     def step(self, token_ids: np.ndarray, cache: Cache, inputs: Inputs) -> DecoderRun:
         """Run the decoder after a cache; what it gives for cross-attention is ignored, and the cache's kept."""
-        done = self.run(token_ids, cache, inputs, first=False)
-        kept = {name: value for name, value in cache.items() if _CROSS_CACHE in name}
-        return DecoderRun(done.component, done.logits, {**done.cache, **kept})
+        return with_first_states(self.run(token_ids, cache, inputs, first=False), cache)
 
     def per_step(self, inputs: Inputs) -> Arrays:
         """What the encoder gave."""
@@ -291,6 +289,78 @@ class PrefixCaptionerDriver(EncoderDecoderDriver):
     def token_history(self, inputs: Inputs) -> list[list[int]]:
         """Nothing, for each row: the PyTorch model generates from embeddings."""
         return [[] for _ in inputs["input_ids"]]
+
+
+class TaskDriver:
+    """`vision_encoder`, `embed_tokens`, `encoder_model` and `decoder_model_merged`: features in front of a prompt's
+    embeddings go through a text encoder, whose states a decoder looks at that is fed embeddings.
+
+    `input_ids` are the prompt's, `decoder_input_ids` `[batch, tokens] int64` the start token, or an answer's beginning.
+    An `attention_mask` `[batch, tokens] int64` is of the prompt. A cache of cross-attention comes out of the first run.
+    """
+
+    components: tuple[str, ...] = ("vision_encoder", "embed_tokens", "encoder_model", _DECODER)
+    per_step_inputs: tuple[str, ...] = ("encoder_hidden_states", "attention_mask")
+    of_images: tuple[str, ...] = ()
+
+    def __init__(self, sessions: Sessions):
+        self.sessions = sessions
+
+    def encode(self, inputs: Inputs) -> list[Observed]:
+        """`image_features` `[batch, rows, hidden]`, and the encoder's states `[batch, rows + tokens, hidden]`, float32.
+
+        Features that are among the inputs go into the encoder in the place of the graph's own.
+        """
+        made = self.sessions.run("vision_encoder", inputs)["image_features"]
+        features = inputs.get("image_features", made)
+        embeds = np.concatenate([features, self.embed(inputs["input_ids"])], axis=1)
+        feeds = {"inputs_embeds": embeds, "attention_mask": _seen(embeds, inputs)}
+        states = self.sessions.run("encoder_model", feeds)["last_hidden_state"]
+        return [
+            Observed("vision_encoder", "image_features", "image_features", made),
+            Observed("encoder_model", "last_hidden_state", "encoder_hidden_states", states),
+        ]
+
+    def embed(self, token_ids: np.ndarray) -> np.ndarray:
+        """`[batch, tokens] int64` → `[batch, tokens, hidden] float32`."""
+        return self.sessions.run("embed_tokens", {"input_ids": token_ids})["inputs_embeds"]
+
+    def prefill(self, inputs: Inputs) -> DecoderRun:
+        """Run the decoder on what the answer begins with, with an empty cache of both kinds."""
+        ids = inputs["decoder_input_ids"]
+        return self._decode(ids, self.sessions.empty_cache(_DECODER, len(ids)), inputs, first=True)
+
+    def step(self, token_ids: np.ndarray, cache: Cache, inputs: Inputs) -> DecoderRun:
+        """Run the decoder after a cache; what it gives for cross-attention is ignored, and the cache's kept."""
+        return with_first_states(self._decode(token_ids, cache, inputs, first=False), cache)
+
+    def token_history(self, inputs: Inputs) -> list[list[int]]:
+        """What the answer begins with: rules on repetition look back on nothing of the prompt."""
+        return inputs["decoder_input_ids"].tolist()
+
+    def _decode(self, token_ids: np.ndarray, cache: Cache, inputs: Inputs, *, first: bool) -> DecoderRun:
+        states = inputs["encoder_hidden_states"]
+        feeds = {
+            "inputs_embeds": self.embed(token_ids),
+            "encoder_hidden_states": states,
+            "encoder_attention_mask": _seen(states, inputs),
+            **_use_cache(not first),
+        }
+        return self.sessions.decode(_DECODER, feeds, cache)
+
+
+def _seen(rows: np.ndarray, inputs: Inputs) -> np.ndarray:
+    """`[batch, rows + tokens] int64` of `[batch, rows + tokens, hidden]`: features all, a prompt as its mask says."""
+    seen = np.ones(rows.shape[:2], dtype=np.int64)
+    if "attention_mask" in inputs:
+        seen[:, -inputs["attention_mask"].shape[1] :] = inputs["attention_mask"]
+    return seen
+
+
+def with_first_states(done: DecoderRun, cache: Cache) -> DecoderRun:
+    """A run whose cache of cross-attention is that of the run before: the later ones give none."""
+    kept = {name: value for name, value in cache.items() if _CROSS_CACHE in name}
+    return DecoderRun(done.component, done.logits, {**done.cache, **kept})
 
 
 class ComponentsDriver:
@@ -366,6 +436,8 @@ def choose_driver(files: Mapping[str, dict[str, Any]]) -> DriverChoice:
         case "chat", prefix:
             chat = PrefixChatDriver if prefix else ChatDriver
             return DriverChoice(chat.components, partial(chat, image_token_id=image_token_id(config)))
+        case "tasks", _:
+            return DriverChoice(TaskDriver.components, TaskDriver)
     return DriverChoice(ComponentsDriver.components, ComponentsDriver)
 
 
@@ -379,6 +451,14 @@ def image_token_id(config: Mapping[str, Any]) -> int:
         if isinstance(config.get(name), int):
             return config[name]
     raise InputError("config.json: image_token_id: not set, so no image could be put into a prompt")
+
+
+def begun_with(inputs: Inputs) -> np.ndarray:
+    """The ids `[batch, tokens] int64` that the decoder goes on from.
+
+    They are the prompt's or, where an encoder reads that, what the answer begins with.
+    """
+    return inputs.get("decoder_input_ids", inputs["input_ids"])
 
 
 def with_encoded(driver: Driver, inputs: Inputs) -> Arrays:

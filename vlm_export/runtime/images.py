@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageOps
 
-from vlm_export.contract import IMAGE_PROCESSORS, Cut
+from vlm_export.contract import IMAGE_PROCESSORS, TASK_KEYS, Cut
 from vlm_export.errors import InputError, reason
 from vlm_export.runtime.sessions import Arrays
 
@@ -38,6 +38,8 @@ _INERT_SETTINGS = {
     "_valid_processor_keys",
     "default_to_square",
     "model_input_names",
+    "image_seq_length",
+    *TASK_KEYS,
 }
 # Settings that do something, with the values that are as good as none.
 _INERT_VALUES: dict[str, tuple[Any, ...]] = {
@@ -57,7 +59,6 @@ _INERT_VALUES: dict[str, tuple[Any, ...]] = {
     "return_tensors": (None,),
     "crop_pct": (None,),
     "use_square_size": (None, False),
-    "image_seq_length": (None,),
 }
 
 

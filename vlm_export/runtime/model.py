@@ -13,7 +13,7 @@ from PIL import Image
 from vlm_export.errors import InputError
 from vlm_export.runtime.generate import FinishReason, Generated
 from vlm_export.runtime.options import Options
-from vlm_export.runtime.repo import LayoutName
+from vlm_export.runtime.repo import ASKED, LayoutName
 from vlm_export.runtime.text import Message, Stream, Text
 
 Prompt = str | Sequence[Message] | None
@@ -126,7 +126,7 @@ class Model:
 
     @property
     def layout(self) -> LayoutName:
-        """captioner, chat or components."""
+        """captioner, chat, tasks or components."""
         return self.engine.layout
 
     @property
@@ -142,6 +142,11 @@ class Model:
     @property
     def takes_prompt(self) -> bool:
         """Whether the model reads a text or a conversation beside the image."""
+        return self.layout in ASKED
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether the model reads a conversation."""
         return self.layout == "chat"
 
     def generate(

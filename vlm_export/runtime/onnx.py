@@ -34,6 +34,7 @@ from vlm_export.runtime.model import (
 from vlm_export.runtime.options import Options, Plan, plan
 from vlm_export.runtime.repo import ONNX, ROW_BY_ROW, SUFFIXES, Repo, choose_dtype
 from vlm_export.runtime.sessions import GRAPH_ERRORS, Arrays, Cache, Sessions, keep_positions
+from vlm_export.runtime.tasks import Tasks
 from vlm_export.runtime.text import Message, Text, check_rows, left_padded
 
 
@@ -165,11 +166,32 @@ class OnnxEngine:
         Raises:
             InputError: the model takes another number of images, or the prompt has no place for them.
         """
+        if self.layout == "tasks":
+            return self._asked(images, prompt, options)
         if self.repo.has_prefix or self.layout == "captioner":
             self._check_one(images)
         encoded = self.encode(images)
         ids = self.prompt_ids(self.messages(images, prompt), encoded) if self.layout == "chat" else self._start()
         return Prepared(ids, encoded, self._plan(options, ids, encoded))
+
+    def _asked(self, images: Sequence[Image.Image], prompt: Prompt, options: Options) -> Prepared:
+        """A task about one image, which an encoder reads with it."""
+        try:
+            tasks = Tasks.of(self.repo.preprocessor)
+            sentence = tasks.sentence(tasks.asked(prompt))
+        except InputError as error:
+            raise InputError(f"{self.name}: {error}") from error
+        self._check_one(images)
+        ids = self.text.encode(sentence, add_special_tokens=True)
+        check_rows(ids, self.repo.rows, self.text.token, f"{self.name}: the prompt")
+        rows, positions = self.sessions.session("vision_encoder").get_outputs()[0].shape[1], self.repo.positions
+        if positions is not None and isinstance(rows, int) and rows + len(ids) > positions:
+            room = positions - rows
+            raise InputError(f"{self.name}: the prompt has {len(ids)} tokens, and there are positions for {room}")
+        processed = self.images(images)
+        values = self._encoded([processed.arrays | {"input_ids": np.array([ids], dtype=np.int64)}])
+        encoded = Encoded(values, (), processed.grids)
+        return Prepared(ids, encoded, self._plan(options, self._start(), encoded))
 
     def _plan(self, options: Options, ids: Sequence[int], encoded: Encoded) -> Plan:
         """Raises InputError for options that are out of range, or more new tokens than there are positions for."""
@@ -305,12 +327,28 @@ class OnnxEngine:
         An `attention_mask` of the same shape is among it where prompts are padded on their left.
         """
         values = [one.encoded.values for one in prepared]
+        if self.layout == "tasks":
+            return self._read_by_encoder(prepared)
         names = dict.fromkeys(name for each in values for name in each)
         inputs = {name: _concatenated([each[name] for each in values if name in each]) for name in names}
         inputs["input_ids"], mask = left_padded([one.ids for one in prepared], prepared[0].plan.pad_token_id)
         if not mask.all():
             inputs["attention_mask"] = mask
         return inputs
+
+    def _read_by_encoder(self, prepared: Sequence[Prepared]) -> Arrays:
+        """What the decoder looks at and begins with: states of shorter prompts are padded on their right, as
+        `attention_mask` `[prompts, longest] int64` says.
+        """
+        states = [one.encoded.values["encoder_hidden_states"][0] for one in prepared]
+        longest = max(map(len, states))
+        lengths, width = [len(one.ids) for one in prepared], max(len(one.ids) for one in prepared)
+        mask = np.array([[1] * length + [0] * (width - length) for length in lengths], dtype=np.int64)
+        return {
+            "encoder_hidden_states": np.stack([np.pad(each, ((0, longest - len(each)), (0, 0))) for each in states]),
+            "attention_mask": mask,
+            "decoder_input_ids": np.array([self._start()] * len(prepared), dtype=np.int64),
+        }
 
     @contextmanager
     def failures(self) -> Iterator[None]:

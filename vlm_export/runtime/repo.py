@@ -14,6 +14,7 @@ from vlm_export.forms.reading import json_of
 from vlm_export.own_files import own_file
 
 ONNX = "onnx"
+ASKED: tuple[LayoutName, ...] = ("chat", "tasks")
 CONFIG, GENERATION, PREPROCESSOR, PROCESSOR, MANIFEST = (
     "config.json",
     "generation_config.json",
@@ -66,6 +67,11 @@ class Repo:
     def layout(self) -> LayoutName:
         """The layout, by `config.json`'s `model_type`: what is neither a captioner's nor a chat's is components."""
         return MODEL_TYPES.get(self.config.get("model_type", ""), "components")
+
+    @property
+    def takes_prompt(self) -> bool:
+        """Whether it is asked something: in a conversation, or by a task prompt."""
+        return self.layout in ASKED
 
     @property
     def has_prefix(self) -> bool:

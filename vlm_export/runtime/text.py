@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from vlm_export.contract import TASK_ANSWERS
 from vlm_export.errors import InputError, blamed_on
 from vlm_export.forms.reading import json_of, template_of
 from vlm_export.own_files import own_file
 from vlm_export.runtime import templates
 
 Message = Mapping[str, Any]  # {"role", "content": str | [{"type": "image"}, {"type": "text", "text": …}]}
-_TOKENIZER, _SETTINGS = "tokenizer.json", "tokenizer_config.json"
+_TOKENIZER, _SETTINGS, _PREPROCESSOR = "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"
 _TEMPLATE, _TEMPLATE_JSON = "chat_template.jinja", "chat_template.json"
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token", "image_token")
 _PARTIAL_CHARACTER = "\ufffd"  # what stands for bytes that are no whole character yet
@@ -30,12 +31,16 @@ _SPACED_MARKS = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 
 class Text:
     """The tokenizer of a repo, and its chat template if it has one.
 
+    Where the repo's answers hold places in a picture, which are special tokens, decoded texts keep all of those but the
+    ones that begin, end or pad a text; `keeps_tokens` says so where there is no `preprocessor_config.json`.
+
     Raises:
         InputError: `tokenizer.json` is missing or holds no tokenizer.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *, keeps_tokens: bool = False):
         self.folder = folder
+        self.keeps_tokens = keeps_tokens or TASK_ANSWERS in (json_of(folder, _PREPROCESSOR) or {})
         path = own_file(folder, _TOKENIZER)
         if path is None:
             raise InputError(f"{folder / _TOKENIZER}: no such file; a repo without it cannot be run")
@@ -55,6 +60,12 @@ class Text:
         return {
             name: value["content"] if isinstance(value, Mapping) else value for name, value in found.items() if value
         }
+
+    @cached_property
+    def _around(self) -> set[int | None]:
+        """The ids that begin, end or pad a text."""
+        names = ("bos_token", "eos_token", "pad_token")
+        return {self.tokenizer.token_to_id(self.special_tokens[name]) for name in names if name in self.special_tokens}
 
     @cached_property
     def template(self) -> str | None:
@@ -78,7 +89,10 @@ class Text:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of generated ids: without special tokens, and without space at either end."""
-        text = self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        kept = list(token_ids)
+        if self.keeps_tokens:
+            kept = [each for each in kept if each not in self._around]
+        text = self.tokenizer.decode(kept, skip_special_tokens=not self.keeps_tokens)
         if self.cleans_up:
             for spaced in _SPACED_MARKS:
                 text = text.replace(spaced, "'" if spaced == " ' " else spaced[1:])

@@ -105,7 +105,11 @@ function show(served) {
     const where = served.backend === 'onnx' ? 'ONNX Runtime' : 'PyTorch';
     element('facts').textContent =
         `${served.layout}, in ${served.dtype}, on ${where}; ${VERIFIED.get(served.verified)}.`;
-    element('prompt-field').hidden = served.layout !== 'chat';
+    const asks = ['chat', 'tasks'].includes(served.layout);
+    element('prompt-field').hidden = !asks;
+    if (served.layout === 'tasks') {
+        question.value = '<CAPTION>';
+    }
     const base = new URL('v1', document.baseURI);
     const sample = new URL('sample.json', document.baseURI);
     element('base').textContent = base.href;
@@ -117,7 +121,7 @@ function show(served) {
             const [chosen] = file.files ?? [];
             /** @type {Part[]} */
             const content = [{ type: 'image_url', image_url: { url: await dataUrl(chosen) } }];
-            if (served.layout === 'chat') {
+            if (asks) {
                 content.push({ type: 'text', text: question.value });
             }
             return { model: served.id, messages: [{ role: 'user', content }] };

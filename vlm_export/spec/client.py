@@ -51,16 +51,20 @@ class Client(ABC):
         chat_template: the template of a tokenizer that has none.
         question: what the model card asks about a picture; a captioner is asked nothing.
         graphs: what each graph takes and gives, a line each, where no library loads them.
+        padding_side: of the tokenizer, for several prompts at once.
+        surrounds_prompts: whether it leaves the tokens that begin and end a prompt to the tokenizer.
     """
 
     name: str
     task: str = "image-text-to-text"
-    node: Literal["captioner", "chat"] | None = None
+    node: Literal["captioner", "chat", "tasks"] | None = None
     feeds_one_picture: bool = False
     own_token: str | None = None
     chat_template: str | None = None
     question: str = ""
     graphs: str = ""
+    padding_side: Literal["left", "right"] = "left"
+    surrounds_prompts: bool = False
 
     @abstractmethod
     def config(self, facts: RepoFacts) -> dict[str, dict[str, Any]]:

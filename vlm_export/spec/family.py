@@ -83,7 +83,12 @@ class Reference(Protocol):
 
 
 class Preprocessor(Protocol):
-    """Makes the model's inputs of image files and a prompt, as transformers does."""
+    """Makes the model's inputs of image files and a prompt, as transformers does.
+
+    `keeps_tokens` says whether special tokens are part of an answer, beside those that begin, end or pad it.
+    """
+
+    keeps_tokens: bool
 
     def texts(self, prompts: Sequence[Prompt]) -> tuple[str, ...]:
         """A recipe's prompts as texts, conversations rendered; the first is the one that every image is run with.

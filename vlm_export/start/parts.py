@@ -10,9 +10,18 @@ from typing import Any, Literal
 
 from vlm_export.start.headers import Header
 
-PartName = Literal["vision tower", "projector", "token table", "decoder", "head", "LoRA", "not used"]
+PartName = Literal["vision tower", "projector", "token table", "text encoder", "decoder", "head", "LoRA", "not used"]
 _TOWER_PART: PartName = "vision tower"
-PARTS: tuple[PartName, ...] = ("vision tower", "projector", "token table", "decoder", "head", "LoRA", "not used")
+PARTS: tuple[PartName, ...] = (
+    "vision tower",
+    "projector",
+    "token table",
+    "text encoder",
+    "decoder",
+    "head",
+    "LoRA",
+    "not used",
+)
 _LORA = re.compile(r"\.lora_\w+(\.|$)")
 _NOT_USED = re.compile(
     r"\.original_module\.|(^|\.)(position_ids|inv_freq|masked_bias)$|"
@@ -21,9 +30,10 @@ _NOT_USED = re.compile(
 _TOWER = re.compile(r"(^|\.)(vision_tower|vision_model|vision_encoder|visual)\.|^encoder\.")
 _IN_TOWER = re.compile(r"(^|\.)visual\.(merger|deepstack_merger_list|downsample)\.")  # and a projector all the same
 _PROJECTOR = re.compile(r"(^|\.)(multi_modal_projector|mm_projector|connector|(vision_)?projection|enc_to_dec_proj)\.")
+_TEXT_ENCODER = re.compile(r"(^|\.)language_model\.(model\.)?encoder\.")
 _LAYER = re.compile(r"\.layers?\.(\d+)\.")
 _HEAD = re.compile(r"(^|\.)(lm_head|output_projection|embed_out|cls\.predictions\.decoder)\.(base_layer\.)?weight$")
-_TABLE = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings)\.(base_layer\.)?weight$")
+_TABLE = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|shared)\.(base_layer\.)?weight$")
 
 
 @dataclass(frozen=True)
@@ -89,7 +99,9 @@ def _part_of(key: str) -> PartName:
         return "projector"
     if _HEAD.search(key):
         return "head"
-    return "token table" if _TABLE.search(key) else "decoder"
+    if _TABLE.search(key):
+        return "token table"
+    return "text encoder" if _TEXT_ENCODER.search(key) else "decoder"
 
 
 def parts_of(tensors: Iterable[Placed]) -> list[Part]:

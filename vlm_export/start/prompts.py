@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlm_export.contract import LayoutName
+from vlm_export.contract import TASK, LayoutName
 from vlm_export.errors import InputError
 from vlm_export.runtime.text import Text
 from vlm_export.start.named import Named
@@ -33,7 +33,12 @@ class Prompt:
 
 
 def prompt_for(sources: Sequence[Named], config: Mapping[str, Any], layout: LayoutName, question: str) -> Prompt | None:
-    """What to ask a model of the folder's template, the first of `sources` that has one; None for a captioner."""
+    """What to ask a model of the folder's template, the first of `sources` that has one; None for a captioner.
+
+    A model of tasks is asked for a caption, unless `question` is another than the usual one.
+    """
+    if layout == "tasks":
+        return Prompt(TASK if question == QUESTION else question)
     if layout != "chat" or config.get("model_type") == "prefix_conditioning_vlm":
         return None
     texts = [Text(source.path) for source in sources if (source.path / _TOKENIZER).is_file()]

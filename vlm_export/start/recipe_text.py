@@ -13,6 +13,7 @@ import yaml
 from vlm_export.dtypes import DTYPES, PREFERRED
 from vlm_export.errors import InputError
 from vlm_export.recipe import RecipeFile, load_recipe
+from vlm_export.runtime.repo import ASKED
 from vlm_export.start.draft import Draft, called, reference_for
 from vlm_export.start.figures import number, size
 from vlm_export.start.inspection import Adapter
@@ -21,6 +22,7 @@ _WIDTH = 100
 _LAYOUTS = {
     "captioner": "pipeline('image-to-text') of transformers.js",
     "chat": "a chat model's class in transformers.js, with prompts and turns",
+    "tasks": "Florence-2's class in transformers.js, with task prompts",
     "components": "graphs for a loop of your own",
 }
 
@@ -159,7 +161,7 @@ def _prompt(draft: Draft) -> Iterator[str]:
     assert prompt is not None
     if prompt.rendered:
         yield from _comment(f"The model's own template makes of it: {_value(prompt.rendered)}", "  ")
-    else:
+    elif prompt.problem:
         yield from _comment(f"To be mended: {prompt.problem}.", "  ")
     yield "  prompts:"
     if isinstance(prompt.value, str):
@@ -181,7 +183,7 @@ def _hub(draft: Draft) -> Iterator[str]:
         yield f"  license: {_value(draft.license)}{source}"
     else:
         yield "  # license: apache-2.0  # no card names one, and nothing should be published without"
-    tags = card.tags or (draft.model.model_type if draft.layout == "chat" else "image-captioning",)
+    tags = card.tags or (draft.model.model_type if draft.layout in ASKED else "image-captioning",)
     lists = {"language": card.language, "base_model": card.base_model, "datasets": card.datasets, "tags": tags}
     examples = {"language": ["en"], "base_model": ["org/model"]}
     for key, values in lists.items():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlm_export.contract import HEEDED, MAX_NEW_TOKENS, OF_SAMPLING, LayoutName
+from vlm_export.runtime.repo import ASKED
 from vlm_export.start.named import CONFIG, GENERATION, Named
 
 _LONGEST = 512  # tokens of an answer; a larger `max_length` is the model's memory, prompt included
@@ -55,11 +56,11 @@ def read_rules(sources: Sequence[Named], layout: LayoutName) -> Rules:
 
 
 def _tokens(values: Mapping[str, Any], file: str, layout: LayoutName) -> tuple[int, str]:
-    for name in ("max_new_tokens", *(["max_length"] if layout != "chat" else [])):
+    for name in ("max_new_tokens", *(["max_length"] if layout not in ASKED else [])):
         found = values.get(name)
         if isinstance(found, int) and 0 < found <= _LONGEST and (name, found) != ("max_length", _LIBRARYS_LENGTH):
             return found, f"{name} of {file}"
-    return (_CHAT_TOKENS if layout == "chat" else MAX_NEW_TOKENS), f"{file} names no number"
+    return (_CHAT_TOKENS if layout in ASKED else MAX_NEW_TOKENS), f"{file} names no number"
 
 
 def _positions(config: Mapping[str, Any]) -> int | None:

@@ -45,6 +45,12 @@ GRAPHS: Mapping[LayoutName, tuple[GraphParts, ...]] = {
         GraphParts("decoder_model_merged", ("token table", *_IN_DECODER), has_cache=True),
     ),
     "chat": (GraphParts("vision_encoder", _IN_ENCODER), _EMBED, _DECODER),
+    "tasks": (
+        GraphParts("vision_encoder", _IN_ENCODER),
+        _EMBED,
+        GraphParts("encoder_model", ("text encoder",)),
+        _DECODER,
+    ),
     "components": (
         GraphParts("vision_encoder", ("vision tower",)),
         GraphParts("projection", ("projector",)),

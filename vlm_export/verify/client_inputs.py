@@ -16,6 +16,7 @@ from vlm_export.runtime.image_tokens import ImageTokens
 from vlm_export.runtime.images import ImageProcessor, open_image
 from vlm_export.runtime.repo import Repo
 from vlm_export.runtime.sessions import Arrays
+from vlm_export.runtime.tasks import Tasks
 from vlm_export.runtime.text import Text
 from vlm_export.verify.golden import Golden
 
@@ -36,7 +37,12 @@ class OwnFiles:
         return self.images([open_image(path)]).arrays["pixel_values"]
 
     def prompt_ids(self, golden: Golden, inputs: Arrays, path: Path) -> list[int]:
-        """Ids of the golden's conversation, or of its text, with a place for each row of the picture's features."""
+        """Ids of the golden's conversation, or of its text, with a place for each row of the picture's features.
+
+        Of a task they are those of its sentence alone.
+        """
+        if self.repo.layout == "tasks":
+            return self.text.encode(Tasks.of(self.repo.preprocessor).sentence(golden.text), add_special_tokens=True)
         text = self.text.render(golden.conversation) if golden.conversation else golden.text
         image = image_token_id(self.repo.config)
         tokens = ImageTokens.of(self.text.token(image), self.images.cut, self.repo.processor)

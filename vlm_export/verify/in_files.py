@@ -47,8 +47,8 @@ _PICTURES = 3  # in several sizes each
 
 
 def has_prompt(repo: Repo) -> bool:
-    """Whether the model reads a conversation, image tokens included, and not a text behind an image."""
-    return repo.layout == "chat" and not repo.has_prefix
+    """Whether the model reads a conversation, image tokens included, or a task, and not a text behind an image."""
+    return repo.takes_prompt and not repo.has_prefix
 
 
 def _other_sizes(found: np.ndarray | None, expected: np.ndarray) -> bool:

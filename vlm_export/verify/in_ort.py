@@ -17,7 +17,7 @@ from vlm_export.manifest import ONNX
 from vlm_export.merging import merge
 from vlm_export.quantize import saturation
 from vlm_export.runtime import logits
-from vlm_export.runtime.drivers import Driver, choose_driver, with_encoded
+from vlm_export.runtime.drivers import Driver, begun_with, choose_driver, with_encoded
 from vlm_export.runtime.generate import Decoder, generate
 from vlm_export.runtime.options import Options, Plan, plan
 from vlm_export.runtime.sessions import GRAPH_ERRORS, Arrays, DecoderRun, Sessions
@@ -287,7 +287,7 @@ def _scores(driver: Driver, pair: ImagePair, inputs: Arrays) -> list[np.ndarray]
 def _plan(facts: Golden, inputs: Arrays) -> Plan:
     """The plan for one image: greedy, under the golden's rules."""
     ids = {"eos_token_id": facts.eos_token_ids, "pad_token_id": facts.eos_token_ids[0]}
-    return plan(Options(), {**facts.generation, **ids}, inputs["input_ids"].shape[1])
+    return plan(Options(), {**facts.generation, **ids}, begun_with(inputs).shape[1])
 
 
 def generated(run: Verification, dtype: str, golden_inputs: Sequence[Arrays]) -> list[list[int]]:

@@ -19,7 +19,7 @@ import torch
 
 from vlm_export.dtypes import FP32
 from vlm_export.models.pixels import PIXELS
-from vlm_export.runtime.drivers import ChatDriver, Driver, GridDriver, PrefixChatDriver
+from vlm_export.runtime.drivers import ChatDriver, Driver, GridDriver, PrefixChatDriver, TaskDriver
 from vlm_export.runtime.repo import open_repo
 from vlm_export.runtime.sessions import (
     GRAPH_ERRORS,
@@ -49,11 +49,15 @@ _OF_IMAGE = ".encoder."  # in the name of a cache of cross-attention
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of one run: rows, images or tiles of each, tokens of text behind them."""
+    """Sizes of one run: rows, images or tiles of each, tokens of text behind them.
+
+    Where an encoder reads a prompt, `tokens` are the decoder's, and the prompt has `read`.
+    """
 
     batch: int = 1
     images: int = 1
     tokens: int = 7
+    read: int = 7
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,9 @@ class Both:
         )
         self.takes_patches = any(spec.name.endswith("grid_thw") for spec in self.images)
         self.steps = run.steps
-        self.positions = open_repo(run.repo).positions
+        repo = open_repo(run.repo)
+        self.positions = repo.positions
+        self.image_token = int(repo.config.get("image_token_id", -1))
         self.decoder = next(each for each in reversed(run.components) if each.has_cache)
         self.vocabulary = int(next(spec for spec in self.decoder.outputs if spec.name == "logits").shape[-1])
 
@@ -170,6 +176,8 @@ class Both:
         yield Axis("batch_size", BATCHES, lambda size: self.generated(Sizes(batch=size)))
         if "num_images" in self._axes_of_images() or self.takes_patches:
             yield Axis("num_images", IMAGES[:2], lambda size: self.generated(Sizes(images=size)))
+        if isinstance(self.driver, TaskDriver):
+            yield Axis("encoder_sequence_length", LENGTHS, lambda size: self.read(Sizes(batch=2, read=size)))
         length, default = self._length_symbol(), Sizes()
         rows = self._image_rows()
         behind = {"": rows + 1, " after a past of 1": 1, " after a past": rows + default.tokens}
@@ -180,6 +188,8 @@ class Both:
         yield Axis("batch_size after a past of 1", BATCHES, lambda size: self.continued(1, past=1, batch=size))
         if isinstance(self.driver, ChatDriver):
             yield Axis("batch_size, rows padded", (len(PADDED),), lambda _: self.padded(PADDED))
+        if isinstance(self.driver, TaskDriver):
+            yield Axis("batch_size, rows padded", (len(PADDED),), lambda _: self.read_padded(PADDED))
 
     def _axes_of_images(self) -> dict[str, tuple[int, ...]]:
         """The dynamic axes of what the encoder side is fed, and the sizes that they take."""
@@ -191,6 +201,8 @@ class Both:
 
     def _image_rows(self) -> int:
         """Positions that an image takes in the decoder."""
+        if isinstance(self.driver, TaskDriver):
+            return 0
         fed = self.prompt(Sizes())
         features = fed.encoded.get("image_features")
         return 0 if features is None else features.size // features.shape[-1]
@@ -208,10 +220,17 @@ class Both:
     def encoded_at(self, symbol: str, size: int) -> Iterator[Found]:
         """The outputs of the encoder side, at this size of one axis of its inputs."""
         arrays = self.pixels({symbol: size})
-        arrays["input_ids"] = self.ids(len(arrays.get(_GRID, arrays[PIXELS])), 1)
+        arrays |= self.texts(Sizes(len(arrays.get(_GRID, arrays[PIXELS])), tokens=1))
         expected = self.encoded(arrays)
         for made in self.driver.encode(arrays):
             yield compared(made.component, made.output, made.value, expected[made.golden_name])
+
+    def read(self, sizes: Sizes) -> Iterator[Found]:
+        """What an encoder makes of a prompt, and what the decoder says that looks at it."""
+        fed = self.prompt(sizes)
+        for made in self.driver.encode(fed.inputs):
+            yield compared(made.component, made.output, made.value, fed.encoded[made.golden_name])
+        yield from self.generated(sizes)
 
     def generated(self, sizes: Sizes) -> Iterator[Found]:
         """A prompt, and a token behind it."""
@@ -254,6 +273,37 @@ class Both:
         behind = zip(rows, alone, token, strict=True)
         after = [self.in_pytorch_next(one[None], past.past_key_values, row) for row, past, one in behind]
         yield from self.rows(self.driver.step(token, ours.cache, fed), after, [len(row) + 1 for row in ids])
+
+    def read_padded(self, lengths: Sequence[int]) -> Iterator[Found]:
+        """Prompts of several lengths that an encoder reads, padded on their right, and a token of each answer; each row
+        as it is alone.
+        """
+        rows = [self.prompt(Sizes(tokens=1, read=length)) for length in lengths]
+        width = max(lengths)
+        joined = {name: np.concatenate([row.inputs[name] for row in rows]) for name in (PIXELS, "decoder_input_ids")}
+        ids = [row.inputs["input_ids"][0] for row in rows]
+        joined["input_ids"] = np.stack([np.pad(row, (0, width - len(row))) for row in ids])
+        joined["attention_mask"] = np.array([[1] * len(row) + [0] * (width - len(row)) for row in ids], dtype=np.int64)
+        made = {each.golden_name: each for each in self.driver.encode(joined)}
+        for place, row in enumerate(rows):
+            for name, each in made.items():
+                whole = row.encoded[name]
+                value = each.value[place : place + 1, : whole.shape[1]]
+                yield compared(each.component, f"{each.output} of row {place + 1}", value, whole)
+        states = [row.encoded["encoder_hidden_states"][0] for row in rows]
+        longest = max(map(len, states))
+        padded = np.stack([np.pad(each, ((0, longest - len(each)), (0, 0))) for each in states])
+        fed = joined | {"encoder_hidden_states": padded}
+        alone = [self.in_pytorch_first(row) for row in rows]
+        ours = self.driver.prefill(fed)
+        own = {name: value for name, value in ours.cache.items() if _OF_IMAGE not in name}
+        yield from self.rows(replace(ours, cache=own), alone, [1] * len(rows))
+        token = self.ids(len(rows), 1)
+        behind = zip(rows, alone, token, strict=True)
+        after = [self.in_pytorch_next(one[None], past.past_key_values, row) for row, past, one in behind]
+        ours = self.driver.step(token, ours.cache, fed)
+        own = {name: value for name, value in ours.cache.items() if _OF_IMAGE not in name}
+        yield from self.rows(replace(ours, cache=own), after, [2] * len(rows))
 
     # How both are run
 
@@ -310,7 +360,7 @@ class Both:
         arrays = self.pixels({"batch_size": sizes.batch, "num_images": sizes.images})
         if len(arrays[PIXELS]) != sizes.batch:  # images of all rows, one after the other
             arrays = self.pixels({"num_images": sizes.batch * sizes.images})
-        arrays["input_ids"] = self.ids(sizes.batch, sizes.tokens)
+        arrays |= self.texts(sizes)
         encoded = self.encoded(arrays)
         if self.takes_text_alone:
             places = self._places(encoded["image_features"], sizes)
@@ -332,6 +382,13 @@ class Both:
         if self.takes_text_alone:
             return Fed({"input_ids": self.ids(batch, 1)}, {})
         return self.prompt(Sizes(batch, tokens=1))
+
+    def texts(self, sizes: Sizes) -> Arrays:
+        """Ids `[batch, tokens] int64` of what the decoder is fed, and of a prompt that an encoder reads."""
+        if isinstance(self.driver, TaskDriver):
+            names = {"input_ids": sizes.read, "decoder_input_ids": sizes.tokens}
+            return {name: self.ids(sizes.batch, tokens) for name, tokens in names.items()}
+        return {"input_ids": self.ids(sizes.batch, sizes.tokens)}
 
     def pixels(self, sizes: Mapping[str, int]) -> Arrays:
         """Noise, and masks of ones, as the encoder's graph takes them; an axis without a size has 1.
@@ -361,7 +418,7 @@ class Both:
 
     def ids(self, batch: int, tokens: int) -> np.ndarray:
         """`[batch, tokens] int64` of any tokens, but for the one that stands for an image."""
-        image = self.driver.image_token_id if isinstance(self.driver, ChatDriver) else -1
+        image = self.driver.image_token_id if isinstance(self.driver, ChatDriver) else self.image_token
         ids = self.random.integers(0, self.vocabulary - 1, (batch, tokens), dtype=np.int64)
         return ids + (ids >= image) if 0 <= image < self.vocabulary else ids
 

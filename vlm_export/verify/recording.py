@@ -185,9 +185,16 @@ class _Recorder:
             pixel_values_sha256=array_sha256(inputs["pixel_values"]),
             prompt_ids_sha256=array_sha256(inputs["input_ids"]),
             token_ids=token_ids,
-            caption=str(self.tokenizer.decode(token_ids, skip_special_tokens=True)),
+            caption=self._caption(token_ids),
             margins=[float(f"{first - second:.4g}") for first, second in best],
         )
+
+    def _caption(self, token_ids: Sequence[int]) -> str:
+        """The text of generated ids."""
+        tokenizer, keeps = self.tokenizer, self.preprocessor.keeps_tokens
+        around = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id} if keeps else set()
+        kept = [each for each in token_ids if each not in around]
+        return str(tokenizer.decode(kept, skip_special_tokens=not keeps))
 
     def cases(self, images: Sequence[Path], texts: Sequence[str]) -> tuple[list[GoldenCase], dict[str, np.ndarray]]:
         """The first text on one image, the others on two."""

@@ -13,6 +13,7 @@ export const MODEL_TYPES = Object.freeze({
     glm_ocr: 'chat',
     mistral3: 'chat',
     lighton_ocr: 'chat',
+    florence2: 'tasks',
     prefix_conditioning_vlm: 'components',
 });
 export const IMAGE_PROCESSORS = Object.freeze({

@@ -6,10 +6,11 @@
  * @typedef {import('@huggingface/transformers').RawImage} RawImage
  * @typedef {import('@huggingface/transformers').Processor} Processor
  * @typedef {NonNullable<Processor['image_processor']> & { config: { image_processor_type?: string } }} ImageProcessor
- * @typedef {Processor & { image_processor: ImageProcessor, image_token?: string }}
+ * @typedef {Processor & { image_processor: ImageProcessor, image_token?: string,
+ *     task_prompts_without_inputs?: Map<string, string>, task_prompts_with_input?: Map<string, string> }}
  *     VisionProcessor  Of transformers.js: some of its classes say which token stands for an image, others by their config.
  * @typedef {import('../index.d.ts').Layout} LayoutName
- * @typedef {Captioner | Chat | Components} AnyLayout
+ * @typedef {Captioner | Chat | Tasks | Components} AnyLayout
  *
  * @typedef {object} Asked What the caller gave of image and text.
  * @property {RawImage[]} images
@@ -20,7 +21,7 @@
  * @typedef {object} Prepared
  * @property {number[]} token_ids of the prompt, as the decoder is fed them first
  * @property {number[]} history those of them that rules on repetition look back on
- * @property {Tensor} [image_features]
+ * @property {Tensor} [image_features] in layout tasks, what the text encoder makes of them and the prompt
  * @property {number[][]} [grids] lines and columns of cells of each image, where tokens have places in three axes
  *
  * @typedef {object} RunInputs
@@ -43,7 +44,7 @@
  * @property {VisionProcessor} processor
  */
 
-import { Tensor, cat } from '@huggingface/transformers';
+import { Tensor, cat, ones } from '@huggingface/transformers';
 
 import { copy_rows, empty_cache, next_cache, past_length } from './cache.js';
 import { GRID_TYPES, IMAGE_PROCESSORS, MODEL_TYPES, PREFIX } from './contract.js';
@@ -103,6 +104,14 @@ class Layout {
      */
     carry(image_features, _batch) {
         return image_features;
+    }
+
+    /**
+     * @param {number[]} token_ids
+     * @returns {string} the text of generated ids
+     */
+    decode(token_ids) {
+        return this.tokenizer.decode(token_ids, { skip_special_tokens: true });
     }
 }
 
@@ -426,6 +435,111 @@ export class Chat extends Layout {
     }
 }
 
+/**
+ * `vision_encoder`, `embed_tokens`, `encoder_model` and `decoder_model_merged`: features in front of a task's sentence go
+ * through a text encoder, and a decoder that is fed embeddings looks at the result.
+ */
+export class Tasks extends Layout {
+    static graphs = ['vision_encoder', 'embed_tokens', 'encoder_model', DECODER];
+    static decoders = [DECODER];
+    name = /** @type {const} */ ('tasks');
+    takes_prompt = true;
+
+    /** @param {Record<string, Tensor>} pixels */
+    async encode({ pixel_values }) {
+        return (await this.graphs.vision_encoder.run({ pixel_values })).image_features;
+    }
+
+    /** @param {Asked} asked */
+    async prepare(asked) {
+        if (asked.messages !== undefined) {
+            throw new TypeError('layout tasks does one task about one image: give prompt in the place of messages');
+        }
+        const { input_ids } = this.tokenizer(this.#sentence(asked.prompt ?? ''));
+        const features = await this.encode(await this.pixels(asked));
+        const start = this.generation_config.decoder_start_token_id;
+        return { token_ids: [start], history: [start], image_features: await this.#read(features, input_ids) };
+    }
+
+    /**
+     * A task stands for the sentence that the model was trained on. As `Florence2Processor` of transformers 5.23 has it.
+     * @param {string} prompt
+     * @returns {string}
+     */
+    #sentence(prompt) {
+        const text = prompt.trim();
+        if (!text) {
+            throw new TypeError('layout tasks needs a prompt: a task, such as <CAPTION>, or a sentence');
+        }
+        for (const [task, sentence] of this.processor.task_prompts_without_inputs ?? []) {
+            if (text.includes(task) && text !== task) {
+                throw new TypeError(`prompt: ${task} takes no input: it is all of the prompt`);
+            }
+            if (text === task) {
+                return sentence;
+            }
+        }
+        for (const [task, sentence] of this.processor.task_prompts_with_input ?? []) {
+            if (text.includes(task)) {
+                return sentence.replaceAll('{input}', () => text.replaceAll(task, '').trim());
+            }
+        }
+        return text;
+    }
+
+    /**
+     * @param {Tensor} features `[1, rows, hidden]`
+     * @param {Tensor} input_ids `[1, tokens]` of the sentence
+     * @returns {Promise<Tensor>} `[1, rows + tokens, hidden]`
+     */
+    async #read(features, input_ids) {
+        const { inputs_embeds } = await this.graphs.embed_tokens.run({ input_ids });
+        const both = cat([features, inputs_embeds], 1);
+        const feeds = { inputs_embeds: both, attention_mask: ones(both.dims.slice(0, 2)) };
+        return (await this.graphs.encoder_model.run(feeds)).last_hidden_state;
+    }
+
+    /**
+     * @param {RunInputs} inputs
+     * @returns {Promise<Run>}
+     */
+    async run({ input_ids, image_features: states, past_key_values }) {
+        if (!states) {
+            throw new TypeError('image_features: layout tasks needs what the text encoder gave, in every run');
+        }
+        const past = past_key_values ?? empty_cache(this.graphs[DECODER], input_ids.dims[0]);
+        const { inputs_embeds } = await this.graphs.embed_tokens.run({ input_ids });
+        const outputs = await this.graphs[DECODER].run({
+            inputs_embeds,
+            encoder_hidden_states: states,
+            encoder_attention_mask: ones(states.dims.slice(0, 2)),
+            ...past,
+        });
+        return { logits: outputs.logits, past_key_values: next_cache(outputs, past) };
+    }
+
+    /**
+     * @param {Tensor} states
+     * @param {number} batch
+     */
+    carry(states, batch) {
+        return states.dims[0] === batch ? states : copy_rows(states, Array(batch).fill(0));
+    }
+
+    /**
+     * Places in the image are special tokens: none is left out but those that begin, end or pad a text.
+     * @param {number[]} token_ids
+     */
+    decode(token_ids) {
+        const { bos_token, eos_token, pad_token } = this.tokenizer;
+        const around = [bos_token, eos_token, pad_token].flatMap((token) =>
+            token ? this.tokenizer.convert_tokens_to_ids([token]) : [],
+        );
+        const kept = token_ids.filter((id) => !around.includes(id));
+        return kept.length ? this.tokenizer.decode(kept, { skip_special_tokens: false }) : '';
+    }
+}
+
 /** One graph a building block: `vision_encoder`, `projection`, `prefix_init`, `embed_tokens`, `language_model`. */
 export class Components extends Layout {
     static graphs = ['vision_encoder', 'projection', 'prefix_init', 'embed_tokens', 'language_model'];
@@ -478,7 +592,7 @@ export class Components extends Layout {
     }
 }
 
-const LAYOUTS = { captioner: Captioner, chat: Chat, components: Components };
+const LAYOUTS = { captioner: Captioner, chat: Chat, tasks: Tasks, components: Components };
 
 /** @param {import('@huggingface/transformers').PretrainedConfig} config */
 export function layout_of({ model_type }) {

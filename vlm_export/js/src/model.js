@@ -145,7 +145,7 @@ export class VisionLanguageModel {
      * @param {object} inputs
      * @param {Tensor | number[][]} inputs.input_ids `[batch, tokens] int64`. Without a past the prompt: in layout captioner
      *     the start token, in layout chat with an image token for each row of `image_features`, in layout components
-     *     perhaps none. Several tokens after a past are for a batch of one.
+     *     perhaps none; in layout tasks what the answer begins with. Several tokens after a past are for a batch of one.
      * @param {Tensor} [inputs.image_features] what `project_vision_features` gave, `[batch, tokens, decoder_hidden]`; in
      *     every run in layout captioner, in the others only in the one without a past
      * @param {Record<string, Tensor>} [inputs.past_key_values] what the last run gave; it is used up
@@ -220,7 +220,7 @@ export class VisionLanguageModel {
         if (!token_ids.length) {
             return '';
         }
-        const text = this.#layout.tokenizer.decode(token_ids, { skip_special_tokens: true }).trim();
+        const text = this.#layout.decode(token_ids).trim();
         return going_on ? text.replace(/\uFFFD+$/, '') : text;
     }
 
