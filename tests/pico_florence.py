@@ -16,7 +16,7 @@ BOS, PAD, END = 256, 257, 258
 IMAGE = 1269
 VOCABULARY = 1270
 SIZE = 64
-ROWS = 5  # of features: the mean of four cells, and the cells
+ROWS = 65  # of features: the mean of 8 × 8 cells, and the cells
 LOCATIONS = [f"<loc_{place}>" for place in range(1000)]
 ADAPTED = r".*\.(qkv|proj|fc1|fc2|q_proj|k_proj|v_proj|out_proj)"
 POST_PROCESSING: dict[str, Any] = {
@@ -34,13 +34,13 @@ POST_PROCESSING: dict[str, Any] = {
 }
 
 
-def config(*, layers: int = 3, stages: int = 4, heads: int = 4, scaled: bool = False, size: int | None = SIZE) -> Any:
-    """`stages` of the tower, the third of them `layers` blocks deep, as are encoder and decoder."""
+def config(*, layers: int = 3, heads: int = 4, scaled: bool = False, size: int | None = SIZE) -> Any:
+    """Two stages of the tower, the second of them `layers` blocks deep, as are encoder and decoder."""
     vision: dict[str, Any] = {
-        "depths": [1, 1, layers, 1][:stages],
-        "embed_dim": [8, 8, 16, 16][:stages],
-        "num_heads": [1, 1, 2, 2][:stages],
-        "num_groups": [1, 2, 2, 4][:stages],
+        "depths": [1, layers],
+        "embed_dim": [8, 16],
+        "num_heads": [1, 2],
+        "num_groups": [1, 4],
         "window_size": 3,
         "projection_dim": 32,
         "max_temporal_embeddings": 4,
@@ -56,7 +56,7 @@ def config(*, layers: int = 3, stages: int = 4, heads: int = 4, scaled: bool = F
         "decoder_attention_heads": heads,
         "encoder_ffn_dim": 48,
         "decoder_ffn_dim": 48,
-        "max_position_embeddings": 128,
+        "max_position_embeddings": 160,
         "scale_embedding": scaled,
         "bos_token_id": BOS,
         "pad_token_id": PAD,
@@ -98,14 +98,14 @@ def processor(tokens: PreTrainedTokenizerFast, size: int = SIZE) -> Florence2Pro
     return Florence2Processor(image_processor, tokens, post_processor_config=POST_PROCESSING)
 
 
-def model(settings: Any, *, seed: int = 0) -> Florence2ForConditionalGeneration:
+def model(settings: Any, *, seed: int = 4) -> Florence2ForConditionalGeneration:
     """Random weights with which pictures, prompts and positions show in the logits."""
     torch.manual_seed(seed)
     made = Florence2ForConditionalGeneration(settings).eval().requires_grad_(False)
     for name, parameter in made.named_parameters():
         norm = "norm" in name and name.endswith("weight")
-        looking = "encoder_attn." in name or "image_projection" in name
-        torch.nn.init.normal_(parameter, mean=float(norm), std=0.5 if looking else 0.25)
+        std = 0.5 if "shared" in name else 0.3 if "encoder_attn." in name else 0.2
+        torch.nn.init.normal_(parameter, mean=float(norm), std=0.05 if parameter.dim() == 1 else std)
     made.tie_weights()
     return made
 

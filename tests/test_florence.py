@@ -110,8 +110,8 @@ def test_in_a_browser(exported: Exported) -> None:
 def test_the_adapter_was_everywhere(exported: Exported) -> None:
     merged = read_json(exported.work.merged / "merge.json")
     names = (
-        "model.vision_tower.blocks.2.1.spatial_block.window_attn.qkv",
-        "model.vision_tower.blocks.3.0.channel_block.channel_attn.proj",
+        "model.vision_tower.blocks.1.2.spatial_block.window_attn.qkv",
+        "model.vision_tower.blocks.1.0.channel_block.channel_attn.proj",
         "model.vision_tower.blocks.0.0.channel_block.ffn.fc2",
         "model.language_model.encoder.layers.1.self_attn.out_proj",
         "model.language_model.decoder.layers.2.encoder_attn.k_proj",
@@ -126,11 +126,12 @@ def test_what_is_fused(exported: Exported) -> None:
     simplified = load_manifest(exported.work.repo).simplified
     assert {report["unfused_attention"] for report in simplified.values()} == {""}
     fused = {name: report["fused"] for name, report in simplified.items()}
-    assert fused["vision_encoder"]["MultiHeadAttention"] == 6
+    assert fused["vision_encoder"]["MultiHeadAttention"] == 4
     assert fused["encoder_model"]["MultiHeadAttention"] == 3
     assert fused[DECODER]["GroupQueryAttention"] == fused[DECODER]["MultiHeadAttention"] == 3
     graph = ir.load(exported.graph("vision_encoder")).graph
-    assert sum(node.op_type == "Softmax" for node in graph) == 6
+    assert sum(node.op_type == "Softmax" for node in graph) == 4
+    assert simplified["vision_encoder"]["repeated"] == {"model.vision_tower.blocks.1": 1}
 
 
 def test_what_is_published(exported: Exported) -> None:
@@ -443,8 +444,8 @@ def test_without_cross_states_again(exported: Exported) -> None:
 
 @pytest.mark.parametrize("heads", [4, 8])
 def test_other_checkpoints(heads: int, tmp_path: Path) -> None:
-    """A tokenizer that adds nothing, scaled embeddings, two stages; heads of 4 that no fused operator takes."""
-    settings = pico_florence.config(layers=2, stages=2, heads=heads, scaled=True)
+    """A tokenizer that adds nothing, scaled embeddings; heads of 4 that no fused operator takes."""
+    settings = pico_florence.config(layers=2, heads=heads, scaled=True)
     pico_florence.write_checkpoint(tmp_path / "checkpoint", settings, surrounds=False)
     made = record(tmp_path, layout="tasks", golden=GOLDEN)
     made.export("tasks", ("fp32",))

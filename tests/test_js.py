@@ -18,6 +18,7 @@ import encoder_decoders
 import numpy as np
 import pico
 import pico_chat
+import pico_florence
 import pytest
 import torch
 import yaml
@@ -29,10 +30,12 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 import vlm_export
 from vlm_export import bundled, pipeline
 from vlm_export.apps import demo_site
+from vlm_export.contract import LayoutName
 from vlm_export.files import Work
 from vlm_export.merging import merge
 from vlm_export.preprocessing import image_processor_settings, load_tokenizer
 from vlm_export.recipe import find_recipe, load_recipe
+from vlm_export.runtime.drivers import begun_with
 from vlm_export.runtime.images import open_image
 from vlm_export.source import fetch
 from vlm_export.verify.recording import eos_token_ids
@@ -112,9 +115,7 @@ class PyTorch:
             output_scores=True,
             **options,
         )
-        prompt = (
-            0 if self.checkpoint.config["model_type"] == "prefix_conditioning_vlm" else inputs["input_ids"].shape[1]
-        )
+        prompt = 0 if self.checkpoint.config["model_type"] == "prefix_conditioning_vlm" else begun_with(inputs).shape[1]
         scores = made.sequences_scores.tolist() if options.get("num_beams", 1) > 1 else [None]
         texts = [self._ended(ids) for ids in made.sequences[:, prompt:].tolist()]
         return [{"token_ids": ids, "score": score} for ids, score in zip(texts, scores, strict=True)]
@@ -181,6 +182,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     add_tiled(made)
     add_cells(made)
     add_encoder_decoder(made)
+    add_florence(made)
     path = folder / "suite.json"
     path.write_text(json.dumps(made.content))
     return path
@@ -268,8 +270,18 @@ def add_encoder_decoder(suite: Suite) -> None:
     add_exported(suite, "encoder-decoder", merged(folder), None)
 
 
-def add_exported(suite: Suite, name: str, exported: Exported, prompt: str | None) -> None:
-    exported.export("chat" if prompt else "captioner")
+def add_florence(suite: Suite) -> None:
+    folder = suite.folder / "florence2-made"
+    settings = pico_florence.config()
+    settings.text_config.forced_eos_token_id = None  # PyTorch is asked for no rule but those of the runs
+    pico_florence.write_checkpoint(folder / "checkpoint", settings)
+    add_exported(suite, "florence2", merged(folder), "<CAPTION>", "tasks")
+
+
+def add_exported(
+    suite: Suite, name: str, exported: Exported, prompt: str | None, layout: LayoutName | None = None
+) -> None:
+    exported.export(layout or ("chat" if prompt else "captioner"))
     add_pico(suite, name, PyTorch(exported), exported.work.repo, prompt)
 
 

@@ -46,7 +46,11 @@ def build(config: Config) -> PreTrainedModel:
             "config.json: vision_config: model_type 'davit' is of Florence-2's own code: start from one of "
             "florence-community/Florence-2-base, -base-ft, -large, -large-ft, which transformers' class saved"
         )
-    model = _chat.build(config)
+    vision = {
+        **config.get("vision_config", {}),
+        "drop_path_rate": 0.0,
+    }  # else layers differ in what training alone does
+    model = _chat.build({**config, "vision_config": vision})
     temporal = model.get_submodule("model.multi_modal_projector.visual_temporal_embed")
     table = temporal.get_buffer(_POSITIONS)
     delattr(temporal, _POSITIONS)
@@ -165,10 +169,24 @@ FAMILY = replace(
         "florence2",
         About(
             summary="Florence-2: DaViT, a text encoder that reads features and a task prompt, a decoder, both Bart's",
-            since="0.2.0",
+            since="0.1.0",
             towers=("florence_vision",),
             decoders=("bart",),
-            notes=(),
+            notes=(
+                "Start from `florence-community/Florence-2-…`, or a fine-tune of one: Microsoft's own checkpoints name "
+                "everything otherwise, and are refused.",
+                "A prompt is a task (`<CAPTION>`, `<OD>`, `<OCR_WITH_REGION>`), with its input right behind it where "
+                "it has one (`<CAPTION_TO_PHRASE_GROUNDING>a cat`), or any sentence. There are no turns.",
+                "Answers hold places as tokens (`car<loc_52><loc_332><loc_932><loc_774>`). "
+                "`post_process_generation(text, task, image.size)` of transformers.js makes boxes of them, as "
+                "PyTorch's processor does: the size is width and height, and fractions stay that PyTorch's cuts off.",
+                "It differs from PyTorch's where labels have letters beyond ASCII, which PyTorch's drops in boxes, and "
+                "where phrases are banned (`post_processor_config`), which it keeps. Polygons are an "
+                "error there, so `<REFERRING_EXPRESSION_SEGMENTATION>`, `<REGION_TO_SEGMENTATION>` and "
+                "`<OPEN_VOCABULARY_DETECTION>` are.",
+                "Pictures are 768 × 768, unless `vision_config.image_size` of config.json says another size.",
+                "Attention between channels stays plain: fused, it is slower.",
+            ),
         ),
         sample_inputs=sample_inputs,
         reference=Reference,

@@ -111,10 +111,15 @@ def _cached_layers(specs: Iterable[TensorSpec]) -> int:
 
 
 def _module_lists(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:
-    """The outermost module lists that are worth repeating: more layers than are traced, all with parameters."""
+    """The outermost module lists that are worth repeating: more layers than are traced, all with parameters.
+
+    A list of lists is none: it holds the stages of a tower, each of which is a stack.
+    """
     found: list[tuple[str, nn.ModuleList]] = []
     for path, module in model.named_modules():
         if any(path.startswith(f"{outer}.") for outer, _ in found) or not isinstance(module, nn.ModuleList):
+            continue
+        if any(isinstance(layer, nn.ModuleList) for layer in module):
             continue
         if len(module) > TRACED and all(next(layer.parameters(), None) is not None for layer in module):
             found.append((path, module))

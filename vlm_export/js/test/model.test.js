@@ -28,7 +28,7 @@ const [expected] = captioner.runs[0].expected;
 const [image] = captioner.runs[0].images;
 
 before(async () => {
-    const names = ['captioner', 'chat', 'components', 'llava', 'idefics3'];
+    const names = ['captioner', 'chat', 'components', 'llava', 'idefics3', 'florence2'];
     /** @param {string} name */
     const load = async (name) => (models[name] = await VisionLanguageModel.from_pretrained(suite.repos[name].path));
     await Promise.all(names.map(load));
@@ -50,6 +50,7 @@ test('what a model says of itself', () => {
         ['captioner', 'captioner', false, true],
         ['chat', 'chat', true, true],
         ['components', 'components', true, true],
+        ['florence2', 'tasks', true, false],
         ['idefics3', 'chat', true, false],
         ['llava', 'chat', true, false],
     ]);
@@ -88,6 +89,30 @@ test('graphs by hand: the greedy tokens', async () => {
         }
         assert.deepEqual(token_ids, greedy.token_ids);
     }
+});
+
+test('a task about one image', async () => {
+    const { florence2: model } = models;
+    const { runs } = suite.repos.florence2;
+    const asks = await inputs_of(runs[0]);
+    const grounding = '<CAPTION_TO_PHRASE_GROUNDING>';
+    /** @param {string} prompt */
+    const said = async (prompt) => (await model.generate({ ...asks, prompt }))[0];
+    const plain = await said(`${grounding}a cat`);
+    assert.deepEqual(await said(` ${grounding}  a cat `), plain);
+    assert.deepEqual(await said('Locate the phrases in the caption: a cat'), plain);
+    assert.notDeepEqual((await said('<OD>')).token_ids, []);
+    const kept = model.tokenizer.decode(plain.token_ids, { skip_special_tokens: false });
+    assert.equal(plain.text, kept.replaceAll('</s>', '').trim());
+    for (const [options, message] of /** @type {[GenerateOptions, RegExp][]} */ ([
+        [{ prompt: ' ' }, /layout tasks needs a prompt: a task, such as <CAPTION>/],
+        [{ prompt: '<CAPTION> of a cat' }, /<CAPTION> takes no input/],
+        [{ prompt: undefined, messages: [] }, /does one task about one image: give prompt/],
+        [{ pixel_values: undefined, images: [image, image] }, /takes one image, not 2/],
+    ])) {
+        await assert.rejects(model.generate({ ...asks, ...options }), message);
+    }
+    await assert.rejects(model.forward({ input_ids: [[1]] }), /image_features: layout tasks needs/);
 });
 
 test('the text as it grows', async () => {
