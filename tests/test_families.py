@@ -11,6 +11,7 @@ from pathlib import Path
 
 import encoder_decoders
 import pico
+import pico_florence
 import pytest
 import test_chat_families
 import yaml
@@ -38,6 +39,8 @@ def parts_in_tests() -> dict[str, tuple[set[str], set[str]]]:
     parts["prefix_conditioning_vlm"] = set(pico.TOWERS), set(pico.DECODERS)
     decoders = {model_type for model_type, _ in encoder_decoders.DECODERS.values()}
     parts["vision-encoder-decoder"] = set(encoder_decoders.ENCODERS), decoders
+    florence = pico_florence.config()
+    parts["florence2"] = {florence.vision_config.model_type}, {florence.text_config.model_type}
     for kind in test_chat_families.KINDS:
         model_type, tower, decoder = kind.split(", ")
         parts[model_type][0].add(tower)
