@@ -300,7 +300,6 @@ class TaskDriver:
     """
 
     components: tuple[str, ...] = ("vision_encoder", "embed_tokens", "encoder_model", _DECODER)
-    per_step_inputs: tuple[str, ...] = ("encoder_hidden_states", "attention_mask")
     of_images: tuple[str, ...] = ()
 
     def __init__(self, sessions: Sessions):
@@ -333,6 +332,10 @@ class TaskDriver:
     def step(self, token_ids: np.ndarray, cache: Cache, inputs: Inputs) -> DecoderRun:
         """Run the decoder after a cache; what it gives for cross-attention is ignored, and the cache's kept."""
         return with_first_states(self._decode(token_ids, cache, inputs, first=False), cache)
+
+    def per_step(self, inputs: Inputs) -> Arrays:
+        """The encoder's states, and the mask of the prompt where there is one."""
+        return {name: inputs[name] for name in ("encoder_hidden_states", "attention_mask") if name in inputs}
 
     def token_history(self, inputs: Inputs) -> list[list[int]]:
         """What the answer begins with: rules on repetition look back on nothing of the prompt."""
