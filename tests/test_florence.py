@@ -477,7 +477,7 @@ def test_pictures_of_another_size(tmp_path: Path) -> None:
     config = read_json(checkpoint / "config.json")
     assert FAMILY.layouts["tasks"].components(config)[0].inputs[0].shape[2:] == (768, 768)
     settings = read_json(checkpoint / "processor_config.json")["image_processor"]
-    with pytest.raises(InputError, match=r"images become 64×64 pixels, and vision_config.image_size is 768"):
+    with pytest.raises(InputError, match=r"images become 64×64 pixels, and the tower takes 768×768"):
         FAMILY.preprocessor(checkpoint, config, settings)
 
 

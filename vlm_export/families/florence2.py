@@ -76,12 +76,12 @@ def tasks() -> dict[str, dict[str, str]]:
 
 
 def sample_inputs(config: Config, generator: Generator) -> dict[str, Tensor]:
-    """`pixel_values` `[2, 3, H, W]`, `input_ids` `[2, 8]` of prompts, and `decoder_input_ids` `[2, 4]` of answers."""
+    """`pixel_values` `[1, 3, H, W]`, `input_ids` `[1, 8]` of prompts, and `decoder_input_ids` `[1, 4]` of answers."""
     size, rows = image_size(config), load_config(config).get_text_config().vocab_size
     return {
-        "pixel_values": torch.rand(2, 3, size, size, generator=generator) * 2 - 1,
+        "pixel_values": torch.rand(1, 3, size, size, generator=generator) * 2 - 1,
         "input_ids": _chat.sample_ids(config, 0, generator),
-        "decoder_input_ids": torch.randint(rows, (2, 4), generator=generator),
+        "decoder_input_ids": torch.randint(rows, (1, 4), generator=generator),
     }
 
 
