@@ -181,6 +181,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     add_llava(made)
     add_tiled(made)
     add_cells(made)
+    add_patches(made)
     add_encoder_decoder(made)
     add_florence(made)
     path = folder / "suite.json"
@@ -262,6 +263,28 @@ def add_cells(suite: Suite) -> None:
         prompt = "is " + "<image> " * len(images) + "a cat?"
         name = f"mistral3, {len(images)} pictures"
         suite.add(name, exported.work.repo, pytorch, [images], [{}, BEAMS], prompt, from_files=True, max_new_tokens=10)
+
+
+def add_patches(suite: Suite) -> None:
+    """The same of patches with a grid, whose tokens have places in three axes."""
+    folder = suite.folder / "qwen2_vl-made"
+    pico_chat.write_qwen2_vl(folder / "checkpoint")
+    exported = merged(folder)
+    exported.export("chat")
+    pytorch = PyTorch(exported)
+    pictures = [folder / f"{height}-{width}.png" for height, width in ((16, 24), (32, 24))]
+    for path in pictures:
+        height, width = (int(side) for side in path.stem.split("-"))
+        noise = np.random.default_rng(width).integers(0, 255, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(path)
+    image = pico_chat.image_text(folder / "checkpoint")
+    for images in (pictures[:1], pictures, [*pictures, pictures[0]]):
+        prompt = "is " + f"{image} " * len(images) + "a cat?"
+        name = f"qwen2_vl, {len(images)} pictures"
+        settings = [{}, BEAMS]
+        suite.add(
+            name, exported.work.repo, pytorch, [tuple(images)], settings, prompt, from_files=True, max_new_tokens=10
+        )
 
 
 def add_encoder_decoder(suite: Suite) -> None:
