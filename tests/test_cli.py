@@ -325,3 +325,15 @@ def test_options_of_onnx_that_are_refused(options: str, tmp_path: Path) -> None:
     done = in_this_process("onnx", *options.split(), cwd=tmp_path)
     assert (done.exit_code, done.stderr.splitlines()[-1]) == (2, f"error: {REFUSED_TO_QUANTIZE[options]}")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    """As in `vlm-export recipes | head -1`."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vlm_export", "recipes"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait() == 1

@@ -268,7 +268,8 @@ def find_recipe(reference: str | None) -> RecipeFile:
         return load_recipe(path)
     names = bundled.recipe_names()
     close = difflib.get_close_matches(reference, names, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"bundled: {', '.join(names)}; or give the path of a .yaml file"
+    listed = "`vlm-export recipes` lists the bundled ones; or give the path of a .yaml file"
+    hint = f"did you mean {close[0]!r}?" if close else listed
     raise InputError(f"no recipe {reference!r}: {hint}")
 
 

@@ -79,7 +79,7 @@ class Group(click.Group):
             output.fail(str(error))
             ctx.exit(error.exit_code)
         except OSError as error:
-            if ctx.meta.get(_DEBUG):
+            if ctx.meta.get(_DEBUG) or isinstance(error, BrokenPipeError):  # click ends in silence: nobody reads on
                 raise
             output.fail(f"{error.filename or 'system'}: {error.strerror or error}")
             ctx.exit(2)
