@@ -171,7 +171,7 @@ WRONG = {
     "generation: {no_repeat_ngram_size: -1}": "generation.no_repeat_ngram_size: input should be greater than or equal",
     "image_processor: [a]": "image_processor: input should be a valid dictionary",
     "hub: {language: en}": "hub.language: input should be a valid tuple",
-    "golden: {prompts: [1]}": "golden.prompts.0.str: input should be a valid string",
+    "golden: {prompts: [1]}": "golden.prompts.0: input should be a valid string",
     f"tolerances: [{{{TOLERANCE.replace('cosine', 'cosin')}}}]": "tolerances.0.metric: input should be 'cosine_sim",
     f"tolerances: [{{{TOLERANCE.replace('0.9', '.nan')}}}]": "tolerances.0.limit: input should be a finite number",
     f"tolerances: [{{{TOLERANCE.replace('0.9', '.inf')}}}]": "tolerances.0.limit: input should be a finite number",

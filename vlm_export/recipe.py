@@ -21,7 +21,7 @@ from vlm_export.contract import LayoutName
 from vlm_export.dtypes import DTYPES
 from vlm_export.errors import InputError, blamed_on, shown
 from vlm_export.files import text_of
-from vlm_export.forms.conversation import Conversation
+from vlm_export.forms.conversation import TAGS, Prompt
 from vlm_export.forms.generation import MOST_TOKENS
 from vlm_export.forms.reading import check_image_processor
 from vlm_export.paths import expanded, is_no_id, no_such_folder
@@ -122,7 +122,7 @@ class GoldenInputs:
     """
 
     images: tuple[Reference, ...] = ()
-    prompts: tuple[str | Conversation, ...] = ()
+    prompts: tuple[Prompt, ...] = ()
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -402,11 +402,12 @@ def _describe(error: ValidationError) -> str:
     """Everything that is wrong, in one line."""
     messages = []
     for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"])
+        key = ".".join(str(part) for part in problem["loc"] if part not in TAGS)
         if problem["type"] == "unexpected_keyword_argument":
             messages.append(f"{key}: unknown key{_hint(problem['loc'])}")
         else:
-            messages.append(f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}")
+            said = problem["msg"].removeprefix("Value error, ")
+            messages.append(f"{key}: {said[0].lower()}{said[1:]}")
     return " ".join("; ".join(messages).split())
 
 

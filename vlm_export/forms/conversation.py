@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
 
 def _checked(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -36,3 +36,12 @@ def _check_parts(parts: Any, where: str) -> None:
 
 
 Conversation = Annotated[list[dict[str, Any]], Field(min_length=1, max_length=1000), AfterValidator(_checked)]
+
+TAGS = ("text", "conversation")  # which a message of pydantic's names behind the key
+
+
+def _kind(prompt: Any) -> str:
+    return TAGS[isinstance(prompt, list)]
+
+
+Prompt = Annotated[Annotated[str, Tag(TAGS[0])] | Annotated[Conversation, Tag(TAGS[1])], Discriminator(_kind)]
