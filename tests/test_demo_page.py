@@ -33,6 +33,7 @@ from test_js import PyTorch
 
 from vlm_export import cli, pipeline
 from vlm_export.apps import demo_site
+from vlm_export.errors import InputError
 from vlm_export.files import Work
 from vlm_export.preprocessing import load_tokenizer
 from vlm_export.web import site_server
@@ -628,12 +629,17 @@ def test_nothing_else_is_reachable(repo: Path, tmp_path: Path) -> None:
     copy = tmp_path / "repo"
     demo_copy(repo, copy)
     (tmp_path / "secret.json").write_text("{}")
-    (copy / "leaving.json").symlink_to(tmp_path / "secret.json")
     (copy / "staying.json").symlink_to(copy / "config.json")
     (copy / ".hidden.json").write_text("{}")
     (copy / ".git").mkdir()
     (copy / ".git" / "config.json").write_text("{}")
-    with SiteServer(demo_site.build(copy, tmp_path)) as server:
+    (copy / "leaving.json").write_text("{}")
+    site = demo_site.build(copy, tmp_path)
+    with SiteServer(site) as server:
+        (copy / "leaving.json").unlink()
+        (copy / "leaving.json").symlink_to(tmp_path / "secret.json")
+        with pytest.raises(InputError, match=r"leaving\.json: a link that leads out of repo"):
+            demo_site.build(copy, tmp_path)
         assert get(server, "/model/staying.json").status == 200
         for path in (
             "/model/missing.json", "/model/leaving.json", "/model/.hidden.json", "/model/.git/config.json", "/model",
@@ -717,7 +723,7 @@ def test_nothing_exported_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     )
     (tmp_path / "repo" / "onnx").mkdir(parents=True)
     (tmp_path / "repo" / "config.json").write_text("{}")
-    assert "export.json: missing or damaged" in run("demo", "repo", "--no-open").stderr
+    assert "export.json: missing, so this is no repo of vlm-export's" in run("demo", "repo", "--no-open").stderr
 
 
 def test_samples_say_only_what_was_recorded_of_this_model(repo: Path, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from urllib.request import urlopen
 import openai
 import pico
 import pico_chat
+import pico_florence
 import pytest
 import yaml
 from click.testing import CliRunner, Result
@@ -290,6 +291,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
         shutil.copytree(repo, converted / "path" / "to" / "repo")
         shutil.copytree(chat / "repo", converted / "build" / "my-chat-model" / "repo")
         shutil.copytree(chat.parent / "checkpoint", converted / "runs" / "my-model")
+        pico_florence.write_checkpoint(converted / "runs" / "my-florence")
         found.made[("converted",)] = converted
         plain = Path(shutil.copytree(converted / "build" / "my-captioner" / "merged", root / "plain"))
         (plain / "README.md").write_text(CARD)
@@ -379,8 +381,10 @@ CHAT = {
     "generation": {"max_new_tokens": 4},
     "hub": {"license": "mit"},
 }
+TASKS = {**CHAT, "model": "./runs/my-florence"}
 # By a key of the block: the recipe that it is a part of, and the commands that heed it.
 PARTS: dict[str, tuple[Mapping[str, Any], list[str]]] = {
+    "layout: tasks": (TASKS, ["golden"]),
     "prompts:": (CHAT, ["golden"]),
     "tokenizer:": (CHAT, ["golden", "merge", "onnx"]),
     "preprocess:": (RECIPE, ["onnx"]),

@@ -129,5 +129,7 @@ def load_manifest(repo: Path) -> Manifest:
         InputError: nothing was exported yet, or as of `load_document`.
     """
     if own_file(repo, MANIFEST) is None:
+        if (repo / ONNX).is_dir():
+            raise InputError(f"{repo / MANIFEST}: missing, so this is no repo of vlm-export's: run `{command('onnx')}`")
         raise InputError(f"{repo}: nothing exported yet: run `{command('onnx')}`")
     return load_document(repo / MANIFEST, Manifest, f"run `{command('onnx')}`")
