@@ -76,7 +76,7 @@ def tasks() -> dict[str, dict[str, str]]:
 
 
 def sample_inputs(config: Config, generator: Generator) -> dict[str, Tensor]:
-    """`pixel_values` `[1, 3, H, W]`, `input_ids` `[1, 8]` of prompts, and `decoder_input_ids` `[1, 4]` of answers."""
+    """`pixel_values` `[1, 3, H, W]`, a prompt's `input_ids` `[1, 8]`, an answer's `decoder_input_ids` `[1, 4]`."""
     size, rows = image_size(config), load_config(config).get_text_config().vocab_size
     return {
         "pixel_values": torch.rand(1, 3, size, size, generator=generator) * 2 - 1,
