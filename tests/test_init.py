@@ -394,4 +394,4 @@ def test_pictures_that_would_be_too_many_patches_are_made_smaller() -> None:
     text = Path("vlm-export.yaml").read_text()
     assert "lets a picture become 200,704 tokens" in " ".join(text.replace("# ", "").split())
     path.write_text(json.dumps(settings | {"max_pixels": "many"}))
-    assert init(str(folder), "--force").exit_code == 0
+    assert "preprocessor_config.json: max_pixels: is 'many'; it must be" in init(str(folder), "--force").stderr
