@@ -536,7 +536,7 @@ def test_sizes_that_transformers_js_has_words_for(size: Any, limit: int) -> None
     if limit:
         assert image_processor({"size": size, "do_pad": True})["size"] == {"longest_edge": limit}
     else:
-        with pytest.raises(InputError, match=r"size: .*: transformers\.js has no other limit than `longest_edge`"):
+        with pytest.raises(InputError, match=r"size: .*: transformers\.js has no limit but `longest_edge`"):
             image_processor({"size": size})
 
 

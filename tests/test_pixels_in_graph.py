@@ -212,7 +212,7 @@ def steps_alone(folder: Path, settings: dict[str, Any]) -> Path:
     [
         (PLAIN | {"resample": 1}, "resample 1 has no operator"),
         (CLIP | {"size": {"shortest_edge": 12}}, "crop_size is larger than what is left"),
-        ({"image_processor_type": "Idefics3ImageProcessor", "size": {"longest_edge": 32}}, "cuts pictures into tiles"),
+        ({"image_processor_type": "Idefics3ImageProcessor", "size": {"longest_edge": 32}}, "makes tiles of pictures"),
     ],
 )
 def test_steps_that_a_graph_cannot_do(settings: dict[str, Any], message: str) -> None:

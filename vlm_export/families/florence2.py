@@ -43,8 +43,7 @@ def build(config: Config) -> PreTrainedModel:
     """
     if config.get("vision_config", {}).get("model_type") == "davit":
         raise InputError(
-            "config.json: vision_config: model_type 'davit' is of Florence-2's own code: start from one of "
-            "florence-community/Florence-2-base, -base-ft, -large, -large-ft, which transformers' class saved"
+            "config.json: vision_config: davit is Microsoft's own code: take florence-community/Florence-2-base"
         )
     vision = {
         **config.get("vision_config", {}),

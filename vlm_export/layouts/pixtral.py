@@ -67,8 +67,7 @@ def image_processor(settings: Mapping[str, Any]) -> dict[str, Any]:
     sides = {size} if isinstance(size, int) else set(size.values())
     if len(sides) != 1 or (not isinstance(size, int) and not set(size) <= {"longest_edge", "height", "width"}):
         raise InputError(
-            f"preprocessor_config.json: size: {size}: transformers.js has no other limit than `longest_edge`; give the "
-            "recipe an `image_processor` with one"
+            f"preprocessor_config.json: size: {size}: transformers.js has no limit but `longest_edge`: set that"
         )
     plain = {name: value for name, value in settings.items() if name not in _OTHERWISE}
     return {**plain, "image_processor_type": "PixtralImageProcessor", "size": {"longest_edge": sides.pop()}}
