@@ -164,8 +164,11 @@ def test_swapped_lines_and_columns_are_caught(spoilt: Exported, monkeypatch: pyt
     assert "image_features (case0, batch 1)" in failures(report)
 
 
-def test_patches_of_a_cell_line_by_line_are_caught(spoilt: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patches_of_a_cell_line_by_line_are_caught(
+    make: Callable[[str], Exported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Places as if patches came line by line, and not cell by cell."""
+    spoilt = make(of_type("qwen2_vl")).copy(tmp_path / "copy")
 
     def line_by_line(count: int, grid_thw: torch.Tensor, merge: int) -> grid.Places:
         number, width = torch.arange(count), grid_thw[0, 2]
