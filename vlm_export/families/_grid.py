@@ -42,8 +42,7 @@ def merge_size(config: Config) -> int:
 def patch_numbers(config: Config) -> int:
     """Numbers of a patch: channels, frames, lines and columns of it."""
     vision = load_config(config).vision_config
-    channels = getattr(vision, "in_channels", None) or vision.in_chans
-    return int(channels * vision.temporal_patch_size * vision.patch_size**2)
+    return int(vision.in_channels * vision.temporal_patch_size * vision.patch_size**2)
 
 
 def sample_grid(config: Config) -> list[int]:

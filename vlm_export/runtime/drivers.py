@@ -134,8 +134,7 @@ class ChatDriver:
         """Run the decoder; `places` are those of the tokens, where they are not what the mask says."""
         batch, length = embeds.shape[:2]
         total = cache_length(cache) + length
-        given = inputs.get("attention_mask", np.ones((batch, 0), dtype=np.int64))
-        mask = np.concatenate([given, np.ones((batch, total - given.shape[1]), dtype=np.int64)], axis=1)
+        mask = _mask(inputs, batch, total)
         positions = _counted(mask)[:, -length:] if places is None else places
         feeds = {
             "inputs_embeds": embeds,
@@ -187,9 +186,7 @@ class GridDriver(ChatDriver):
     def step(self, token_ids: np.ndarray, cache: Cache, inputs: Inputs) -> DecoderRun:
         """Run the decoder on further tokens, which count on from the prompt's last place in all axes."""
         batch, length = token_ids.shape
-        given = inputs.get("attention_mask", np.ones((batch, 0), dtype=np.int64))
-        after = np.ones((batch, cache_length(cache) + length - given.shape[1]), dtype=np.int64)
-        counted = _counted(np.concatenate([given, after], axis=1))[:, -length:]
+        counted = _counted(_mask(inputs, batch, cache_length(cache) + length))[:, -length:]
         places = np.broadcast_to(counted + self.per_step(inputs)["rope_deltas"], (3, batch, length))
         return self._decode(self.embed(token_ids, {}), cache, inputs, places)
 
@@ -471,6 +468,12 @@ def with_encoded(driver: Driver, inputs: Inputs) -> Arrays:
 
 def _those(inputs: Inputs, *names: str) -> Arrays:
     return {name: inputs[name] for name in names if name in inputs}
+
+
+def _mask(inputs: Inputs, batch: int, total: int) -> np.ndarray:
+    """`[batch, total] int64`: that of the prompts, where rows are padded, and ones behind it."""
+    given = inputs.get("attention_mask", np.ones((batch, 0), dtype=np.int64))
+    return np.concatenate([given, np.ones((batch, total - given.shape[1]), dtype=np.int64)], axis=1)
 
 
 def _counted(mask: np.ndarray) -> np.ndarray:
