@@ -12,7 +12,7 @@ from transformers import AutoImageProcessor
 
 from vlm_export import contract
 from vlm_export.runtime.drivers import choose_driver
-from vlm_export.web.node_runtime import node_home
+from vlm_export.web.node_runtime import node_home, scripts_home
 
 ROOT = Path(__file__).parents[1]
 CLASSES = "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES", "MODEL_FOR_VISION_2_SEQ_MAPPING_NAMES"
@@ -25,7 +25,7 @@ def in_javascript(path: Path) -> dict[str, object]:
 
 
 def test_javascript_has_the_same() -> None:
-    assert in_javascript(node_home() / "contract.mjs") == {
+    assert in_javascript(scripts_home() / "contract.mjs") == {
         "MODEL_TYPES": contract.MODEL_TYPES,
         "IMAGE_PROCESSORS": {
             name: {"cut": kind.cut, "text_first": kind.text_first} for name, kind in contract.IMAGE_PROCESSORS.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import tempfile
 import threading
@@ -20,7 +21,7 @@ from PIL import Image
 
 from vlm_export.errors import CheckFailed, InputError
 from vlm_export.web.captions import Caption, Item, Layout
-from vlm_export.web.node_runtime import RemoteModel, caption, node_home
+from vlm_export.web.node_runtime import SCRIPTS, RemoteModel, caption, node_home, scripts_home
 
 LIMIT = 40
 LAYOUTS: list[Layout] = ["captioner", "chat"]
@@ -263,20 +264,26 @@ def names(folder: Path) -> Sequence[str]:
 
 def test_installs_once_for_two_that_ask_at_once(fake_tools: Path) -> None:
     with ThreadPoolExecutor() as pool:
-        one, other = pool.map(lambda _: node_home(), range(2))
+        one, other = pool.map(lambda _: scripts_home(), range(2))
     assert one == other
-    assert names(one.parent) == [one.name]
-    assert names(one) == [
-        "caption.mjs",
-        "client.mjs",
-        "contract.mjs",
-        "node_modules",
-        "onnxruntime-web.mjs",
-        "package-lock.json",
-        "package.json",
-    ]
+    assert names(one.parent.parent) == [one.parent.name]
+    assert names(one.parent) == ["node_modules", "package-lock.json", "package.json", one.name]
+    assert names(one) == ["caption.mjs", "client.mjs", "contract.mjs", "onnxruntime-web.mjs"]
     (fake_tools / "npm").unlink()
-    assert node_home() == one
+    assert scripts_home() == one
+
+
+def test_two_versions_have_scripts_of_their_own(fake_tools: Path, tmp_path: Path) -> None:
+    """A version that starts while another runs does not change the scripts of that one."""
+    changed = shutil.copytree(SCRIPTS, tmp_path / "changed")
+    (changed / "client.mjs").write_text("export {};")
+    ours = scripts_home()
+    others = scripts_home(changed)
+    assert ours.parent == others.parent
+    assert [(home / "client.mjs").read_bytes() for home in (ours, others)] == [
+        (SCRIPTS / "client.mjs").read_bytes(),
+        b"export {};",
+    ]
 
 
 def test_failed_install_leaves_nothing(fake_tools: Path, tmp_path: Path) -> None:

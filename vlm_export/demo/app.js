@@ -181,6 +181,7 @@ async function answer(wanted) {
         const { engine, max_new_tokens } = await load();
         set_phase('generating');
         for (const picture of wanted) {
+            progress(0.01, 'Looking at the image');
             if (picture !== shown) {
                 await on_stage(picture);
             }
@@ -205,7 +206,6 @@ async function generate(engine, max_new_tokens, picture) {
     const { num_beams } = settings;
     const started = performance.now();
     let first_token_ms = 0;
-    progress(0.01, 'Looking at the image');
     const question = { image: picture.image, prompt: settings.prompt, num_beams };
     const { sequences, stopped, ...timings } = await engine.generate(question, ({ text, tokens }) => {
         const total_ms = performance.now() - started;

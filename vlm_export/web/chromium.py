@@ -246,7 +246,7 @@ def _drive(
     silence_seconds: float,
 ) -> Visit:
     """The same; what the page says of items goes to `hear`, what it saves into `scratch`."""
-    script = node_runtime.node_home(SCRIPTS) / "drive.mjs"
+    script = node_runtime.scripts_home(SCRIPTS) / "drive.mjs"
     job = {"chromium": find_chromium(), "flags": [*FLAGS, *flags], "url": url, "steps": steps}
     done = node_runtime.converse([str(script)], job, scratch, hear, silence_seconds)
     return Visit(**{name: done[name] for name in ("answers", "console", "foreign", "chromium")})

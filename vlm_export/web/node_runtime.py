@@ -14,7 +14,8 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -83,7 +84,7 @@ def caption(
         if on_item:
             on_item(captions[-1])
 
-    home = node_home()
+    home = scripts_home()
     before = ["--import", (home / "onnxruntime-web.mjs").as_uri()] if target == "wasm" else []
     with tempfile.TemporaryDirectory(prefix="vlm-export-") as folder:
         scratch = Path(folder)
@@ -113,7 +114,7 @@ def caption(
 
 
 def node_home(scripts: Path = SCRIPTS, *, instead: str = INSTEAD) -> Path:
-    """A folder that holds `scripts` and, in `node_modules`, the packages of the lock there; it is filled when needed.
+    """A folder that holds, in `node_modules`, the packages of the lock beside `scripts`; it is filled when needed.
 
     It lies in the cache folder (`files.cache_folder`).
 
@@ -123,7 +124,24 @@ def node_home(scripts: Path = SCRIPTS, *, instead: str = INSTEAD) -> Path:
     home = home_of(scripts)
     if not home.is_dir():
         _install(scripts, home, instead)
-    _copy_scripts(scripts, home)
+    return home
+
+
+def scripts_home(scripts: Path = SCRIPTS) -> Path:
+    """A folder in `node_home` that holds `scripts`, whose imports are found in the `node_modules` above it.
+
+    It is named by their content, so that two versions of this package can run at once.
+
+    Raises InputError as `node_home` does.
+    """
+    sources = {path.name: path.read_bytes() for path in sorted(scripts.glob("*.mjs"))}
+    sources["contract.mjs"] = CONTRACT.read_bytes()
+    content = hashlib.sha256(b"".join(name.encode() + source for name, source in sources.items()))
+    home = node_home(scripts) / f"scripts-{content.hexdigest()[:16]}"
+    if not home.is_dir():
+        with _new_folder(home) as staging:
+            for name, source in sources.items():
+                (staging / name).write_bytes(source)
     return home
 
 
@@ -154,21 +172,27 @@ def _tool(name: str, instead: str) -> str:
 
 
 def _install(scripts: Path, home: Path, instead: str) -> None:
-    """Installs the packages beside `home` and moves them into place; of two processes the slower one's are dropped."""
     npm = _tool("npm", instead)
     home.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{home.name}-", dir=home.parent) as beside:
-        staging = Path(beside, home.name)
-        staging.mkdir()
+    with _new_folder(home) as staging:
         for name in ("package.json", "package-lock.json"):
             shutil.copy(scripts / name, staging)
         size = f": {_MEGABYTES} MB" if scripts == SCRIPTS else ""
         tell(f"installing npm packages into {home}, once{size}")
         _npm_ci(npm, staging, instead)
+
+
+@contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    """A folder that is filled beside `target` and then moved there; of two processes the slower one's is dropped."""
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as beside:
+        staging = Path(beside, target.name)
+        staging.mkdir()
+        yield staging
         try:
-            staging.rename(home)
+            staging.rename(target)
         except OSError:
-            if not home.is_dir():
+            if not target.is_dir():
                 raise
 
 
@@ -182,15 +206,6 @@ def _npm_ci(npm: str, folder: Path, instead: str) -> None:
             f"npm ci could not install the packages ({_one_line(npm_ci.stderr)[:250]}): "
             f"check the network and npm's registry setting{instead}"
         )
-
-
-def _copy_scripts(scripts: Path, home: Path) -> None:
-    """Puts this version's scripts beside `node_modules`, where their imports are found."""
-    sources = {path.name: path for path in scripts.glob("*.mjs")} | {"contract.mjs": CONTRACT}
-    for name, source in sources.items():
-        with tempfile.NamedTemporaryFile(dir=home, delete=False) as copy:
-            copy.write(source.read_bytes())
-        os.replace(copy.name, home / name)
 
 
 def _name(model: Path | RemoteModel) -> str:
