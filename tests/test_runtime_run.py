@@ -32,7 +32,7 @@ from vlm_export.cli import main
 try:
     main(sys.argv[1:], standalone_mode=False)
 finally:
-    print([name for name in ("torch", "transformers", "onnx", "huggingface_hub") if name in sys.modules])
+    print([name for name in ("torch", "transformers", "onnx_ir", "huggingface_hub") if name in sys.modules])
 """
 
 

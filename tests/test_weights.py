@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from vlm_export.graph import graph_file, weights
+from vlm_export.tensors.graph_message import SMALL_BYTES
 from vlm_export.tensors.stored import TensorRef, stored_tensors
 
 HALF = ir.DataType.FLOAT16
@@ -61,7 +62,7 @@ def test_float16_has_no_new_infinities(tensors: Mapping[str, TensorRef]) -> None
 
 
 def test_weights_inside_a_file_are_read_by_the_library(tensors: Mapping[str, TensorRef], tmp_path: Path) -> None:
-    size = 300 * graph_file.SMALL_BYTES  # its length needs three bytes, and a small constant stays in the skeleton
+    size = 300 * SMALL_BYTES  # its length needs three bytes, and a small constant stays in the skeleton
     large = ir.Tensor(np.arange(size, dtype=np.float32), name="large")
     small = ir.Tensor(np.array([1, 2], dtype=np.float32), name="small")
     values = [ir.Value(name=t.name, type=ir.TensorType(t.dtype), shape=t.shape, const_value=t) for t in (large, small)]

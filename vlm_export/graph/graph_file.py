@@ -16,9 +16,10 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from vlm_export.tensors.graph_message import SMALL_BYTES
+
 INLINE_BYTES = 1_000_000_000  # a file above this keeps its weights beside it
 CHUNK_BYTES = 1_000_000_000
-SMALL_BYTES = 1024  # constants below this are inline in every case
 # Tags of length-delimited fields in onnx.proto: number << 3 | 2.
 _GRAPH = bytes([onnx.ModelProto.GRAPH_FIELD_NUMBER << 3 | 2])
 _INITIALIZER = bytes([onnx.GraphProto.INITIALIZER_FIELD_NUMBER << 3 | 2])

@@ -14,9 +14,9 @@ import onnx_ir as ir
 import onnxruntime
 
 from vlm_export.errors import CheckFailed
-from vlm_export.graph.graph_file import SMALL_BYTES
 from vlm_export.runtime.sessions import GRAPH_ERRORS
 from vlm_export.spec.graph import Component, TensorSpec
+from vlm_export.tensors.graph_message import SMALL_BYTES
 
 _BATCH = 2
 _IMAGE = {"num_images": 2, "height": 128, "width": 192}

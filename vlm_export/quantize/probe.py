@@ -8,9 +8,9 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
-from vlm_export.graph.graph_file import SMALL_BYTES
 from vlm_export.graph.rewrites.front_end import PREFIX
 from vlm_export.graph.weights import CheckpointTensor
+from vlm_export.tensors.graph_message import SMALL_BYTES
 
 KEPT = f"{PREFIX}kept_positions"  # which positions a decoder computes logits of, where a front end says so
 POSITIONS = "kept_positions"

@@ -12,11 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from vlm_export.dtypes import ACTIVATIONS, BY_ROW
+from vlm_export.errors import InputError
 from vlm_export.own_files import own_file
+from vlm_export.runtime.graph_bounds import check_graph
+from vlm_export.runtime.run_limit import RUN_SECONDS, limited
+from vlm_export.tensors.graph_message import read_message
 
 Arrays = dict[str, np.ndarray]
 Inputs = Mapping[str, np.ndarray]
@@ -64,13 +69,21 @@ class Sessions:
     """ONNX Runtime sessions of one dtype of a repo, opened when first used, fed as transformers.js feeds them.
 
     `suffix` is that of the dtype's files, or by component, where each has a dtype of its own. `threads` are for each
-    graph; 0 leaves their number to ONNX Runtime.
+    graph; 0 leaves their number to ONNX Runtime. `run_seconds` is what one run of a graph may take.
     """
 
-    def __init__(self, folder: Path, suffix: str | Mapping[str, str], threads: int = 0):
+    def __init__(
+        self,
+        folder: Path,
+        suffix: str | Mapping[str, str],
+        threads: int = 0,
+        *,
+        run_seconds: float = RUN_SECONDS,
+    ):
         self.folder = folder
         self.suffix = suffix
         self.threads = threads
+        self.run_seconds = run_seconds
         self._open: dict[str, onnxruntime.InferenceSession] = {}
 
     def path(self, component: str) -> Path:
@@ -82,13 +95,15 @@ class Sessions:
         """The session of a graph, opened on the CPU at the first call and kept.
 
         Raises:
-            InputError: its file is a link that leads out of the repo, or is none.
+            InputError: its file is a link that leads out of the repo, or is none, or asks for more than any model does.
+            GraphError: it holds no graph, or not all of one.
         """
         if component not in self._open:
             path = self.path(component)
-            own_file(self.folder.parent, f"{self.folder.name}/{path.name}")
+            if own_file(self.folder.parent, f"{self.folder.name}/{path.name}") is not None:
+                check_graph(path, _message(path))
             options = onnxruntime.SessionOptions()
-            options.log_severity_level = 3
+            options.log_severity_level = 4  # the error is raised too
             options.intra_op_num_threads = self.threads
             self._open[component] = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         return self._open[component]
@@ -107,11 +122,13 @@ class Sessions:
 
         Raises:
             UnknownInput: it declares another.
+            InputError: it takes more than `run_seconds`.
         """
         session = self.session(component)
         wanted = {name: _fed(name, feeds, component) for name in self.input_names(component)}
         names = [value.name for value in session.get_outputs()]
-        return dict(zip(names, session.run(names, wanted), strict=True))
+        with limited(component, self.run_seconds) as run:
+            return dict(zip(names, session.run(names, wanted, run), strict=True))
 
     def decode(self, component: str, feeds: Inputs, cache: Cache) -> DecoderRun:
         """Run a decoder as `run` does. What it appends to the cache is not copied: it is fed to the next step as it is.
@@ -125,7 +142,8 @@ class Sessions:
             for name in self.input_names(component)
         }
         names = [value.name for value in session.get_outputs()]
-        outputs = dict(zip(names, session.run_with_ort_values(names, wanted), strict=True))
+        with limited(component, self.run_seconds) as run:
+            outputs = dict(zip(names, session.run_with_ort_values(names, wanted, run), strict=True))
         after = {
             name.replace(_PRESENT, _PAST, 1): value for name, value in outputs.items() if name.startswith(_PRESENT)
         }
@@ -137,12 +155,15 @@ class Sessions:
         """The first cache: the symbol `batch_size` is the batch, any other symbol 0.
 
         transformers.js 4.3.1, `resolveCacheShape` in `src/models/modeling_utils.js`.
+
+        Raises:
+            GraphError: a cache is of a type that no client feeds.
         """
         cache = {}
         for value in self.session(component).get_inputs():
             if value.name.startswith(f"{_PAST}."):
                 sizes = [s if isinstance(s, int) else batch if s == "batch_size" else 0 for s in value.shape]
-                cache[value.name] = _value(np.zeros(sizes, dtype=_NUMPY_TYPES[value.type]))
+                cache[value.name] = _value(np.zeros(sizes, dtype=_numpy_type(value, component)))
         return cache
 
 
@@ -159,6 +180,20 @@ def keep_positions(cache: Cache, length: int) -> Cache:
 def cache_length(cache: Cache) -> int:
     """Positions that a cache of self-attention holds."""
     return next(iter(cache.values())).shape()[2]
+
+
+def _message(path: Path) -> onnx.ModelProto:
+    try:
+        return read_message(path)
+    except InputError as error:
+        raise GraphError(str(error).replace(str(path), path.name, 1)) from error
+
+
+def _numpy_type(value: onnxruntime.NodeArg, component: str) -> type[np.generic]:
+    """Raises GraphError for a type that no client feeds."""
+    if value.type not in _NUMPY_TYPES:
+        raise GraphError(f"{component}: {value.name} is a {value.type}, and there are {', '.join(_NUMPY_TYPES)}")
+    return _NUMPY_TYPES[value.type]
 
 
 def _fed(name: str, feeds: Inputs, component: str) -> np.ndarray:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from vlm_export.doctor.findings import Finding, error
 from vlm_export.doctor.repo_view import RepoView
-from vlm_export.graph.graph_file import SMALL_BYTES
 from vlm_export.graph.graph_on_disk import external_tensors
+from vlm_export.tensors.graph_message import SMALL_BYTES
 
 
 def check(repo: RepoView) -> Iterator[Finding]:
