@@ -1,8 +1,8 @@
 """An OpenAI-style server for one exported repo: `/v1/chat/completions`, `/v1/models`, `/health`, and a page at `/`.
 
-Each request takes a place: some are answered, some wait, and one that finds no place gets a 429. Its body is read up
-to a limit and parsed (`openai_format.py`), and the model answers in a worker thread. A client that disconnects cancels
-its answer.
+A request's body is read up to a limit, in size and in time. Then it takes a place: some are answered, some wait, and
+one that finds no place gets a 429. It is parsed (`openai_format.py`), and the model answers in a worker thread. A
+client that disconnects cancels its answer; one that neither sends nor reads is disconnected (`web/connections.py`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -36,20 +36,22 @@ from vlm_export.apps.served import describe, routes
 from vlm_export.errors import InputError
 from vlm_export.runtime import Answer, Model
 from vlm_export.runtime.model import ModelFailed
+from vlm_export.web.connections import Patience, patient
 from vlm_export.web.listening import HOST, LOOPBACK, listen, url_of
 
 _LOG = logging.getLogger("uvicorn.error")
-_BODY_SECONDS = 60  # in which a request must have arrived
 _LAST_SECONDS = 5  # that answers get to end when the server is stopped
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one server takes: bytes of a body, requests at work, and requests that wait for that."""
+    """What one server takes: bytes of a body, requests at work, requests that wait for that, and bodies that arrive."""
 
     body_bytes: int = 20_000_000
     concurrency: int = 1
     queue: int = 16
+    arriving: int = 16
+    patience: Patience = field(default_factory=Patience)
 
 
 def serve(
@@ -69,19 +71,33 @@ def serve(
         InputError: the address cannot be listened at.
     """
     with listen(port, host) as listener:
-        server = uvicorn.Server(
-            uvicorn.Config(
-                application(model, limits, hosts=_hosts(host), origins=origins, stopping=lambda: server.should_exit),
-                log_config=_logging(),
-                ws="none",
-                lifespan="off",
-                server_header=False,
-                timeout_graceful_shutdown=_LAST_SECONDS,
-            )
-        )
+        running = server(model, limits, hosts=_hosts(host), origins=origins, log=_logging())
         ready(url_of(listener, host))
         with suppress(KeyboardInterrupt):
-            server.run([listener])
+            running.run([listener])
+
+
+def server(
+    model: Model,
+    limits: Limits,
+    *,
+    hosts: list[str] | None = None,
+    origins: Sequence[str] = (),
+    log: dict[str, Any] | None = None,
+) -> uvicorn.Server:
+    """A server, whose `run` takes listening sockets; `log` are logging's settings, None for those that there are."""
+    made = uvicorn.Server(
+        uvicorn.Config(
+            application(model, limits, hosts=hosts, origins=origins, stopping=lambda: made.should_exit),
+            http=patient(limits.patience),
+            log_config=log,
+            ws="none",
+            lifespan="off",
+            server_header=False,
+            timeout_graceful_shutdown=_LAST_SECONDS,
+        )
+    )
+    return made
 
 
 def application(
@@ -142,6 +158,49 @@ def _cors(origins: Sequence[str]) -> list[Middleware]:
     ]
 
 
+@dataclass(eq=False)
+class _Arriving:
+    """A body that arrives: what of it is here, and until when the next piece is waited for."""
+
+    begun: float
+    heard: float
+    scope: anyio.CancelScope
+    body: bytearray = field(default_factory=bytearray)
+
+
+class _Arrivals:
+    """Bodies that arrive, at most so many. One that has paused longest gives its place up to another."""
+
+    def __init__(self, most: int, patience: Patience):
+        self._most = most
+        self._patience = patience
+        self._present: list[_Arriving] = []
+
+    @contextmanager
+    def arriving(self) -> Iterator[_Arriving]:
+        """Within, a body is waited for; the block ends early when that takes too long. Raises ApiError as `_place`."""
+        now = anyio.current_time()
+        if len(self._present) >= self._most:
+            idlest = min(self._present, key=lambda one: one.heard)
+            if now - idlest.heard < self._patience.body_grace:
+                raise _busy(len(self._present))
+            self._present.remove(idlest)
+            idlest.scope.cancel()
+        one = _Arriving(now, now, anyio.CancelScope(deadline=now + self._patience.body_pause))
+        self._present.append(one)
+        try:
+            with one.scope:
+                yield one
+        finally:
+            if one in self._present:
+                self._present.remove(one)
+
+    def heard(self, one: _Arriving) -> None:
+        """A piece of it has come."""
+        one.heard = anyio.current_time()
+        one.scope.deadline = min(one.begun + self._patience.body, one.heard + self._patience.body_pause)
+
+
 class _Answering:
     """Answers `POST /v1/chat/completions`; `running` and `waiting` count the requests that it holds."""
 
@@ -150,6 +209,7 @@ class _Answering:
         self.limits = limits
         self.stopping = stopping
         self._present = 0
+        self._arrivals = _Arrivals(limits.arriving, limits.patience)
         self._at_work = anyio.CapacityLimiter(limits.concurrency)
 
     @property
@@ -162,21 +222,28 @@ class _Answering:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        with self._place(), suppress(ClientDisconnect):
-            chat = await to_thread.run_sync(parse, await self._body(request))
-            response, gone = None, threading.Event()
-            async with anyio.create_task_group() as group:
-                group.start_soon(_until_gone, request, gone, group.cancel_scope)
-                response = await self._answer(chat, _Events(send), gone)
-                group.cancel_scope.cancel()
+        with suppress(ClientDisconnect):
+            self._check_places()
+            body = await self._body(request)
+            with self._place():
+                chat = await to_thread.run_sync(parse, body)
+                response, gone = None, threading.Event()
+                async with anyio.create_task_group() as group:
+                    group.start_soon(_until_gone, request, gone, group.cancel_scope)
+                    response = await self._answer(chat, _Events(send), gone)
+                    group.cancel_scope.cancel()
             if response is not None:
                 await response(scope, receive, send)
+
+    def _check_places(self) -> None:
+        """Raises ApiError when all are taken."""
+        if self._present >= self.limits.concurrency + self.limits.queue:
+            raise _busy(self._present)
 
     @contextmanager
     def _place(self) -> Iterator[None]:
         """Within, a request holds one of the places. Raises ApiError when all are taken."""
-        if self._present >= self.limits.concurrency + self.limits.queue:
-            raise ApiError(429, f"busy with {self._present} requests: ask again later", code="queue_full")
+        self._check_places()
         self._present += 1
         try:
             yield
@@ -191,14 +258,17 @@ class _Answering:
         declared = request.headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > self.limits.body_bytes:
             raise too_large
-        body = bytearray()
-        with anyio.move_on_after(_BODY_SECONDS):
+        with self._arrivals.arriving() as arriving:
             async for part in request.stream():
-                body += part
-                if len(body) > self.limits.body_bytes:
+                self._arrivals.heard(arriving)
+                arriving.body += part
+                if len(arriving.body) > self.limits.body_bytes:
                     raise too_large
-            return bytes(body)
-        raise ApiError(408, f"the body did not arrive in {_BODY_SECONDS} s")
+            return bytes(arriving.body)
+        patience = self.limits.patience
+        raise ApiError(
+            408, f"the body did not arrive in {patience.body:g} s, with no pause of {patience.body_pause:g} s"
+        )
 
     async def _answer(self, chat: ChatRequest, events: _Events, gone: threading.Event) -> Response | None:
         """The response to a request; None if it was streamed, and so is sent already."""
@@ -280,6 +350,10 @@ async def _until_gone(request: Request, gone: threading.Event, scope: anyio.Canc
         pass
     gone.set()
     scope.cancel()
+
+
+def _busy(requests: int) -> ApiError:
+    return ApiError(429, f"busy with {requests} requests: ask again later", code="queue_full")
 
 
 def _error(error: ApiError, headers: Mapping[str, str] | None = None) -> Response:
