@@ -16,6 +16,7 @@ from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     CLIPImageProcessor,
+    DeepseekVLImageProcessor,
     GotOcr2ImageProcessor,
     Idefics3ImageProcessor,
     Idefics3Processor,
@@ -25,6 +26,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     SiglipImageProcessor,
 )
+
+from vlm_export.families.registry import find_family
 
 IMAGE_TOKEN = "<image>"
 VOCABULARY = 288
@@ -64,7 +67,7 @@ TEXTS: dict[str, dict[str, Any]] = {
 }
 ADAPTED = (
     r".*(language|text)_model.*\.(q_proj|v_proj|down_proj)|.*vision_.*\.q_proj"
-    r"|.*(vision_|visual\.).*\.qkv|.*visual\.merger\.(mlp\.0|linear_fc1|proj)|.*(multi_modal_projector|vision_projection)\.linear_1|.*connector.*\.proj"
+    r"|.*(vision_|visual\.).*\.qkv|.*visual\.merger\.(mlp\.0|linear_fc1|proj)|.*(multi_modal_projector|vision_projection)\.(linear_1|linear|multimodal_projector)|.*aligner\.linear1|.*connector.*\.proj"
 )
 
 
@@ -188,6 +191,56 @@ def write_internvl(folder: Path, tied: bool = True) -> Path:
     processor = {"processor_class": "InternVLProcessor", "image_seq_length": 4, "image_token": IMAGE_TOKEN}
     (folder / "processor_config.json").write_text(json.dumps(processor))
     (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return folder
+
+
+def write_got_ocr2(folder: Path, tied: bool = True) -> Path:
+    """A GOT-OCR checkpoint: 64 pixels, 16 × 16 patches that become 4 × 4 rows; windows that do not fit; no template."""
+    config = AutoConfig.for_model(
+        "got_ocr2",
+        vision_config={
+            "hidden_size": 24,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "image_size": 64,
+            "patch_size": 4,
+            "window_size": 5,
+            "global_attn_indexes": [1],
+            "mlp_dim": 48,
+            "output_channels": 16,
+            "initializer_range": 0.2,
+        },
+        text_config=text_config("qwen2") | {"tie_word_embeddings": tied, "max_position_embeddings": 256},
+        tie_word_embeddings=tied,
+        image_token_index=257,
+        image_seq_length=16,
+    )
+    save_model(folder, config)
+    tokenizer(["<imgpad>", "<img>", "</img>", "<|im_start|>", "<|im_end|>"]).save_pretrained(folder)
+    GotOcr2ImageProcessor(size={"height": 64, "width": 64}, crop_to_patches=False).save_pretrained(folder)
+    return folder
+
+
+def write_deepseek_vl(folder: Path, tied: bool = False) -> Path:
+    """A DeepSeek-VL checkpoint: a square of 16 pixels, 4 rows, the pooling head that nobody runs."""
+    config = AutoConfig.for_model(
+        "deepseek_vl",
+        vision_config=tower_config("siglip_vision_model") | {"vision_use_head": True},
+        text_config=text_config("llama") | {"tie_word_embeddings": tied},
+        tie_word_embeddings=tied,
+        image_token_id=257,
+    )
+    save_model(folder, config)
+    tokenizer(["<image_placeholder>"]).save_pretrained(folder)
+    settings = read(folder / "tokenizer_config.json") | {"image_token": "<image_placeholder>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    half = [0.5, 0.5, 0.5]
+    DeepseekVLImageProcessor(
+        size={"height": 16, "width": 16}, min_size=2, image_mean=half, image_std=half
+    ).save_pretrained(folder)
+    processor = {"processor_class": "DeepseekVLProcessor", "num_image_tokens": 4}
+    (folder / "processor_config.json").write_text(json.dumps(processor))
+    (folder / "chat_template.jinja").write_text(TEMPLATE.replace(IMAGE_TOKEN, "<image_placeholder>"))
     return folder
 
 
@@ -421,7 +474,10 @@ def tokenizer(special: list[str]) -> PreTrainedTokenizerFast:
 
 def image_text(folder: Path) -> str:
     """What stands for an image in a text of a saved checkpoint."""
-    template = (folder / "chat_template.jinja").read_text()
+    path = folder / "chat_template.jinja"
+    if not path.exists():
+        return find_family(read(folder / "config.json")["model_type"], "test").layouts["chat"].client.token
+    template = path.read_text()
     return template.partition("== 'image' %}")[2].partition("{%")[0]
 
 

@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
+    GotOcr2ForConditionalGeneration,
     InternVLForConditionalGeneration,
     LlavaForConditionalGeneration,
     Mistral3ForConditionalGeneration,
@@ -138,6 +139,16 @@ BASES = {
         patches="patch_embeddings.projection",
         tower=r"vision_tower.*\.fc1",
         bridge="multi_modal_projector.linear_1",
+    ),
+    "got_ocr2": Base(
+        write=pico_chat.write_got_ocr2,
+        load=load_by(GotOcr2ForConditionalGeneration),
+        attention=("q_proj", "v_proj"),
+        with_bias="multimodal_projector",
+        embedding="embed_tokens",
+        patches="patch_embed.projection",
+        tower=r"vision_tower.*\.lin1",
+        bridge="multi_modal_projector.multimodal_projector",
     ),
     "mistral3": Base(
         write=pico_chat.write_mistral3,

@@ -52,6 +52,9 @@ class ImageProcessorKind:
         counts_frames: whether the numbers of pixels that patches may have are those of all frames, and a picture
             smaller than a cell is enlarged first.
         wanted: settings without which transformers.js fails, as it takes them, and transformers has them elsewhere.
+        fills: whether a picture keeps its proportions in a square of `image_size`, on `background_color`, which is
+            that of pixels that are normalized, but for a factor `rescale_factor`.
+        text_first: whether the processor in transformers.js that holds it takes the text before the images.
     """
 
     defaults: Mapping[str, Any]
@@ -59,11 +62,8 @@ class ImageProcessorKind:
     inert: tuple[str, ...] = ()
     counts_frames: bool = False
     wanted: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def text_first(self) -> bool:
-        """Whether the processor in transformers.js that holds it takes the text before the images."""
-        return self.cut in ("tiles", "patches")
+    fills: bool = False
+    text_first: bool = False
 
 
 _OPENAI_CLIP = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
@@ -91,8 +91,8 @@ IMAGE_PROCESSORS: dict[str, ImageProcessorKind] = {
     "DeiTImageProcessor": ImageProcessorKind({**_CROPPED, **_IMAGENET_STANDARD, "size": {"height": 256, "width": 256}}),
     "CLIPImageProcessor": ImageProcessorKind({**_CROPPED, **_OPENAI_CLIP}),
     "BitImageProcessor": ImageProcessorKind({**_CROPPED, **_OPENAI_CLIP}),
-    "Idefics3ImageProcessor": ImageProcessorKind(_TILED, cut="tiles"),
-    "SmolVLMImageProcessor": ImageProcessorKind(_TILED, cut="tiles"),
+    "Idefics3ImageProcessor": ImageProcessorKind(_TILED, cut="tiles", text_first=True),
+    "SmolVLMImageProcessor": ImageProcessorKind(_TILED, cut="tiles", text_first=True),
     "LlavaOnevisionImageProcessor": ImageProcessorKind(
         {**_OPENAI_CLIP, "resample": 3, "size": {"height": 384, "width": 384}},
         inert=("image_grid_pinpoints", "do_pad"),  # one tile, as the exported graph has it too
@@ -110,12 +110,28 @@ IMAGE_PROCESSORS: dict[str, ImageProcessorKind] = {
     ),
     # Edges of these are numbers of pixels, not of a side.
     "Qwen2VLImageProcessor": ImageProcessorKind(
-        {**_PATCHES, "size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}}, cut="patches"
+        {**_PATCHES, "size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}},
+        cut="patches",
+        text_first=True,
     ),
     "Glm46VImageProcessor": ImageProcessorKind(
         {**_PATCHES, "size": {"shortest_edge": 112 * 112, "longest_edge": 28 * 28 * 15000}},
         cut="patches",
         counts_frames=True,
+        text_first=True,
+    ),
+    # Of Janus in transformers.js; transformers has it as `DeepseekVLImageProcessor`.
+    "VLMImageProcessor": ImageProcessorKind(
+        {
+            **_IMAGENET_STANDARD,
+            "resample": 3,
+            "size": {"shortest_edge": 384, "longest_edge": 384},
+            "do_pad": True,
+            "image_size": 384,
+            "min_size": 14,
+            "background_color": [-1.0, -1.0, -1.0],
+        },
+        fills=True,
     ),
 }
 # A key of config.json: the image's features stand before the text, and have no ids. Ours: transformers.js keeps it.

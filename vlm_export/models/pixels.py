@@ -70,6 +70,8 @@ class Steps:
         known = processor.settings
         if processor.cut != "whole":
             raise NotInGraph(f"this image processor makes {processor.cut} of pictures")
+        if processor.kind.fills:
+            raise NotInGraph("this image processor fills what a picture leaves of a square")
         crop = known["crop_size"] if known.get("do_center_crop") else None
         size = _size(known["size"]) if known["do_resize"] else None
         if size is not None and known["resample"] not in _FILTERS:

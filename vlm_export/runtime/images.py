@@ -167,7 +167,7 @@ class ImageProcessor:
         pixels = [np.moveaxis(np.asarray(as_rgb(image)), -1, 0) for image in images]
         if self.cut == "tiles":
             return self._tiled(pixels)
-        made = [self._scaled(self._framed(picture)) for picture in pixels]
+        made = [self._filled(self._scaled(self._framed(picture))) for picture in pixels]
         if self.cut == "patches":
             return self._patches(made)
         grids = tuple(self._grid(picture) for picture in made)
@@ -211,7 +211,24 @@ class ImageProcessor:
             return _area_size(
                 height, width, size["shortest_edge"] / frames, size["longest_edge"] / frames, self._cell[0]
             )
+        if self.kind.fills:
+            return _sides_within(height, width, self.settings["image_size"], self.settings["min_size"])
         return _target_size(picture, size)
+
+    def _filled(self, picture: np.ndarray) -> np.ndarray:
+        """`[3, h, w] float32`, normalized, in the middle of a square where the kind has one.
+
+        `VLMImageProcessor.pad_image` of transformers.js 4.3.1; the numbers that transformers makes before it normalizes
+        are the same.
+        """
+        if not self.kind.fills or not self.settings["do_pad"]:
+            return picture
+        side, factor = self.settings["image_size"], self.settings["rescale_factor"]
+        colour = np.array(self.settings["background_color"], dtype=np.float64) * factor
+        canvas = np.broadcast_to(colour.astype(np.float32).reshape(3, 1, 1), (3, side, side)).copy()
+        top, left = ((side - own) // 2 for own in picture.shape[1:])
+        canvas[:, top : top + picture.shape[1], left : left + picture.shape[2]] = picture
+        return canvas
 
     def _scaled(self, picture: np.ndarray) -> np.ndarray:
         """`[3, h, w] uint8` → `[3, h, w] float32`: scaled, then normalized by mean and deviation."""
@@ -398,6 +415,15 @@ def _cells_size(height: int, width: int, size: Mapping[str, int], cell: tuple[in
     if rows < 1 or columns < 1:
         raise InputError(f"{_FILE}: size: {dict(size)} leaves nothing of a picture that is so much longer than wide")
     return rows * cell[0], columns * cell[1]
+
+
+def _sides_within(height: int, width: int, longest: int, least: int) -> tuple[int, int]:
+    """Height and width, the longer one `longest`, the other of the same proportion but no less than `least`.
+
+    `DeepseekVLImageProcessorPil.resize` in `models/deepseek_vl/image_processing_pil_deepseek_vl.py`.
+    """
+    delta = longest / max(height, width)
+    return max(round(height * delta), least), max(round(width * delta), least)
 
 
 def _enlarged(height: int, width: int, cell: int) -> tuple[int, int]:

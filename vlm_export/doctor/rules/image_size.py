@@ -18,7 +18,12 @@ def check(repo: RepoView) -> Iterator[Finding]:
     settings = repo.document(PREPROCESSOR)
     if not settings:
         return
-    if settings.get("do_center_crop") is True:
+    name = str(settings.get("image_processor_type", "")).removesuffix("Fast").removesuffix("Pil")
+    kind = IMAGE_PROCESSORS.get(name)
+    if kind is not None and kind.fills and settings.get("do_pad", True) is True:
+        key, size = "image_size", settings.get("image_size")
+        size = {"height": size, "width": size} if integer(size) is not None else size
+    elif settings.get("do_center_crop") is True:
         key, size = "crop_size", settings.get("crop_size")
         size = {"height": size, "width": size} if integer(size) is not None else size
     else:
@@ -33,8 +38,6 @@ def check(repo: RepoView) -> Iterator[Finding]:
             yield error(PREPROCESSOR, problem, f'write "{key}": {square}')
         elif _pixels(size) != taken:
             yield error(PREPROCESSOR, f"{key} is {size}, and {file} takes {taken}", f'write "{key}": {square}')
-    name = str(settings.get("image_processor_type", "")).removesuffix("Fast").removesuffix("Pil")
-    kind = IMAGE_PROCESSORS.get(name)
     if isinstance(size, int) and (kind is None or kind.cut == "whole"):
         yield warning(
             PREPROCESSOR, f"{key} is the number {size}, by which transformers.js keeps proportions", "write both edges"

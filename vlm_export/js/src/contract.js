@@ -28,6 +28,7 @@ export const IMAGE_PROCESSORS = Object.freeze({
     PixtralImageProcessor: { cut: 'cells', text_first: false },
     Qwen2VLImageProcessor: { cut: 'patches', text_first: true },
     Glm46VImageProcessor: { cut: 'patches', text_first: true },
+    VLMImageProcessor: { cut: 'whole', text_first: false },
 });
 export const GRID_TYPES = Object.freeze(['qwen2_vl', 'qwen2_5_vl', 'qwen3_vl', 'glm_ocr']);
 export const PREFIX = 'prefix_conditioning';
