@@ -19,6 +19,7 @@ import pico_chat
 import pytest
 import torch
 from exported import Exported, failed_graphs, record, write_images
+from in_apps import check_apps
 from PIL import Image
 from test_browser import tokens, visit
 from transformers import AutoModelForImageTextToText, GotOcr2ImageProcessor, GotOcr2Processor, PreTrainedTokenizerFast
@@ -204,6 +205,11 @@ def test_in_a_browser(model_type: str, make: Callable[[str], Exported]) -> None:
     seen = visit(made.work.repo, "chat", [item], "fp32", logs=logs)
     assert seen.dtypes == {"fp32"}
     assert tokens(seen) == [golden.facts.images[0].token_ids]
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_vl", "lighton_ocr"])
+def test_in_what_people_use(model_type: str, make: Callable[[str], Exported]) -> None:
+    check_apps(make(next(kind for kind in KINDS if kind.startswith(f"{model_type},"))), "what is it?")
 
 
 @pytest.mark.parametrize("kind", ["llava, clip_vision_model, llama", "idefics3, idefics3_vision, llama"])

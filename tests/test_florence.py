@@ -14,6 +14,7 @@ import pico_florence
 import pytest
 from click.testing import CliRunner
 from exported import Exported, as_fed_to, record, write_images
+from in_apps import check_apps
 from pico_florence import BOS, END
 from safetensors.torch import load_file, save_file
 from test_browser import tokens, visit
@@ -105,6 +106,10 @@ def test_in_a_browser(exported: Exported) -> None:
     seen = visit(exported.work.repo, "tasks", [item], "fp32")
     assert seen.dtypes == {"fp32"}
     assert tokens(seen) == [golden.facts.images[0].token_ids]
+
+
+def test_in_what_people_use(exported: Exported) -> None:
+    check_apps(exported, "<CAPTION>")
 
 
 def test_the_adapter_was_everywhere(exported: Exported) -> None:
