@@ -7,23 +7,20 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from vlm_export import bundled
 from vlm_export.contract import LayoutName
 from vlm_export.dtypes import DTYPES
-from vlm_export.errors import InputError, blamed_on, shown
-from vlm_export.files import text_of
-from vlm_export.forms.conversation import TAGS, Prompt
+from vlm_export.errors import InputError, shown
+from vlm_export.forms.conversation import Prompt
 from vlm_export.forms.generation import MOST_TOKENS
 from vlm_export.forms.reading import check_image_processor
+from vlm_export.forms.yaml_file import described, read_yaml
 from vlm_export.paths import expanded, is_no_id, no_such_folder
 from vlm_export.wanted import parse
 
@@ -55,12 +52,9 @@ CombinationType = Literal[
 PHOTOGRAPHS = "bundled:photographs"  # among golden images
 OF_MODEL, FROM_CHECKPOINT = "model", "from_checkpoint"
 LOCAL_RECIPE = "vlm-export.yaml"
-_SHOWN = 5  # of what is wrong with a file
-_LARGEST_BYTES = 1_000_000
-_MERGE = "tag:yaml.org,2002:merge"
+_NO_RECIPE = "no such recipe file; `vlm-export recipes` lists the bundled ones"
 _STRICT = ConfigDict(extra="forbid")
 _LARGEST_RANK = 10_000
-_MOST_VALUES = 10_000  # of a file, with each alias as often as it stands for something
 
 
 def _printable(text: str) -> str:
@@ -279,7 +273,7 @@ def load_recipe(path: Path) -> RecipeFile:
     Raises:
         InputError: the file is missing, is not YAML, or a key is unknown, missing, there twice or of the wrong kind.
     """
-    values = _read_yaml(path)
+    values = read_yaml(path, _NO_RECIPE)
     if not isinstance(values, dict):
         raise InputError(f"{path}: a recipe is a mapping with at least `name` and `model`")
     if values.get("generation") == FROM_CHECKPOINT:
@@ -287,7 +281,7 @@ def load_recipe(path: Path) -> RecipeFile:
     try:
         recipe = TypeAdapter(Recipe).validate_python(values)
     except ValidationError as error:
-        raise InputError(f"{path}: {_describe(error)}") from error
+        raise InputError(f"{path}: {described(error, Recipe, _SECTIONS)}") from error
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", recipe.name):
         raise InputError(f"{path}: name: {shown(recipe.name)} names a folder: use letters, digits, '.', '_' and '-'")
     _check_combination(recipe, path)
@@ -298,80 +292,6 @@ def load_recipe(path: Path) -> RecipeFile:
             f"{path}: trust_remote_code: runs code of {recipe.model}; pin it: `revision` must be a commit's 40 digits"
         )
     return RecipeFile(recipe, path)
-
-
-def _read_yaml(path: Path) -> Any:
-    """Raises InputError for what is no YAML, and for a key that a mapping has twice, of which YAML keeps the last."""
-    try:
-        text = text_of(path, _LARGEST_BYTES)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such recipe file; `vlm-export recipes` lists the bundled ones") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
-    with blamed_on(f"{path}: not valid YAML"):  # what `!!bool x` or a date like 2024-99-99 raises is anything
-        loader = yaml.SafeLoader(text)
-        node = loader.get_single_node()
-        repeated = list(islice(_repeated_keys(loader, node), _SHOWN))
-        if repeated:
-            raise InputError(f"{path}: {'; '.join(repeated)}")
-        if node is None:
-            return None
-        _check_aliases(node, str(path))
-        return loader.construct_document(node)
-
-
-def _check_aliases(root: yaml.Node, path: str) -> None:
-    """Raises InputError where an alias stands for what holds it, or aliases of aliases for far too much."""
-    values: dict[int, int] = {}
-    above: set[int] = set()
-
-    def count(node: yaml.Node, key: str) -> int:
-        if id(node) in above:
-            raise InputError(f"{path}: {key}: an alias of itself: write it out")
-        if id(node) not in values:
-            above.add(id(node))
-            pairs = node.value if isinstance(node, yaml.MappingNode) else []
-            inner = [value for _, value in pairs] if pairs else node.value if isinstance(node.value, list) else []
-            names = [str(name.value) for name, _ in pairs] if pairs else map(str, range(len(inner)))
-            found = (count(each, f"{key}.{name}".strip(".")) for each, name in zip(inner, names, strict=True))
-            values[id(node)] = 1 + sum(found)
-            above.discard(id(node))
-        if values[id(node)] > _MOST_VALUES:
-            raise InputError(f"{path}: {key}: stands for more than {_MOST_VALUES:,} values: leave aliases out")
-        return values[id(node)]
-
-    count(root, "")
-
-
-def _repeated_keys(loader: yaml.SafeLoader, root: yaml.Node | None) -> Iterator[str]:
-    """What is wrong with the keys of a document, mappings that are merged into others with `<<` included.
-
-    A key of a mapping that is also in one that it merges is no repetition: that is how YAML overrides.
-    """
-    waiting, seen = [("", root)], set()
-    while waiting:
-        place, node = waiting.pop()
-        if id(node) in seen:  # an alias
-            continue
-        seen.add(id(node))
-        if isinstance(node, yaml.SequenceNode):
-            waiting += [(f"{place}{index}.", item) for index, item in reversed(list(enumerate(node.value)))]
-        if isinstance(node, yaml.MappingNode):
-            lines: dict[Any, int] = {}
-            for key, _ in node.value:
-                name, line = _key(loader, key), key.start_mark.line + 1
-                if name in lines:
-                    where = f"line {line}" if lines[name] == line else f"lines {lines[name]} and {line}"
-                    yield f"{place}{key.value}: is there twice, in {where}: keep one of them"
-                lines[name] = line
-            waiting += [(f"{place}{key.value}.", value) for key, value in reversed(node.value)]
-
-
-def _key(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
-    """The value of a key, for comparing it with others; a node that is no scalar stands for itself."""
-    if node.tag == _MERGE:
-        return _MERGE
-    return loader.construct_object(node) if isinstance(node, yaml.ScalarNode) else node
 
 
 def _check_combination(recipe: Recipe, path: Path) -> None:
@@ -396,33 +316,6 @@ _SECTIONS = {
     "tolerances": Tolerance,
     "hub": HubMetadata,
 }
-
-
-def _describe(error: ValidationError) -> str:
-    """Everything that is wrong, in one line."""
-    messages = []
-    for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"] if part not in TAGS)
-        if problem["type"] == "unexpected_keyword_argument":
-            messages.append(f"{key}: unknown key{_hint(problem['loc'])}")
-        else:
-            said = problem["msg"].removeprefix("Value error, ")
-            messages.append(f"{key}: {said[0].lower()}{said[1:]}")
-    return " ".join("; ".join(messages).split())
-
-
-def _hint(location: tuple[int | str, ...]) -> str:
-    key = str(location[-1])
-    section = _SECTIONS[str(location[0])] if len(location) > 1 else Recipe
-    close = difflib.get_close_matches(key, _fields(section), n=1)
-    elsewhere = [name for name, kind in _SECTIONS.items() if key in _fields(kind)]
-    if close:
-        return f" (did you mean {close[0]!r}?)"
-    return f" (it belongs under {elsewhere[0]!r})" if elsewhere else ""
-
-
-def _fields(kind: type) -> list[str]:
-    return list(kind.__dataclass_fields__)  # type: ignore[attr-defined]
 
 
 assert set(DtypeName.__args__) == set(DTYPES), "DtypeName and DTYPES name the same dtypes"  # type: ignore[attr-defined]
