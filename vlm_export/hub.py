@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -241,6 +242,17 @@ def list_files(repo_id: str, *, revision: str | None = None) -> dict[str, int]:
     """
     with _hub_errors(repo_id, revision):
         return _listing(repo_id, HfApi().resolve_revision(repo_id, revision=revision).resolved)
+
+
+def find_models(author: str, search: str | None, most: int) -> list[tuple[str, str]]:
+    """The models of an author that have `search` in their ids, by id: each with its newest commit.
+
+    Raises InputError if the Hub cannot be asked.
+    """
+    with _hub_errors(author, None):
+        found = HfApi().list_models(author=author, search=search, expand=["sha"])
+        named = [(model.id, str(model.sha)) for model in islice(found, most)]
+    return sorted(named)
 
 
 def tensors_of(repo_id: str, file: str, *, revision: str) -> dict[str, tuple[str, tuple[int, ...]]]:

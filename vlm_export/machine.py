@@ -1,9 +1,11 @@
-"""How much memory and disk this process can have: of the machine, or of a container that was given less."""
+"""How much of the machine this process can have: memory and disk, of a container that was given less; and threads."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import psutil
@@ -14,6 +16,28 @@ _FILES = {
     "v2": ("memory.max", "memory.current", "inactive_file"),
     "v1": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
+
+
+_THREADS: ContextVar[int] = ContextVar("threads", default=0)
+
+
+def own_threads() -> int:
+    """How many threads a graph is run by where its caller does not say: 0 leaves it to the runtime, which takes all."""
+    return _THREADS.get()
+
+
+@contextmanager
+def threads_at_most(count: int) -> Iterator[None]:
+    """Within, torch and graphs have so many threads: a process beside others leaves them their cores."""
+    import torch
+
+    before, token = torch.get_num_threads(), _THREADS.set(count)
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        _THREADS.reset(token)
 
 
 def available_memory() -> int:

@@ -7,9 +7,10 @@ import click
 from vlm_export import __version__
 from vlm_export.cli import convert, start, use
 from vlm_export.cli.options import Group
+from vlm_export.cli.sweep import sweep
 
 _SECTIONS = {
-    "Begin with a checkpoint": (start.inspect, start.init, start.convert),
+    "Begin with a checkpoint": (start.inspect, start.init, start.convert, sweep),
     "Convert, a step at a time": (convert.golden, convert.merge, convert.onnx, convert.verify, convert.push),
     "Use what was exported": (use.run, use.chat, use.serve, use.demo, convert.bench),
     "Look after things": (use.doctor, convert.recipes, start.env, start.cache),

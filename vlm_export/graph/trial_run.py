@@ -14,6 +14,7 @@ import onnx_ir as ir
 import onnxruntime
 
 from vlm_export.errors import CheckFailed
+from vlm_export.machine import own_threads
 from vlm_export.runtime.sessions import GRAPH_ERRORS
 from vlm_export.spec.graph import Component, TensorSpec
 from vlm_export.tensors.graph_message import SMALL_BYTES
@@ -40,6 +41,7 @@ def run_once(model: ir.Model, component: Component, name: str) -> None:
     """
     trial, weights = _without_weights(model)
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = own_threads()
     options.log_severity_level = 4  # the error is raised too
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # what was used is given back at once
     try:

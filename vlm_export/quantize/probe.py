@@ -10,6 +10,7 @@ import onnxruntime
 
 from vlm_export.graph.rewrites.front_end import PREFIX
 from vlm_export.graph.weights import CheckpointTensor
+from vlm_export.machine import own_threads
 from vlm_export.tensors.graph_message import SMALL_BYTES
 
 KEPT = f"{PREFIX}kept_positions"  # which positions a decoder computes logits of, where a front end says so
@@ -38,6 +39,7 @@ class Probe:
         self.outputs = tuple(outputs)
         _add_outputs(graph, self.outputs)
         options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = own_threads()
         options.log_severity_level = 3
         content = ir.to_proto(model).SerializeToString()
         self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

@@ -18,6 +18,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from vlm_export.dtypes import ACTIVATIONS, BY_ROW
 from vlm_export.errors import InputError
+from vlm_export.machine import own_threads
 from vlm_export.own_files import own_file
 from vlm_export.runtime.graph_bounds import check_graph
 from vlm_export.runtime.run_limit import RUN_SECONDS, limited
@@ -104,7 +105,7 @@ class Sessions:
                 check_graph(path, _message(path))
             options = onnxruntime.SessionOptions()
             options.log_severity_level = 4  # the error is raised too
-            options.intra_op_num_threads = self.threads
+            options.intra_op_num_threads = self.threads or own_threads()
             self._open[component] = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         return self._open[component]
 

@@ -24,6 +24,7 @@ from vlm_export.graph.graph_file import save_graph
 from vlm_export.graph.skeleton import make_skeleton
 from vlm_export.graph.stacks import find_stacks
 from vlm_export.graph.weights import attach_weights
+from vlm_export.machine import own_threads
 from vlm_export.manifest import ONNX
 from vlm_export.models.pixels import PIXELS
 from vlm_export.runtime.sessions import GRAPH_ERRORS, Arrays, Cache, DecoderRun, Inputs
@@ -285,6 +286,7 @@ def _values(path: Path, names: Sequence[str], feeds: Arrays) -> list[np.ndarray]
         copy = Path(folder, "model.onnx")
         save_graph(model, copy)
         options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = own_threads()
         options.log_severity_level = 4
         session = onnxruntime.InferenceSession(str(copy), options, providers=["CPUExecutionProvider"])
         wanted = {value.name for value in session.get_inputs()}

@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from PIL import Image
 
+from vlm_export.machine import own_threads
 from vlm_export.models.pixels import PIXELS, Steps
 from vlm_export.quantize.full_precision import PREPARED
 from vlm_export.runtime.images import ImageProcessor, open_image
@@ -51,6 +52,7 @@ class PixelsInGraph:
         graph.outputs.append(made)
         RemoveUnusedNodesPass()(model)
         options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = own_threads()
         options.log_severity_level = 3
         content = ir.to_proto(model).SerializeToString()
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

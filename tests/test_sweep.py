@@ -1,0 +1,363 @@
+"""`vlm-export sweep`: the file, the cells, the order, one failure among others, and what is done not done again."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pico
+import psutil
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+from exported import TOLERANCES, write_images
+
+from vlm_export.cli import main
+from vlm_export.errors import InputError
+from vlm_export.files import file_hashes
+from vlm_export.recipe import load_recipe
+from vlm_export.sweep import plan as plans
+from vlm_export.sweep.cells import adapted
+from vlm_export.sweep.jobs import Outcome
+from vlm_export.sweep.order import Order
+from vlm_export.sweep.results import CellResult, SweepResult, best, budgets
+from vlm_export.sweep.sweep_file import load_sweep
+from vlm_export.verify.report import DtypeRow
+
+ADAPTERS = ("north", "south")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, two adapters of it, one that fits no model, a recipe and a sweep."""
+    folder = tmp_path_factory.mktemp("sweep")
+    pico.write_checkpoint(folder / "base", lora=False)
+    for seed, name in enumerate(ADAPTERS):
+        pico.write_peft_adapter(folder / "adapters" / name, pico.config(), seed=seed + 1)
+    pico.write_peft_adapter(folder / "adapters" / "torn", pico.config(layers=1))
+    write_images(folder / "images")
+    recipe = {
+        "name": "pico",
+        "model": "base",
+        "generation": {"max_new_tokens": 4},
+        "golden": {"images": ["images/*.png"]},
+        "tolerances": TOLERANCES,
+        "hub": {"license": "mit"},
+    }
+    (folder / "pico.yaml").write_text(yaml.safe_dump(recipe))
+    write_sweep(folder / "sweep.yaml", adapters=["adapters"], dtypes=["q8"])
+    return folder
+
+
+def write_sweep(path: Path, **values: Any) -> Path:
+    given = {"name": "towns", "recipes": ["pico.yaml"], "runtimes": ["ort"], **values}
+    path.write_text(yaml.safe_dump({key: value for key, value in given.items() if value is not None}))
+    return path
+
+
+def swept(folder: Path, *options: str, file: str = "sweep.yaml") -> Result:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return CliRunner().invoke(main, ["sweep", file, *options])
+
+
+# The file
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"adaptors": ["a"]}, "adaptors: unknown key (did you mean 'adapters'?)"),
+        ({"adapters": [{"pathh": "a"}]}, "adapters.0.pathh: unknown key (did you mean 'path'?)"),
+        ({"recipes": []}, "recipes: tuple should have at least 1 item"),
+        ({"recipes": None}, "recipes: field required"),
+        ({"dtypes": ["q9"]}, "dtypes: no dtype 'q9'"),
+        ({"layouts": ["caption"]}, "layouts.0: input should be 'captioner'"),
+        ({"name": "../up"}, "name: '../up' names a folder"),
+        ({"adapters": [{"path": "a", "author": "org"}]}, "adapters.0: write either a path or an author of the Hub"),
+        ({"adapters": [{"path": "a", "search": "lora"}]}, "adapters.0.search: goes with author"),
+        ({"adapters": [{"author": "org", "revision": "v1"}]}, "adapters.0.revision: goes with a path"),
+        ({"bench": {"rounds": 0}}, "bench.rounds: input should be greater than or equal to 1"),
+        ({"push": {"repo_id": "org/one"}}, "push.repo_id: 'org/one': write it like org/{name}-onnx"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_one_line(values: dict[str, Any], said: str, tmp_path: Path) -> None:
+    path = write_sweep(tmp_path / "s.yaml", **values)
+    with pytest.raises(InputError, match=re.escape(f"{path}: {said}")):
+        load_sweep(path)
+
+
+def test_a_key_that_is_there_twice(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text("name: a\nrecipes: [a.yaml]\nname: b\n")
+    with pytest.raises(InputError, match="name: is there twice, in lines 1 and 3"):
+        load_sweep(path)
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    done = swept(tmp_path)
+    assert (done.exit_code, done.stderr) == (
+        2,
+        "error: sweep.yaml: no such sweep file; docs/sweeps.md has one to begin with\n",
+    )
+
+
+# The cells
+
+
+@pytest.mark.parametrize(
+    "adapters", [["adapters"], ["adapters/*"], ["adapters/north", "adapters/south", "adapters/torn"]]
+)
+def test_adapters_are_a_list_a_folder_or_a_pattern(adapters: list[str], place: Path) -> None:
+    found = adapted(load_sweep(write_sweep(place / "some.yaml", adapters=adapters)), place / "out")
+    assert [(cell.name, cell.adapter) for cell in found] == [
+        (f"pico-{name}", f"adapters/{name}") for name in (*ADAPTERS, "torn")
+    ]
+
+
+def test_names_are_as_long_as_tells_them_apart(place: Path, tmp_path: Path) -> None:
+    for week in ("week-1", "week-2"):
+        shutil.copytree(place / "adapters" / "north", tmp_path / week / "final")
+    sweep = load_sweep(write_sweep(place / "weeks.yaml", adapters=[f"{tmp_path}/*/final"]))
+    assert [cell.name for cell in adapted(sweep, place / "out")] == ["pico-week-1-final", "pico-week-2-final"]
+
+
+def test_a_cell_is_a_recipe_that_the_ordinary_commands_take(place: Path, tmp_path: Path) -> None:
+    sweep = load_sweep(write_sweep(place / "one.yaml", adapters=["adapters/south"], dtypes=["q8", "int8"]))
+    [cell] = adapted(sweep, tmp_path / "out")
+    cell.write()
+    recipe = load_recipe(tmp_path / "out" / "pico-south" / "recipe.yaml")
+    assert recipe.recipe == cell.recipe.recipe
+    assert recipe.local(recipe.recipe.model) == (place / "base").resolve()
+    assert recipe.local(recipe.recipe.adapters[0].path) == (place / "adapters" / "south").resolve()
+    assert recipe.recipe.dtypes == ("q8", "int8")
+    from vlm_export import ready
+
+    assert [path.parent for path in ready.images(recipe)] == [(place / "images").resolve()] * 3
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"adapters": ["nowhere/at/all"]}, "some.yaml: adapters.0: no such folder: nowhere/at/all"),
+        ({"adapters": ["images"]}, "some.yaml: adapters.0: no adapter_config.json in images, nor in a folder in it"),
+        ({"adapters": ["adapters/*x"]}, "some.yaml: adapters.0: no adapter_config.json in adapters/*x"),
+        ({"recipes": ["pico.yaml", "pico.yaml"]}, "some.yaml: two cells are called pico"),
+        ({"recipes": ["other.yaml"]}, "other.yaml: no such recipe file"),
+        ({"layouts": ["tasks"]}, "pico: prefix_conditioning_vlm has no layout 'tasks'"),
+    ],
+)
+def test_what_a_plan_can_know_is_told_before_anything_is_done(values: dict[str, Any], said: str, place: Path) -> None:
+    write_sweep(place / "some.yaml", **values)
+    done = swept(place, "--work", "never", file="some.yaml")
+    assert done.exit_code == 2 and said in done.stderr, done.stderr
+    assert not (place / "never").exists()
+
+
+def test_adapters_of_an_author_are_pinned(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vlm_export import hub
+
+    def list_models(_: object, **asked: Any) -> Iterator[SimpleNamespace]:
+        assert asked == {"author": "org", "search": "lora", "expand": ["sha"]}
+        return iter([SimpleNamespace(id=f"org/lora-{number}", sha=str(number) * 40) for number in (2, 1, 3)])
+
+    monkeypatch.setattr(hub.HfApi, "list_models", list_models)
+    choice = {"author": "org", "search": "lora", "most": 2}
+    cells = adapted(load_sweep(write_sweep(place / "hub.yaml", adapters=[choice])), place / "out")
+    assert [(cell.name, cell.recipe.recipe.adapters[0].revision) for cell in cells] == [
+        ("pico-lora-1", "1" * 40),
+        ("pico-lora-2", "2" * 40),
+    ]
+
+
+def test_a_dry_run_tells_the_plan_and_writes_nothing(place: Path) -> None:
+    done = swept(place, "--dry-run", "--work", "dry")
+    assert done.exit_code == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "towns: 3 adapted models, 3 repos, in dry:"
+    assert [line.split()[:2] for line in lines[2:6]] == [[s, "3"] for s in ("golden", "merge", "onnx", "verify")]
+    assert lines[6].startswith("in all under a minute of one core, and tracing once; ") and lines[7:] == [
+        "nothing was done"
+    ]
+    assert not (place / "dry").exists()
+    told = json.loads(swept(place, "--dry-run", "--json").stdout)
+    assert [repo["cell"] for repo in told["repos"]] == ["pico-north", "pico-south", "pico-torn"]
+    assert len(told["jobs"]) == 12 and all(job["memory_bytes"] > 700e6 for job in told["jobs"])
+
+
+# The order
+
+
+def jobs_of(place: Path, **values: Any) -> list[Any]:
+    sweep = load_sweep(write_sweep(place / "order.yaml", adapters=["adapters"], **values))
+    return list(plans.plan(sweep, place / "out", place / "graphs", 1, lambda line: None).jobs)
+
+
+DONE, FAILED = Outcome("done"), Outcome("failed", "because")
+
+
+def test_one_traces_for_all_that_share_an_architecture(place: Path) -> None:
+    order = Order(jobs_of(place))
+    begun = order.take(9)
+    assert {job.stage for job in begun} == {"golden"} and len(begun) == 3
+    for job in begun:
+        order.end(job, DONE)
+    for job in order.take(9):
+        assert job.stage == "merge"
+        order.end(job, DONE)
+    [first] = order.take(9)
+    assert first.stage == "onnx"
+    assert order.take(9) == []
+    assert [job.stage for job in order.end(first, FAILED)] == ["verify"]
+    [second] = order.take(9)  # the next one traces
+    order.end(second, DONE)
+    assert sorted(job.stage for job in order.take(9)) == ["onnx", "verify"]
+
+
+def test_a_failure_ends_all_layouts_of_its_cell_and_nothing_else(place: Path) -> None:
+    order = Order(jobs_of(place, layouts=["captioner", "components"]))
+    golden, *others = order.take(9)
+    dropped = order.end(golden, FAILED)
+    assert [(job.stage, job.layout) for job in dropped] == [
+        ("merge", "captioner"),
+        ("onnx", "captioner"),
+        ("onnx", "components"),
+        ("verify", "captioner"),
+        ("verify", "components"),
+    ]
+    assert len(others) == 2 and order
+
+
+def test_later_stages_come_first(place: Path) -> None:
+    order = Order(jobs_of(place))
+    [golden] = order.take(1)
+    order.end(golden, DONE)
+    [job] = order.take(1)
+    assert (job.cell, job.stage) == (golden.cell, "merge")
+
+
+# What a budget buys
+
+
+def test_the_best_that_a_budget_buys() -> None:
+    rows = [
+        DtypeRow("q4", {}, 40_100_000, kl=0.01, top1=0.98, verdict="pass"),
+        DtypeRow("int8", {}, 71_000_000, kl=0.0001, top1=1.0, verdict="pass"),
+        DtypeRow("q8", {}, 71_500_000, kl=0.0002, top1=1.0, verdict="fail"),
+        DtypeRow("fp32", {}, 280_000_000, top1=1.0, verdict="pass"),
+    ]
+    cell = CellResult("a", "a", "", "captioner", "a", "pass", table=rows)
+    found = budgets(SweepResult("s", [cell], 0))
+    assert found == [41_000_000, 71_000_000, 280_000_000]
+    assert [choice.row and choice.row.dtype for choice in (best(cell, budget) for budget in (1, *found))] == [
+        None,
+        "q4",
+        "int8",
+        "fp32",
+    ]
+
+
+# All of it
+
+
+@pytest.fixture(scope="module")
+def first(place: Path) -> Result:
+    """Swept in this process; one adapter fits no model."""
+    return swept(place, "--in-process")
+
+
+def test_one_that_fails_stops_no_other(first: Result, place: Path) -> None:
+    assert first.exit_code == 1, first.stderr
+    assert "FAILED pico-torn captioner: " in first.stdout
+    assert "2 of 3 repos pass every check" in first.stdout
+    told = re.compile(
+        r"^\[..../12\] pico-torn captioner: golden FAILED: .*; 3 stages after it are left out$", re.MULTILINE
+    )
+    assert told.search(re.sub(r"\[ *(\d+)/", lambda found: f"[{found[1]:>4}/", first.stderr)), first.stderr
+    found = json.loads((place / "build" / "towns" / "sweep.json").read_text())
+    assert {(cell["cell"], cell["status"]) for cell in found["cells"]} == {
+        ("pico-north", "pass"),
+        ("pico-south", "pass"),
+        ("pico-torn", "failed"),
+    }
+    assert found["left"] == 0
+
+
+def test_the_table_has_a_line_for_each_dtype_and_each_failure(first: Result, place: Path) -> None:
+    rows = list(csv.DictReader((place / "build" / "towns" / "sweep.csv").read_text().splitlines()))
+    assert [(row["cell"], row["layout"], row["dtype"], row["verdict"]) for row in rows] == [
+        *((f"pico-{name}", "captioner", dtype, "pass") for name in ADAPTERS for dtype in ("q8", "fp32")),
+        ("pico-torn", "captioner", "", "failed"),
+    ]
+    assert all(row["failure"] for row in rows if row["verdict"] == "failed")
+
+
+def test_the_page_needs_nothing_from_elsewhere(first: Result, place: Path) -> None:
+    page = (place / "build" / "towns" / "index.html").read_text()
+    assert "2 of 3 repos pass every check" in page and "1 of 3 repos came to no end" in page
+    assert not re.search(r"""(src|href)=["'](https?:)?//""", page)
+    linked = re.findall(r'href="([^"#d][^"]*)"', page)
+    assert linked and all((place / "build" / "towns" / name).is_file() for name in linked)
+
+
+def test_what_is_done_is_not_done_again(first: Result, place: Path) -> None:
+    repos = place / "build" / "towns"
+    before = file_hashes(repos / "pico-north" / "captioner" / "repo")
+    again = swept(place, "--in-process")
+    told = [line for line in again.stderr.splitlines() if line.startswith("[")]
+    assert [re.sub(r"^\[ *\d+/12\] ", "", line).split(" FAILED")[0] for line in told] == ["pico-torn captioner: golden"]
+    assert file_hashes(repos / "pico-north" / "captioner" / "repo") == before
+
+
+def test_a_repo_is_what_convert_makes_of_its_recipe(first: Result, place: Path, tmp_path: Path) -> None:
+    recipe = place / "build" / "towns" / "pico-south" / "recipe.yaml"
+    done = CliRunner().invoke(main, ["convert", str(recipe), "--runtime", "ort", "--work", str(tmp_path / "work")])
+    assert done.exit_code == 0, done.stderr
+    assert file_hashes(tmp_path / "work" / "repo") == file_hashes(recipe.parent / "captioner" / "repo")
+
+
+# On Ray
+
+
+def test_without_ray_the_error_says_what_to_install(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vlm_export.sweep import on_ray
+
+    monkeypatch.setattr(on_ray, "find_spec", lambda name: None)
+    done = swept(place)
+    assert done.exit_code == 2
+    assert done.stderr.splitlines()[-1] == (
+        "error: Ray, which has a sweep's stages done, is not installed: "
+        "`pip install 'vlm-export[sweep]'`, or --in-process"
+    )
+
+
+@pytest.mark.slow
+def test_ray_makes_the_same_bytes_and_listens_to_this_machine_alone(first: Result, place: Path) -> None:
+    from vlm_export.files import graph_cache_folder
+    from vlm_export.sweep.on_ray import on_ray
+    from vlm_export.sweep.sweep import sweep
+
+    layouts = ["captioner", "components"]
+    values = {"name": "ray", "adapters": ["adapters/north"], "dtypes": ["q8"], "layouts": layouts}
+    file = load_sweep(write_sweep(place / "ray.yaml", **values))
+    with on_ray(None, 1) as engine:
+        begun = psutil.Process().children(recursive=True)
+        listening = {c.laddr.ip for p in begun for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN}
+        assert listening and {socket.inet_pton(socket.AF_INET, ip.removeprefix("::ffff:"))[0] for ip in listening} == {
+            127
+        }
+        found = sweep(
+            plans.plan(file, place / "ray", graph_cache_folder(), 1, lambda line: None), engine, lambda line: None
+        )
+    assert found.passed, found.cells
+    made, expected = place / "ray" / "pico-north", place / "build" / "towns" / "pico-north"
+    assert file_hashes(made / "captioner" / "repo") == file_hashes(expected / "captioner" / "repo")
+    weights = [made / layout / "merged" / "model.safetensors" for layout in layouts]
+    assert weights[0].samefile(weights[1])  # merged once
