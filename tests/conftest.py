@@ -28,7 +28,7 @@ MARKED = {
     "companions convert demo_page docs_run doctor documents encoder_decoder examples export generation_rules "
     "graph_cache init inspect js matrix merge own_files planted_collapse proof push quick_start ranges "
     "remote_code repeat_layers report_page rewrites runtime_chat runtime_generate serve serve_page "
-    "shapes_captioner stages telemetry trained trial_run verify wheel",
+    "shapes_captioner stages sweep telemetry trained trial_run verify wheel",
 }
 
 

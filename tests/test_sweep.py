@@ -338,7 +338,6 @@ def test_without_ray_the_error_says_what_to_install(place: Path, monkeypatch: py
     )
 
 
-@pytest.mark.slow
 def test_ray_makes_the_same_bytes_and_listens_to_this_machine_alone(first: Result, place: Path) -> None:
     from vlm_export.files import graph_cache_folder
     from vlm_export.sweep.on_ray import on_ray
