@@ -5,8 +5,8 @@
     python -m tests.hub_server --port 0 --root DIR      # by hand: prints its URL, runs until interrupted
 
 `Store` keeps repos, commits and blobs on disk; `_Handler` speaks HTTP and answers errors as the Hub does, with the
-X-Error-Code headers that huggingface_hub reads. Models, and static Spaces as `spaces/ns/name`; one token, no Xet (set
-HF_HUB_DISABLE_XET=1), no paging.
+X-Error-Code headers that huggingface_hub reads; `hub_faults.py` says what goes wrong on the way. Models, and static
+Spaces as `spaces/ns/name`; one token, no Xet (set HF_HUB_DISABLE_XET=1), no paging.
 """
 
 from __future__ import annotations
@@ -21,19 +21,28 @@ import mimetypes
 import os
 import re
 import secrets
+import socket
+import struct
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
+
+try:
+    from hub_faults import Fault, Faults, no_faults
+except ImportError:  # by hand, as `python -m tests.hub_server`
+    from tests.hub_faults import Fault, Faults, no_faults
 
 if TYPE_CHECKING:
     import pytest
@@ -141,7 +150,8 @@ class Store:
 
     def resolve(self, repo_id: str, revision: str) -> str:
         """The commit of a branch, a pull request or a commit id."""
-        commit = self.refs(repo_id).get(revision, revision)
+        refs = self.refs(repo_id)
+        commit = refs.get(revision) or refs.get(f"refs/tags/{revision}", revision)
         if not self._commit_file(repo_id, commit).is_file():
             raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return commit
@@ -230,6 +240,8 @@ class _Server(ThreadingHTTPServer):
         self.token = token
         self.namespaces = namespaces
         self.requests: list[tuple[str, str]] = []
+        self.faults: Faults = no_faults
+        self.part_bytes: int | None = None
         self.upload_key = secrets.token_bytes(16)
 
     def upload_signature(self, oid: str) -> str:
@@ -253,22 +265,80 @@ class _Handler(BaseHTTPRequestHandler):
     def _dispatch(self) -> None:
         url = urlsplit(self.path)
         self.query = parse_qs(url.query)
+        path = unquote(url.path)
+        self.server.requests.append((self.command, path))
+        fault = self.server.faults(self.command, path)
+        if fault is not None:
+            self._spoiled(fault, url.path)
+            return
         # An upload is streamed to disk by its route.
         self.body = self._read_body() if self.command == "POST" else b""
-        self.server.requests.append((self.command, unquote(url.path)))
+        self._answer(url.path)
+
+    def _answer(self, path: str) -> None:
+        """Find the route of a path, and do it."""
         method = "GET" if self.command == "HEAD" else self.command
         try:
             for route_method, pattern, answer in ROUTES:
-                match = re.fullmatch(pattern, url.path)
+                match = re.fullmatch(pattern, path)
                 if match and route_method == method:
                     found = {name: unquote(value) for name, value in match.groupdict(default="").items()}
                     if space := found.pop("space", ""):
                         found["repo"] = space
                     answer(self, **found)
                     return
-            raise HubError(404, f"Cannot {self.command} {url.path}")
+            raise HubError(404, f"Cannot {self.command} {path}")
         except HubError as error:
             self._send_json(error.body, error.status, error.headers)
+
+    def _spoiled(self, fault: Fault, path: str) -> None:
+        """Answer in the way of a fault, see `hub_faults.Kind`."""
+        if fault.kind == "request cut":
+            self.rfile.read(min(fault.after_bytes, int(self.headers.get("Content-Length", 0))))
+            self._reset()
+            return
+        self.body = self._read_body()
+        if fault.kind == "status":
+            self._fail(fault)
+            return
+        answers = [self._recorded(path) for _ in range(2 if fault.kind == "twice" else 1)]
+        if fault.kind == "late status":
+            self._fail(fault)
+        elif fault.kind == "twice":
+            self.wfile.write(answers[-1])
+            return
+        elif fault.kind == "answer cut":
+            self.wfile.write(answers[0][: fault.after_bytes])
+            self._reset()
+        elif fault.kind == "trickle":
+            with suppress(ConnectionError):
+                self.wfile.write(answers[0][: fault.after_bytes])
+                for at in range(fault.after_bytes, len(answers[0])):
+                    self.wfile.write(answers[0][at : at + 1])
+                    time.sleep(0.1)
+        elif fault.kind == "no answer":
+            with suppress(ConnectionError):
+                self.connection.recv(1)  # until the client hangs up
+        self.close_connection = True
+
+    def _recorded(self, path: str) -> bytes:
+        """Do what was asked; the answer, which is not sent."""
+        reader, writer = self.rfile, self.wfile
+        self.rfile, self.wfile = BytesIO(self.body), BytesIO()
+        try:
+            self._answer(path)
+            return self.wfile.getvalue()
+        finally:
+            self.rfile, self.wfile = reader, writer
+
+    def _fail(self, fault: Fault) -> None:
+        headers = {"X-Error-Message": "a planted fault", **fault.headers}
+        self._send_json({"error": "a planted fault"}, fault.status, headers)
+
+    def _reset(self) -> None:
+        """End the connection so that the other side sees a reset, not an end."""
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close_connection = True
 
     def _read_body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -386,12 +456,16 @@ class _Handler(BaseHTTPRequestHandler):
     def refs(self, repo: str) -> None:
         refs = self._check_read(repo).refs(repo)
         pulls = {ref for ref in refs if ref.startswith("refs/pr/")}
+        tagged = {ref for ref in refs if ref.startswith("refs/tags/")}
         branches = [
             {"name": name, "ref": f"refs/heads/{name}", "targetCommit": refs[name]}
-            for name in sorted(refs.keys() - pulls)
+            for name in sorted(refs.keys() - pulls - tagged)
+        ]
+        tags = [
+            {"name": ref.removeprefix("refs/tags/"), "ref": ref, "targetCommit": refs[ref]} for ref in sorted(tagged)
         ]
         requests = [{"name": name, "ref": name, "targetCommit": refs[name]} for name in sorted(pulls)]
-        self._send_json({"branches": branches, "tags": [], "converts": [], "pullRequests": requests})
+        self._send_json({"branches": branches, "tags": tags, "converts": [], "pullRequests": requests})
 
     def history(self, repo: str, revision: str) -> None:
         commits = self._check_read(repo).history(repo, revision)
@@ -531,27 +605,100 @@ class _Handler(BaseHTTPRequestHandler):
             if not store.blob(oid).is_file():
                 upload = f"{self.server.url}/lfs/{oid}?signature={self.server.upload_signature(oid)}"
                 verify = f"{self.server.url}/{repo}.git/info/lfs/objects/verify"
-                wanted["actions"] = {"upload": {"href": upload}, "verify": {"href": verify}}
+                header = {}
+                if (part_bytes := self.server.part_bytes) and wanted["size"] > part_bytes:
+                    parts = range(1, -(-wanted["size"] // part_bytes) + 1)
+                    header = {f"{part:05}": upload.replace(f"/lfs/{oid}", f"/lfs/{oid}/{part}") for part in parts}
+                    header["chunk_size"] = str(part_bytes)
+                wanted["actions"] = {"upload": {"href": upload, "header": header}, "verify": {"href": verify}}
             answers.append(wanted)
         self._send_json({"transfer": "basic", "objects": answers})
+
+    # Routes: discussions and tags
+
+    def discussions(self, repo: str) -> None:
+        """The open pull requests, newest first; of one author and title each, as they are made here."""
+        store = self._check_read(repo)
+        user = self.server.namespaces[0]
+        found = []
+        for ref, sha in store.refs(repo).items() if self.query.get("author", [user]) == [user] else ():
+            if ref.startswith("refs/pr/"):
+                number = int(ref.removeprefix("refs/pr/"))
+                kind, name = ("space", repo.removeprefix("spaces/")) if repo.startswith("spaces/") else ("model", repo)
+                history = list(store.history(repo, sha))
+                main = {commit for commit, _ in store.history(repo, "main")}
+                first = [commit for at, commit in history if at not in main][-1]
+                found.append(
+                    {
+                        "num": number,
+                        "title": first.title,
+                        "author": {"name": user},
+                        "createdAt": first.date,
+                        "status": "open",
+                        "isPullRequest": True,
+                        "repo": {"name": name, "type": kind},
+                    }
+                )
+        self._send_json({"count": len(found), "start": 0, "discussions": found[::-1]})
+
+    def create_tag(self, repo: str, revision: str) -> None:
+        store, tag = self._check_write(repo), json.loads(self.body)["tag"]
+        with store.lock:
+            if f"refs/tags/{tag}" in store.refs(repo):
+                raise HubError(409, f"Tag {tag} already exists")
+            store.set_ref(repo, f"refs/tags/{tag}", store.resolve(repo, revision))
+        self._send_json({})
 
     def lfs_upload(self, oid: str) -> None:
         """Streams the body to disk; it becomes a blob if its sha256 is the one that was announced."""
         blob = self.server.store.blob(oid)
+        content, digest = self._received(blob.parent)
+        self._check_signature(oid)
+        if digest != oid:
+            os.unlink(content)
+            raise HubError(400, "The content is not the announced one")
+        os.replace(content, blob)
+        self._send_json({})
+
+    def lfs_part(self, oid: str, part: str) -> None:
+        """One part of a large file, which is kept until all are there."""
+        content, digest = self._received(self.server.store.blob(oid).parent)
+        self._check_signature(oid)
+        os.replace(content, self.server.store.blob(f"{oid}.{part}"))
+        self._send_json({}, headers={"ETag": f'"{digest}"'})
+
+    def lfs_complete(self, oid: str) -> None:
+        """Put the parts together, if they are those that were sent."""
+        self._check_signature(oid)
+        blob, digest = self.server.store.blob(oid), hashlib.sha256()
+        with tempfile.NamedTemporaryFile(dir=blob.parent, delete=False) as whole:
+            for part in json.loads(self.body)["parts"]:
+                content = self.server.store.blob(f"{oid}.{part['partNumber']}").read_bytes()
+                if f'"{hashlib.sha256(content).hexdigest()}"' != part["etag"]:
+                    raise HubError(400, "A part is another than was sent")
+                whole.write(content)
+                digest.update(content)
+        if digest.hexdigest() != oid:
+            os.unlink(whole.name)
+            raise HubError(400, "The content is not the announced one")
+        os.replace(whole.name, blob)
+        self._send_json({})
+
+    def _check_signature(self, oid: str) -> None:
+        signature = self.query.get("signature", [""])[0]
+        if not hmac.compare_digest(signature, self.server.upload_signature(oid)):
+            raise HubError(403, "Bad signature")
+
+    def _received(self, folder: Path) -> tuple[str, str]:
+        """The body on disk, and its sha256."""
+        folder.mkdir(parents=True, exist_ok=True)
         digest, left = hashlib.sha256(), int(self.headers["Content-Length"])
-        blob.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=blob.parent, delete=False) as temporary:
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as temporary:
             while left and (chunk := self.rfile.read(min(CHUNK_SIZE_BYTES, left))):
                 temporary.write(chunk)
                 digest.update(chunk)
                 left -= len(chunk)
-        signature = self.query.get("signature", [""])[0]
-        signed = hmac.compare_digest(signature, self.server.upload_signature(oid))
-        if not signed or digest.hexdigest() != oid:
-            os.unlink(temporary.name)
-            raise HubError(400, "The content is not the announced one") if signed else HubError(403, "Bad signature")
-        os.replace(temporary.name, blob)
-        self._send_json({})
+        return temporary.name, digest.hexdigest()
 
     def lfs_verify(self, repo: str) -> None:
         store, wanted = self._check_token(repo), json.loads(self.body)
@@ -614,6 +761,8 @@ ROUTES: Sequence[tuple[str, str, Callable[..., None]]] = (
     ("POST", r"/api/validate-yaml", _Handler.validate_yaml),
     ("GET", rf"{_MODEL}(/revision/{_REVISION})?", _Handler.model_info),
     ("GET", rf"{_MODEL}/refs", _Handler.refs),
+    ("GET", rf"{_MODEL}/discussions", _Handler.discussions),
+    ("POST", rf"{_MODEL}/tag/{_REVISION}", _Handler.create_tag),
     ("GET", rf"{_MODEL}/commits/{_REVISION}", _Handler.history),
     ("POST", rf"{_MODEL}/branch/(?P<branch>[^/]+)", _Handler.create_branch),
     ("GET", rf"{_MODEL}/tree/{_REVISION}(/(?P<path>.+))?", _Handler.tree),
@@ -623,6 +772,8 @@ ROUTES: Sequence[tuple[str, str, Callable[..., None]]] = (
     ("POST", rf"/{_REPO}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
     ("POST", rf"/{_REPO}\.git/info/lfs/objects/verify", _Handler.lfs_verify),
     ("PUT", r"/lfs/(?P<oid>[0-9a-f]{64})", _Handler.lfs_upload),
+    ("PUT", r"/lfs/(?P<oid>[0-9a-f]{64})/(?P<part>\d+)", _Handler.lfs_part),
+    ("POST", r"/lfs/(?P<oid>[0-9a-f]{64})", _Handler.lfs_complete),
     ("GET", rf"/{_REPO}/resolve/{_REVISION}/(?P<path>.+)", _Handler.resolve),
 )
 
@@ -639,6 +790,24 @@ class HubServer:
     @property
     def url(self) -> str:
         return self._server.url
+
+    @property
+    def faults(self) -> Faults:
+        """What goes wrong, from now on."""
+        return self._server.faults
+
+    @faults.setter
+    def faults(self, faults: Faults) -> None:
+        self._server.faults = faults
+
+    def split_uploads(self, part_bytes: int) -> None:
+        """Have large files sent in parts of that size, as the Hub does above 5 GB or so."""
+        self._server.part_bytes = part_bytes
+
+    @property
+    def store(self) -> Store:
+        """What it holds."""
+        return self._server.store
 
     @property
     def requests(self) -> list[tuple[str, str]]:

@@ -22,3 +22,8 @@ def told_to(tell: Callable[[str], None]) -> Iterator[None]:
 def tell(line: str) -> None:
     """Tell a line."""
     _TELL.get()(line)
+
+
+def teller() -> Callable[[str], None]:
+    """Who hears what is told here, for threads that are started from here: a new one has nobody."""
+    return _TELL.get()

@@ -249,7 +249,8 @@ def verify(
 @click.option("--dry-run", is_flag=True, help="List what would change, or why it would be refused; upload nothing.")
 @click.option("--private", is_flag=True, help="Make a new repo private.")
 @click.option("--revision", help="Push to this branch.")
-@click.option("--create-pr", is_flag=True, help="Open a pull request instead of pushing to the branch.")
+@click.option("--create-pr", is_flag=True, help="Open a pull request, or go on with the one that is open.")
+@click.option("--tag", help="Give the commit a tag, such as v1.0.")
 @click.option("--create-space", is_flag=True, help="Publish the demo page too, as a static Space of the same name.")
 @click.option("--allow-unverified", is_flag=True, help="Push files that no passing report is about.")
 @click.option("--allow-unlicensed", is_flag=True, help="Push a repo that does not say what its users may do.")
@@ -261,6 +262,7 @@ def push(
     private: bool,
     revision: str | None,
     create_pr: bool,
+    tag: str | None,
     create_space: bool,
     allow_unverified: bool,
     allow_unlicensed: bool,
@@ -270,15 +272,16 @@ def push(
     """Upload repo/ to REPO_ID on the Hugging Face Hub.
 
     Refuses files that no passing report is about, a repo without a licence, and what the Hub would not take; --dry-run
-    refuses the same. The model card that is uploaded has REPO_ID in its code. The token is the one of `hf auth login`
-    or HF_TOKEN.
+    refuses the same, and lists what is new, changed, deleted and unchanged. A Hub that is busy is waited for; what was
+    interrupted is pushed again without sending its large files twice. The model card that is uploaded has REPO_ID in
+    its code. The token is the one of `hf auth login` or HF_TOKEN.
 
     Example: vlm-export push org/model --dry-run
     """
     found, folder = open_recipe(recipe, work, builds_model=False)
     from vlm_export.publish.gate import Allowed, Destination
 
-    to = Destination(repo_id, private, revision, create_pr, create_space)
+    to = Destination(repo_id, private, revision, create_pr, create_space, tag)
     act = _plan if dry_run else _push
     value, lines = act(found, folder, to, Allowed(allow_unverified, allow_unlicensed))
     print_result(as_json, value, lines)
@@ -290,7 +293,7 @@ def _plan(recipe: RecipeFile, work: Work, to: Destination, allowed: Allowed) -> 
 
     page = _page(recipe, work, to)
     plan = gate.run_plan(recipe, work, to, allowed)
-    of_page = gate.plan(page, to, "space") if page else None
+    of_page = gate.plan(page, to, gate.message_of(recipe), "space") if page else None
     lines = [*plan_lines(plan), *(plan_lines(of_page) if of_page else []), f"nothing was uploaded to {to.repo_id}"]
     return asdict(plan) | {"space": asdict(of_page) if of_page else None}, lines
 

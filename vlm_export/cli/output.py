@@ -6,7 +6,6 @@ import json
 import math
 import os
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -91,25 +90,13 @@ def report_lines(report: Any, path: Path) -> list[str]:
 
 def plan_lines(plan: Any) -> list[str]:
     """What `push --dry-run` prints of a plan: a line for each file, and how much is done in all."""
-    lines = [f"{change.action:7} {change.path} ({_size(change.size_bytes)})" for change in plan.changes]
-    counts = Counter(change.action for change in plan.changes)
-    done = [f"{counts[action]} to {action}" for action in ("add", "update", "send", "delete") if counts[action]]
-    unchanged = [f"{counts['same']} the same"] if counts["same"] else []
-    upload = _size(plan.total_bytes("add", "update", "send"))
-    where = f"{'spaces/' if plan.kind == 'space' else ''}{plan.repo_id}@{plan.revision}"
+    from vlm_export.hub import sized
+
     return [
-        *lines,
-        f"{where}: {', '.join([*done, *unchanged])}; {upload} to upload"
-        + ("; the repo is new" if plan.create_repo else ""),
+        *(f"{change.action:7} {change.path} ({sized(change.size_bytes)})" for change in plan.changes),
+        plan.summary,
         *([f"not compared with what the Hub has: {plan.not_compared}"] if plan.not_compared else []),
     ]
-
-
-def _size(size_bytes: int) -> str:
-    """Bytes, kB or MB, whichever says most in few digits."""
-    if size_bytes < 1000:
-        return f"{size_bytes} bytes"
-    return f"{size_bytes / 1e3:.1f} kB" if size_bytes < 1_000_000 else f"{size_bytes / 1e6:,.1f} MB"
 
 
 def _figure(value: float) -> str:

@@ -52,8 +52,9 @@ class Destination:
         repo_id: of the Hub.
         private: whether a repo that is not there yet is made so.
         revision: the branch, else main.
-        create_pr: whether a pull request is opened in place of a commit.
+        create_pr: whether a pull request is opened in place of a commit, or an open one gone on with.
         has_space: whether its card links to a Space of the same name.
+        tag: what the commit is called.
     """
 
     repo_id: str
@@ -61,6 +62,7 @@ class Destination:
     revision: str | None = None
     create_pr: bool = False
     has_space: bool = False
+    tag: str | None = None
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,10 @@ def run_plan(recipe: RecipeFile, work: Work, to: Destination, allowed: Allowed =
     Raises:
         InputError, CheckFailed: as `run_push` does.
     """
-    return plan(_files(recipe, work, to, allowed), to)
+    return plan(_files(recipe, work, to, allowed), to, message_of(recipe))
 
 
-def plan(files: hub.Files, to: Destination, kind: hub.Kind = "model") -> hub.PushPlan:
+def plan(files: hub.Files, to: Destination, message: str, kind: hub.Kind = "model") -> hub.PushPlan:
     """What a push of these files would change; where the Hub cannot be asked what it has, what would be sent.
 
     Raises:
@@ -89,7 +91,15 @@ def plan(files: hub.Files, to: Destination, kind: hub.Kind = "model") -> hub.Pus
     hub.check_token(to.repo_id)
     options: dict[str, Any] = {"revision": to.revision, "kind": kind}
     try:
-        return hub.plan_push(to.repo_id, files, private=to.private, create_pr=to.create_pr, **options)
+        return hub.plan_push(
+            to.repo_id,
+            files,
+            private=to.private,
+            create_pr=to.create_pr,
+            tag=_tag(to, kind),
+            message=message,
+            **options,
+        )
     except hub.Unreachable as error:
         return hub.plan_unseen(to.repo_id, files, str(error), **options)
 
@@ -112,9 +122,15 @@ def push(files: hub.Files, to: Destination, message: str, kind: hub.Kind = "mode
         private=to.private,
         revision=to.revision,
         create_pr=to.create_pr,
+        tag=_tag(to, kind),
         kind=kind,
         message=message,
     )
+
+
+def _tag(to: Destination, kind: hub.Kind) -> str | None:
+    """The model's; its Space shows what is newest."""
+    return to.tag if kind == "model" else None
 
 
 def message_of(recipe: RecipeFile) -> str:
