@@ -304,7 +304,8 @@ class _Handler(BaseHTTPRequestHandler):
         answers = [self._recorded(path) for _ in range(2 if fault.kind == "twice" else 1)]
         if fault.kind == "late status":
             self._fail(fault)
-        elif fault.kind == "twice":
+            return
+        if fault.kind == "twice":
             self.wfile.write(answers[-1])
             return
         elif fault.kind == "answer cut":
