@@ -19,6 +19,7 @@ import yaml
 from click.testing import CliRunner, Result
 from exported import TOLERANCES, write_images
 
+from vlm_export import files
 from vlm_export.cli import main
 from vlm_export.errors import InputError
 from vlm_export.files import file_hashes
@@ -190,6 +191,28 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(place: Path) -> None:
     told = json.loads(swept(place, "--dry-run", "--json").stdout)
     assert [repo["cell"] for repo in told["repos"]] == ["pico-north", "pico-south", "pico-torn"]
     assert len(told["jobs"]) == 12 and all(job["memory_bytes"] > 700e6 for job in told["jobs"])
+
+
+# What is shared
+
+
+def test_a_file_is_hashed_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.write_text("1")
+    other.write_text("2")
+    whole = files._read_sha256
+    monkeypatch.setattr(files, "_read_sha256", lambda path: read.append(path) or whole(path))
+    known: files.Digests = {}
+    with files.digests_kept(known):
+        first = files.sha256(one)
+        assert (files.sha256(one), files.sha256(other)) == (first, whole(other))
+    with files.digests_kept(known):
+        assert files.sha256(one) == first and read == [one, other]
+        other.replace(one)
+        assert files.sha256(one) == whole(one) != first
+    files.sha256(one)
+    assert len(read) == 4  # outside nothing is kept
 
 
 # The order

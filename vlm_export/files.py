@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ DEEPEST = 100  # levels of JSON: a config has five
 LARGEST_TEXT_BYTES = 200_000_000  # a tokenizer.json of 256,000 tokens has 40 MB
 
 MERGE_REPORT = "merge.json"
+Digests = dict[tuple[str, int, int, int], str]  # by a file's path, inode, size and time of change
+_DIGESTS: ContextVar[Digests | None] = ContextVar("digests", default=None)
 
 
 @dataclass(frozen=True)
@@ -167,8 +170,32 @@ def text_of(path: Path, most_bytes: int = LARGEST_TEXT_BYTES) -> str:
 
 def sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
+    known = _DIGESTS.get()
+    if known is None:
+        return _read_sha256(path)
+    found = path.stat()
+    key = (str(path.absolute()), found.st_ino, found.st_size, found.st_mtime_ns)
+    if key not in known:
+        known[key] = _read_sha256(path)
+    return known[key]
+
+
+def _read_sha256(path: Path) -> str:
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+@contextmanager
+def digests_kept(known: Digests) -> Iterator[None]:
+    """Within, a file is read for its digest once, as long as its size, its time of change and its inode stay the same.
+
+    `known` holds the digests: what one block filled may be given to the next.
+    """
+    token = _DIGESTS.set(known)
+    try:
+        yield
+    finally:
+        _DIGESTS.reset(token)
 
 
 def file_hashes(repo: Path) -> dict[str, str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vlm_export.documents import load_document
 from vlm_export.errors import InputError, VlmExportError, one_line, reason
-from vlm_export.files import atomic_folder, write_text
+from vlm_export.files import Digests, atomic_folder, digests_kept, write_text
 from vlm_export.machine import threads_at_most
 from vlm_export.recipe import RecipeFile, load_recipe
 from vlm_export.start.stages import Stages
@@ -22,6 +22,7 @@ from vlm_export.sweep.jobs import Job, Outcome, StageName
 from vlm_export.verify.report import DtypeRow
 
 _GRAPHS = "VLM_EXPORT_STRUCTURES"
+_DIGESTS: Digests = {}  # of this process: a base is hashed for the first of its adapters
 
 
 @dataclass
@@ -52,7 +53,7 @@ def run(job: Job) -> Outcome:
     try:
         _check_release(job)
         found = _Run(job, load_recipe(job.recipe))
-        with _graphs_in(job.graphs):
+        with _graphs_in(job.graphs), digests_kept(_DIGESTS):
             changed = _STAGES[job.stage](found)
     except VlmExportError as error:
         failure = str(error)
