@@ -438,6 +438,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.store.create(repo_id, wanted.get("visibility") == "private")
         self._send_json({"url": url, "name": repo_id})
 
+    def list_models(self) -> None:
+        """Those of an author that may be read and have the words in their ids."""
+        store, [author] = self.server.store, self.query["author"]
+        [search] = self.query.get("search", [""])
+        ids = (f"{author}/{folder.name}" for folder in sorted((store.root / "models" / author).glob("*")))
+        found = [each for each in ids if search in each and (self._authorized() or not store.is_private(each))]
+        self._send_json([{"id": each, "sha": store.refs(each)["main"]} for each in found])
+
     def model_info(self, repo: str, revision: str = "main") -> None:
         store = self._check_read(repo)
         history = list(store.history(repo, revision or "main"))
@@ -760,6 +768,7 @@ ROUTES: Sequence[tuple[str, str, Callable[..., None]]] = (
     ("GET", r"/api/whoami-v2", _Handler.whoami),
     ("POST", r"/api/repos/create", _Handler.create_repo),
     ("POST", r"/api/validate-yaml", _Handler.validate_yaml),
+    ("GET", r"/api/models", _Handler.list_models),
     ("GET", rf"{_MODEL}(/revision/{_REVISION})?", _Handler.model_info),
     ("GET", rf"{_MODEL}/refs", _Handler.refs),
     ("GET", rf"{_MODEL}/discussions", _Handler.discussions),

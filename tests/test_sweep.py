@@ -7,9 +7,7 @@ import json
 import re
 import shutil
 import socket
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pico
@@ -18,8 +16,9 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 from exported import TOLERANCES, write_images
+from hub_server import TOKEN, HubServer, configure
 
-from vlm_export import files
+from vlm_export import files, hub
 from vlm_export.cli import main
 from vlm_export.errors import InputError
 from vlm_export.files import file_hashes
@@ -162,20 +161,22 @@ def test_what_a_plan_can_know_is_told_before_anything_is_done(values: dict[str, 
     assert not (place / "never").exists()
 
 
-def test_adapters_of_an_author_are_pinned(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vlm_export import hub
-
-    def list_models(_: object, **asked: Any) -> Iterator[SimpleNamespace]:
-        assert asked == {"author": "org", "search": "lora", "expand": ["sha"]}
-        return iter([SimpleNamespace(id=f"org/lora-{number}", sha=str(number) * 40) for number in (2, 1, 3)])
-
-    monkeypatch.setattr(hub.HfApi, "list_models", list_models)
-    choice = {"author": "org", "search": "lora", "most": 2}
-    cells = adapted(load_sweep(write_sweep(place / "hub.yaml", adapters=[choice])), place / "out")
-    assert [(cell.name, cell.recipe.recipe.adapters[0].revision) for cell in cells] == [
-        ("pico-lora-1", "1" * 40),
-        ("pico-lora-2", "2" * 40),
-    ]
+def test_adapters_of_an_author_are_pinned(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with HubServer(tmp_path / "hub") as server:
+        configure(monkeypatch, server.url, tmp_path / "home", TOKEN)
+        for name in ("lora-2", "lora-1", "whole"):
+            hub.push_folder(f"acme/{name}", place / "adapters" / "north", message="week")
+        choice = {"author": "acme", "search": "lora"}
+        cells = adapted(load_sweep(write_sweep(place / "hub.yaml", adapters=[choice])), place / "out")
+        found = [(cell.name, cell.recipe.recipe.adapters[0]) for cell in cells]
+        assert [(name, adapter.path) for name, adapter in found] == [
+            ("pico-lora-1", "acme/lora-1"),
+            ("pico-lora-2", "acme/lora-2"),
+        ]
+        assert all(re.fullmatch("[0-9a-f]{40}", str(adapter.revision)) for _, adapter in found)
+        write_sweep(place / "hub.yaml", adapters=[{"author": "acme", "search": "nothing"}])
+        with pytest.raises(InputError, match=r"adapters\.0: acme has no such repo on the Hub"):
+            adapted(load_sweep(place / "hub.yaml"), place / "out")
 
 
 def test_a_dry_run_tells_the_plan_and_writes_nothing(place: Path) -> None:
