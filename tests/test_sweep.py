@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 import re
 import shutil
 import socket
@@ -54,6 +56,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "pico.yaml").write_text(yaml.safe_dump(recipe))
     write_sweep(folder / "sweep.yaml", adapters=["adapters"], dtypes=["q8"])
     return folder
+
+
+@pytest.fixture
+def own_graph_cache(_shared_graph_cache: Path) -> Path:
+    """What is changed here is nothing that is traced."""
+    return _shared_graph_cache
 
 
 def write_sweep(path: Path, **values: Any) -> Path:
@@ -325,7 +333,7 @@ def test_the_table_has_a_line_for_each_dtype_and_each_failure(first: Result, pla
 
 def test_the_page_needs_nothing_from_elsewhere(first: Result, place: Path) -> None:
     page = (place / "build" / "towns" / "index.html").read_text()
-    assert "2 of 3 repos pass every check" in page and "1 of 3 repos came to no end" in page
+    assert "<h1>Of 3 repos 2 pass every check, 1 came to no end.</h1>" in page
     assert not re.search(r"""(src|href)=["'](https?:)?//""", page)
     linked = re.findall(r'href="([^"#d][^"]*)"', page)
     assert linked and all((place / "build" / "towns" / name).is_file() for name in linked)
@@ -345,6 +353,41 @@ def test_a_repo_is_what_convert_makes_of_its_recipe(first: Result, place: Path, 
     done = CliRunner().invoke(main, ["convert", str(recipe), "--runtime", "ort", "--work", str(tmp_path / "work")])
     assert done.exit_code == 0, done.stderr
     assert file_hashes(tmp_path / "work" / "repo") == file_hashes(recipe.parent / "captioner" / "repo")
+
+
+def test_a_full_disk_is_one_line_and_ends_its_cell_alone(
+    first: Result, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vlm_export.merging import merge
+
+    write = merge.write_tensors
+
+    def full(path: Path, entries: Any) -> None:
+        if "pico-south" in str(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        write(path, entries)
+
+    monkeypatch.setattr(merge, "write_tensors", full)
+    write_sweep(place / "full.yaml", adapters=["adapters/north", "adapters/south"])
+    done = swept(place, "--in-process", "--work", str(tmp_path / "full"), file="full.yaml")
+    assert done.exit_code == 1
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
+    assert line.startswith("FAILED pico-south captioner: ") and line.endswith(": No space left on device")
+    assert "1 of 2 repos pass every check" in done.stdout
+
+
+def test_what_should_not_happen_is_told_and_its_traceback_kept(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vlm_export import pipeline
+
+    monkeypatch.setattr(pipeline, "run_golden", lambda *_: {}["gone"])
+    write_sweep(place / "torn.yaml", adapters=["adapters/north"])
+    done = swept(place, "--in-process", "--work", str(tmp_path / "torn"), file="torn.yaml")
+    assert done.exit_code == 1
+    assert "golden: KeyError: 'gone' is missing: see " in done.stdout
+    [kept] = (tmp_path / "torn").rglob("golden-failure.txt")
+    assert "Traceback" in kept.read_text()
 
 
 # On Ray

@@ -68,7 +68,7 @@ def write_page(result: SweepResult, folder: Path) -> None:
 
 def _counts(result: SweepResult) -> list[tuple[str, int]]:
     """How many repos there are of each status, those that there are."""
-    words = {"pass": "pass every check", "fail": "fail a check", "failed": "came to no end", "waiting": "are to come"}
+    words = {"pass": "pass every check", "fail": "fail one", "failed": "came to no end", "waiting": "are to come"}
     counts = [(word, sum(cell.status == status for cell in result.cells)) for status, word in words.items()]
     return [(word, count) for word, count in counts if count]
 

@@ -19,6 +19,7 @@ from vlm_export.verify.report import DtypeRow
 
 JSON, CSV = "sweep.json", "sweep.csv"
 _BUDGETS = 4  # columns of what a budget buys
+_ALIKE = 1.05  # sizes of one dtype in repos of one base, and of two dtypes that nobody chooses between by size
 Status = Literal["pass", "fail", "failed", "waiting"]
 
 
@@ -169,7 +170,12 @@ def _lines(cell: CellResult) -> Iterator[dict[str, Any]]:
 def budgets(result: SweepResult) -> list[int]:
     """Bytes, rounded up to two digits, of which each buys a dtype that the one before does not; few of them."""
     sizes = sorted(row.total_bytes for cell in result.cells for row in cell.table if row.verdict == "pass")
-    found = sorted({_rounded_up(size) for size in sizes})
+    found: list[int] = []
+    for size in map(_rounded_up, sizes):
+        if found and size < found[-1] * _ALIKE:
+            found[-1] = size
+        else:
+            found.append(size)
     step = max(1, math.ceil(len(found) / _BUDGETS))
     return sorted({*found[::step], *found[-1:]})
 
