@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from vlm_export.files import file_hashes
 from vlm_export.recipe import load_recipe
 from vlm_export.sweep import plan as plans
 from vlm_export.sweep.cells import adapted
-from vlm_export.sweep.jobs import Outcome
+from vlm_export.sweep.jobs import Need, Outcome
 from vlm_export.sweep.order import Order
 from vlm_export.sweep.results import CellResult, SweepResult, best, budgets
 from vlm_export.sweep.sweep_file import load_sweep
@@ -414,6 +415,12 @@ def test_ray_makes_the_same_bytes_and_listens_to_this_machine_alone(first: Resul
     values = {"name": "ray", "adapters": ["adapters/north"], "dtypes": ["q8"], "layouts": layouts}
     file = load_sweep(write_sweep(place / "ray.yaml", **values))
     with on_ray(None, 1) as engine:
+        [job, *_] = plans.plan(file, place / "ray", graph_cache_folder(), 1, lambda line: None).jobs
+        engine.begin(replace(job, need=Need(10**15, 1.0)))
+        _, outcome = engine.next()
+        assert re.fullmatch(
+            r"golden: needs 1000000\.0 GB of memory, and no node has more than [\d.]+ GB", str(outcome.failure)
+        )
         begun = psutil.Process().children(recursive=True)
         listening = {c.laddr.ip for p in begun for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN}
         assert listening and {socket.inet_pton(socket.AF_INET, ip.removeprefix("::ffff:"))[0] for ip in listening} == {

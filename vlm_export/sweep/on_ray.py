@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
-from vlm_export.errors import InputError, reason
+from vlm_export.errors import InputError, one_line, reason
 from vlm_export.machine import available_memory
 from vlm_export.start.figures import size
 from vlm_export.sweep.jobs import Job, Outcome
@@ -22,10 +22,13 @@ from vlm_export.sweep.stages import run
 RETRIES = 3  # of a job whose worker or node is lost
 _LOOPBACK = "127.0.0.1"
 _STORE_BYTES = 80 << 20  # about the least that Ray takes: what goes through it is a few kB
+_POLL_SECONDS = 5.0
+_LOST_SECONDS = 60.0  # without a node that a job fits on, after which it fails
 _PER_CORE = 2  # jobs that are handed to Ray for each core, so that none waits for us
 # Read when Ray is imported, and by the processes that it starts.
 _EVERYWHERE = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_task_oom_retries": str(RETRIES),  # else without end
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a line of advice
 }
 # Ray 2.60 gives 127.0.0.1 up for the machine's own address, on which it then listens, but where it takes the machine
@@ -54,31 +57,58 @@ class OnRay:
 
     def begin(self, job: Job) -> None:
         """Hand a job to Ray, unless no node has what it needs."""
-        cores, memory = self._resources("CPU"), self._resources("memory")
-        needed = self._threads if job.stage != "bench" else max(self._threads, int(min(cores, default=1)))
-        if job.need.memory_bytes > max(memory, default=0):
-            line = f"{job.stage}: needs {size(job.need.memory_bytes)} of memory, and no node has more than "
-            self._failed.append((job, Outcome("failed", f"{line}{size(max(memory, default=0))}")))
+        if (why := self._impossible(job)) is not None:
+            self._failed.append((job, Outcome("failed", why)))
             return
-        if needed > max(cores, default=0):
-            line = f"{job.stage}: takes {needed} cores, and no node has more than {max(cores, default=0):.0f}: "
-            self._failed.append((job, Outcome("failed", f"{line}lower --threads")))
-            return
-        task = self._run.options(name=job.title, num_cpus=needed, memory=job.need.memory_bytes)
+        task = self._run.options(name=job.title, num_cpus=self._cores(job), memory=job.need.memory_bytes)
         self._begun[task.remote(job)] = job
 
     def next(self) -> tuple[Job, Outcome]:
-        """Wait for a job that ends."""
-        if self._failed:
-            return self._failed.pop()
-        [ended], _ = self._ray.wait(list(self._begun), num_returns=1)
-        job = self._begun.pop(ended)
+        """Wait for a job that ends; one that no node is left for ends, too, a minute later."""
+        waited = 0.0
+        while not self._failed:
+            ended, _ = self._ray.wait(list(self._begun), num_returns=1, timeout=_POLL_SECONDS)
+            if ended:
+                job = self._begun.pop(ended[0])
+                return job, self._outcome(job, ended[0])
+            waited = waited + _POLL_SECONDS if any(map(self._impossible, self._begun.values())) else 0.0
+            if waited >= _LOST_SECONDS:
+                self._give_up()
+        return self._failed.pop()
+
+    def _outcome(self, job: Job, task: Any) -> Outcome:
         try:
-            return job, self._ray.get(ended)
+            found = self._ray.get(task)
         except self._ray.exceptions.RayError as error:
-            lost = str(error).splitlines()
-            line = f"{job.stage}: lost {RETRIES + 1} times: {type(error).__name__}: {reason(Exception(lost[0]))}"
-            return job, Outcome("failed", line)
+            first, *_ = str(error).splitlines() or [""]
+            kind = type(error).__name__
+            return Outcome("failed", one_line(f"{job.stage}: was lost {RETRIES + 1} times: {kind}: {first}"))
+        assert isinstance(found, Outcome)
+        return found
+
+    def _give_up(self) -> None:
+        """Fail the jobs that no node is left for."""
+        for task, job in list(self._begun.items()):
+            if (why := self._impossible(job)) is not None:
+                self._ray.cancel(task)
+                del self._begun[task]
+                self._failed.append((job, Outcome("failed", why)))
+
+    def _impossible(self, job: Job) -> str | None:
+        """Why no node that is alive can do a job, whatever else it does."""
+        memory, cores = max(self._resources("memory"), default=0), max(self._resources("CPU"), default=0)
+        if job.need.memory_bytes > memory:
+            return (
+                f"{job.stage}: needs {size(job.need.memory_bytes)} of memory, and no node has more than {size(memory)}"
+            )
+        if self._threads > cores:
+            return f"{job.stage}: takes {self._threads} cores, and no node has more than {cores:.0f}: lower --threads"
+        return None
+
+    def _cores(self, job: Job) -> int:
+        """Those that a job is given: all of the smallest node where it is measured, so that nothing runs beside it."""
+        alone = int(min(self._resources("CPU"), default=1)) if job.stage == "bench" else 1
+        return max(self._threads, alone)
 
     def _resources(self, name: str) -> list[float]:
         """Of each node that is alive, how much it has in all."""
