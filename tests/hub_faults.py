@@ -68,17 +68,24 @@ class RandomFaults:
         self._random = random.Random(seed)
         self._share = share
         self._lock = threading.Lock()
+        self._never: tuple[Kind, ...] = ()
         self.counts: Counter[str] = Counter()
+
+    def never(self, *kinds: Kind) -> None:
+        """Leave these out."""
+        self._never = kinds
 
     def __call__(self, method: str, path: str) -> Fault | None:
         with self._lock:
             if self._random.random() > self._share:
                 return None
-            fault = self._any(method)
+            fault = self._any()
+            if fault.kind in self._never:
+                return None
             self.counts[f"{fault.kind} {fault.status}" if "status" in fault.kind else fault.kind] += 1
             return fault
 
-    def _any(self, method: str) -> Fault:
+    def _any(self) -> Fault:
         kinds: tuple[Kind, ...] = ("status", "late status", "request cut", "answer cut", "answer lost", "twice")
         kind = self._random.choices((*kinds, "no answer"), weights=(4, 3, 3, 3, 3, 3, 1))[0]
         status = self._random.choice((408, 429, 500, 502, 503, 504))

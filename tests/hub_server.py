@@ -23,6 +23,7 @@ import re
 import secrets
 import socket
 import struct
+import sys
 import tempfile
 import threading
 import time
@@ -32,6 +33,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -243,6 +245,11 @@ class _Server(ThreadingHTTPServer):
         self.faults: Faults = no_faults
         self.part_bytes: int | None = None
         self.upload_key = secrets.token_bytes(16)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that hangs up is no fault of the server's."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
     def upload_signature(self, oid: str) -> str:
         """LFS uploads carry no token: like at the Hub, whoever was handed the URL may use it."""
@@ -629,14 +636,13 @@ class _Handler(BaseHTTPRequestHandler):
         """The open pull requests, newest first; of one author and title each, as they are made here."""
         store = self._check_read(repo)
         user = self.server.namespaces[0]
+        main = {sha for sha, _ in store.history(repo, "main")}
         found = []
         for ref, sha in store.refs(repo).items() if self.query.get("author", [user]) == [user] else ():
             if ref.startswith("refs/pr/"):
                 number = int(ref.removeprefix("refs/pr/"))
                 kind, name = ("space", repo.removeprefix("spaces/")) if repo.startswith("spaces/") else ("model", repo)
-                history = list(store.history(repo, sha))
-                main = {commit for commit, _ in store.history(repo, "main")}
-                first = [commit for at, commit in history if at not in main][-1]
+                first = list(takewhile(lambda each: each[0] not in main, store.history(repo, sha)))[-1][1]
                 found.append(
                     {
                         "num": number,

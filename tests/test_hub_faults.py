@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from faulty_pushes import soak
 from hub_faults import Fault, OneFault, no_faults
 from hub_server import TOKEN, HubServer, configure
 from huggingface_hub import CommitOperationAdd, HfApi, close_session
@@ -14,6 +15,7 @@ from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
 from vlm_export.errors import InputError
 from vlm_export.hub import PushResult, Unreachable, download, patience, plan_push, push_folder
+from vlm_export.hub import push as push_stage
 from vlm_export.news import told_to
 
 REPO = "tester/demo"
@@ -282,3 +284,20 @@ def test_a_tag(hub: HubServer, folder: Path) -> None:
             push(folder, tag="v2", create_pr=True)
     assert held(hub) == FILES
     assert push(folder, tag="v2").commit == hub.store.resolve(REPO, "v2") != first.commit
+
+
+# Many at random: `scripts/reliability/pushes.py` makes hundreds
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_pushes_over_a_bad_line(tmp_path: Path, seed: int) -> None:
+    figures = soak(tmp_path, times=4, seed=seed)
+    assert figures.wrong == []
+    assert figures.faults.total() > 10
+
+
+def test_the_soak_sees_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    operations = push_stage._operations
+    monkeypatch.setattr(push_stage, "_check_arrived", lambda *_: None)
+    monkeypatch.setattr(push_stage, "_operations", lambda changes, files: operations(changes, files)[:-1])
+    assert soak(tmp_path / "short", times=1, seed=1, share=0).differing != []

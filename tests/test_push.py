@@ -8,18 +8,25 @@ import re
 import socket
 import subprocess
 import sys
+import time
+import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
+from click.testing import CliRunner
 from exported import Exported, prepare
+from hub_faults import Fault, OneFault
 from hub_server import TOKEN, HubServer, configure, environment
 from huggingface_hub import HfApi, close_session, snapshot_download
 from PIL import Image
 
 from vlm_export import hub as hub_door
+from vlm_export.cli import main
 from vlm_export.errors import InputError, VlmExportError
 from vlm_export.publish import gate
 from vlm_export.publish.gate import Allowed, Destination
@@ -29,6 +36,20 @@ from vlm_export.web import chromium
 from vlm_export.web.site_server import SiteServer, files_under
 
 REPO = "acme/pico"
+# Every request of a push to a branch of a repo that is not there, with a tag.
+REQUESTS = (
+    "GET /api/models/acme/pico/revision/v2",
+    "POST /api/repos/create",
+    "GET /api/models/acme/pico/tree/",
+    "POST /api/models/acme/pico/branch/",
+    "POST /api/validate-yaml",
+    "POST /api/models/acme/pico/preupload/",
+    "POST /acme/pico.git/info/lfs/objects/batch",
+    "PUT /lfs/",
+    "POST /acme/pico.git/info/lfs/objects/verify",
+    "POST /api/models/acme/pico/commit/",
+    "POST /api/models/acme/pico/tag/",
+)
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +204,58 @@ def test_what_is_larger_than_the_hub_takes(tmp_path: Path, hub: HubServer) -> No
         hub_door.plan_push(REPO, many)
     del many["assets/0"]
     assert len(hub_door.plan_push(REPO, many).changes) == hub_door.MAX_ENTRIES
+
+
+# The token
+
+
+ECHO = f"the token {TOKEN} may not do this"
+
+
+def written(*folders: Path) -> bytes:
+    """All that lies in some folders: names and contents."""
+    paths = [path for folder in folders for path in folder.rglob("*")]
+    contents = [path.read_bytes() for path in paths if path.is_file() and not path.is_symlink()]
+    return b"\n".join([*(str(path).encode() for path in paths), *contents])
+
+
+def test_a_push_writes_the_token_nowhere(made: Exported, tmp_path: Path) -> None:
+    with HubServer(tmp_path / "hub") as hub:
+        environ = environment(hub.url, tmp_path / "home", TOKEN) | {"VLM_EXPORT_CACHE": str(tmp_path / "cache")}
+        where = ["--recipe", str(made.recipe.path), "--work", str(made.work.root)]
+        line = [sys.executable, "-m", "vlm_export", "push", REPO, "--debug", *where, "--tag", "v1"]
+        pushing = psutil.Popen(line, env=os.environ | environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        seen: set[str] = set()
+        while pushing.poll() is None:  # what `ps` shows to others of this machine
+            with suppress(psutil.Error):
+                for process in (pushing, *pushing.children(recursive=True)):
+                    seen.update(process.cmdline())
+            time.sleep(0.02)
+        said = pushing.communicate()[0]
+    assert (pushing.returncode, b"pushed to" in said, "push" in seen) == (0, True, True), said
+    assert TOKEN.encode() not in said + written(tmp_path / "copy", tmp_path / "home", tmp_path / "cache")
+    assert TOKEN not in " ".join(seen)
+    assert TOKEN.encode() not in written(tmp_path / "hub")
+
+
+@pytest.mark.parametrize("status", [403, 412, 500])
+def test_a_push_that_fails_shows_the_token_nowhere(
+    made: Exported, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setattr(hub_door.patience, "WAITING_SECONDS", 0.0)
+    where = ["--recipe", str(made.recipe.path), "--work", str(made.work.root), "--revision", "v2", "--tag", "v2.0"]
+    said = []
+    for request in REQUESTS:
+        hub.store.root = tmp_path / f"hub {len(said)}"
+        # A Hub that repeats what it was sent, in all the places that messages are taken from.
+        hub.faults = OneFault(request, Fault("status", status=status, headers={"X-Error-Message": ECHO}), times=99)
+        done = CliRunner().invoke(main, ["push", REPO, "--debug", *where])
+        error = done.exception
+        assert done.exit_code, (request, done.output)
+        said.append(done.output + repr(error) + "".join(traceback.format_exception(error) if error else ()))
+    assert "<token>" in "".join(said)
+    assert [line for text in said for line in text.splitlines() if TOKEN in line] == []
+    assert TOKEN.encode() not in written(tmp_path / "copy", tmp_path / "home")
 
 
 # The Space

@@ -34,11 +34,13 @@ def hub_errors(repo_id: str, revision: str | None, waiting_seconds: float | None
         with patient(repo_id, waiting_seconds):
             yield
     except Exception as error:
+        # A Hub may repeat what it was sent, and `--debug` prints every error of the chain.
+        shows_token = any(redacted(str(link)) != str(link) for link in _printed(error))
         ours = next((link for link in _chain(error) if isinstance(link, VlmExportError)), None)
         if ours is not None:
-            if ours is error and redacted(str(ours)) == str(ours):
+            if ours is error and not shows_token:
                 raise
-            raise type(ours)(redacted(str(ours))) from None
+            raise type(ours)(redacted(str(ours))) from (None if shows_token else error)
         message = next(filter(None, (_explain(link, repo_id, revision) for link in _chain(error))), None)
         if message is None and isinstance(error, OSError) and error.errno is not None:
             raise  # of this machine
@@ -47,7 +49,6 @@ def hub_errors(repo_id: str, revision: str | None, waiting_seconds: float | None
                 f"{repo_id}: {constants.ENDPOINT} does not answer as the Hub does ({reason(error)}): check "
                 "HF_ENDPOINT, and that no login page stands in front of the network"
             )
-        shows_token = any(redacted(str(link)) != str(link) for link in _chain(error))
         kind = Unreachable if any(map(_is_unreachable, _chain(error))) else InputError
         raise kind(redacted(message)) from (None if shows_token else error)
 
@@ -67,9 +68,17 @@ def _is_unreachable(error: BaseException) -> bool:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, and what it was raised from."""
     while error is not None:
         yield error
         error = error.__cause__
+
+
+def _printed(error: BaseException | None) -> Iterator[BaseException]:
+    """What a traceback shows: each with what it was raised from, or else what was handled when it was raised."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def _explain(error: BaseException, repo_id: str, revision: str | None) -> str | None:
