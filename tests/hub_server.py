@@ -244,6 +244,7 @@ class _Server(ThreadingHTTPServer):
         self.requests: list[tuple[str, str]] = []
         self.faults: Faults = no_faults
         self.part_bytes: int | None = None
+        self.gated: set[str] = set()
         self.upload_key = secrets.token_bytes(16)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -529,6 +530,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def resolve(self, repo: str, revision: str, path: str) -> None:
         store = self._check_read(repo)
+        if repo in self.server.gated:
+            raise HubError(403, f"Access to model {repo} is restricted", "GatedRepo")
         sha = store.resolve(repo, revision)
         file = store.commit(repo, sha).files.get(path)
         if file is None:
@@ -819,6 +822,11 @@ class HubServer:
     def split_uploads(self, part_bytes: int) -> None:
         """Have large files sent in parts of that size, as the Hub does above 5 GB or so."""
         self._server.part_bytes = part_bytes
+
+    @property
+    def gated(self) -> set[str]:
+        """The repos whose files nobody gets without having asked for them."""
+        return self._server.gated
 
     @property
     def store(self) -> Store:

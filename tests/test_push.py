@@ -206,6 +206,14 @@ def test_what_is_larger_than_the_hub_takes(tmp_path: Path, hub: HubServer) -> No
     assert len(hub_door.plan_push(REPO, many).changes) == hub_door.MAX_ENTRIES
 
 
+def test_what_came_of_the_hub_is_recorded(made: Exported) -> None:
+    path, commits = made.work.merge_report, {"model": f"acme/base@{'0' * 40}"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"commits": commits}))
+    made.export(dtypes=["fp32"])
+    assert json.loads((made.work.repo / "export.json").read_text())["commits"] == commits
+    assert f"- `model` is `{commits['model']}` of the Hub" in (made.work.repo / "README.md").read_text()
+
+
 # The token
 
 

@@ -88,7 +88,7 @@ class Manifest:
     `dtypes` are those that every component has. `mixed` says by component which dtype a client is to take, where a user
     chose it; the component may be the only one that has it. `ranges` are those of the components that float16 variants
     were made of. `in_graph` are the image processor settings that the vision graph carries out; a client has nothing to
-    do to pictures then.
+    do to pictures then. `commits` are, by a key of the recipe, what came of the Hub, as `org/model@…`.
     """
 
     recipe: str
@@ -102,6 +102,7 @@ class Manifest:
     mixed: dict[str, str] = field(default_factory=dict)
     ranges: dict[str, Range] = field(default_factory=dict)
     in_graph: dict[str, Any] = field(default_factory=dict)
+    commits: dict[str, str] = field(default_factory=dict)
     schema: int = 1
 
     @property

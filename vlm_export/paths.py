@@ -30,8 +30,8 @@ def is_no_id(reference: str) -> bool:
 
 
 def is_plainly_a_path(reference: str) -> bool:
-    """Whether what was typed cannot be meant as an id of the Hub, or is a letter away from a folder that is there."""
-    if is_no_id(reference):
+    """Whether what was typed cannot be meant as `org/name` or `org/name@revision`, or is close to a folder."""
+    if is_no_id(reference.partition("@")[0]):
         return True
     path = Path(reference)
     close = meant(path)

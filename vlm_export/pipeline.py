@@ -66,6 +66,7 @@ def run_merge(recipe: RecipeFile, work: Work, progress: Progress, *, base: str |
         combination=recipe.recipe.combination,
         dequantized=(base or recipe.recipe.base) == "dequantized",
         beside=found.beside,
+        commits=found.commits,
         on_tensor=lambda done, total: progress("merging", done, total),
     )
 
@@ -146,6 +147,7 @@ def run_export(
             inputs_sha256=merge_report.inputs_sha256,
             versions={name: version(name) for name in _VERSIONS},
             in_graph=in_graph,
+            commits=merge_report.commits,
         )
         config_files.write_config_files(folder, recipe, merged, manifest)
         if waiting := [variant for variant in variants if variant.needs_samples]:

@@ -8,12 +8,12 @@ from pathlib import Path, PurePosixPath
 from vlm_export.runtime.drivers import choose_driver
 from vlm_export.runtime.repo import ONNX, SUFFIXES, choose_dtype, open_repo
 
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 _ALL_BUT_GRAPHS = ("*.json", "*.jinja")
 
 
 def is_repo_id(reference: str) -> bool:
-    """Whether it is written as an id of the Hub's, with its owner."""
+    """Whether it is written as an id of the Hub's, with its owner, and perhaps `@revision` behind it."""
     return _REPO_ID.fullmatch(reference) is not None
 
 

@@ -9,7 +9,7 @@ out, `pull.py` fetches.
 from vlm_export.hub.content import MAX_ENTRIES, MAX_FILE_BYTES, Files, folder_files
 from vlm_export.hub.patience import Unreachable
 from vlm_export.hub.plan import FileChange, PushPlan, plan_push, plan_unseen, sized
-from vlm_export.hub.pull import cache_folder, download, find_models, list_files, tensors_of
+from vlm_export.hub.pull import cache_folder, commit_of, download, find_models, list_files, tensors_of
 from vlm_export.hub.push import PushResult, push_folder
 from vlm_export.hub.remote import Kind, page_of
 from vlm_export.hub.token import LOGIN, has_token
@@ -27,6 +27,7 @@ __all__ = [
     "Unreachable",
     "cache_folder",
     "check_token",
+    "commit_of",
     "download",
     "find_models",
     "folder_files",

@@ -1,4 +1,7 @@
-"""What is fetched of a repo: the commit that a revision means, and of that the files that are needed."""
+"""What is fetched of a repo: the commit that a revision means, and of that the files that are needed.
+
+A repo is named by its id, or as `org/name@revision` where no revision is given beside it.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +32,7 @@ def download(repo_id: str, *, revision: str | None = None, allow_patterns: Seque
     A pickle that the repo also has as safetensors is left out. Works from the cache when the Hub cannot be reached.
     Raises InputError if the repo or the revision cannot be read, or if nothing matches.
     """
+    repo_id, revision = _named(repo_id, revision)
     commit = commit_of(repo_id, revision)
     with hub_errors(repo_id, revision):
         listed = _listing(repo_id, commit)
@@ -52,6 +56,7 @@ def list_files(repo_id: str, *, revision: str | None = None) -> dict[str, int]:
 
     Raises InputError if the repo or the revision cannot be read.
     """
+    repo_id, revision = _named(repo_id, revision)
     commit = commit_of(repo_id, revision)
     with hub_errors(repo_id, revision):
         return _listing(repo_id, commit)
@@ -89,6 +94,7 @@ def tensors_of(repo_id: str, file: str, *, revision: str) -> dict[str, tuple[str
 
     Raises InputError if the file cannot be read, or is none.
     """
+    repo_id, _ = _named(repo_id, revision)
     with hub_errors(repo_id, revision):
         try:
             found = HfApi().parse_safetensors_file_metadata(repo_id, file, revision=revision)
@@ -100,6 +106,12 @@ def tensors_of(repo_id: str, file: str, *, revision: str) -> dict[str, tuple[str
 def cache_folder() -> Path:
     """Where downloads are kept, for all programs that use the Hub."""
     return Path(constants.HF_HUB_CACHE)
+
+
+def _named(reference: str, revision: str | None) -> tuple[str, str | None]:
+    """The id and the revision of what is named."""
+    repo_id, _, of_reference = reference.partition("@")
+    return repo_id, revision or of_reference or None
 
 
 def _known_commit(repo_id: str, revision: str | None) -> str | None:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -54,6 +55,7 @@ class MergeReport:
         weights_by_hand: how many merged weights were compared with W + s·B·A, computed without PEFT.
         not_by_hand: modules whose LoRA is none of one matrix (of experts, of several parameters), and was not.
         companions: which of tokenizer, template, processor and rules are not the model's own, where it has them.
+        commits: by a key of the recipe, what came of the Hub, as `org/model@…`.
     """
 
     adapter_tensors: int
@@ -72,6 +74,7 @@ class MergeReport:
     not_by_hand: list[str]
     companions: str
     warnings: list[str]
+    commits: dict[str, str] = field(default_factory=dict)
     schema: int = 2
 
 
@@ -92,12 +95,14 @@ def merge(
     combination: Combination | None = None,
     dequantized: bool = False,
     beside: Choice | None = None,
+    commits: Mapping[str, str] = MappingProxyType({}),
     on_tensor: Callable[[int, int], None] | None = None,
 ) -> MergeReport:
     """Write the plain checkpoint of `path` with its own and the given adapters merged to the folder `out`.
 
     The given ones are merged in order, or as the one that `combination` makes of them. `dequantized` says that the base
-    may be quantized weights, read as what they stand for. `beside` says whose tokenizer and processor are taken.
+    may be quantized weights, read as what they stand for. `beside` says whose tokenizer and processor are taken, and
+    `commits` what came of the Hub, for the report.
 
     Tensors keep the dtype that they have on disk, but adapted ones in half precision become float32: rounding
     `W + ΔW` back would change logits by more than a wrong merge may, and ΔW is often below what the rounding takes.
@@ -120,6 +125,7 @@ def merge(
             inputs = input_hashes(path, adapter_paths, companions)
             pickles = [file for file in _inputs(path, adapter_paths) if is_pickle(file)]
             report = _report(base, steps, changes, seen, companions, inputs, pickles)
+            report = replace(report, commits=dict(commits))
             write_json(folder / MERGE_REPORT, asdict(report))
     return report
 

@@ -218,7 +218,9 @@ def _made(recipe: Recipe, manifest: Manifest, repo_id: str) -> str:
     """Base, licence, adapters, and how to make and verify it again."""
     hub = recipe.hub
     bases = [f"[{base}]({HUB}/{base})" for base in hub.base_model]
-    inputs = "\n".join(f"- `{name}` sha256 `{digest}`" for name, digest in manifest.inputs_sha256.items())
+    commits = [f"- `{key}` is `{commit}` of the Hub" for key, commit in manifest.commits.items()]
+    hashes = [f"- `{name}` sha256 `{digest}`" for name, digest in manifest.inputs_sha256.items()]
+    inputs = "\n".join([*commits, *hashes])
     versions = ", ".join(f"{name} {number}" for name, number in manifest.versions.items())
     adapters = f", with {len(recipe.adapters)} adapter{'s' * (len(recipe.adapters) > 1)} merged into its weights"
     name = hub.license_name or hub.license

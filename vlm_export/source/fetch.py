@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
@@ -28,11 +28,16 @@ _COMPANIONS_BY_KEY = {
 
 @dataclass(frozen=True)
 class Sources:
-    """Local folders, or files of weights in them, of the model and its adapters; and of what lies beside them."""
+    """Local folders, or files of weights in them, of the model and its adapters; and of what lies beside them.
+
+    Attributes:
+        commits: by a key of the recipe, the repo of the Hub and its commit, as `org/model@…`; without local folders.
+    """
 
     model: Path
     adapters: tuple[Path, ...]
     beside: companions.Choice
+    commits: Mapping[str, str] = field(default_factory=dict)
 
 
 def sources(recipe: RecipeFile) -> Sources:
@@ -43,11 +48,15 @@ def sources(recipe: RecipeFile) -> Sources:
             family than the recipe says.
     """
 
+    commits: dict[str, str] = {}
+
     def find(reference: str, revision: str | None, key: str, files: tuple[str, ...]) -> Path:
         local = recipe.found(reference, key)
         if local is not None:
             return local
-        return hub.download(reference, revision=revision, allow_patterns=files)
+        folder = hub.download(reference, revision=revision, allow_patterns=files)
+        commits[key] = f"{reference}@{folder.name}"
+        return folder
 
     model = find(recipe.recipe.model, recipe.recipe.revision, "model", MODEL_FILES)
     _check_model_type(recipe, folder_of(model) / "config.json")
@@ -61,7 +70,7 @@ def sources(recipe: RecipeFile) -> Sources:
         if named is not None:
             place = model if named == OF_MODEL else find(named, None, key, COMPANIONS)
             folders |= dict.fromkeys(kinds, folder_of(place))
-    return Sources(model, adapters, companions.Choice(folders, recipe.recipe.chat_template))
+    return Sources(model, adapters, companions.Choice(folders, recipe.recipe.chat_template), commits)
 
 
 @contextmanager

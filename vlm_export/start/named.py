@@ -39,7 +39,7 @@ class Named:
     """A folder or a repo.
 
     Attributes:
-        reference: as the user wrote it.
+        reference: as the user wrote it; of a Hub repo its id, without a revision.
         path: the folder, or the one of the Hub's cache with the files that describe the repo.
         sizes_bytes: of every file, by its path in the folder or repo; those included that were not fetched.
         commit: of a Hub repo.
@@ -114,4 +114,5 @@ def _on_the_hub(repo_id: str, notify: Callable[[str], None]) -> Named:
 
     notify(f"no folder {repo_id} here: asking the Hub for the files that describe it")
     folder = hub.download(repo_id, allow_patterns=DESCRIBING)
-    return Named(repo_id, folder, hub.list_files(repo_id, revision=folder.name), folder.name)
+    files = hub.list_files(repo_id, revision=folder.name)
+    return Named(repo_id.partition("@")[0], folder, files, folder.name)
