@@ -12,10 +12,8 @@ from typing import Any
 
 import httpx2
 import pytest
-from bad.test_requests import asking
-from node_repo import write_repo
+from bad.requests import asking, served
 
-from vlm_export.apps.load import load
 from vlm_export.apps.serve import Limits, server
 from vlm_export.runtime import Model
 from vlm_export.web.connections import Patience
@@ -28,12 +26,7 @@ HEAD = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: a
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    folder = tmp_path_factory.mktemp("served") / "repo"
-    repo = write_repo(folder, "captioner")
-    config = json.loads((repo / "config.json").read_text())
-    config["decoder"]["max_position_embeddings"] = 10**7
-    (repo / "config.json").write_text(json.dumps(config))
-    return load(repo)
+    return served(tmp_path_factory.mktemp("served"), positions=10**7)
 
 
 @contextmanager

@@ -148,10 +148,22 @@ def _check_values(value: dict[str, Any], source: str, all_numbers: bool) -> None
                     deeper.append((f"{place}{key}.", inner))
                 elif isinstance(inner, float) and not (all_numbers or math.isfinite(inner)):
                     raise InputError(f"{source}: {place}{key}: is {inner}; it must be a finite number")
+                for text in (key, inner):
+                    if isinstance(text, str) and not _is_text(text):
+                        raise InputError(f"{source}: {place}{key}: holds half of a surrogate pair, which is no text")
         if not deeper:
             return
         level = deeper
     raise InputError(f"{source}: not readable as JSON: nested too deep")
+
+
+def _is_text(text: str) -> bool:
+    """Whether it can be written: JSON can hold what is no character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def text_of(path: Path, most_bytes: int = LARGEST_TEXT_BYTES) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bad.case import GOLDEN, INSPECT, MERGE, ONNX, Case, rows
+from bad.case import GOLDEN, INSPECT, MERGE, ONNX, Case, Row, rows
 from bad.changes import DEEPER, HALF_JSON, NOT_JSON, drop, literal, put
+
+GRIDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm_ocr")
 
 
 def configs() -> Iterator[Case]:
@@ -73,6 +75,8 @@ def configs() -> Iterator[Case]:
         (put("model_type", "m" * 10_000), "model_type"),
         (drop("model_type"), "model_type"),
         (put("projection_type", "nope"), "projection_type"),
+        (put("transformers_version", "\ud800"), "transformers_version"),
+        (put("id2label", {"\udfff": "x"}), "id2label"),
         (put("projection_dim", 0), ""),
         (put("mlp_hidden_dim", -1), "mlp_hidden_dim"),
         (put("text_config.dtype", "nope"), "dtype"),
@@ -111,6 +115,7 @@ def configs() -> Iterator[Case]:
                 f"{name}/config.json",
                 *((put(key, value), "") for value in (0, "4", None, 10**9)),
             )
+    yield from _of_towers()
     for key in (
         "encoder.patch_size",
         "encoder.num_attention_heads",
@@ -162,3 +167,63 @@ def configs() -> Iterator[Case]:
     for change in HALF_JSON:
         yield from rows(20, "captioner", INSPECT, "base/config.json", change)
         yield from rows(20, "captioner", ONNX, "work/merged/config.json", change)
+
+
+def _of_towers() -> Iterator[Case]:
+    """Families whose pictures are patches: how large, how many become one, where they stand in a prompt."""
+
+    def merged(name: str, *changes: Row) -> Iterator[Case]:
+        yield from rows(18, "families", f"merge {name}.yaml --work out", f"{name}/config.json", *changes)
+
+    for name in GRIDS:
+        values = (0, -1, "4", [], 10**9) if name == "qwen2_vl" else (0, 10**9)
+        for key in ("spatial_merge_size", "temporal_patch_size", "patch_size", "depth", "in_channels", "num_heads"):
+            yield from merged(name, *((put(f"vision_config.{key}", value), key) for value in values))
+        yield from merged(
+            name,
+            *((put("image_token_id", value), "image_token_id") for value in (-1, "x", None, 10**9)),
+            (put("vision_config.hidden_act", "nope"), "nope"),
+            (put("vision_config", {}), "", "config"),
+            (put("text_config.rope_parameters.mrope_section", "4"), "mrope_section"),
+            (put("text_config.rope_parameters.mrope_section", [-1, 1, 4]), "mrope_section"),
+            (put("text_config.rope_parameters.mrope_section", [10**9] * 3), "mrope_section"),
+        )
+    yield from merged("qwen2_vl", *((put("vision_config.mlp_ratio", value), "mlp_ratio") for value in (0, "x", 10**9)))
+    for key in ("window_size", "out_hidden_size", "fullatt_block_indexes"):
+        yield from merged(
+            "qwen2_5_vl", *((put(f"vision_config.{key}", value), key) for value in (-1, "x", 10**9, [10**9]))
+        )
+    for key in ("num_position_embeddings", "deepstack_visual_indexes"):
+        yield from merged("qwen3_vl", *((put(f"vision_config.{key}", value), key) for value in (-1, "x", 10**9)))
+    for name, token in (("mistral3", "image_token_index"), ("lighton_ocr", "image_token_id")):
+        yield from merged(
+            name,
+            *((put(token, value), "image_token") for value in (-1, "x", None, 10**9)),
+            *((put("spatial_merge_size", value), "spatial_merge_size") for value in (0, -1, "2", [], 10**9)),
+            *((put("vision_config.patch_size", value), "patch_size") for value in (0, -1, "4", [], 10**9)),
+            *((put("vision_config.image_size", value), "image_size") for value in (0, -1, "4", [], 10**9)),
+            (put("vision_config.head_dim", 0), "head_dim"),
+        )
+    for key in ("depths", "embed_dim", "num_heads", "num_groups", "patch_size", "patch_stride", "window_size"):
+        yield from merged("florence2", *((put(f"vision_config.{key}", value), key) for value in (-1, "4", [10**9])))
+    yield from merged(
+        "florence2",
+        *(
+            (put("vision_config.depths", value), "", "model.safetensors" if value else "config.json")
+            for value in ([], [1, 0])
+        ),
+        *((put("vision_config.num_groups", value), "") for value in ([], [1])),
+        *((put("vision_config.image_size", value), "image_size") for value in (0, -1, "64", [], 10**9)),
+        *(
+            (put("vision_config.max_temporal_embeddings", value), "max_temporal_embeddings")
+            for value in (0, "x", 10**9)
+        ),
+        *((put("image_token_id", value), "image_token_id") for value in (-1, "x", 10**9)),
+        (put("vision_config.model_type", "davit"), "davit"),
+        (put("text_config.encoder_layers", 10**9), "encoder_layers"),
+        (put("text_config.decoder_attention_heads", 3), "head"),
+    )
+    yield from merged(
+        "encoder_decoder",
+        *((put("architectures", value), "architectures") for value in (-1, "x", {}, [5])),
+    )

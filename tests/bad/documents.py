@@ -70,6 +70,10 @@ def documents() -> Iterator[Case]:
         (drop("rows"), "rows"),
         (put("rows", [{}]), "rows"),
         (put("rows.0.runtime", "x"), "rows"),
+        (put("images", []), "images"),
+        (put("machine", {}), "machine"),
+        (put("machine.cpus", "x"), "machine"),
+        (put("versions", {"x": {}}), "versions"),
         (put("graphs_sha256", None), "graphs_sha256"),
         *NOT_JSON,
     )

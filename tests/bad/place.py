@@ -6,10 +6,12 @@ import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import encoder_decoders
 import pico
 import pico_chat
+import pico_florence
 import yaml
 from exported import TOLERANCES, Exported, silent, write_images
 
@@ -18,6 +20,21 @@ from vlm_export.files import Work, sha256, write_json
 from vlm_export.measure.bench import Benchmark, Row
 from vlm_export.recipe import load_recipe
 
+NAMES = ("captioner", "chat", "families")
+FAMILIES = (
+    "encoder_decoder",
+    "florence2",
+    "glm_ocr",
+    "idefics3",
+    "internvl",
+    "lighton_ocr",
+    "mistral3",
+    "onevision",
+    "qwen2_5_vl",
+    "qwen2_vl",
+    "qwen3_vl",
+    "smolvlm",
+)
 RECIPE = "r.yaml"
 CHAT_PROMPT = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
 PREPROCESSOR = {
@@ -57,9 +74,20 @@ def families(folder: Path) -> Path:
     pico_chat.write_internvl(folder / "internvl")
     pico_chat.write_tiled(folder / "idefics3")
     pico_chat.write_tiled(folder / "smolvlm", "smolvlm")
+    for name in ("mistral3", "lighton_ocr", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm_ocr"):
+        getattr(pico_chat, f"write_{name}")(folder / name)
+    pico_florence.write_checkpoint(folder / "florence2")
     encoder_decoders.write_checkpoint(folder / "encoder_decoder", encoder_decoders.config())
-    for made in sorted(folder.iterdir()):
-        (folder / f"{made.name}.yaml").write_text(f"name: t\nmodel: {made.name}\n")
+    write_images(folder / "images")
+    for name in FAMILIES:
+        prompts = ["<CAPTION>"] if name == "florence2" else [CHAT_PROMPT]
+        golden = (
+            {}
+            if name == "encoder_decoder"
+            else {"golden": {"images": ["images/0.png", "images/1.png"], "prompts": prompts}}
+        )
+        recipe = {"name": "t", "model": name, "generation": {"max_new_tokens": 3}} | golden
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
     return folder
 
 
@@ -81,7 +109,8 @@ def _through(folder: Path, **recipe: object) -> None:
     assert made.verify().verdict == "pass"
     graphs = {path.name: sha256(path) for path in (made.work.repo / "onnx").glob("*.onnx")}
     row = Row("ort", "fp32", 1, 1, 0.1, 0.1, 10.0, (9.0, 11.0))
-    measured = Benchmark("t", "captioner", ["0.png"], None, 4, 1, {}, {"ort": {}}, graphs, [row])
+    machine: Any = {"cpu": "one", "cpus": 1, "memory_bytes": 1, "system": "any"}
+    measured = Benchmark("t", "captioner", ["0.png"], None, 4, 1, machine, {"ort": {}}, graphs, [row])
     write_json(made.work.report / "bench.json", asdict(measured))
 
 

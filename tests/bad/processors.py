@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from bad.case import GOLDEN, RUN, Case, Row, rows
 from bad.changes import NOT_JSON, append, both, literal, put
+from bad.configs import GRIDS
 
 
 def processors() -> Iterator[Case]:
@@ -106,4 +107,55 @@ def processors() -> Iterator[Case]:
         (put("image_token", 5), "image_token"),
         (put("vision_feature_select_strategy", 5), "vision_feature_select_strategy"),
         *NOT_JSON,
+    )
+    yield from _of_patches()
+
+
+def _of_patches() -> Iterator[Case]:
+    """Processors that cut pictures into patches, and write tokens for them."""
+
+    def recorded(file: str, *changes: Row) -> Iterator[Case]:
+        yield from rows(19, "families", f"golden {file.partition('/')[0]}.yaml", file, *changes)
+
+    for name in GRIDS:
+        file = f"{name}/preprocessor_config.json"
+        values = (0, "4", 10**9, [], 8) if name == "qwen2_vl" else (0, 8)
+        for key in ("patch_size", "merge_size", "temporal_patch_size"):
+            yield from recorded(file, *((put(key, value), key) for value in values))
+        if name not in ("qwen2_vl", "glm_ocr"):  # of one class
+            continue
+        yield from recorded(
+            file,
+            (put("size", {"shortest_edge": 0}), "size"),
+            (put("size", {"longest_edge": 10**12}), "size"),
+            (put("size", {"shortes_edge": 64}), "size"),
+            (put("size", "x"), "size"),
+            (put("min_pixels", 10**12), "min_pixels"),
+            (put("max_pixels", "x"), "max_pixels"),
+            (put("image_processor_type", "Nope"), "Nope"),
+            (put("image_mean", [0.5]), "image_mean"),
+            (put("image_std", 0), "image_std"),
+        )
+        said = "image tokens" if name != "glm_ocr" else ""
+        yield from rows(18, "families", f"golden {name}.yaml", f"{name}/config.json", (put("image_token_id", 5), said))
+    for name in ("mistral3", "lighton_ocr"):
+        yield from recorded(
+            f"{name}/preprocessor_config.json",
+            *((put("patch_size", value), "patch_size") for value in (0, "4", 10**9, [])),
+            (put("size", {"longest_edge": 0}), "size"),
+            (put("size", {"longest_edge": 10**9}), "size"),
+            (put("image_processor_type", "Nope"), "Nope"),
+        )
+        yield from recorded(
+            f"{name}/processor_config.json",
+            *((put("patch_size", value), "patch_size") for value in (0, "4", 10**9, [])),
+            *((put("spatial_merge_size", value), "spatial_merge_size") for value in (0, "2", 10**9, [])),
+            *((put("image_token", value), "image_token") for value in (5, [], {})),
+            *((put("image_break_token", value), "image_break_token") for value in (5, [], {})),
+        )
+    yield from recorded(
+        "florence2/processor_config.json",
+        *((put("image_processor.size", value), "size") for value in (0, "x", {"height": 10**9, "width": 64})),
+        *((put("post_processor_config", value), "post_processor_config") for value in (5, "x", [])),
+        (put("image_processor", "x"), "image_processor"),
     )

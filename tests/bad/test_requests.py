@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import base64
 import io
 import json
 from pathlib import Path
@@ -11,35 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from node_repo import write_repo
 from PIL import Image
 
-from vlm_export.apps.load import load
-from vlm_export.apps.serve import Limits, application
+from bad.requests import asking, picture, post, said, served, url
 from vlm_export.runtime import Model
-
-
-def picture(width: int = 64, height: int = 64, form: str = "PNG", mode: str = "RGB") -> bytes:
-    made = io.BytesIO()
-    Image.new(mode, (width, height)).save(made, form)
-    return made.getvalue()
-
-
-def url(data: bytes = picture(), kind: str = "png") -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-PICTURE = url()
-
-
-def asking(address: Any = PICTURE, **parameters: Any) -> dict[str, Any]:
-    content = [{"type": "image_url", "image_url": {"url": address}}]
-    return {"model": "repo", "messages": [{"role": "user", "content": content}], **parameters}
-
-
-def said(content: Any, **message: Any) -> dict[str, Any]:
-    return {"model": "repo", "messages": [{"role": "user", "content": content, **message}]}
-
 
 BODIES: dict[str, Any] = {
     "empty": b"",
@@ -132,43 +105,7 @@ BODIES: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    folder = tmp_path_factory.mktemp("served") / "repo"
-    folder.mkdir()
-    repo = write_repo(folder, "captioner")
-    config = json.loads((repo / "config.json").read_text())
-    config["decoder"]["max_position_embeddings"] = 64
-    (repo / "config.json").write_text(json.dumps(config))
-    return load(repo, threads=1, fall_back_later=False)
-
-
-def post(model: Model, body: bytes) -> tuple[int, dict[str, Any]]:
-    """The status and the body of what the application answers."""
-    sent: list[dict[str, Any]] = []
-    waiting = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def ask() -> None:
-        gone = asyncio.Event()
-
-        async def receive() -> Any:
-            if waiting:
-                return waiting.pop()
-            await gone.wait()
-
-        async def send(message: Any) -> None:
-            sent.append(message)
-
-        scope = {
-            "type": "http",
-            "method": "POST",
-            "path": "/v1/chat/completions",
-            "query_string": b"",
-            "headers": [(b"content-type", b"application/json"), (b"host", b"localhost")],
-        }
-        await application(model, Limits())(scope, receive, send)
-
-    asyncio.run(ask())
-    whole = b"".join(message.get("body", b"") for message in sent)
-    return sent[0]["status"], json.loads(whole)
+    return served(tmp_path_factory.mktemp("served"))
 
 
 @pytest.mark.parametrize("name", BODIES)

@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 from transformers import PreTrainedModel
 
+from vlm_export.errors import InputError, shown
 from vlm_export.families._chat import ChatReference, build, chat_family
 from vlm_export.layouts.grid import GridChat
 from vlm_export.models.chat import load_config, text_components
@@ -74,6 +75,25 @@ def _other_ids(loaded: Any, length: int, generator: Generator) -> Tensor:
     return others[torch.randint(len(others), (1, length), generator=generator)]
 
 
+# By the key of an image processor, what the tower's config calls the same.
+_SAME = {
+    "patch_size": "patch_size",
+    "merge_size": "spatial_merge_size",
+    "temporal_patch_size": "temporal_patch_size",
+}
+
+
+def _check_patches(settings: Mapping[str, Any], vision: Any) -> None:
+    """Raises InputError where an image processor would cut other patches than the tower takes."""
+    for key, name in _SAME.items():
+        own = settings.get(key)
+        if own is not None and own != getattr(vision, name):
+            raise InputError(
+                f"preprocessor_config.json: {key}: is {shown(own)}, and config.json: vision_config.{name} "
+                f"{getattr(vision, name)}: write the same number in both"
+            )
+
+
 class GridReference(ChatReference):
     """The class's own forward and `generate`, told which tokens are an image's, and where a step's tokens are.
 
@@ -130,6 +150,7 @@ def family(
     """
 
     def preprocessor(folder: Path, config: Config, settings: Mapping[str, Any]) -> ChatProcessor:
+        _check_patches(settings, load_config(config).vision_config)
         return ChatProcessor(folder, settings, _INPUT_DTYPES, processor_class=processor_class)
 
     def chat(config: Config) -> tuple[Component, ...]:

@@ -89,6 +89,10 @@ class Processor(Form):
 
     processor_class: _Name = None
     image_token: Text = None
+    image_break_token: Text = None
+    image_end_token: Text = None
+    spatial_merge_size: _Count = None
+    post_processor_config: Annotated[dict[str, object] | None, Field(description="rules by name of a task")] = None
     patch_size: _Area = None  # of a repo whose processor is to count no patches, larger than any image
     num_additional_image_tokens: Annotated[
         Annotated[int, Field(ge=0, le=LARGEST_SIDE)] | None, Field(description=f"a number, from 0 to {LARGEST_SIDE:,}")

@@ -18,6 +18,7 @@ _LARGEST_TABLE = 10_000_000
 _MOST_POSITIONS = 20_000_000
 _LARGEST_SIDE = 16_384  # pixels
 _MOST_PATCHES = 1_000_000
+_MOST_TOGETHER = 1_024  # patches that become one, frames that do, times as wide
 _SECTIONS = ("text_config", "vision_config", "encoder", "decoder", "qformer_config", "perceiver_config")
 
 
@@ -28,12 +29,16 @@ class _Kind:
     most: int
     what: str = "a whole number"
     least: int = 1
+    whole: bool = True
 
     def refuses(self, value: Any) -> bool:
         """Whether it is neither such a number, nor a list of them, nor null, which is left to the class."""
+        if value == [] and self.least > 0:
+            return True
         each = value if isinstance(value, list) else [value]
+        kind = int if self.whole else int | float
         return not all(
-            one is None or (isinstance(one, int) and not isinstance(one, bool) and self.least <= one <= self.most)
+            one is None or (isinstance(one, kind) and not isinstance(one, bool) and self.least <= one <= self.most)
             for one in each
         )
 
@@ -44,6 +49,9 @@ class _Kind:
 _LAYERS = _Kind(_MOST_LAYERS, "a number of layers")
 _HEADS = _Kind(_LARGEST_SIZE, "a number of heads")
 _SIZE = _Kind(_LARGEST_SIZE, "a size")
+_COUNT = _Kind(_MOST_TOGETHER, "a number")
+_PLACES = _Kind(_MOST_LAYERS, "a list of layers, each", 0)
+_AXES = _Kind(_LARGEST_SIZE, "a list of sizes, each", 0)
 _PIXELS = _Kind(_LARGEST_SIDE, "a number of pixels")
 _TOKEN = _Kind(_LARGEST_TABLE, "a token's id", -1)
 _KINDS: dict[str, _Kind] = {
@@ -82,7 +90,13 @@ _KINDS: dict[str, _Kind] = {
         ),
         _SIZE,
     ),
-    "n_inner": _SIZE,
+    **dict.fromkeys(
+        ("n_inner", "in_channels", "in_chans", "out_hidden_size", "num_position_embeddings", "num_groups"), _SIZE
+    ),
+    **dict.fromkeys(("spatial_merge_size", "temporal_patch_size", "window_size", "max_temporal_embeddings"), _COUNT),
+    **dict.fromkeys(("depths", "fullatt_block_indexes", "deepstack_visual_indexes"), _PLACES),
+    **dict.fromkeys(("patch_stride", "patch_padding"), _Kind(_LARGEST_SIDE, "a number of pixels", 0)),
+    "mlp_ratio": _Kind(_MOST_TOGETHER, "a number", whole=False),
     **dict.fromkeys(("image_size", "patch_size"), _PIXELS),
     **dict.fromkeys(("vocab_size", "type_vocab_size"), _Kind(_LARGEST_TABLE, "a number of tokens")),
     **dict.fromkeys(("max_position_embeddings", "n_positions"), _Kind(_MOST_POSITIONS, "a number of positions")),
@@ -105,6 +119,9 @@ def check_config(config: Mapping[str, Any], path: str) -> None:
     for key in ("quantization_config", "auto_map"):
         if not isinstance(config.get(key) or {}, dict):
             raise InputError(f"{path}: {key}: is {shown(config[key])}; it must be an object")
+    classes = config.get("architectures")
+    if classes is not None and not (isinstance(classes, list) and all(isinstance(one, str) for one in classes)):
+        raise InputError(f"{path}: architectures: is {shown(classes)}; it must be a list of classes' names")
     for place, section in sections(config, path):
         if not isinstance(section.get("model_type", ""), str):
             raise InputError(f"{path}: {place}model_type: is {shown(section['model_type'])}; it must be a class's name")
@@ -112,6 +129,7 @@ def check_config(config: Mapping[str, Any], path: str) -> None:
             if key in section and kind.refuses(section[key]):
                 raise InputError(f"{path}: {place}{key}: is {shown(section[key])}; it must be {kind}")
         _check_patches(section, f"{path}: {place}")
+        _check_axes(section, f"{path}: {place}")
     _check_feature_layers(config, path)
 
 
@@ -129,6 +147,18 @@ def sections(config: Mapping[str, Any], path: str, place: str = "") -> Iterator[
         if not isinstance(section, dict):
             raise InputError(f"{path}: {place}{key}: is {shown(section)}; it must be an object with a part's settings")
         yield from sections(section, path, f"{place}{key}.")
+
+
+def _check_axes(section: Mapping[str, Any], where: str) -> None:
+    """A token that has places in several axes has numbers of a head for each of them."""
+    rotation = section.get("rope_parameters") or section.get("rope_scaling")
+    axes = rotation.get("mrope_section") if isinstance(rotation, dict) else None
+    if (
+        isinstance(rotation, dict)
+        and "mrope_section" in rotation
+        and (not isinstance(axes, list) or _AXES.refuses(axes))
+    ):
+        raise InputError(f"{where}rope_parameters.mrope_section: is {shown(axes)}; it must be {_AXES}")
 
 
 def _check_patches(section: Mapping[str, Any], where: str) -> None:

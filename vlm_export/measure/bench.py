@@ -24,9 +24,11 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import psutil
+from pydantic import Field
+from typing_extensions import TypedDict  # pydantic reads the standard library's from Python 3.12 on
 
 from vlm_export import bundled
 from vlm_export.apps.load import load
@@ -100,18 +102,27 @@ class Row:
         return self.failure is not None or None not in figures
 
 
+class Machine(TypedDict):
+    """What it was measured on."""
+
+    cpu: str
+    cpus: int | None
+    memory_bytes: int
+    system: str
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """`bench.json`. `graphs_sha256` are the graphs that were measured."""
 
     model: str
     layout: str
-    images: list[str]
+    images: Annotated[list[str], Field(min_length=1)]
     prompt: str | None
     new_tokens: int
     rounds: int
-    machine: dict[str, Any]
-    versions: dict[str, dict[str, str]]
+    machine: Machine
+    versions: dict[BenchTarget, dict[str, str]]
     graphs_sha256: dict[str, str]
     rows: list[Row]
     schema: int = 1
@@ -389,7 +400,7 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _machine() -> dict[str, Any]:
+def _machine() -> Machine:
     return {
         "cpu": _cpu_name(),
         "cpus": os.cpu_count(),

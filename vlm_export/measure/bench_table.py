@@ -61,12 +61,13 @@ def conditions(benchmark: Mapping[str, Any]) -> list[str]:
 
 
 def legend(benchmark: Mapping[str, Any]) -> list[str]:
-    """Each runtime: what it is, its versions and threads."""
+    """Each runtime that has rows: what it is, its versions and threads."""
     threads = {row["runtime"]: row["threads"] for row in benchmark["rows"]}
     return [
         f"{runtime}: {_RUNTIME_NAMES[runtime]}; {', '.join(f'{name} {number}' for name, number in versions.items())}; "
         f"{threads[runtime]} {'thread' if threads[runtime] == 1 else 'threads'}"
         for runtime, versions in benchmark["versions"].items()
+        if runtime in threads
     ]
 
 
@@ -80,7 +81,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
         duration(row["load_seconds"]),
         duration(row["first_token_seconds"]),
         f"{significant(row['tokens_per_second'])} tok/s",
-        megabytes(row["peak_memory_bytes"]),
+        "" if row["peak_memory_bytes"] is None else megabytes(row["peak_memory_bytes"]),
     ]
 
 
