@@ -391,6 +391,28 @@ def test_what_should_not_happen_is_told_and_its_traceback_kept(
     assert "Traceback" in kept.read_text()
 
 
+def test_what_passes_is_measured_and_pushed_once(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_sweep(
+        place / "pushed.yaml",
+        adapters=["adapters/north"],
+        dtypes=["fp32"],
+        bench={"rounds": 1, "new_tokens": 4},
+        push={"repo_id": "acme/{name}-onnx"},
+    )
+    with HubServer(tmp_path / "hub") as server:
+        configure(monkeypatch, server.url, tmp_path / "home", TOKEN)
+        options = ("--in-process", "--work", str(tmp_path / "out"))
+        done = swept(place, *options, file="pushed.yaml")
+        assert done.exit_code == 0, done.stdout + done.stderr
+        assert "pico-north captioner: push done" in done.stderr
+        files = hub.list_files("acme/pico-north-onnx")
+        assert "onnx/encoder_model.onnx" in files
+        again = swept(place, *options, file="pushed.yaml")
+        assert (again.exit_code, [line for line in again.stderr.splitlines() if line.startswith("[")]) == (0, [])
+    [row] = csv.DictReader((tmp_path / "out" / "sweep.csv").read_text().splitlines())
+    assert float(row["ort_tokens_per_second"]) > 0 and row["verdict"] == "pass"
+
+
 # On Ray
 
 
