@@ -6,7 +6,7 @@
 
 `Store` keeps repos, commits and blobs on disk; `_Handler` speaks HTTP and answers errors as the Hub does, with the
 X-Error-Code headers that huggingface_hub reads; `hub_faults.py` says what goes wrong on the way. Models, and static
-Spaces as `spaces/ns/name`; one token, no Xet (set HF_HUB_DISABLE_XET=1), no paging.
+Spaces as `spaces/ns/name`; one token, no paging; Xet where `offer_xet` says so, else set HF_HUB_DISABLE_XET=1.
 """
 
 from __future__ import annotations
@@ -245,6 +245,7 @@ class _Server(ThreadingHTTPServer):
         self.faults: Faults = no_faults
         self.part_bytes: int | None = None
         self.gated: set[str] = set()
+        self.xet: Path | None = None
         self.upload_key = secrets.token_bytes(16)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -633,6 +634,13 @@ class _Handler(BaseHTTPRequestHandler):
             answers.append(wanted)
         self._send_json({"transfer": "basic", "objects": answers})
 
+    def xet_token(self, repo: str, revision: str) -> None:
+        self._check_write(repo)
+        if self.server.xet is None:
+            raise HubError(404, "No Xet here")
+        until = int(time.time()) + 3600
+        self._send_json({"casUrl": f"local://{self.server.xet}", "accessToken": "of_xet", "exp": until})
+
     # Routes: discussions and tags
 
     def discussions(self, repo: str) -> None:
@@ -755,6 +763,8 @@ class _Handler(BaseHTTPRequestHandler):
             files[path] = StoredFile.regular(content)
             store.put_blob(files[path].oid, content)
         elif key == "lfsFile":
+            if not store.blob(value["oid"]).is_file() and self.server.xet is not None:
+                store.put_blob(value["oid"], _of_xet(self.server.xet, value["oid"], value["size"]))
             if not store.blob(value["oid"]).is_file():
                 raise HubError(400, f"LFS object {value['oid']} of {path} was never uploaded")
             files[path] = StoredFile.lfs(value["oid"], store.blob(value["oid"]).stat().st_size)
@@ -763,6 +773,24 @@ class _Handler(BaseHTTPRequestHandler):
                 raise HubError(404, f"A file with this name doesn't exist: {path}", "EntryNotFound")
         else:
             raise HubError(400, f"Unknown operation: {key}")
+
+
+def _of_xet(folder: Path, oid: str, size: int) -> bytes:
+    """A file out of what Xet's client has written, in which it is a row of chunks, not compressed if it is random.
+
+    A chunk has eight bytes in front of it: version, length in three, kind of compression, length before it in three.
+    """
+    for path in folder.glob("xet/xorbs/xorbs/default.*"):
+        content, at, chunks = path.read_bytes(), 0, list[bytes]()
+        while at < len(content) and content[at] == 0 and content[at + 4] == 0:
+            length = int.from_bytes(content[at + 1 : at + 4], "little")
+            chunks.append(content[at + 8 : at + 8 + length])
+            at += 8 + length
+        for first in range(len(chunks)):
+            found = b"".join(chunks[first:])[:size]
+            if hashlib.sha256(found).hexdigest() == oid:
+                return found
+    raise HubError(400, f"LFS object {oid} did not come by Xet")
 
 
 def _describe_folder(path: str) -> dict[str, Any]:
@@ -781,6 +809,7 @@ ROUTES: Sequence[tuple[str, str, Callable[..., None]]] = (
     ("GET", rf"{_MODEL}(/revision/{_REVISION})?", _Handler.model_info),
     ("GET", rf"{_MODEL}/refs", _Handler.refs),
     ("GET", rf"{_MODEL}/discussions", _Handler.discussions),
+    ("GET", rf"{_MODEL}/xet-write-token/{_REVISION}", _Handler.xet_token),
     ("POST", rf"{_MODEL}/tag/{_REVISION}", _Handler.create_tag),
     ("GET", rf"{_MODEL}/commits/{_REVISION}", _Handler.history),
     ("POST", rf"{_MODEL}/branch/(?P<branch>[^/]+)", _Handler.create_branch),
@@ -822,6 +851,10 @@ class HubServer:
     def split_uploads(self, part_bytes: int) -> None:
         """Have large files sent in parts of that size, as the Hub does above 5 GB or so."""
         self._server.part_bytes = part_bytes
+
+    def offer_xet(self, folder: Path) -> None:
+        """Have large files sent by Xet, whose client keeps them in a folder in place of a server."""
+        self._server.xet = folder
 
     @property
     def gated(self) -> set[str]:

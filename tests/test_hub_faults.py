@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from faulty_pushes import soak
 from hub_faults import Fault, OneFault, no_faults
 from hub_server import TOKEN, HubServer, configure
-from huggingface_hub import CommitOperationAdd, HfApi, close_session
+from huggingface_hub import CommitOperationAdd, HfApi, close_session, constants
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
 from vlm_export.errors import InputError
@@ -210,6 +211,20 @@ def test_large_files_go_in_parts(hub: HubServer, folder: Path) -> None:
     push(folder)
     assert held(hub) == FILES
     assert sent(hub) == 1 + 3 + 3  # the small one, three parts, and what failed
+
+
+def test_large_files_go_by_xet(hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    said = r"^tester/demo: the upload by Xet failed \(.*404.*\): run again, or set HF_HUB_DISABLE_XET=1$"
+    with pytest.raises(InputError, match=said):
+        push(folder)
+    hub.offer_xet(folder.parent / "xet")
+    files = FILES | {f"onnx/{name}.onnx": random.Random(name).randbytes(200_000) for name in ("a", "b")}
+    files |= {name: random.Random(name).randbytes(9000) for name in FILES if name.startswith("onnx/")}
+    push(write(folder, files))
+    assert (held(hub), sent(hub)) == (files, 0)
+    push(write(folder, {"onnx/a.onnx": files["onnx/a.onnx"][:150_000]}))
+    assert held(hub)["onnx/a.onnx"] == files["onnx/a.onnx"][:150_000]
 
 
 # Somebody else pushes

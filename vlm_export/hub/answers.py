@@ -89,6 +89,8 @@ def _explain(error: BaseException, repo_id: str, revision: str | None) -> str | 
         return f"{repo_id}: HF_HUB_OFFLINE is set and the cache does not have what is needed: unset it and run again"
     if isinstance(error, HfHubHTTPError):
         return _explain_answer(error, repo_id, revision)
+    if type(error) is ConnectionError:  # of Xet's client, which waits and retries by itself
+        return f"{repo_id}: the upload by Xet failed ({reason(error)}): run again, or set HF_HUB_DISABLE_XET=1"
     if isinstance(error, TransportError | ConnectionError | TimeoutError):
         return f"{repo_id}: cannot reach {constants.ENDPOINT}: check the network and HF_ENDPOINT, then run again"
     return None
