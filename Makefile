@@ -4,7 +4,7 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo real test quick check docs install chromium golden clean
+.PHONY: demo real test quick check audit docs install chromium golden clean
 
 demo: install
 	python scripts/demo.py
@@ -25,6 +25,10 @@ check: install
 	mypy --platform win32 --cache-dir .mypy_cache/win32
 	lint-imports --no-logo --no-cache
 	python scripts/check_js.py
+
+audit: install
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --group audit
+	python scripts/audit.py
 
 docs: install
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --group docs
