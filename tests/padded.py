@@ -26,7 +26,7 @@ def compare(session: onnxruntime.InferenceSession, language_model: Any, limit: f
     positions = (mask.cumsum(-1) - 1).masked_fill(mask == 0, 1)  # as transformers.js numbers them
     cache: DynamicCache = DynamicCache()
     names = [name for name in inputs if name.startswith("past_key_values.")]
-    past = [np.zeros((2, geometry.kv_heads, 0, geometry.head_dim), dtype=np.float32)] * len(names)
+    past = [np.zeros((2, geometry.pairs.kv_heads, 0, geometry.pairs.head_dim), dtype=np.float32)] * len(names)
     for step in range(STEPS):
         with torch.inference_mode():
             reference = language_model(

@@ -164,8 +164,8 @@ def _geometry(config: Config) -> Geometry:
     """The decoder's sizes. Bart's kin have two of most, their own and an encoder's that is not there."""
     decoder = text_config(config)
     heads = getattr(decoder, "decoder_attention_heads", None) or decoder.num_attention_heads
-    return Geometry(
-        layers=getattr(decoder, "decoder_layers", None) or decoder.num_hidden_layers,
+    return Geometry.alike(
+        getattr(decoder, "decoder_layers", None) or decoder.num_hidden_layers,
         kv_heads=heads,
         head_dim=decoder.hidden_size // heads,
         hidden=decoder.hidden_size,

@@ -8,7 +8,6 @@ Layers of other kinds that come first (those of Qwen3-VL that take features of a
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,10 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from vlm_export.spec import cache
 from vlm_export.spec.graph import Component, TensorSpec
 
 TRACED = 2  # periods of a stack that are traced: the first, and the one that is repeated
-_CACHE = re.compile(r"(?:past_key_values|present)\.(\d+)\.")
 _PLAIN_TYPES = (bool, int, float, complex, str, type(None), torch.dtype, torch.Size, type)
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
@@ -106,8 +105,8 @@ def _first_layers(specs: Sequence[TensorSpec], traced: int) -> tuple[TensorSpec,
 
 def _cached_layers(specs: Iterable[TensorSpec]) -> int:
     """How many layers have a cache among these tensors."""
-    matches = (_CACHE.match(spec.name) for spec in specs)
-    return max((int(match[1]) + 1 for match in matches if match), default=0)
+    layers = (cache.layer_of(spec.name) for spec in specs)
+    return max((layer + 1 for layer in layers if layer is not None), default=0)
 
 
 def _module_lists(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:

@@ -25,6 +25,7 @@ from vlm_export.graph.rewrites import embedding_scale, front_end
 from vlm_export.graph.weights import TOKEN_TABLE
 from vlm_export.models import attention
 from vlm_export.models.library import aliases
+from vlm_export.spec import cache
 from vlm_export.spec.graph import Component, TensorSpec
 
 OPSET = 20  # the newest that every kernel of ONNX Runtime 1.24 and later has; LayerNormalization needs 17, Gelu 20
@@ -138,7 +139,7 @@ def _export(module: nn.Module, component: Component) -> ir.Model:
     shapes: list[Any] = []
     inputs, values = component.trace_signature, component.sample_values
     sizes = {**_sizes(inputs), **component.sample_sizes}
-    for is_cache, specs in itertools.groupby(inputs, lambda spec: spec.name.startswith("past_key_values.")):
+    for is_cache, specs in itertools.groupby(inputs, lambda spec: cache.is_past(spec.name)):
         samples, axes = zip(*((_sample(spec, sizes, values), _dynamic_axes(spec)) for spec in specs), strict=True)
         arguments += [list(samples)] if is_cache else samples
         shapes += [list(axes)] if is_cache else axes

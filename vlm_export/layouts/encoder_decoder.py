@@ -38,7 +38,7 @@ class EncoderDecoder(Captioner):
             "architectures": facts.config["decoder"].get("architectures"),
             "d_model": geometry.hidden,
             "decoder_layers": geometry.layers,
-            "decoder_attention_heads": geometry.kv_heads,
+            "decoder_attention_heads": geometry.pairs.kv_heads,
             "vocab_size": geometry.vocabulary,
             **_positions(facts.text_config),
         }

@@ -8,7 +8,7 @@ tower. Contracts: onnxruntime's `docs/ContribOperators.md`. Only this module kno
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -30,6 +30,9 @@ _BIAS_INPUT = 10  # of GroupQueryAttention
 _KNOWN_KEYWORDS = {"sliding_window", "softcap", "is_causal", "position_ids", "use_cache", "cache_position"}
 
 
+Pairs = Mapping[int, tuple[Tensor, Tensor]]  # by layer: keys and values `[B, K, P, D]`
+
+
 class CannotFuse(Exception):
     """This attention is more than the fused operators express; the message says what."""
 
@@ -45,7 +48,7 @@ class Notes:
 class _DecoderRun:
     """One run of a decoder while it is traced: the past that goes into each layer, and the present that comes out."""
 
-    past: Sequence[Tensor]
+    past: Pairs
     bias: Tensor | None  # [B, 1, S, P + S]: padding
     total_length: Tensor  # int32 scalar: positions after the run, past included
     last_positions: Tensor  # [B] int32: the last of them in each row
@@ -57,25 +60,56 @@ _run: ContextVar[_DecoderRun | None] = ContextVar("run of a decoder", default=No
 _notes: ContextVar[Notes] = ContextVar("notes of what is fused")
 
 
-class _NewTokensOnly(DynamicCache):
+class DecoderCache(DynamicCache):
+    """What transformers' layers call for a past: keys and values of some, of others a state of one size.
+
+    Attributes:
+        states: of each layer that keeps one `[B, …]`, after it has run that of its run.
+    """
+
+    def __init__(self, pairs: Pairs, states: Mapping[int, Tensor] | None = None):
+        super().__init__()
+        self.states = dict(states or {})
+        for layer, (key, value) in pairs.items():
+            DynamicCache.update(self, key, value, layer)
+        self._counting = min(pairs)  # the layer whose keys say how long the past is
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Positions of the past, which a layer without keys does not know."""
+        return super().get_seq_length(self._counting if layer_idx in self.states else layer_idx)
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """As many keys as the layers have that keep some."""
+        return super().get_mask_sizes(query_length, self._counting if layer_idx in self.states else layer_idx)
+
+    def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
+        """None, as before a first run: a layer takes the way that is right for any number of tokens."""
+        return None
+
+    def update_conv_state(self, conv_states: Tensor, layer_idx: int, state_idx: int = 0, **_: Any) -> Tensor:
+        """A short convolution's new inputs `[B, H, S]` behind the last ones `[B, H, K]`, which they become."""
+        last = self.states[layer_idx]
+        both = torch.cat([last, conv_states], dim=-1)
+        self.states[layer_idx] = both[..., -last.shape[-1] :]
+        return both
+
+
+class _NewTokensOnly(DecoderCache):
     """A cache whose layers have the past's length and hand back only the new keys and values: the operator appends."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         return key_states, value_states
 
 
-def flat_cache(past: Sequence[Tensor], *, fused: bool) -> Any:
-    """The flat `key, value, key, value, …` as the `DynamicCache` that transformers' layers call."""
-    cache = _NewTokensOnly() if fused else DynamicCache()
-    for layer, (key, value) in enumerate(zip(past[::2], past[1::2], strict=True)):
-        DynamicCache.update(cache, key, value, layer)
-    return cache
+def decoder_cache(pairs: Pairs, states: Mapping[int, Tensor] | None = None, *, fused: bool) -> DecoderCache:
+    """Keys and values by layer, and the states of others, as the `DynamicCache` that transformers' layers call."""
+    return (_NewTokensOnly if fused else DecoderCache)(pairs, states)
 
 
 class _CarriedCross(DynamicCache):
     """Cross keys and values that a layer computes, behind those that are there already: one of the two is empty."""
 
-    def __init__(self, past: Sequence[Tensor]):
+    def __init__(self, past: Pairs):
         super().__init__()
         self.past = past
         self.new: dict[int, tuple[Tensor, Tensor]] = {}
@@ -84,16 +118,14 @@ class _CarriedCross(DynamicCache):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
         self.new[layer_idx] = (key_states, value_states)
-        past_key, past_value = self.past[2 * layer_idx], self.past[2 * layer_idx + 1]
+        past_key, past_value = self.past[layer_idx]
         return torch.cat([past_key, key_states], dim=2), torch.cat([past_value, value_states], dim=2)
 
 
-def cross_cache(
-    past: Sequence[Tensor], cross_past: Sequence[Tensor], *, fused: bool
-) -> tuple[Any, dict[int, tuple[Tensor, Tensor]]]:
-    """Two flat caches as one that a decoder's cross-attention calls too, and the dict that collects its new entries."""
+def cross_cache(past: Pairs, cross_past: Pairs, *, fused: bool) -> tuple[Any, dict[int, tuple[Tensor, Tensor]]]:
+    """Two caches as one that a decoder's cross-attention calls too, and the dict that collects its new entries."""
     carried = _CarriedCross(cross_past)
-    return EncoderDecoderCache(flat_cache(past, fused=fused), carried), carried.new
+    return EncoderDecoderCache(decoder_cache(past, fused=fused), carried), carried.new
 
 
 @contextmanager
@@ -137,20 +169,22 @@ def is_fused(language_model: PreTrainedModel) -> bool:
 @contextmanager
 def decoder_run(
     language_model: PreTrainedModel,
-    past: Sequence[Tensor],
+    past: Pairs,
     position_ids: Tensor | None,
     attention_mask: Tensor | None,
     length: int,
 ) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
     """Within, attention layers take their past from `past`; yields the dict that collects each layer's present.
 
-    `length` is the number of positions after the run, past included; `position_ids` may be None where none is rotated.
+    Layers that keep no keys are not among either. `length` is the number of positions after the run, past included;
+    `position_ids` may be None where none is rotated.
     """
+    key, _ = next(iter(past.values()))
     total_length = torch.scalar_tensor(length, dtype=torch.int32)  # once for all layers, as are the next two
-    last_positions = (total_length - 1).expand(past[0].shape[0])
+    last_positions = (total_length - 1).expand(key.shape[0])
     bias = None
     if attention_mask is not None:
-        bias = padding_bias(attention_mask, length - past[0].shape[2], past[0].dtype)
+        bias = padding_bias(attention_mask, length - key.shape[2], key.dtype)
     # The operator numbers a row's positions from its first one on, which padding breaks: then it cannot rotate.
     rotary = Rotary(language_model, position_ids, length if attention_mask is None else None)
     run = _DecoderRun(past, bias, total_length, last_positions, rotary)
@@ -158,7 +192,7 @@ def decoder_run(
     try:
         with rotary.replaced():
             yield run.present
-        if len(run.present) < len(past) // 2:
+        if len(run.present) < len(past):
             raise CannotFuse(f"{type(language_model).__name__} does not call transformers' attention interface")
     finally:
         _run.reset(outer)
@@ -232,7 +266,7 @@ def _group_query(
     if size % HEAD_MULTIPLE:
         raise CannotFuse(f"heads of {size}, which is not a multiple of {HEAD_MULTIPLE}")
     kv_heads, layer = key.shape[1], int(module.layer_idx)  # type: ignore[arg-type]
-    past_key, past_value = run.past[2 * layer], run.past[2 * layer + 1]
+    past_key, past_value = run.past[layer]
     total = past_key.shape[2] + length
     inputs: list[Tensor | None] = [_side_by_side(tensor) for tensor in (query, key, value)]
     inputs += [past_key, past_value, run.last_positions, run.total_length, *tables]

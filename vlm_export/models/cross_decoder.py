@@ -79,12 +79,12 @@ class CrossDecoderCore(nn.Module):
         `[B, K, R, D]`. Where the encoder's rows can be padded, `states_mask` `[B, C + R]` says which are seen.
         """
         layers = [past_key_values[start : start + 4] for start in range(0, len(past_key_values), 4)]
-        own = [tensor for key, value, _, _ in layers for tensor in (key, value)]
-        cross = [tensor for _, _, key, value in layers for tensor in (key, value)]
+        own = {layer: (key, value) for layer, (key, value, _, _) in enumerate(layers)}
+        cross = {layer: (key, value) for layer, (_, _, key, value) in enumerate(layers)}
         fused = attention.is_fused(self.text_model)
         cache, new_cross = attention.cross_cache(own, cross, fused=fused)
         batch, length = tokens.shape[:2]
-        total = own[0].shape[2] + length
+        total = own[0][0].shape[2] + length
         arguments: dict[str, Any] = {
             self.main_input: tokens,
             "encoder_hidden_states": new_states,
@@ -191,10 +191,9 @@ def _merged(
 
 def _cache(geometry: Geometry, prefix: str, own_length: str, cross_length: str) -> tuple[TensorSpec, ...]:
     """The flat cache, float32 `[batch_size, kv_heads, length, head_dim]`, as transformers.js names that of TrOCR."""
+    heads, size = geometry.pairs.kv_heads, geometry.pairs.head_dim
     return tuple(
-        TensorSpec(
-            f"{prefix}.{layer}.{kind}.{part}", "float32", ("batch_size", geometry.kv_heads, length, geometry.head_dim)
-        )
+        TensorSpec(f"{prefix}.{layer}.{kind}.{part}", "float32", ("batch_size", heads, length, size))
         for layer in range(geometry.layers)
         for kind, length in (("decoder", own_length), ("encoder", cross_length))
         for part in ("key", "value")

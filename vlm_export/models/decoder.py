@@ -8,7 +8,7 @@ because it depends on whether the past is empty: something the tracer would have
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from vlm_export.models import attention
+from vlm_export.spec.cache import PAST, present_of
 from vlm_export.spec.graph import Component, FrontEnd, TensorSpec
 
 # The front ends, in ONNX's textual syntax. `past` is the key cache of layer 0, whose length is the past's; `embedding`
@@ -77,15 +78,47 @@ _NUM_LOGITS_TO_KEEP = """
 
 
 @dataclass(frozen=True)
-class Geometry:
-    """Sizes of a decoder: `layers` × (key, value) of `[batch, kv_heads, past, head_dim]`.
+class KeyValues:
+    """What an attention layer keeps: a key and a value for each position."""
 
-    `hidden` is an embedding's size.
-    """
-
-    layers: int
     kv_heads: int
     head_dim: int
+
+    def parts(self, layer: int, length: str) -> tuple[tuple[str, tuple[int | str, ...]], ...]:
+        """Names before a run, `past_key_values.{layer}.key|value`, and shapes: heads, positions, size of a head."""
+        shape = ("batch_size", self.kv_heads, length, self.head_dim)
+        return tuple((f"{PAST}.{layer}.{part}", shape) for part in ("key", "value"))
+
+
+@dataclass(frozen=True)
+class State:
+    """What another layer keeps: of one size after any number of tokens, and zeros before the first.
+
+    `kind` is transformers.js's word for it, as in `past_conv.{layer}`.
+    """
+
+    kind: str
+    sizes: tuple[int, ...]
+
+    def parts(self, layer: int, length: str) -> tuple[tuple[str, tuple[int | str, ...]], ...]:
+        """Its name before a run, and its shape `[batch_size, *sizes]`."""
+        return ((f"past_{self.kind}.{layer}", ("batch_size", *self.sizes)),)
+
+
+def _short_convolution(config: Any) -> State:
+    """The last inputs of a convolution of `conv_L_cache` positions: the first of them is not used again."""
+    return State("conv", (config.hidden_size, config.conv_L_cache))
+
+
+# What layers keep that are no attention, by their name in a config's `layer_types`.
+_STATES: dict[str, Callable[[Any], State]] = {"conv": _short_convolution}
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes of a decoder: what each layer keeps. `hidden` is an embedding's size."""
+
+    kept: tuple[KeyValues | State, ...]
     hidden: int
     vocabulary: int
 
@@ -98,22 +131,64 @@ class Geometry:
         names = NormalizedConfigManager._conf.get(config.model_type, NormalizedTextConfigWithGQA)
         normalized = names(config)
         heads = normalized.num_attention_heads
-        return cls(
-            layers=normalized.num_layers,
+        pairs = KeyValues(
             kv_heads=getattr(normalized, "num_key_value_heads", None) or heads,
             head_dim=getattr(config, "head_dim", None) or normalized.hidden_size // heads,
+        )
+        kinds = dict(enumerate(getattr(config, "layer_types", None) or ()))
+        states = {layer: _STATES[kind](config) for layer, kind in kinds.items() if kind in _STATES}
+        return cls(
+            kept=tuple(states.get(layer, pairs) for layer in range(normalized.num_layers)),
             hidden=getattr(config, "word_embed_proj_dim", None) or normalized.hidden_size,  # OPT may project to hidden
             vocabulary=normalized.vocab_size,
         )
 
-    def cache(self, prefix: str, length: str) -> tuple[TensorSpec, ...]:
-        """The flat cache tensors `{prefix}.{layer}.key|value`, float32 `[batch_size, kv_heads, length, head_dim]`."""
-        shape = ("batch_size", self.kv_heads, length, self.head_dim)
+    @classmethod
+    def alike(cls, layers: int, *, kv_heads: int, head_dim: int, hidden: int, vocabulary: int) -> Geometry:
+        """That of attention layers alone."""
+        return cls((KeyValues(kv_heads, head_dim),) * layers, hidden, vocabulary)
+
+    @property
+    def layers(self) -> int:
+        """How many there are."""
+        return len(self.kept)
+
+    @property
+    def pairs(self) -> KeyValues:
+        """What the attention layers keep, all of them alike."""
+        return next(kept for kept in self.kept if isinstance(kept, KeyValues))
+
+    @property
+    def past(self) -> tuple[TensorSpec, ...]:
+        """The flat cache that a run is given, float32, layer by layer."""
+        return self._cache("past_sequence_length")
+
+    @property
+    def present(self) -> tuple[TensorSpec, ...]:
+        """The flat cache that a run gives."""
+        return tuple(replace(spec, name=present_of(spec.name)) for spec in self._cache("present_sequence_length"))
+
+    def _cache(self, length: str) -> tuple[TensorSpec, ...]:
         return tuple(
-            TensorSpec(f"{prefix}.{layer}.{part}", "float32", shape)
-            for layer in range(self.layers)
-            for part in ("key", "value")
+            TensorSpec(name, "float32", shape)
+            for layer, kept in enumerate(self.kept)
+            for name, shape in kept.parts(layer, length)
         )
+
+    def by_layer(self, flat: Sequence[Tensor]) -> tuple[dict[int, tuple[Tensor, Tensor]], dict[int, Tensor]]:
+        """The tensors of a flat cache, of which the last layers may be missing: keys and values, and states."""
+        pairs: dict[int, tuple[Tensor, Tensor]] = {}
+        states: dict[int, Tensor] = {}
+        rest = iter(flat)
+        for layer, kept in enumerate(self.kept):
+            first = next(rest, None)
+            if first is None:
+                break
+            if isinstance(kept, State):
+                states[layer] = first
+            else:
+                pairs[layer] = (first, next(rest))
+        return pairs, states
 
 
 class DecoderCore(nn.Module):
@@ -134,30 +209,33 @@ class DecoderCore(nn.Module):
         past_key_values: Sequence[Tensor],
         attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """`[B, S, H]`, `[B, S]` or `[axes, B, S]`, `[kept]`, keys and values `[B, K, P, D]`, and `[B, P + S]` where
-        there can be padding → logits `[B, kept, V]`, and keys and values `[B, K, P + S, D]`.
+        """`[B, S, H]`, `[B, S]` or `[axes, B, S]`, `[kept]`, a flat cache of keys and values `[B, K, P, D]` and of
+        states, and `[B, P + S]` where there can be padding → logits `[B, kept, V]`, and the cache with keys and values
+        `[B, K, P + S, D]`.
         """
-        past = past_key_values
         text_model = self.text_model
         fused = attention.is_fused(text_model)
-        total = past[0].shape[2] + inputs_embeds.shape[1]
-        cache = attention.flat_cache(past, fused=fused)
+        past, states = Geometry.of(text_model.config).by_layer(past_key_values)
+        total = next(iter(past.values()))[0].shape[2] + inputs_embeds.shape[1]
+        cache: Any = attention.decoder_cache(past, states, fused=fused)
         arguments: dict[str, Any] = {
             "inputs_embeds": inputs_embeds,
             "position_ids": position_ids,
             "past_key_values": cache,
             "use_cache": True,
         }
+        if states and attention_mask is not None:  # what pads a row must not come into them
+            arguments["attention_mask"] = attention_mask
         if fused:
             with attention.decoder_run(text_model, past, position_ids, attention_mask, total) as present:
                 logits = self.logits(kept_positions, **arguments)
-            pairs = [present[layer] for layer in range(len(past) // 2)]
         else:
             if attention_mask is None:
                 attention_mask = torch.ones((inputs_embeds.shape[0], total), dtype=torch.int64)
-            logits = self.logits(kept_positions, **arguments, attention_mask=attention_mask)
-            pairs = [(layer.keys, layer.values) for layer in cache.layers]
-        return logits, *(tensor for pair in pairs for tensor in pair)
+            logits = self.logits(kept_positions, **arguments | {"attention_mask": attention_mask})
+            present = {layer: (cache.layers[layer].keys, cache.layers[layer].values) for layer in past}
+        made = (present[layer] if layer in past else (cache.states[layer],) for layer in sorted({*past, *states}))
+        return logits, *(tensor for of_layer in made for tensor in of_layer)
 
     @property
     def text_model(self) -> PreTrainedModel:
@@ -194,7 +272,7 @@ def core_inputs(geometry: Geometry, *, padded: bool, axes: int = 1) -> tuple[Ten
         TensorSpec("inputs_embeds", "float32", ("batch_size", "sequence_length", geometry.hidden)),
         position_ids(axes),
         TensorSpec("kept_positions", "int64", ("num_logits",)),
-        *geometry.cache("past_key_values", "past_sequence_length"),
+        *geometry.past,
         *((mask,) if padded else ()),
     )
 
@@ -202,7 +280,7 @@ def core_inputs(geometry: Geometry, *, padded: bool, axes: int = 1) -> tuple[Ten
 def decoder_outputs(geometry: Geometry, kept: int | str) -> tuple[TensorSpec, ...]:
     """Logits of the kept positions, and the cache with this run's tokens appended."""
     logits = TensorSpec("logits", "float32", ("batch_size", kept, geometry.vocabulary))
-    return logits, *geometry.cache("present", "present_sequence_length")
+    return logits, *geometry.present
 
 
 def core_of(model: Any) -> nn.Module:
@@ -222,7 +300,7 @@ def decoder(
     axes: int = 1,
 ) -> Component:
     """A decoder graph: the traced core behind the front end `text`, whose own inputs are `front`."""
-    cache = geometry.cache("past_key_values", "past_sequence_length") if past else ()
+    cache = geometry.past if past else ()
     padded = any(spec.name == "attention_mask" for spec in front)
     return Component(
         name=name,
@@ -314,7 +392,9 @@ def prefix_init(geometry: Geometry) -> Component:
             TensorSpec("prefix_embeddings", "float32", ("batch_size", "prefix_length", geometry.hidden)),
             TensorSpec("input_ids", "int64", ("batch_size", "prompt_length")),
         ),
-        _PREFIX_AND_PROMPT.replace("KV_HEADS", str(geometry.kv_heads)).replace("HEAD_DIM", str(geometry.head_dim))
+        _PREFIX_AND_PROMPT.replace("KV_HEADS", str(geometry.pairs.kv_heads)).replace(
+            "HEAD_DIM", str(geometry.pairs.head_dim)
+        )
         + _POSITIONS_FROM_PAST,
         past=False,
         kept=1,

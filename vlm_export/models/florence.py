@@ -100,8 +100,8 @@ class Embedding(Parts):
 
 def geometry(text: PretrainedConfig) -> Geometry:
     """The sizes of the decoder of a Bart."""
-    return Geometry(
-        layers=text.decoder_layers,
+    return Geometry.alike(
+        text.decoder_layers,
         kv_heads=text.decoder_attention_heads,
         head_dim=text.d_model // text.decoder_attention_heads,
         hidden=text.d_model,

@@ -33,7 +33,7 @@ from vlm_export.runtime.model import (
 )
 from vlm_export.runtime.options import Options, Plan, plan
 from vlm_export.runtime.repo import ONNX, ROW_BY_ROW, SUFFIXES, Repo, choose_dtype
-from vlm_export.runtime.sessions import GRAPH_ERRORS, Arrays, Cache, Sessions, keep_positions
+from vlm_export.runtime.sessions import GRAPH_ERRORS, Arrays, Cache, Sessions, is_cuttable, keep_positions
 from vlm_export.runtime.tasks import Tasks
 from vlm_export.runtime.text import Message, Text, check_rows, left_padded
 
@@ -58,11 +58,25 @@ class Prepared:
 
 @dataclass(frozen=True)
 class OnnxMemory(Memory):
-    """What a conversation has run: its images, and the ids in the cache."""
+    """What a conversation has run: its images, and the ids in the cache.
+
+    `prompt` is the last turn's, and its cache: what is gone back to where a later cache cannot be cut.
+    """
 
     encoded: Encoded = field(default_factory=lambda: Encoded({}, (), ()))
     ids: list[int] = field(default_factory=list)
     cache: Cache = field(default_factory=dict)
+    prompt: tuple[list[int], Cache] = field(default_factory=lambda: ([], {}))
+
+    def holding(self, ids: Sequence[int]) -> tuple[int, Cache]:
+        """How many of these ids are run, and the cache of them."""
+        common = _common(ids, self.ids)
+        if common == len(self.ids):
+            return common, self.cache
+        if is_cuttable(self.cache):
+            return common, keep_positions(self.cache, common)
+        earlier, cache = self.prompt
+        return (len(earlier), cache) if _common(ids, earlier) == len(earlier) else (0, {})
 
 
 class OnnxEngine:
@@ -247,14 +261,14 @@ class OnnxEngine:
         finish(answer, watcher, on_text)
         if len(made) > 1 or decided.num_beams > 1:
             return answer, OnnxMemory(tokens_fed, encoded, ids, prompt_cache)
-        return answer, OnnxMemory(tokens_fed, encoded, [*ids, *answer.token_ids[:-1]], decoder.cache)
+        prompt = ([], {}) if is_cuttable(prompt_cache) else (ids, prompt_cache)
+        return answer, OnnxMemory(tokens_fed, encoded, [*ids, *answer.token_ids[:-1]], decoder.cache, prompt)
 
     def _resumed(self, memory: OnnxMemory, ids: list[int], encoded: Encoded) -> tuple[Decoder, int]:
         """A decoder that has run `ids`, and how many of them it had to."""
         driver = self.driver
         assert isinstance(driver, ChatDriver), "only a chat has turns"
-        known = list(zip(ids[:-1], memory.ids, strict=False))  # the last must be run, or there were no logits
-        common = next((place for place, (new, old) in enumerate(known) if new != old), len(known))
+        common, cache = memory.holding(ids[:-1])  # the last must be run, or there were no logits
         whole = {name: encoded.values[name] for name in driver.of_images if name in encoded.values}
         whole["input_ids"] = np.array([ids], dtype=np.int64)
         inputs = {**whole, "input_ids": whole["input_ids"][:, common:]}
@@ -264,7 +278,6 @@ class OnnxEngine:
             inputs["image_features"] = rows[ids[:common].count(driver.image_token_id) :]
         if not common:
             return Decoder(driver, inputs), len(ids)
-        cache = memory.cache if common == len(memory.ids) else keep_positions(memory.cache, common)
         run = driver.extend(cache, inputs, whole["input_ids"][:, :common])
         return Decoder(driver, whole, run), len(ids) - common
 
@@ -364,6 +377,12 @@ def _joined(first: Encoded, second: Encoded) -> Encoded:
     both = [one.values for one in (first, second) if one.values]
     joined = {name: _concatenated([each[name] for each in both]) for name in (both[0] if both else ())}
     return Encoded(joined, first.rows + second.rows, first.grids + second.grids)
+
+
+def _common(ids: Sequence[int], others: Sequence[int]) -> int:
+    """How many ids two sequences begin with alike."""
+    pairs = enumerate(zip(ids, others, strict=False))
+    return next((place for place, (one, other) in pairs if one != other), min(len(ids), len(others)))
 
 
 def _concatenated(arrays: Sequence[np.ndarray]) -> np.ndarray:

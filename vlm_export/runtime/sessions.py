@@ -7,6 +7,7 @@ nor was one that writes into buffers made beforehand.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from vlm_export.machine import own_threads
 from vlm_export.own_files import own_file
 from vlm_export.runtime.graph_bounds import check_graph
 from vlm_export.runtime.run_limit import RUN_SECONDS, limited
+from vlm_export.spec.cache import first_with_positions, has_positions, is_past, is_present, past_of
 from vlm_export.tensors.graph_message import read_message
 
 Arrays = dict[str, np.ndarray]
@@ -33,7 +35,8 @@ _NUMPY_TYPES = {
     "tensor(int64)": np.int64,
     "tensor(bool)": np.bool_,
 }
-_PAST, _PRESENT, _LOGITS = "past_key_values", "present", "logits"
+_LOGITS = "logits"
+MOST_STATE = 2**26  # numbers of what a layer keeps that is no attention, for a row
 
 
 class GraphError(Exception):
@@ -59,7 +62,7 @@ GRAPH_ERRORS = (  # ONNX Runtime has no common base for its own
 
 @dataclass(frozen=True)
 class DecoderRun:
-    """What a decoder run gave: logits `[batch, kept, vocabulary] float32`, and the cache by `past_key_values.*`."""
+    """What a decoder run gave: logits `[batch, kept, vocabulary] float32`, and the cache by the names of inputs."""
 
     component: str
     logits: np.ndarray
@@ -134,8 +137,7 @@ class Sessions:
     def decode(self, component: str, feeds: Inputs, cache: Cache) -> DecoderRun:
         """Run a decoder as `run` does. What it appends to the cache is not copied: it is fed to the next step as it is.
 
-        `present` becomes the next `past_key_values`, as in transformers.js 4.3.1 (`getPastKeyValues` in
-        `src/models/modeling_utils.js`).
+        What it gives of the cache goes into the next run under the names of inputs.
         """
         session = self.session(component)
         wanted = {
@@ -145,9 +147,7 @@ class Sessions:
         names = [value.name for value in session.get_outputs()]
         with limited(component, self.run_seconds) as run:
             outputs = dict(zip(names, session.run_with_ort_values(names, wanted, run), strict=True))
-        after = {
-            name.replace(_PRESENT, _PAST, 1): value for name, value in outputs.items() if name.startswith(_PRESENT)
-        }
+        after = {past_of(name): value for name, value in outputs.items() if is_present(name)}
         if _LOGITS not in outputs:
             raise GraphError(f"{component} has no output {_LOGITS!r}: there is {', '.join(names)}")
         return DecoderRun(component, outputs[_LOGITS].numpy(), after)
@@ -158,12 +158,14 @@ class Sessions:
         transformers.js 4.3.1, `resolveCacheShape` in `src/models/modeling_utils.js`.
 
         Raises:
-            GraphError: a cache is of a type that no client feeds.
+            GraphError: a cache is of a type that no client feeds, or a state larger than any model's.
         """
         cache = {}
         for value in self.session(component).get_inputs():
-            if value.name.startswith(f"{_PAST}."):
+            if is_past(value.name):
                 sizes = [s if isinstance(s, int) else batch if s == "batch_size" else 0 for s in value.shape]
+                if math.prod(sizes) > MOST_STATE * batch:
+                    raise GraphError(f"{component}: {value.name} is {value.shape}: a state has at most {MOST_STATE:,}")
                 cache[value.name] = _value(np.zeros(sizes, dtype=_numpy_type(value, component)))
         return cache
 
@@ -173,14 +175,27 @@ def take_rows(cache: Cache, rows: np.ndarray) -> Cache:
     return {name: _value(value.numpy()[rows]) for name, value in cache.items()}
 
 
+def is_cuttable(cache: Cache) -> bool:
+    """Whether the first positions of a cache can be had of it: not where a layer keeps a state of them all."""
+    return all(has_positions(name) for name in cache)
+
+
 def keep_positions(cache: Cache, length: int) -> Cache:
-    """The first `length` positions of a cache."""
+    """The first `length` positions of a cache that `is_cuttable`."""
+    assert is_cuttable(cache)
     return {name: _value(np.ascontiguousarray(value.numpy()[:, :, :length])) for name, value in cache.items()}
 
 
 def cache_length(cache: Cache) -> int:
-    """Positions that a cache of self-attention holds."""
-    return next(iter(cache.values())).shape()[2]
+    """Positions that a cache of self-attention holds.
+
+    Raises:
+        GraphError: none of its layers keeps keys.
+    """
+    name = first_with_positions(cache)
+    if name is None:
+        raise GraphError(f"a cache without keys: there is {', '.join(cache) or 'none'}")
+    return cache[name].shape()[2]
 
 
 def _message(path: Path) -> onnx.ModelProto:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from vlm_export.spec import cache
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -62,4 +64,4 @@ class Component:
     @property
     def has_cache(self) -> bool:
         """Whether it is a decoder, which runs once for every token."""
-        return any(spec.name.startswith("past_key_values.") for spec in self.inputs)
+        return any(cache.is_past(spec.name) for spec in self.inputs)

@@ -6,7 +6,7 @@ They change only by `vlm-export golden`.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 from safetensors.numpy import save_file
 from torch import nn
 from transformers import EncoderDecoderCache
+from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
 
 from vlm_export.errors import InputError, blamed_on, shown
 from vlm_export.files import atomic_folder, sha256, write_json
@@ -241,20 +242,29 @@ def as_tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
 
 
 def cache_tensors(cache: Any) -> dict[str, torch.Tensor]:
-    """A cache by transformers.js's names after `past_key_values`: `cache.0.key`, or `cache.0.decoder.key`, …
+    """A cache by goldens' names (`golden_of` in `spec/cache.py`): `cache.0.key`, or `cache.0.decoder.key`, …
 
-    Layers that hold nothing are none: Bart's kin make as many as the encoder has that they are without.
+    Layers that hold nothing are none: Bart's kin make as many as the encoder has that they are without. A layer of a
+    short convolution holds its last inputs, `cache_conv.1`.
     """
     parts = {"": cache}
     if isinstance(cache, EncoderDecoderCache):
         parts = {"decoder.": cache.self_attention_cache, "encoder.": cache.cross_attention_cache}
-    return {
-        f"cache.{index}.{part}{name}": tensor
+    found = (
+        held
         for part, layers in parts.items()
         for index, layer in enumerate(layers.layers)
-        for name, tensor in (("key", layer.keys), ("value", layer.values))
-        if tensor is not None
-    }
+        for held in _held(layer, index, part)
+    )
+    return {name: tensor for name, tensor in found if tensor is not None}
+
+
+def _held(layer: Any, index: int, part: str) -> Iterator[tuple[str, torch.Tensor | None]]:
+    if isinstance(layer, LinearAttentionCacheLayerMixin):
+        yield f"cache_conv.{index}", layer.conv_states[0]
+    if isinstance(layer, CacheLayerMixin):
+        yield f"cache.{index}.{part}key", layer.keys
+        yield f"cache.{index}.{part}value", layer.values
 
 
 def eos_token_ids(checkpoint: Checkpoint, tokenizer: Any) -> list[int]:

@@ -6,18 +6,19 @@ import re
 
 import onnx_ir as ir
 
+from vlm_export.spec import cache
 from vlm_export.spec.graph import Component
 
 PREFIX = "front_end."  # of the values that a front end computes
-_CACHE = "past_key_values."
-_PASTS = {"past": f"{_CACHE}0.key", "cross_past": f"{_CACHE}0.encoder.key"}  # what a front end calls layer 0's
+# What a front end calls the first key cache, and the first of cross-attention.
+_PASTS = {"past": re.compile(r"past_key_values\.\d+(\.decoder)?\.key"), "cross_past": re.compile(r".*\.encoder\.key")}
 _TYPES = {"float32": "float", "int64": "int64", "bool": "bool"}
 
 
 def attach(skeleton: ir.Model, component: Component, *, embedding: ir.Value) -> None:
     """Replace the core's inputs by the values that the front end computes, and give the graph the component's inputs.
 
-    In the text, `past` and `cross_past` stand for the key caches of layer 0 and `embedding` for the weight named
+    In the text, `past` and `cross_past` stand for the first layer's key caches and `embedding` for the weight named
     `embedding`; a front end that computes `past` itself feeds it to every cache input.
 
     Raises:
@@ -51,13 +52,14 @@ def attach(skeleton: ir.Model, component: Component, *, embedding: ir.Value) -> 
         if table is embedding:
             weights.append(table)
         sources["embedding"].replace_all_uses_with(table)
-    for name, cached in _PASTS.items():
+    for name, pattern in _PASTS.items():
         if name in sources:
+            cached = next(spec.name for spec in component.trace_signature if pattern.fullmatch(spec.name))
             sources[name].replace_all_uses_with(core[cached])
     for spec in component.trace_signature:
         if core[spec.name] in declared:
             continue
-        name = "past" if spec.name.startswith(_CACHE) else spec.name
+        name = "past" if cache.is_past(spec.name) else spec.name
         if name in computed:
             core[spec.name].replace_all_uses_with(computed[name])
         elif spec.name not in sources:
@@ -69,7 +71,7 @@ def attach(skeleton: ir.Model, component: Component, *, embedding: ir.Value) -> 
 def _parse(component: Component, opset: int) -> ir.Graph:
     assert component.front_end is not None
     text = component.front_end.text
-    inputs = [spec for spec in component.inputs if not spec.name.startswith(_CACHE)]
+    inputs = [spec for spec in component.inputs if not cache.is_past(spec.name)]
     signature = [f"{_TYPES[spec.dtype]}[{', '.join(map(str, spec.shape))}] {spec.name}" for spec in inputs]
     if "(embedding" in text:
         signature.append("float[vocabulary, hidden] embedding")

@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-_PAST, _PRESENT = "past_key_values.", "present."
+from vlm_export.spec import cache
+
 _Own = tuple[dict[str, ir.Value], dict[str, ir.Value], dict[str, ir.Value]]  # weights, past, present
 _SHAPE_ONLY = ("Shape", "Size")  # their outputs are the same in every layer: one symbol means one size
 
@@ -41,7 +42,8 @@ class NotRepeatable(Exception):
 class _Layer:
     """What belongs to one traced layer: its weights and its cache by name within it, and its hidden state.
 
-    A name within a layer begins with the position within a period: `0.self_attn.q_proj.weight`, `0.key`.
+    A name within a layer begins with the position within a period: `0.self_attn.q_proj.weight`; one of the cache is
+    that of the same part in layer 0: `0.past_conv.0`.
     """
 
     weights: dict[str, ir.Value]
@@ -63,7 +65,7 @@ def repeat_layers(
 ) -> int:
     """Repeat layer 1 of the stack whose weights are named `{path}.{layer}.…`, until there are `layers`.
 
-    With `cached`, `past_key_values.{layer}.…` and `present.{layer}.…` are the layers' own. New inputs and outputs
+    With `cached`, the parts of the cache are the layers' own. New inputs and outputs
     follow the others. With a `period` above 1, that many layers are repeated together; `leading` ones come before the
     first of them. Returns how many layers were added.
 
@@ -79,12 +81,12 @@ def repeat_layers(
         for part, weight in second.weights.items():
             copies[weight] = _input(graph, weight, f"{path}.{_of_layer(part, index)}")
         for part, past in second.past.items():
-            copies[past] = _input(graph, past, f"{_PAST}{_of_layer(part, index)}")
+            copies[past] = _input(graph, past, _cache_of_layer(part, index))
         clones = [_clone(node, copies, f"{path}.{index}") for node in nodes]
         graph.insert_after(anchor, clones)
         anchor = clones[-1]
         for part, present in second.present.items():
-            copies[present].name = f"{_PRESENT}{_of_layer(part, index)}"
+            copies[present].name = _cache_of_layer(part, index)
             graph.outputs.append(copies[present])
         hidden = copies[second.hidden]
     _continue_from(graph, second.hidden, hidden, users)
@@ -93,9 +95,15 @@ def repeat_layers(
 
 
 def _of_layer(part: str, index: int) -> str:
-    """The name within a layer (`0.key`) as that of a layer from `index` on (`6.key`)."""
+    """The name within a layer (`0.norm.weight`) as that of a layer from `index` on (`6.norm.weight`)."""
     position, rest = part.split(".", 1)
     return f"{index + int(position)}.{rest}"
+
+
+def _cache_of_layer(part: str, index: int) -> str:
+    """The name within a layer of a part of the cache (`1.past_conv.0`) as that of a layer (`past_conv.7`)."""
+    position, name = part.split(".", 1)
+    return cache.at_layer(name, index + int(position))
 
 
 def _find_layers(
@@ -122,17 +130,21 @@ def _find_layers(
 def _own_values(graph: ir.Graph, path: str, indices: range, cached: bool) -> _Own:
     """The weights, cache inputs and cache outputs of a traced layer, by their names within it."""
 
-    def named(values: Iterable[ir.Value], prefix: str) -> dict[str, ir.Value]:
-        pattern = re.compile(re.escape(prefix) + r"(\d+)\.(.+)")
-        matches = ((pattern.match(str(value.name)), value) for value in values)
-        return {f"{int(m[1]) - indices[0]}.{m[2]}": value for m, value in matches if m and int(m[1]) in indices}
+    def of_cache(values: Iterable[ir.Value], is_part: Callable[[str], bool]) -> dict[str, ir.Value]:
+        parts = ((str(value.name), value) for value in values if cached and is_part(str(value.name)))
+        layers = ((cache.layer_of(name), name, value) for name, value in parts)
+        return {
+            f"{layer - indices[0]}.{cache.at_layer(name, 0)}": value
+            for layer, name, value in layers
+            if layer is not None and layer in indices
+        }
 
-    weights = named(graph.inputs, f"{path}.")
+    pattern = re.compile(re.escape(f"{path}.") + r"(\d+)\.(.+)")
+    matches = ((pattern.match(str(value.name)), value) for value in graph.inputs)
+    weights = {f"{int(m[1]) - indices[0]}.{m[2]}": value for m, value in matches if m and int(m[1]) in indices}
     if not any(weight.uses() for weight in weights.values()):
         raise NotRepeatable(f"the graph uses no weight of layer {indices[0]}")
-    past = named(graph.inputs, _PAST) if cached else {}
-    present = named(graph.outputs, _PRESENT) if cached else {}
-    return weights, past, present
+    return weights, of_cache(graph.inputs, cache.is_past), of_cache(graph.outputs, cache.is_present)
 
 
 def _passages(graph: ir.Graph, own: _Own) -> list[ir.Value]:

@@ -1,5 +1,6 @@
 /**
- * A decoder's cache: tensors `[batch, kv_heads, tokens, head_dim]` by the names of the graph's inputs.
+ * A decoder's cache: tensors by the names of the graph's inputs. Keys and values of attention layers are
+ * `[batch, kv_heads, tokens, head_dim]`; other layers keep a state of one size, `past_conv.0` `[batch, …]`.
  *
  * @typedef {import('./graphs.js').Graph} Graph
  * @typedef {import('onnxruntime-common').TensorConstructor} TensorConstructor
@@ -8,7 +9,8 @@
 
 import { Tensor, env } from '@huggingface/transformers';
 
-const PAST = 'past_key_values.';
+const PAST = 'past_';
+const PAST_OF_ATTENTION = 'past_key_values';
 const CROSS = '.encoder.'; // of the image: the same in every row, and for every token
 /** @type {Record<string, Float32ArrayConstructor | Float16ArrayConstructor | Uint16ArrayConstructor>} of their numbers */
 const TYPES = {
@@ -27,7 +29,8 @@ export function empty_cache(decoder, batch) {
         .filter(({ name }) => name.startsWith(PAST))
         .map(({ name, type, shape }) => {
             const dims = shape.map((size) => (typeof size === 'number' ? size : size === 'batch_size' ? batch : 0));
-            return [name, new Tensor(type, new TYPES[type](0), dims)];
+            const size = dims.reduce((product, size) => product * size, 1);
+            return [name, new Tensor(type, new TYPES[type](size), dims)];
         });
     return Object.fromEntries(entries);
 }
@@ -37,7 +40,8 @@ export function empty_cache(decoder, batch) {
  * @returns {number} how many tokens it holds
  */
 export function past_length(cache) {
-    const name = /** @type {string} */ (Object.keys(cache).find((key) => !key.includes(CROSS)));
+    const of_attention = Object.keys(cache).filter((key) => key.startsWith(PAST_OF_ATTENTION));
+    const name = /** @type {string} */ (of_attention.find((key) => !key.includes(CROSS)));
     return cache[name].dims[2];
 }
 
@@ -54,7 +58,9 @@ export function next_cache(outputs, past) {
         if (!output.startsWith('present')) {
             continue;
         }
-        const name = output.replace('present', 'past_key_values');
+        const name = output.startsWith('present.')
+            ? output.replace('present', PAST_OF_ATTENTION)
+            : output.replace('present_', PAST);
         const keep = name.includes(CROSS) && past[name]?.dims[2] > 0;
         cache[name] = keep ? past[name] : tensor;
         release(keep ? tensor : past[name]);

@@ -152,7 +152,7 @@ export class VisionLanguageModel {
      * @param {number[][]} [inputs.grids] lines and columns of cells of each image, for models whose images have grids
      * @param {number} [inputs.shift] what the last run gave, for these models
      * @returns {Promise<import('./layouts.js').Run>} logits `[batch, 1, vocabulary] float32` of the last token, the cache,
-     *     by `past_key_values.*` names, `[batch, kv_heads, tokens, head_dim]`, and the shift of places
+     *     by the names of the decoder's inputs, and the shift of places
      */
     async forward(inputs) {
         check_keys('forward()', inputs, ['input_ids', 'image_features', 'grids', 'past_key_values', 'shift']);
