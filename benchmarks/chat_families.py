@@ -26,6 +26,17 @@ from vlm_export.models.library import without_weights
 
 _QWEN = {"image_token_id": 300, "video_token_id": 301, "vision_start_token_id": 302, "vision_end_token_id": 303}
 _QWEN_TEXT = {"vocab_size": 151936, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+_LFM2 = {
+    "model_type": "lfm2",
+    "vocab_size": 65536,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+    "num_hidden_layers": 16,
+    "num_key_value_heads": 8,
+    "full_attn_idxs": [2, 5, 8, 10, 12, 14],
+}
+_NAFLEX = {"model_type": "siglip2_vision_model", "num_patches": 256, "patch_size": 16, "vision_use_head": False}
 MODELS: dict[str, dict[str, Any]] = {
     "qwen2-vl-2b": {
         "model_type": "qwen2_vl",
@@ -76,9 +87,27 @@ MODELS: dict[str, dict[str, Any]] = {
         "image_token_id": 300,
         "video_token_id": 301,
     },
+    "lfm2-vl-450m": {
+        "model_type": "lfm2_vl",
+        "text_config": {**_LFM2, "hidden_size": 1024, "intermediate_size": 6656, "num_attention_heads": 16},
+        "vision_config": {**_NAFLEX, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12},
+        "image_token_id": 300,
+    },
+    "lfm2-vl-1.6b": {
+        "model_type": "lfm2_vl",
+        "text_config": {**_LFM2, "hidden_size": 2048, "intermediate_size": 12288, "num_attention_heads": 32},
+        "vision_config": {
+            **_NAFLEX,
+            "hidden_size": 1152,
+            "intermediate_size": 4304,
+            "num_hidden_layers": 27,
+            "num_attention_heads": 16,
+        },
+        "image_token_id": 300,
+    },
 }
 _RECIPE = "name: {name}\nmodel: {model}\nlayout: chat\ndtypes: [{dtype}]\n"
-_PROCESSORS = {"glm_ocr": "Glm46VImageProcessor"}
+_PROCESSORS = {"glm_ocr": "Glm46VImageProcessor", "lfm2_vl": "Lfm2VlImageProcessor"}
 
 
 def write(folder: Path, config: dict[str, Any]) -> int:
@@ -90,13 +119,14 @@ def write(folder: Path, config: dict[str, Any]) -> int:
     _write_config(folder, loaded.to_dict() | {"architectures": [type(model).__name__], "dtype": "bfloat16"})
     _write_tokenizer(folder, loaded.get_text_config().vocab_size)
     vision = loaded.vision_config
-    processor = {
-        "image_processor_type": _PROCESSORS.get(config["model_type"], "Qwen2VLImageProcessor"),
-        "patch_size": vision.patch_size,
-        "merge_size": vision.spatial_merge_size,
-        "temporal_patch_size": vision.temporal_patch_size,
-        "size": {"shortest_edge": 3136, "longest_edge": 401408},
-    }
+    processor: dict[str, Any] = {"image_processor_type": _PROCESSORS.get(config["model_type"], "Qwen2VLImageProcessor")}
+    if hasattr(vision, "spatial_merge_size"):
+        processor |= {
+            "patch_size": vision.patch_size,
+            "merge_size": vision.spatial_merge_size,
+            "temporal_patch_size": vision.temporal_patch_size,
+            "size": {"shortest_edge": 3136, "longest_edge": 401408},
+        }
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     sizes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     _write_weights(folder, {name: _random(name, size, "BF16") for name, size in sizes.items()})

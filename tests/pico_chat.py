@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoModelForImageTextToText,
     CLIPImageProcessor,
     DeepseekVLImageProcessor,
@@ -27,6 +29,7 @@ from transformers import (
     SiglipImageProcessor,
 )
 
+from vlm_export import patches
 from vlm_export.families.registry import find_family
 
 IMAGE_TOKEN = "<image>"
@@ -66,7 +69,7 @@ TEXTS: dict[str, dict[str, Any]] = {
     },
 }
 ADAPTED = (
-    r".*(language|text)_model.*\.(q_proj|v_proj|down_proj)|.*vision_.*\.q_proj"
+    r".*(language|text)_model.*\.(q_proj|v_proj|down_proj|w2|conv\.(in_proj|out_proj))|.*vision_.*\.q_proj"
     r"|.*(vision_|visual\.).*\.qkv|.*visual\.merger\.(mlp\.0|linear_fc1|proj)|.*(multi_modal_projector|vision_projection)\.(linear_1|linear|multimodal_projector)|.*aligner\.linear1|.*connector.*\.proj"
 )
 
@@ -436,6 +439,81 @@ def write_lighton_ocr(folder: Path, tied: bool = True) -> Path:
     (folder / "processor_config.json").write_text(json.dumps(processor))
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     return folder
+
+
+def lfm2_vl_config(layers: int = 6, **settings: Any) -> Any:
+    """4 pixels a patch, 8 a cell; layers of a short convolution and of attention take turns."""
+    vision = AutoConfig.for_model(
+        "siglip2_vision_model",
+        hidden_size=24,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        patch_size=4,
+        num_patches=16,
+        vision_use_head=False,
+    )
+    text = AutoConfig.for_model(
+        "lfm2",
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        block_auto_adjust_ff_dim=False,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        layer_types=["conv", "full_attention"] * (layers // 2),
+        initializer_range=0.2,
+        bos_token_id=256,
+        eos_token_id=256,
+        pad_token_id=256,
+    )
+    return AutoConfig.for_model(
+        "lfm2_vl",
+        vision_config=vision.to_dict(),
+        text_config=text.to_dict(),
+        image_token_id=257,
+        projector_hidden_size=40,
+        **settings,
+    )
+
+
+def write_lfm2_vl(folder: Path, tied: bool = True, **settings: Any) -> Path:
+    """A LFM2-VL checkpoint, whose template and tokenizer both write the token that begins a text."""
+    save_model(folder, lfm2_vl_config(tie_word_embeddings=tied, **settings))
+    tiles = [(1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (3, 1), (4, 1)]
+    around = ["<|image_start|>", "<|image_end|>", "<|img_thumbnail|>"]
+    made = tokenizer([IMAGE_TOKEN, *around, *(f"<|img_row_{row}_col_{column}|>" for row, column in tiles)])
+    made._tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{pico.END} $A", pair=f"{pico.END} $A $B", special_tokens=[(pico.END, 256)]
+    )
+    made.save_pretrained(folder)
+    processor = {
+        "image_processor_type": "Lfm2VlImageProcessorFast",
+        "processor_class": "Lfm2VlProcessor",
+        "do_resize": True,  # as transformers saves them, which looks at neither
+        "size": {"height": 16, "width": 16},
+        "encoder_patch_size": 4,
+        "downsample_factor": 2,
+        "tile_size": 16,
+        "min_tiles": 2,
+        "max_tiles": 4,
+        "min_image_tokens": 2,
+        "max_image_tokens": 6,
+        "max_pixels_tolerance": 1.5,
+        "use_thumbnail": True,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    (folder / "chat_template.jinja").write_text("{{ bos_token }}" + TEMPLATE)
+    return folder
+
+
+def lfm2_vl_image_processor(settings: dict[str, Any]) -> Any:
+    """transformers' own, whether torchvision is installed or not."""
+    with tempfile.TemporaryDirectory() as folder, patches.image_processor_without_torchvision("Lfm2VlImageProcessor"):
+        Path(folder, "preprocessor_config.json").write_text(json.dumps(settings))
+        return AutoImageProcessor.from_pretrained(folder, backend="pil")
 
 
 def save_model(folder: Path, config: Any, *, seed: int = 0) -> None:

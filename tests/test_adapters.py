@@ -26,6 +26,7 @@ from transformers import (
     AutoConfig,
     GotOcr2ForConditionalGeneration,
     InternVLForConditionalGeneration,
+    Lfm2VlForConditionalGeneration,
     LlavaForConditionalGeneration,
     Mistral3ForConditionalGeneration,
     VisionEncoderDecoderModel,
@@ -158,6 +159,16 @@ BASES = {
         embedding="embed_tokens",
         patches="patch_conv",
         tower=r"vision_tower.*\.up_proj",
+        bridge="multi_modal_projector.linear_1",
+    ),
+    "lfm2_vl": Base(
+        write=pico_chat.write_lfm2_vl,
+        load=load_by(Lfm2VlForConditionalGeneration),
+        attention=("q_proj", "k_proj", "v_proj", "out_proj", "in_proj"),  # of short convolutions too, and of the tower
+        with_bias="linear_2",
+        embedding="embed_tokens",
+        patches="patch_embedding",
+        tower=r"vision_tower.*\.(fc1|fc2)",
         bridge="multi_modal_projector.linear_1",
     ),
     "vision_encoder_decoder": Base(

@@ -26,7 +26,6 @@ from transformers import AutoModelForImageTextToText, GotOcr2ImageProcessor, Got
 from transformers.utils import import_utils
 
 from vlm_export.apps.load import load
-from vlm_export.contract import GRID_TYPES
 from vlm_export.dtypes import FP32
 from vlm_export.errors import InputError
 from vlm_export.families.registry import find_family
@@ -74,6 +73,7 @@ KINDS: dict[str, Callable[[Path], Path]] = {
     "smolvlm, smolvlm_vision, llama": lambda folder: pico_chat.write_tiled(folder, "smolvlm"),
     "mistral3, pixtral, ministral3": pico_chat.write_mistral3,
     "lighton_ocr, pixtral, qwen3": pico_chat.write_lighton_ocr,
+    "lfm2_vl, siglip2_vision_model, lfm2": pico_chat.write_lfm2_vl,
 }
 EXPORTED = ("fp32", "fp16", "int8", "q8")
 GOLDEN = {"images": ["images/*.png"], "prompts": [pico_chat.CONVERSATION, "<image>a cat", "is <image> a cat?"]}
@@ -168,7 +168,7 @@ def simplified(made: Exported, component: str) -> dict[str, Any]:
 
 @pytest.mark.verifies(
     "llava llava_onevision fast_vlm internvl got_ocr2 deepseek_vl idefics3 smolvlm qwen2_vl qwen2_5_vl qwen3_vl "
-    "glm_ocr mistral3 lighton_ocr",
+    "glm_ocr mistral3 lighton_ocr lfm2_vl",
     "chat",
     ort="fp32 fp16 int8 q8",
     node="fp32 fp16 int8 q8",
@@ -185,23 +185,35 @@ def test_verifies_in_both_runtimes(exported: Exported) -> None:
 
 
 @pytest.mark.verifies(
-    "llava fast_vlm smolvlm qwen2_vl qwen2_5_vl qwen3_vl glm_ocr mistral3 lighton_ocr", "chat", wasm="fp32"
+    "llava fast_vlm smolvlm qwen2_vl qwen2_5_vl qwen3_vl glm_ocr mistral3 lighton_ocr lfm2_vl", "chat", wasm="fp32"
 )
 @pytest.mark.parametrize(
     "model_type",
-    ["llava", "fast_vlm", "smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm_ocr", "mistral3", "lighton_ocr"],
+    [
+        "llava",
+        "fast_vlm",
+        "smolvlm",
+        "qwen2_vl",
+        "qwen2_5_vl",
+        "qwen3_vl",
+        "glm_ocr",
+        "mistral3",
+        "lighton_ocr",
+        "lfm2_vl",
+    ],
 )
 def test_in_a_browser(model_type: str, make: Callable[[str], Exported]) -> None:
     made = make(next(kind for kind in KINDS if kind.startswith(f"{model_type},")))
     golden = load_golden(made.recipe.golden_dir)
+    case = {name.removeprefix("case0/"): value for name, value in golden.tensors.items() if name.startswith("case0/")}
     item = Item(
         golden.image_paths()[0],
         golden.tensors["case0/pixel_values"],
         golden.facts.text,
-        size=picture_size(made.work.repo, golden.tensors["case0/image_grid_thw"]) if model_type in GRID_TYPES else None,
+        size=picture_size(made.work.repo, case, golden.image_paths()[0]),
     )
-    # The processor that makes tiles resizes in a graph, which looks for a GPU first.
-    logs = ["warning: No available adapters."] if model_type == "smolvlm" else []
+    # The processors that make tiles resize in a graph, which looks for a GPU first.
+    logs = ["warning: No available adapters."] if model_type in ("smolvlm", "lfm2_vl") else []
     seen = visit(made.work.repo, "chat", [item], "fp32", logs=logs)
     assert seen.dtypes == {"fp32"}
     assert tokens(seen) == [golden.facts.images[0].token_ids]
@@ -252,8 +264,8 @@ def test_the_template_is_the_client_s_own(exported: Exported, tmp_path: Path) ->
 
 def test_the_adapter_was_everywhere(exported: Exported) -> None:
     adapted = "\n".join(json.loads((exported.work.merged / "merge.json").read_text())["layers"])
-    for place in ("layers.1.self_attn.v_proj", "layers.0.mlp.down_proj"):
-        assert place in adapted
+    assert "layers.1.self_attn.v_proj" in adapted
+    assert re.search(r"layers\.0\.(mlp\.down_proj|feed_forward\.w2)", adapted)
     assert re.search("vision|visual", adapted)
     assert re.search("projector|projection|connector|merger|downsample|aligner", adapted)
 

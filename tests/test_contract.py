@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoImageProcessor
 
-from vlm_export import contract
+from vlm_export import contract, patches
 from vlm_export.runtime.drivers import choose_driver
 from vlm_export.web.node_runtime import node_home, scripts_home
 
@@ -74,6 +74,7 @@ def test_the_image_processors_are_those_of_transformers_js() -> None:
     command = ["node", "--input-type=module", "--eval", code]
     made = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     beside = {"tiles": {"pixel_attention_mask"}, "patches": {"image_grid_thw"}}
+    beside["patched tiles"] = {"pixel_attention_mask", "spatial_shapes"}
     for name, kind in contract.IMAGE_PROCESSORS.items():
         assert set(made[name]) & set.union(*beside.values()) == beside.get(kind.cut, set()), name
 
@@ -81,7 +82,8 @@ def test_the_image_processors_are_those_of_transformers_js() -> None:
 @pytest.mark.parametrize("name", [name for name, kind in contract.IMAGE_PROCESSORS.items() if not kind.fills])
 def test_the_defaults_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": name}))
-    settings = AutoImageProcessor.from_pretrained(tmp_path, backend="pil").to_dict()
+    with patches.image_processor_without_torchvision(name):
+        settings = AutoImageProcessor.from_pretrained(tmp_path, backend="pil").to_dict()
     defaults = contract.IMAGE_PROCESSORS[name].defaults
     assert json.loads(json.dumps({key: settings[key] for key in defaults})) == defaults
 

@@ -98,8 +98,9 @@ class PyTorch:
     def model_inputs(self, images: Sequence[Path], text: str) -> dict[str, np.ndarray]:
         if len(images) == 1:
             return self.preprocessor.model_inputs(images[0], text)
+        pictures = [[open_image(path) for path in images]]
         made = self.preprocessor.processor(
-            images=[[open_image(path) for path in images]], text=[text], return_tensors="np"
+            images=pictures, text=[text], return_tensors="np", **getattr(self.preprocessor, "call", {})
         )
         wanted = {**self.preprocessor.input_dtypes, **getattr(self.preprocessor, "beside", {})}
         return {name: np.asarray(made[name]).astype(dtype) for name, dtype in wanted.items()}
@@ -182,6 +183,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     add_tiled(made)
     add_cells(made)
     add_patches(made)
+    add_patched_tiles(made)
     add_encoder_decoder(made)
     add_florence(made)
     path = folder / "suite.json"
@@ -285,6 +287,21 @@ def add_patches(suite: Suite) -> None:
         suite.add(
             name, exported.work.repo, pytorch, [tuple(images)], settings, prompt, from_files=True, max_new_tokens=10
         )
+
+
+def add_patched_tiles(suite: Suite) -> None:
+    """The same of tiles of any proportions, for a decoder that keeps states: pictures that nobody resizes or cuts."""
+    folder = suite.folder / "lfm2_vl-made"
+    pico_chat.write_lfm2_vl(folder / "checkpoint")
+    exported = merged(folder)
+    exported.export("chat")
+    pytorch = PyTorch(exported)
+    small, wide = pytorch.images[0], folder / "wide.png"
+    Image.fromarray(np.random.default_rng(1).integers(0, 255, (8, 40, 3), dtype=np.uint8)).save(wide)
+    for images in ((wide,), (small, wide)):
+        prompt = "is " + "<image> " * len(images) + "a cat?"
+        name = f"lfm2_vl, {len(images)} pictures"
+        suite.add(name, exported.work.repo, pytorch, [images], [{}, BEAMS], prompt, from_files=True, max_new_tokens=10)
 
 
 def add_encoder_decoder(suite: Suite) -> None:

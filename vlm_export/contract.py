@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 LayoutName = Literal["captioner", "chat", "tasks", "components"]
 # What an image processor makes of pictures: all of one size; tiles of a larger one; pictures of their own proportions,
-# whose sides are whole cells; such pictures, taken apart into patches. A cell's features are one row.
-Cut = Literal["whole", "tiles", "cells", "patches"]
+# whose sides are whole cells; such pictures, taken apart into patches; tiles of any proportions, taken apart into
+# patches. A cell's features are one row.
+Cut = Literal["whole", "tiles", "cells", "patches", "patched tiles"]
 
 
 # By `model_type` of config.json: which graphs there are, and the way that they are fed.
@@ -31,6 +32,7 @@ MODEL_TYPES: dict[str, LayoutName] = {
     "glm_ocr": "chat",
     "mistral3": "chat",
     "lighton_ocr": "chat",
+    "lfm2_vl": "chat",
     "florence2": "tasks",
     "prefix_conditioning_vlm": "components",  # by no class of its own, but by vlm_export/js
 }
@@ -47,7 +49,8 @@ class ImageProcessorKind:
     Attributes:
         defaults: what transformers' class takes for a setting that is not in `preprocessor_config.json`, beside those
             that all have.
-        cut: what it makes of pictures; tiles come with a mask, patches with a grid.
+        cut: what it makes of pictures; tiles come with a mask, patches with a grid, patches of tiles with a mask and
+            with the shape of each tile.
         inert: settings on which transformers acts and transformers.js does not.
         counts_frames: whether the numbers of pixels that patches may have are those of all frames, and a picture
             smaller than a cell is enlarged first.
@@ -64,6 +67,11 @@ class ImageProcessorKind:
     wanted: Mapping[str, Any] = field(default_factory=dict)
     fills: bool = False
     text_first: bool = False
+
+    @property
+    def own_sizes(self) -> bool:
+        """Whether sizes of what it makes follow from those of a picture."""
+        return self.cut in ("cells", "patches", "patched tiles")
 
 
 _OPENAI_CLIP = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
@@ -133,6 +141,24 @@ IMAGE_PROCESSORS: dict[str, ImageProcessorKind] = {
         },
         fills=True,
     ),
+    "Lfm2VlImageProcessor": ImageProcessorKind(
+        {
+            **_IMAGENET_STANDARD,
+            "resample": 2,
+            "downsample_factor": 2,
+            "do_image_splitting": True,
+            "min_tiles": 2,
+            "max_tiles": 10,
+            "use_thumbnail": True,
+            "min_image_tokens": 64,
+            "max_image_tokens": 256,
+            "encoder_patch_size": 16,
+            "tile_size": 512,
+            "max_pixels_tolerance": 2.0,
+        },
+        cut="patched tiles",
+        inert=("do_resize", "size", "do_pad", "max_num_patches"),  # it resizes and pads always, to sizes of its own
+    ),
 }
 # A key of config.json: the image's features stand before the text, and have no ids. Ours: transformers.js keeps it.
 PREFIX = "prefix_conditioning"
@@ -156,8 +182,8 @@ SUFFIXES = {
 _BY_FIELD = {
     "num_hidden_layers": (
         "afmoe apertus arcee cohere cohere2 ernie4_5 falcon gemma gemma2 gemma3_text glm glm_ocr_text gpt_neox gpt_oss "
-        "granite helium hunyuan_v1_dense llama llama4_text ministral ministral3 mistral mobilellm nanochat olmo olmo2 "
-        "olmo3 opt phi phi3 qwen2 qwen2_5_vl_text qwen2_moe qwen2_vl_text qwen3 qwen3_moe qwen3_vl_moe_text "
+        "granite helium hunyuan_v1_dense lfm2 llama llama4_text ministral ministral3 mistral mobilellm nanochat olmo "
+        "olmo2 olmo3 opt phi phi3 qwen2 qwen2_5_vl_text qwen2_moe qwen2_vl_text qwen3 qwen3_moe qwen3_vl_moe_text "
         "qwen3_vl_text smollm3 solar_open stablelm starcoder2 vaultgemma youtu"
     ),
     "n_layer": "bloom codegen gpt2 gpt_bigcode gptj jais",

@@ -12,16 +12,22 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from types import MethodType
+from types import MethodType, ModuleType
 from typing import Any
 
+import torch
 import transformers.models.pixtral
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
-from transformers import PretrainedConfig
+from transformers import Lfm2VlConfig, PretrainedConfig
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 from transformers.models.bart.modeling_bart import BartAttention
 from transformers.models.trocr.modeling_trocr import TrOCRAttention
 from transformers.utils.import_utils import is_torchvision_available
+
+_MODES = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
 
 
 @contextmanager
@@ -136,3 +142,57 @@ def _pixtral_processor() -> type:
         return importlib.import_module(f"{package}.processing_pixtral").PixtralProcessor
     finally:
         del sys.modules[wanted]
+
+
+@contextmanager
+def image_processor_without_torchvision(name: str | None) -> Iterator[None]:
+    """Within, transformers has its image processor of LFM2-VL where torchvision is not installed, if that is the one.
+
+    There is none for Pillow, and the other wants torchvision for two steps: what that hands to torch, torch is given
+    here. Drop this when there is one for Pillow (transformers 5.23 has none).
+    """
+    if is_torchvision_available() or (name or "").removesuffix("Fast") != "Lfm2VlImageProcessor":
+        yield
+        return
+    known = IMAGE_PROCESSOR_MAPPING._extra_content
+    known[Lfm2VlConfig] = {"pil": _lfm2_vl_image_processor()}
+    try:
+        yield
+    finally:
+        del known[Lfm2VlConfig]
+
+
+@cache
+def _lfm2_vl_image_processor() -> type:
+    wanted = "torchvision.transforms.v2"
+    module = ModuleType(wanted)
+    module.functional = ModuleType(f"{wanted}.functional")  # type: ignore[attr-defined] # names types, which nobody asks
+    sys.modules[wanted] = module
+    try:
+        found: Any = importlib.import_module("transformers.models.lfm2_vl.image_processing_lfm2_vl")
+    finally:
+        del sys.modules[wanted]
+    library = found.Lfm2VlImageProcessor
+    return type(library.__name__, (library, _StepsOnTorch), {})
+
+
+class _StepsOnTorch(TorchvisionBackend):
+    """The two steps of an image processor that torchvision takes, as it takes them on a CPU.
+
+    Source: torchvision 0.28, `resize_image` and `normalize_image` in `transforms/v2/functional`.
+    """
+
+    def resize(self, image: Tensor, size: Any, resample: Any = None, antialias: bool = True, **_: Any) -> Tensor:
+        """`[…, 3, h, w] uint8` to height and width of `size`, by torch's own filters."""
+        wanted = (size.height, size.width)
+        if tuple(image.shape[-2:]) == wanted:
+            return image
+        mode = _MODES[Image.Resampling.BILINEAR if resample is None else Image.Resampling(resample)]
+        pictures = image.reshape(-1, *image.shape[-3:])
+        made = functional.interpolate(pictures, size=wanted, mode=mode, align_corners=False, antialias=antialias)
+        return made.reshape(*image.shape[:-2], *wanted)
+
+    def normalize(self, image: Any, mean: Any, std: Any, *_: Any, **__: Any) -> Any:
+        """`[…, 3, h, w] float32` by a mean and a deviation of each channel."""
+        means, deviations = (torch.as_tensor(values, dtype=image.dtype).view(-1, 1, 1) for values in (mean, std))
+        return (image - means) / deviations

@@ -22,6 +22,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 from transformers import CONFIG_MAPPING, AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
+from vlm_export import patches
 from vlm_export.errors import InputError, blamed_on, shown
 from vlm_export.forms.reading import json_of, needed_json_of, template_of
 from vlm_export.own_files import check_files, own_file
@@ -311,7 +312,8 @@ def _is_of_the_library(config: Mapping[str, Any]) -> bool:
 def _load_image_processor(settings: Mapping[str, Any]) -> Any:
     with tempfile.TemporaryDirectory(prefix="vlm-export-") as folder:
         Path(folder, _PREPROCESSOR).write_text(json.dumps(dict(settings)), encoding="utf-8")
-        return AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
+        with patches.image_processor_without_torchvision(settings.get("image_processor_type")):
+            return AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
 
 
 def _processor_class(name: str) -> Any:
@@ -334,7 +336,7 @@ class ChatProcessor:
     `processor_config.json` for the rest, under the settings of `processor`. Beside them lie the checkpoint's other
     files that `AutoProcessor` reads: `config.json`, or `config` in its place, decides which class the tokenizer is of,
     and so how it splits a text. `input_dtypes` are the arrays that the client feeds, and their types; `beside` those
-    that transformers' class wants beside them.
+    that transformers' class wants beside them, `call` what its processor is told with each image and text.
     """
 
     keeps_tokens: bool = False
@@ -348,9 +350,11 @@ class ChatProcessor:
         processor_class: str,
         config: Mapping[str, Any] | None = None,
         beside: Mapping[str, type[np.generic]] | None = None,
+        call: Mapping[str, Any] | None = None,
         **processor: Any,
     ):
         self.input_dtypes = input_dtypes
+        self.call = call or {}
         self.beside = beside or {}
         named = {"processor_class": processor_class}
         files = {_PREPROCESSOR: {**settings, **named}, _PROCESSOR: {**processor_settings(folder), **processor, **named}}
@@ -367,7 +371,8 @@ class ChatProcessor:
             if template is not None:
                 text = json.dumps({"chat_template": template})
                 Path(scratch, "chat_template.json").write_text(text, encoding="utf-8")
-            with blamed_on(f"{folder}: processor"):
+            kind = settings.get("image_processor_type")
+            with blamed_on(f"{folder}: processor"), patches.image_processor_without_torchvision(kind):
                 self.processor = _processor_class(processor_class).from_pretrained(
                     scratch, backend="pil", trust_remote_code=False
                 )
@@ -410,7 +415,7 @@ class ChatProcessor:
         """Those of the processor's arrays for an image and a text that the client feeds, `[1, …]` each."""
         picture = open_image(image)
         with blamed_on(f"{image}: cannot be prepared as processor_config.json and {_PREPROCESSOR} say"):
-            made = self.processor(images=[picture], text=[text], return_tensors="np")
+            made = self.processor(images=[picture], text=[text], return_tensors="np", **self.call)
         return {name: np.asarray(made[name]).astype(dtype) for name, dtype in self.input_dtypes.items()}
 
 

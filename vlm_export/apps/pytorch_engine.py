@@ -244,7 +244,9 @@ class TorchEngine:
         where = f"{self.name}: the prompt"
         text = preprocessor.rendered(messages, where)
         with blamed_on(where):
-            made = preprocessor.processor(images=list(images) or None, text=[text], return_tensors="np")
+            made = preprocessor.processor(
+                images=list(images) or None, text=[text], return_tensors="np", **preprocessor.call
+            )
         wanted = {**preprocessor.input_dtypes, **preprocessor.beside}
         return {name: np.asarray(made[name]).astype(dtype) for name, dtype in wanted.items() if name in made}
 

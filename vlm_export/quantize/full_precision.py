@@ -26,6 +26,7 @@ from vlm_export.quantize.graph_edits import is_float
 PREPARED = f"{PREFIX}{TRACED}"  # pixels, where a graph prepares pictures itself
 _SIZES = ("Shape", "Size")
 _OF_ANGLES = ("Cos", "Sin")
+_OF_PLACES = ("Floor", "Abs")
 _COMPARISONS = ("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal")
 _OF_LAYERS = ("MatMul", "Gemm", "Conv", "LayerNormalization", "BatchNormalization", "Gather")
 
@@ -137,15 +138,15 @@ def _inside(graph: ir.Graph) -> set[ir.Node]:
 
 
 def _of_places(graph: ir.Graph) -> set[ir.Node]:
-    """What numbers that no layer has computed are cut to whole ones of, and all that follows of both alone."""
+    """What whole numbers or distances are made of, if no layer computes it, and all that follows of both alone."""
     counted: set[ir.Node] = set()
     for node in graph:
         if node.op_type in _SIZES or all(value is None or _is_counted(value, counted) for value in node.inputs):
             counted.add(node)
-    floors = [node for node in graph if node.op_type == "Floor" and node in counted]
-    found = _before(floors)
-    numbers = (producer for node in floors if (value := node.inputs[0]) and (producer := value.producer()))
-    waiting = [*floors, *numbers]
+    places = [node for node in graph if node.op_type in _OF_PLACES and node in counted]
+    found = _before(places)
+    numbers = (producer for node in places if (value := node.inputs[0]) and (producer := value.producer()))
+    waiting = [*places, *numbers]
     while waiting:
         behind = {use.node for value in waiting.pop().outputs for use in value.uses()} & counted - found
         found |= behind

@@ -1,7 +1,8 @@
 """The tokens that stand for the images of a prompt, as each kind of processor writes them.
 
 Sources, in transformers 5.23: `models/idefics3/processing_idefics3.py` for tiles, for cells
-`models/pixtral/processing_pixtral.py`, for patches `models/qwen2_vl/processing_qwen2_vl.py`.
+`models/pixtral/processing_pixtral.py`, for patches `models/qwen2_vl/processing_qwen2_vl.py`, for patched tiles
+`models/lfm2_vl/processing_lfm2_vl.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from vlm_export.errors import InputError
 from vlm_export.runtime.images import Grid
 
 _FAKE_TOKEN, _GLOBAL_TAG = "<fake_token_around_image>", "<global-img>"
+_START, _END, _THUMBNAIL = "<|image_start|>", "<|image_end|>", "<|img_thumbnail|>"
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class ImageTokens:
 
     def rows(self, grid: Grid) -> int | None:
         """How many rows of features a picture cut like this has; None where that is for the graph to say."""
+        if self.cut == "patched tiles":
+            return sum(grid.cells)
         return grid.rows * grid.columns if self.cut in ("cells", "patches") else None
 
     def write(self, text: str, grids: Sequence[Grid], rows: Sequence[int]) -> str:
@@ -63,10 +67,20 @@ class ImageTokens:
         tokens = self.token * rows
         if self.cut == "tiles":
             return _tiled(tokens, grid)
+        if self.cut == "patched tiles":
+            return self._patched_tiles(grid)
         if self.cut == "cells":
             line = self.token * grid.columns
             return self.line_end.join([line] * grid.rows) + self.last_line_end
         return tokens
+
+    def _patched_tiles(self, grid: Grid) -> str:
+        """The tokens of each tile behind one that says which it is; of one alone nothing says so."""
+        rows, columns = (range(1, count + 1) for count in (grid.rows, grid.columns))
+        places = [f"<|img_row_{row}_col_{column}|>" for row in rows for column in columns]
+        names = [""] if len(places) == 1 else [*places, _THUMBNAIL]
+        tiles = zip(names, grid.cells, strict=False)
+        return _START + "".join(name + self.token * count for name, count in tiles) + _END
 
 
 def _tiled(tokens: str, tiles: Grid) -> str:

@@ -64,10 +64,14 @@ _INERT_VALUES: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class Grid:
-    """How a picture was cut: rows and columns of tiles or of cells, or 0 and 0 where it is one."""
+    """How a picture was cut: rows and columns of tiles or of cells, or 0 and 0 where it is one.
+
+    `cells` are those of each tile, where tiles have sizes of their own; the last tile may be the whole.
+    """
 
     rows: int
     columns: int
+    cells: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,9 @@ class ImageProcessor:
         """`pixel_values` `[images, 3, H, W] float32`.
 
         Of tiles they are `[1, tiles, 3, E, E] float32`, with a `pixel_attention_mask` `[1, tiles, E, E] bool`; of
-        patches `[patches, channels · frames · P · P] float32`, with an `image_grid_thw` `[1, 3] int64`.
+        patches `[patches, channels · frames · P · P] float32`, with an `image_grid_thw` `[1, 3] int64`; of patched
+        tiles `[tiles, most patches, P · P · channels] float32`, with a `pixel_attention_mask` `[tiles, most patches]
+        int64` and `spatial_shapes` `[tiles, 2] int64`, lines and columns of patches.
 
         Raises:
             InputError: a setting makes no picture of one of them, or several come out in different sizes.
@@ -167,6 +173,8 @@ class ImageProcessor:
         pixels = [np.moveaxis(np.asarray(as_rgb(image)), -1, 0) for image in images]
         if self.cut == "tiles":
             return self._tiled(pixels)
+        if self.cut == "patched tiles":
+            return self._patched_tiles(pixels)
         made = [self._filled(self._scaled(self._framed(picture))) for picture in pixels]
         if self.cut == "patches":
             return self._patches(made)
@@ -283,6 +291,48 @@ class ImageProcessor:
             values[0, index, :, : frame.shape[1], : frame.shape[2]] = frame
             mask[0, index, : frame.shape[1], : frame.shape[2]] = True
         return Processed({"pixel_values": values, "pixel_attention_mask": mask}, tuple(grids))
+
+    def _patched_tiles(self, pictures: Sequence[np.ndarray]) -> Processed:
+        """`Lfm2VlImageProcessor._preprocess` in `models/lfm2_vl/image_processing_lfm2_vl.py`."""
+        settings, cell = self.settings, self.settings["encoder_patch_size"] * self.settings["downsample_factor"]
+        side, factor = settings["encoder_patch_size"], settings["downsample_factor"]
+        tiles: list[np.ndarray] = []
+        grids: list[Grid] = []
+        for picture in pictures:
+            whole = _tokens_size(picture, settings["min_image_tokens"], settings["max_image_tokens"], cell)
+            rows, columns = self._tiles_of(picture, cell)
+            cut = _squares(
+                self._resize(picture, (rows * settings["tile_size"], columns * settings["tile_size"])), rows, columns
+            )
+            if rows * columns == 1:
+                cut = [self._resize(picture, whole)]
+            elif settings["use_thumbnail"]:
+                cut = [*cut, self._resize(picture, whole)]
+            tiles += [self._scaled(tile) for tile in cut]
+            cells = (math.prod(math.ceil(size // side / factor) for size in tile.shape[1:]) for tile in cut)
+            grids.append(Grid(rows, columns, tuple(cells)))
+        most = settings["max_image_tokens"] * factor**2
+        if settings["do_image_splitting"]:
+            most = max(most, (settings["tile_size"] // side) ** 2)
+        values = np.zeros((len(tiles), most, 3 * side**2), dtype=np.float32)
+        mask = np.zeros((len(tiles), most), dtype=np.int64)
+        for index, tile in enumerate(tiles):
+            patches = _line_by_line(tile, side)
+            values[index, : len(patches)], mask[index, : len(patches)] = patches, 1
+        shapes = np.array([[size // side for size in tile.shape[1:]] for tile in tiles], dtype=np.int64)
+        arrays = {"pixel_values": values, "pixel_attention_mask": mask, "spatial_shapes": shapes}
+        return Processed(arrays, tuple(grids))
+
+    def _tiles_of(self, picture: np.ndarray, cell: int) -> tuple[int, int]:
+        """Rows and columns of tiles of one size that `[3, h, w]` is cut into; 1 and 1 where it is not."""
+        settings = self.settings
+        least, most = (settings[name] for name in ("min_tiles", "max_tiles"))
+        height, width = picture.shape[1:]
+        area = math.prod(max(settings["encoder_patch_size"], round(side / cell) * cell) for side in (height, width))
+        splits = settings["do_image_splitting"] and not least == most == 1
+        if not splits or area <= settings["max_image_tokens"] * cell**2 * settings["max_pixels_tolerance"]:
+            return 1, 1
+        return _closest_grid(height, width, least, most, settings["tile_size"])
 
     def _split(self, picture: np.ndarray, edge: int) -> tuple[list[np.ndarray], Grid]:
         """`[3, h, w]` → tiles row by row and then the whole, each `[3, edge, edge]`; one tile alone stays as it is.
@@ -452,6 +502,60 @@ def _area_size(height: int, width: int, least: float, most: float, cell: int) ->
         scale = math.sqrt(least / (height * width))
         rows, columns = (math.ceil(side * scale / cell) for side in (height, width))
     return rows * cell, columns * cell
+
+
+def _tokens_size(picture: np.ndarray, least: int, most: int, cell: int) -> tuple[int, int]:
+    """Height and width in whole cells, so many of them; halves go to the even cell.
+
+    `Lfm2VlImageProcessor.smart_resize` in `models/lfm2_vl/image_processing_lfm2_vl.py`.
+    """
+    height, width = picture.shape[1:]
+    rows, columns = (max(1, round(side / cell)) for side in (height, width))
+    if rows * columns > most:
+        scale = math.sqrt((height * width) / (most * cell**2))
+        rows, columns = (max(1, math.floor(side / scale / cell)) for side in (height, width))
+    elif rows * columns < least:
+        scale = math.sqrt(least * cell**2 / (height * width))
+        rows, columns = (math.ceil(side * scale / cell) for side in (height, width))
+    return rows * cell, columns * cell
+
+
+def _closest_grid(height: int, width: int, least: int, most: int, tile: int) -> tuple[int, int]:
+    """Rows and columns of tiles nearest to the picture's proportions; of equals the larger, if the picture fills half.
+
+    `find_closest_aspect_ratio` in `models/lfm2_vl/image_processing_lfm2_vl.py`: of grids of as many tiles the order is
+    that of Python's sets, by width and height.
+    """
+    ratios = {
+        (columns, rows)
+        for count in range(least, most + 1)
+        for columns in range(1, count + 1)
+        for rows in range(1, count + 1)
+        if least <= columns * rows <= most
+    }
+    best, distance = (1, 1), math.inf
+    for columns, rows in sorted(ratios, key=lambda pair: pair[0] * pair[1]):
+        off = abs(width / height - columns / rows)
+        if off < distance or (off == distance and height * width > 0.5 * tile**2 * columns * rows):
+            best, distance = (columns, rows), off
+    return best[1], best[0]
+
+
+def _squares(picture: np.ndarray, rows: int, columns: int) -> list[np.ndarray]:
+    """`[3, h, w]` as tiles of one size, row by row."""
+    height, width = picture.shape[1] // rows, picture.shape[2] // columns
+    return [
+        picture[:, row * height : (row + 1) * height, column * width : (column + 1) * width]
+        for row in range(rows)
+        for column in range(columns)
+    ]
+
+
+def _line_by_line(tile: np.ndarray, side: int) -> np.ndarray:
+    """`[3, h, w]` → patches line by line `[patches, side · side · 3]`, channels last."""
+    rows, columns = (size // side for size in tile.shape[1:])
+    split = tile.reshape(3, rows, side, columns, side).transpose(1, 3, 2, 4, 0)
+    return split.reshape(rows * columns, -1)
 
 
 def _longest_edge_size(picture: np.ndarray, size: Mapping[str, int]) -> tuple[int, int]:

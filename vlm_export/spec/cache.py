@@ -65,5 +65,5 @@ def at_layer(name: str, layer: int) -> str:
 
 
 def first_with_positions(names: Iterable[str]) -> str | None:
-    """The first part whose axis of positions says how long the past is, not of cross-attention; None if there is none."""
+    """The first part whose axis of positions says how long the past is, if any; not of cross-attention."""
     return next((name for name in names if has_positions(name) and ".encoder." not in name), None)

@@ -103,10 +103,17 @@ def _from_file(
 
 
 def _difference_of_255(run: Verification, found: np.ndarray | None, expected: np.ndarray) -> float | None:
-    """The mean difference of two pictures `[…, 3, H, W]` as the model takes them; None of pictures of two shapes."""
+    """The mean difference of two pictures as the model takes them, `[…, 3, H, W]` or patches `[…, patches, numbers]`.
+
+    None of pictures of two shapes. Patches of zeros, which pad a tile, do not count.
+    """
     if found is None or found.shape != expected.shape:
         return None
     settings = ImageProcessor(run.manifest.in_graph or open_repo(run.repo).preprocessor).settings
     scale = np.array(settings["image_std"] if settings["do_normalize"] else 1.0, dtype=np.float64)
     factor = settings["rescale_factor"] if settings["do_rescale"] else 1.0
-    return float((np.abs(found - expected) * scale.reshape(-1, 1, 1)).mean() / factor)
+    difference = np.abs(found - expected)
+    if difference.ndim < 4:
+        shown = found.any(axis=-1) | expected.any(axis=-1)
+        return float(difference[shown].mean() * scale.mean() / factor)
+    return float((difference * scale.reshape(-1, 1, 1)).mean() / factor)

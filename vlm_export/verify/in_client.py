@@ -96,8 +96,7 @@ def _caption(
     prompt = facts.conversation or client.prompt(facts.text)
     fed = [as_fed(inputs, run.steps)["pixel_values"] for inputs in golden_inputs]
     with tempfile.TemporaryDirectory(prefix="vlm-export-") as scratch:
-        grids = [inputs.get("image_grid_thw") for inputs in golden_inputs]
-        sizes = [None if grid is None else picture_size(run.repo, grid) for grid in grids]
+        sizes = [picture_size(run.repo, *fed) for fed in zip(golden_inputs, paths, strict=True)]
         items = [
             Item(_readable(path, Path(scratch)), pixels, prompt, keep_scores=place < _SCORED_IMAGES, size=size)
             for place, (path, pixels, size) in enumerate(zip(paths, fed, sizes, strict=True))
@@ -113,10 +112,22 @@ def _caption(
         return runtime.caption(run.repo, layout=client.node, dtype=taken, items=items, generation={}, on_item=on_item)
 
 
-def picture_size(repo: Path, grid: np.ndarray) -> tuple[int, int]:
-    """Height and width in pixels of the picture that is a grid `[1, 3]` of patches to this repo's client."""
-    patch = int(open_repo(repo).preprocessor["patch_size"])
-    return int(grid[0, 1]) * patch, int(grid[0, 2]) * patch
+def picture_size(repo: Path, inputs: Arrays, path: Path) -> tuple[int, int] | None:
+    """Height and width in pixels of a picture of which this repo's client makes patches that lie as those of `inputs`.
+
+    None where no pixels are patches. A picture of several tiles, in `path`, is cut as its own size says.
+    """
+    settings = open_repo(repo).preprocessor
+    if "image_grid_thw" in inputs:
+        [[_, rows, columns]], patch = inputs["image_grid_thw"].tolist(), settings["patch_size"]
+        return rows * patch, columns * patch
+    if "spatial_shapes" not in inputs:
+        return None
+    if len(inputs["spatial_shapes"]) > 1:
+        image = open_image(path)
+        return image.height, image.width
+    [[rows, columns]], patch = inputs["spatial_shapes"].tolist(), settings.get("encoder_patch_size", 16)
+    return rows * patch, columns * patch
 
 
 def _readable(path: Path, scratch: Path) -> Path:

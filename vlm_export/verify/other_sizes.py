@@ -29,6 +29,7 @@ from vlm_export.runtime.sessions import (
     cache_length,
     keep_positions,
 )
+from vlm_export.spec.cache import golden_of, has_positions, present_of
 from vlm_export.spec.family import Reference
 from vlm_export.spec.graph import TensorSpec
 from vlm_export.verify import limits
@@ -42,7 +43,8 @@ PADDED = (7, 2, 4)  # tokens of the rows of a padded batch
 _EDGES = (128, 192)  # pixels, where a tower takes images of any size
 _CELLS = (1, 2, 5, 13)  # lines and columns of cells, where it takes patches
 _USUAL_CELLS = {"lines": 2, "columns": 3}
-_GRID = "image_grid_thw"
+_GRID, _SHAPES, _MASK = "image_grid_thw", "spatial_shapes", "pixel_attention_mask"
+_PADDING = 3  # patches behind those of a tile
 _SEED = 0
 _OF_IMAGE = ".encoder."  # in the name of a cache of cross-attention
 
@@ -156,13 +158,20 @@ class Both:
         self.images = (
             tuple(replace(spec, name=PIXELS) for spec in encoder.traced_inputs) if run.steps else encoder.inputs
         )
-        self.takes_patches = any(spec.name.endswith("grid_thw") for spec in self.images)
+        named = {spec.name for spec in self.images}
+        self.takes_grids, self.takes_shapes = not named.isdisjoint(("grid_thw", _GRID)), _SHAPES in named
         self.steps = run.steps
         repo = open_repo(run.repo)
         self.positions = repo.positions
+        self.factor = int(repo.config.get("downsample_factor", 1))  # of the sides of a tile, where it has a shape
         self.image_token = int(repo.config.get("image_token_id", -1))
         self.decoder = next(each for each in reversed(run.components) if each.has_cache)
         self.vocabulary = int(next(spec for spec in self.decoder.outputs if spec.name == "logits").shape[-1])
+
+    @property
+    def takes_patches(self) -> bool:
+        """Whether a picture is fed as its patches, of which it has any number."""
+        return self.takes_grids or self.takes_shapes
 
     @property
     def takes_text_alone(self) -> bool:
@@ -335,21 +344,22 @@ class Both:
         reference = cache_tensors(theirs.past_key_values)
         for name, held in ours.cache.items():
             # transformers' own cache of a windowed layer forgets what is outside it.
-            value, whole = held.numpy(), reference[golden_name(name)].numpy()
-            value = value if _OF_IMAGE in name else value[:, :, -whole.shape[2] :]
-            yield compared(ours.component, name.replace("past_key_values", "present"), value, whole)
+            value, whole = held.numpy(), reference[golden_of(name)].numpy()
+            value = value if _OF_IMAGE in name else _last(value, whole, name)
+            yield compared(ours.component, present_of(name), value, whole)
         yield compared(ours.component, "logits", ours.logits[:, -1], theirs.logits[:, -1].numpy())
 
     def rows(self, ours: DecoderRun, alone: Sequence[Any], lengths: Sequence[int]) -> Iterator[Found]:
         """Each row's own positions, beside those of the row alone."""
         for place, (one, length) in enumerate(zip(alone, lengths, strict=True)):
             taken = slice(place, place + 1)
-            cache = {name: value.numpy()[taken, :, -length:] for name, value in ours.cache.items()}
+            rows = {name: value.numpy()[taken] for name, value in ours.cache.items()}
+            cache = {name: row[:, :, -length:] if has_positions(name) else row for name, row in rows.items()}
             reference = cache_tensors(one.past_key_values)
             for name, value in cache.items():
-                output = f"{name.replace('past_key_values', 'present')} of row {place + 1}"
-                whole = reference[golden_name(name)].numpy()
-                yield compared(ours.component, output, value[:, :, -whole.shape[2] :], whole)
+                output = f"{present_of(name)} of row {place + 1}"
+                whole = reference[golden_of(name)].numpy()
+                yield compared(ours.component, output, _last(value, whole, name), whole)
             output = f"logits of row {place + 1}"
             yield compared(ours.component, output, ours.logits[taken, -1], one.logits[:, -1].numpy())
 
@@ -395,8 +405,10 @@ class Both:
 
         Of patches, as the client is fed them: those of all images, and their grids.
         """
-        if self.takes_patches:
+        if self.takes_grids:
             return self._patches({**_USUAL_CELLS, **sizes})
+        if self.takes_shapes:
+            return self._tiles({**_USUAL_CELLS, **sizes})
         return {spec.name: self._noise(spec, sizes) for spec in self.images}
 
     def _patches(self, sizes: Mapping[str, int]) -> Arrays:
@@ -406,6 +418,16 @@ class Both:
         numbers = int(next(spec for spec in self.images if spec.name == PIXELS).shape[-1])
         patches = self.random.uniform(-1, 1, (images * grid[1] * grid[2], numbers)).astype(np.float32)
         return {PIXELS: patches, _GRID: np.array([grid] * images, dtype=np.int64)}
+
+    def _tiles(self, sizes: Mapping[str, int]) -> Arrays:
+        """A tile an image, with padding behind its patches."""
+        tiles = sizes.get("batch_size", 1) * sizes.get("num_images", 1)
+        shape = [sizes["lines"] * self.factor, sizes["columns"] * self.factor]
+        count = math.prod(shape)
+        numbers = int(next(spec for spec in self.images if spec.name == PIXELS).shape[-1])
+        patches = self.random.uniform(-1, 1, (tiles, count + _PADDING, numbers)).astype(np.float32)
+        mask = np.array([[1] * count + [0] * _PADDING] * tiles, dtype=np.int64)
+        return {PIXELS: patches, _MASK: mask, _SHAPES: np.array([shape] * tiles, dtype=np.int64)}
 
     def _noise(self, spec: TensorSpec, sizes: Mapping[str, int]) -> np.ndarray:
         default = {"height": _EDGES[0], "width": _EDGES[0]}
@@ -431,9 +453,9 @@ def compared(component: str, output: str, value: np.ndarray, reference: np.ndarr
     return Found(component, output, max_relative_error(value, reference))
 
 
-def golden_name(name: str) -> str:
-    """The golden's name of an input `past_key_values.*`."""
-    return name.replace("past_key_values", "cache")
+def _last(value: np.ndarray, reference: np.ndarray, name: str) -> np.ndarray:
+    """As many of a cache's last positions as PyTorch's has; a state as it is."""
+    return value[:, :, -reference.shape[2] :] if has_positions(name) else value
 
 
 def cut(cache: Cache, positions: int) -> Cache:

@@ -13,6 +13,7 @@ export const MODEL_TYPES = Object.freeze({
     glm_ocr: 'chat',
     mistral3: 'chat',
     lighton_ocr: 'chat',
+    lfm2_vl: 'chat',
     florence2: 'tasks',
     prefix_conditioning_vlm: 'components',
 });
@@ -29,6 +30,7 @@ export const IMAGE_PROCESSORS = Object.freeze({
     Qwen2VLImageProcessor: { cut: 'patches', text_first: true },
     Glm46VImageProcessor: { cut: 'patches', text_first: true },
     VLMImageProcessor: { cut: 'whole', text_first: false },
+    Lfm2VlImageProcessor: { cut: 'patched tiles', text_first: false },
 });
 export const GRID_TYPES = Object.freeze(['qwen2_vl', 'qwen2_5_vl', 'qwen3_vl', 'glm_ocr']);
 export const PREFIX = 'prefix_conditioning';

@@ -11,6 +11,8 @@
  *     VisionProcessor  Of transformers.js: some of its classes say which token stands for an image, others by their config.
  * @typedef {import('../index.d.ts').Layout} LayoutName
  * @typedef {Captioner | Chat | Tasks | Components} AnyLayout
+ * @typedef {{ cut: 'whole' | 'tiles' | 'cells' | 'patches' | 'patched tiles', text_first: boolean }} Cutting  What an
+ *     image processor makes of pictures, and whether the processor that holds it takes the text before them.
  *
  * @typedef {object} Asked What the caller gave of image and text.
  * @property {RawImage[]} images
@@ -184,24 +186,29 @@ export class Chat extends Layout {
      * @returns {Promise<Prepared>}
      */
     async prepare(asked) {
-        const ways = { whole: this.#whole_images, tiles: this.#tiles, cells: this.#cells, patches: this.#patches };
-        const prepare = ways[this.#cut];
+        const ways = {
+            whole: this.#whole_images,
+            tiles: this.#tiles,
+            cells: this.#cells,
+            patches: this.#patches,
+            'patched tiles': this.#tiles,
+        };
+        const prepare = ways[this.#cutting.cut];
         const prepared = await prepare.call(this, asked);
         const history = this.prefix_conditioning ? [] : prepared.token_ids;
         return { ...prepared, history };
     }
 
     /** What is made of pictures. An image processor that the contract does not know is one that cuts none. */
-    get #cut() {
+    get #cutting() {
         const { image_processor_type: name } = this.processor.image_processor.config;
-        const known = /** @type {Record<string, { cut: 'whole' | 'tiles' | 'cells' | 'patches' }>} */ (
-            IMAGE_PROCESSORS
-        );
-        return known[name?.replace(/Fast$/, '') ?? '']?.cut ?? 'whole';
+        const known = /** @type {Record<string, Cutting>} */ (IMAGE_PROCESSORS);
+        return known[name?.replace(/Fast$/, '') ?? ''] ?? { cut: 'whole', text_first: false };
     }
 
     /**
-     * The processor knows which tokens stand for the tiles of an image of this size.
+     * The processor knows which tokens stand for the tiles of an image of this size. Patches of tiles come with their
+     * shapes.
      * @param {Asked} asked
      */
     async #tiles(asked) {
@@ -212,8 +219,12 @@ export class Chat extends Layout {
         if (!asked.images.length) {
             return { token_ids: this.#ids(text) };
         }
-        const { input_ids, pixel_values, pixel_attention_mask } = await this.processor(text, asked.images);
-        const pixels = { pixel_values: asked.pixel_values ?? pixel_values, pixel_attention_mask };
+        const {
+            input_ids,
+            attention_mask: _,
+            ...made
+        } = await (this.#cutting.text_first ? this.processor(text, asked.images) : this.processor(asked.images, text));
+        const pixels = { ...made, ...(asked.pixel_values && { pixel_values: asked.pixel_values }) };
         return { token_ids: to_numbers(input_ids), image_features: await this.encode(pixels) };
     }
 
