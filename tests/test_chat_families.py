@@ -219,7 +219,7 @@ def test_in_a_browser(model_type: str, make: Callable[[str], Exported]) -> None:
     assert tokens(seen) == [golden.facts.images[0].token_ids]
 
 
-@pytest.mark.parametrize("model_type", ["qwen3_vl", "lighton_ocr"])
+@pytest.mark.parametrize("model_type", ["qwen3_vl", "lighton_ocr", "lfm2_vl"])
 def test_in_what_people_use(model_type: str, make: Callable[[str], Exported]) -> None:
     check_apps(make(next(kind for kind in KINDS if kind.startswith(f"{model_type},"))), "what is it?")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ from torch.nn import functional
 
 from vlm_export.apps.load import load
 from vlm_export.dtypes import FP32
+from vlm_export.errors import InputError
 from vlm_export.graph.graph_file import save_graph
 from vlm_export.graph.skeleton import make_skeleton
+from vlm_export.layouts.naflex import NaflexChat
 from vlm_export.manifest import load_manifest
 from vlm_export.models import attention
 from vlm_export.models.decoder import Geometry, KeyValues, State
@@ -36,6 +39,7 @@ from vlm_export.runtime.options import Options
 from vlm_export.runtime.repo import open_repo
 from vlm_export.source.checkpoint import build_empty, open_checkpoint
 from vlm_export.spec import cache
+from vlm_export.spec.client import RepoFacts
 from vlm_export.verify import limits
 from vlm_export.verify.client_inputs import OwnFiles
 from vlm_export.verify.golden import load_golden
@@ -223,7 +227,7 @@ def test_settings_with_which_javascript_keeps_proportions(made: Exported, tmp_pa
     config, settings, processor = (json.loads((made.work.repo / f"{name}.json").read_text()) for name in names)
     assert settings["do_resize"] is False and "size" not in settings
     assert settings["image_processor_type"] == "Lfm2VlImageProcessor"
-    assert processor == {"processor_class": "Lfm2VlProcessor", "image_token": "<image>"}
+    assert processor == {"processor_class": "Lfm2VlProcessor"}
     assert config["text_config"]["layer_types"] == ["conv", "full_attention"] * 3
     assert config["image_token_index"] == config["image_token_id"] == 257
     copy = made.copy(tmp_path / "copy")
@@ -231,7 +235,21 @@ def test_settings_with_which_javascript_keeps_proportions(made: Exported, tmp_pa
     path.write_text(json.dumps(settings | {"do_resize": True, "size": {"height": 16, "width": 16}}))
     report = copy.verify("ort", "node")
     found = {(check.runtime, check.metric) for check in report.failures}
-    assert ("node", limits.PIXELS_FROM_FILE) in found and not [each for each in found if each[0] == "ort"]
+    assert ("node", limits.PROMPT_IDS) in found and not [each for each in found if each[0] == "ort"]
+
+
+@pytest.mark.parametrize(
+    ("processor", "token", "said"),
+    [
+        ({"use_image_special_tokens": False}, "<image>", "use_image_special_tokens: false: transformers.js writes"),
+        ({}, "<|image|>", "image_token_id: is '<|image|>', and transformers.js writes '<image>'"),
+    ],
+)
+def test_tokens_that_javascript_does_not_write(processor: dict[str, Any], token: str, said: str) -> None:
+    config = pico_chat.lfm2_vl_config().to_dict()
+    facts = RepoFacts(config, config["text_config"], {}, {}, processor, {}, None, [1], 0, 300, lambda _: token)
+    with pytest.raises(InputError, match=re.escape(said)):
+        NaflexChat().config(facts)
 
 
 def test_several_images_and_turns(made: Exported) -> None:

@@ -13,6 +13,7 @@ from vlm_export.spec.client import RepoFacts, generation_config
 # Settings that transformers does not look at, because it resizes and pads in any case; transformers.js would make
 # squares of all pictures before it cuts them.
 _OF_NO_EFFECT = ("size", "crop_size", "do_center_crop", "do_pad")
+_IMAGE = "<image>"
 
 
 class NaflexChat(Chat):
@@ -21,8 +22,10 @@ class NaflexChat(Chat):
     def config(self, facts: RepoFacts) -> dict[str, dict[str, Any]]:
         """The model's own config, its text config complete, and image settings with which pictures keep proportions.
 
+        transformers.js reads no `processor_config.json` of this class, so that what it writes for an image is given.
+
         Raises:
-            InputError: prompts without the tokens around an image, which transformers.js writes always.
+            InputError: the model was trained with other tokens for an image, or without those around it.
         """
         if not facts.processor.get("use_image_special_tokens", True):
             raise InputError(
@@ -30,6 +33,11 @@ class NaflexChat(Chat):
                 " them"
             )
         image_token_id = load_config(facts.config).image_token_id
+        if (token := facts.token(image_token_id)) != _IMAGE:
+            raise InputError(
+                f"config.json: image_token_id: is {token!r}, and transformers.js writes {_IMAGE!r}: rename it in "
+                "tokenizer.json"
+            )
         config = {
             **facts.config,
             "image_token_index": image_token_id,  # what 3.x reads
@@ -40,6 +48,6 @@ class NaflexChat(Chat):
         return {
             "config.json": config,
             "generation_config.json": generation_config(facts),
-            "processor_config.json": {"processor_class": "Lfm2VlProcessor", "image_token": facts.token(image_token_id)},
+            "processor_config.json": {"processor_class": "Lfm2VlProcessor"},
             "preprocessor_config.json": settings | {"do_resize": False},
         }

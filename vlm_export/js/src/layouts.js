@@ -327,7 +327,8 @@ export class Chat extends Layout {
 
     get #image_token() {
         const of_class = /** @type {{ image_token?: string }} */ (this.processor.constructor).image_token;
-        return this.processor.image_token ?? of_class ?? this.processor.config.image_token;
+        const token = this.processor.image_token ?? of_class ?? this.processor.config.image_token;
+        return token ?? this.tokenizer.decode([this.config.image_token_id]);
     }
 
     /** @param {string} text */
