@@ -162,7 +162,7 @@ BASES = {
         bridge="multi_modal_projector.linear_1",
     ),
     "lfm2_vl": Base(
-        write=pico_chat.write_lfm2_vl,
+        write=lambda folder, tied: pico_chat.write_lfm2_vl(folder, tied, layers=2),
         load=load_by(Lfm2VlForConditionalGeneration),
         attention=("q_proj", "k_proj", "v_proj", "out_proj", "in_proj"),  # of short convolutions too, and of the tower
         with_bias="linear_2",
