@@ -12,6 +12,7 @@ from the system's cache of it, but for the first time.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import statistics
 import subprocess
@@ -21,6 +22,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import harness
 import psutil
@@ -30,7 +32,7 @@ import yaml
 from vlm_export.files import file_hashes
 from vlm_export.sweep import plan as plans
 from vlm_export.sweep.in_process import InProcess
-from vlm_export.sweep.on_ray import OnRay, on_ray
+from vlm_export.sweep.on_ray import on_ray
 from vlm_export.sweep.results import SweepResult
 from vlm_export.sweep.sweep import Engine, sweep
 from vlm_export.sweep.sweep_file import load_sweep
@@ -139,15 +141,13 @@ def engine(nodes: int) -> Iterator[Engine]:
     if not nodes:
         yield InProcess()
         return
-    with cluster(nodes) as (on, _):
+    with cluster(nodes) as made, on_ray(made.address, 1) as on:
         yield on
 
 
 @contextmanager
-def cluster(nodes: int) -> Iterator[tuple[OnRay, object]]:
-    """Ray nodes of one core on this machine, as processes; and their cluster."""
-    import os
-
+def cluster(nodes: int) -> Iterator[Any]:
+    """A cluster of Ray nodes of one core on this machine, each a few processes."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     from ray.cluster_utils import Cluster
 
@@ -156,8 +156,7 @@ def cluster(nodes: int) -> Iterator[tuple[OnRay, object]]:
     try:
         for _ in range(nodes - 1):
             made.add_node(**settings)
-        with on_ray(made.address, 1) as on:
-            yield on, made
+        yield made
     finally:
         made.shutdown()
 

@@ -35,7 +35,7 @@ def main() -> None:
         benchmark.write_sweep(folder, options.adapters, ["q8"], real=False)
         file = folder / f"sweep-{options.adapters}.yaml"
         alone = folder / "alone"
-        with benchmark.cluster(_NODES) as (_, made):
+        with benchmark.cluster(_NODES) as made:
             started = time.monotonic()
             status = _driver(file, alone, made).wait()
             seconds = time.monotonic() - started
@@ -55,7 +55,7 @@ def _round(file: Path, alone: Path, seconds: float, expected: object, kind: str,
     shutil.rmtree(work, ignore_errors=True)
     shutil.copytree(alone / ".graphs", work / ".graphs")
     delay = random.Random(f"{kind} {number}").uniform(0.15, 0.85) * seconds
-    with benchmark.cluster(_NODES) as (_, made):
+    with benchmark.cluster(_NODES) as made:
         driver = _driver(file, work, made)
         time.sleep(delay)
         killed = {"worker": _kill_worker, "node": _kill_node, "driver": _kill_driver}[kind](made, driver)
@@ -86,10 +86,10 @@ def _driver(file: Path, work: Path, cluster: Any) -> subprocess.Popen[bytes]:
 
 def _kill_worker(cluster: Any, driver: subprocess.Popen[bytes]) -> str:
     """A process that does a job, else one that waits for one."""
-    found = [each for each in psutil.Process().children(recursive=True) if each.name().startswith("ray::")]
-    busy = [each for each in found if "IDLE" not in each.name() and "Agent" not in each.name()]
-    chosen = random.choice(busy or found)
-    name = chosen.name()
+    processes = [(each.name(), each) for each in psutil.Process().children(recursive=True)]
+    workers = [(name, each) for name, each in processes if name.startswith("ray::") and "Agent" not in name]
+    busy = [(name, each) for name, each in workers if "IDLE" not in name]
+    name, chosen = random.choice(busy or workers)
     chosen.send_signal(signal.SIGKILL)
     return f"worker {name}"
 

@@ -81,8 +81,8 @@ class OnRay:
             found = self._ray.get(task)
         except self._ray.exceptions.RayError as error:
             first, *_ = str(error).splitlines() or [""]
-            kind = type(error).__name__
-            return Outcome("failed", one_line(f"{job.stage}: was lost {RETRIES + 1} times: {kind}: {first}"))
+            said = f"{job.stage}: its worker or node was lost, and it could not be done again: "
+            return Outcome("failed", one_line(f"{said}{type(error).__name__}: {first}"))
         assert isinstance(found, Outcome)
         return found
 
