@@ -75,5 +75,5 @@ def _counted(ended: int, jobs: int) -> str:
 def _said(outcome: Outcome, dropped: list[Job]) -> str:
     if outcome.failure is None:
         return f"done in {outcome.seconds:.0f} s"
-    left = f"; {len(dropped)} stages after it are left out" if dropped else ""
+    left = f"; left out after it: {', '.join(dict.fromkeys(job.stage for job in dropped))}" if dropped else ""
     return f"FAILED: {outcome.failure}{left}"
