@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from faulty_pushes import soak
 from hub_faults import Fault, OneFault, no_faults
-from hub_server import TOKEN, HubServer, configure
+from hub_server import TOKEN, HubServer, configure, environment
 from huggingface_hub import CommitOperationAdd, HfApi, close_session, constants
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
@@ -200,6 +205,21 @@ def test_what_was_sent_is_not_sent_again(hub: HubServer, folder: Path, monkeypat
     with pytest.raises(Unreachable):
         push(folder)
     assert sent(hub) == 2
+    hub.faults = no_faults
+    push(folder)
+    assert (sent(hub), held(hub)) == (2, FILES)
+
+
+def test_an_interrupt_ends_uploads_at_once(hub: HubServer, folder: Path) -> None:
+    hub.faults = OneFault("PUT /lfs/", Fault("no answer"), times=100)
+    script = "import sys, pathlib; from vlm_export.hub import push_folder; "
+    script += "push_folder(sys.argv[1], pathlib.Path(sys.argv[2]), message='m')"
+    line = [sys.executable, "-c", script, REPO, str(folder)]
+    pushing = subprocess.Popen(line, env=os.environ | environment(hub.url, folder.parent / "other", TOKEN), stderr=-1)
+    while sent(hub) < 2 and pushing.poll() is None:
+        time.sleep(0.01)
+    pushing.send_signal(signal.SIGINT)
+    assert b"KeyboardInterrupt" in pushing.communicate(timeout=30)[1]
     hub.faults = no_faults
     push(folder)
     assert (sent(hub), held(hub)) == (2, FILES)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import queue
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import copy_context
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from types import FrameType
 from typing import Any, TypeVar
 
 import httpx2
@@ -73,11 +75,31 @@ def patient(subject: str, waiting_seconds: float | None = None) -> Iterator[None
         logging.set_verbosity_error()
     vars(client).update(request=asking.request, stream=asking.stream)
     try:
-        yield
+        with _interrupting(asking.stop):
+            yield
     finally:
         for name in ("request", "stream"):
             vars(client).pop(name, None)
         logging.set_verbosity(level)
+
+
+@contextmanager
+def _interrupting(stop: Callable[[], None]) -> Iterator[None]:
+    """Within, Ctrl-C calls `stop` too: the threads that upload know nothing of it, and are waited for."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        stop()
+        before(number, frame)
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class _Asking:
@@ -93,6 +115,14 @@ class _Asking:
         self._lock = threading.Lock()
         self._has_answered = False
         self._breaks = 0
+        self._stopped = threading.Event()
+        self._asked: set[queue.SimpleQueue[tuple[bool, Any]]] = set()  # what is waited for at the moment
+
+    def stop(self) -> None:
+        """End what is waited for, in every thread. May be called from a signal's handler: it takes no lock."""
+        self._stopped.set()
+        for done in tuple(self._asked):
+            done.put((False, self._interrupted()))
 
     def request(self, method: str, url: Any, **given: Any) -> httpx2.Response:
         """As httpx2's, until it has an answer that is one. Raises Unreachable."""
@@ -161,7 +191,8 @@ class _Asking:
                     why = f"{self._subject}: the Hub asks to wait for {asked_seconds:,.0f} s: run again then"
                 raise Unreachable(why)
             self.tell_waiting(told, asked_seconds)
-            time.sleep(pause)
+            if self._stopped.wait(pause):
+                raise self._interrupted()
             wait = min(2 * wait, LONGEST_WAIT_SECONDS)
 
     def _within(self, limit_seconds: float, ask: Callable[[], Given]) -> Given:
@@ -175,12 +206,17 @@ class _Asking:
             except BaseException as error:
                 done.put((False, error))
 
-        threading.Thread(target=run, daemon=True).start()
+        self._asked.add(done)
         try:
+            if self._stopped.is_set():
+                raise self._interrupted()
+            threading.Thread(target=run, daemon=True).start()
             is_answer, found = done.get(timeout=limit_seconds)
         except queue.Empty:
             # Not asked again: the thread may still be reading what it sends.
             raise self.too_slow(f"no whole answer within {limit_seconds:,.0f} s") from None
+        finally:
+            self._asked.discard(done)
         if not is_answer:
             raise found
         answer: Given = found
@@ -212,6 +248,9 @@ class _Asking:
     def too_slow(self, what: str) -> Unreachable:
         """A Hub that answers byte by byte."""
         return Unreachable(f"{self._subject}: {constants.ENDPOINT}: {what}: check the network, then run again")
+
+    def _interrupted(self) -> Unreachable:
+        return Unreachable(f"{self._subject}: interrupted")
 
     def _broke_off(self, long: str) -> str:
         return f"{self._subject}: the connection to {constants.ENDPOINT} broke{long}: check the network, then run again"
