@@ -27,6 +27,7 @@ from vlm_export.errors import InputError
 from vlm_export.files import file_hashes
 from vlm_export.recipe import load_recipe
 from vlm_export.sweep import plan as plans
+from vlm_export.sweep import stages
 from vlm_export.sweep.cells import adapted
 from vlm_export.sweep.jobs import Need, Outcome
 from vlm_export.sweep.order import Order
@@ -207,6 +208,19 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(place: Path) -> None:
 
 
 # What is shared
+
+
+def test_layouts_share_one_merged_checkpoint(tmp_path: Path) -> None:
+    merged, other = tmp_path / "captioner" / "merged", tmp_path / "components" / "merged"
+    merged.mkdir(parents=True)
+    (merged / "model.safetensors").write_text("weights")
+    for _ in range(2):
+        stages.link_folder(merged, other)
+        assert (other / "model.safetensors").samefile(merged / "model.safetensors")
+    (merged / "model.safetensors").unlink()
+    (merged / "model.safetensors").write_text("merged anew")
+    stages.link_folder(merged, other)
+    assert (other / "model.safetensors").read_text() == "merged anew"
 
 
 def test_a_file_is_hashed_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -474,9 +488,7 @@ def test_ray_makes_the_same_bytes_and_listens_to_this_machine_alone(first: Resul
     from vlm_export.sweep.on_ray import on_ray
     from vlm_export.sweep.sweep import sweep
 
-    layouts = ["captioner", "components"]
-    values = {"name": "ray", "adapters": ["adapters/north"], "dtypes": ["q8"], "layouts": layouts}
-    file = load_sweep(write_sweep(place / "ray.yaml", **values))
+    file = load_sweep(write_sweep(place / "ray.yaml", name="ray", adapters=["adapters/north"], dtypes=["q8"]))
     with on_ray(None, 1) as engine:
         [job, *_] = plans.plan(file, place / "ray", graph_cache_folder(), 1, lambda line: None).jobs
         engine.begin(replace(job, need=Need(10**15, 1.0)))
@@ -495,5 +507,3 @@ def test_ray_makes_the_same_bytes_and_listens_to_this_machine_alone(first: Resul
     assert found.passed, found.cells
     made, expected = place / "ray" / "pico-north", place / "build" / "towns" / "pico-north"
     assert file_hashes(made / "captioner" / "repo") == file_hashes(expected / "captioner" / "repo")
-    weights = [made / layout / "merged" / "model.safetensors" for layout in layouts]
-    assert weights[0].samefile(weights[1])  # merged once

@@ -141,7 +141,7 @@ def _onnx(run: _Run) -> bool:
     from vlm_export import pipeline
 
     if run.job.work != run.job.merged:
-        _link(run.job.merged.merged, run.job.work.merged)
+        link_folder(run.job.merged.merged, run.job.work.merged)
     stages = Stages(run.recipe, run.job.work, {"onnx": run.job.layout})
     if stages.begin("onnx"):
         return False
@@ -151,7 +151,7 @@ def _onnx(run: _Run) -> bool:
     return True
 
 
-def _link(source: Path, target: Path) -> None:
+def link_folder(source: Path, target: Path) -> None:
     """Make `target` a folder of the same files, without a second copy of them where the file system can."""
     files = sorted(path.relative_to(source) for path in source.rglob("*") if path.is_file())
     if all((target / name).is_file() and (target / name).samefile(source / name) for name in files):
