@@ -194,3 +194,30 @@ def test_a_repo_of_somebody_else(tmp_path: Path) -> None:
         else:
             with pytest.raises(InputError, match=r"encoder_model\.onnx: .*4,611,686,018,427,387,904 trips"):
                 load(repo).generate([Image.new("RGB", (64, 64))])
+
+
+@pytest.mark.parametrize("what", ["input", "node", "kept"])
+def test_a_name_that_is_no_text(what: str, tmp_path: Path) -> None:
+    """Wherever it stands: ONNX Runtime hands some of them out as they are, and Python cannot."""
+    repo = write_repo(tmp_path / "repo", "captioner")
+    path = repo / "onnx" / "decoder_model_merged.onnx"
+    model = onnx.load(path)
+    if what == "kept":
+        model.metadata_props.add(key="own", value="change me")
+    elif what == "node":
+        model.graph.node[3].name = "change me"
+    else:
+        model.graph.input[0].doc_string = "change me"
+    path.write_bytes(model.SerializeToString().replace(b"change me", b"\xdf\xdf\xffge me"))
+    try:
+        assert load(repo).generate([Image.new("RGB", (64, 64))]).text
+    except InputError as error:
+        assert "onnx" in str(error)
+
+
+def test_a_weight_whose_name_is_no_text(tmp_path: Path) -> None:
+    repo = write_repo(tmp_path / "repo", "captioner")
+    path = repo / "onnx" / "decoder_model_merged.onnx"
+    path.write_bytes(path.read_bytes().replace(b"input_ids", b"input\xdfids"))
+    with pytest.raises(InputError, match="onnx"):
+        load(repo).generate([Image.new("RGB", (64, 64))])

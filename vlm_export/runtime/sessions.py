@@ -50,6 +50,7 @@ class UnknownInput(GraphError):
 GRAPH_ERRORS = (  # ONNX Runtime has no common base for its own
     GraphError,
     FloatingPointError,
+    UnicodeDecodeError,  # a name in the file
     ort_state.Fail,
     ort_state.InvalidArgument,
     ort_state.InvalidGraph,
