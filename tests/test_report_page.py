@@ -20,6 +20,7 @@ from test_browser import WASM
 from vlm_export.commands import Commands
 from vlm_export.files import Work
 from vlm_export.publish.junit import write_junit
+from vlm_export.publish.sbom import SBOM
 from vlm_export.publish.page.adapter import strips
 from vlm_export.publish.page.heat_map import panels, power_of_ten, shade
 from vlm_export.publish.page.matrix import matrix
@@ -235,6 +236,12 @@ def test_what_fails_is_what_was_asked_for(verified: Exported, verdicts: tuple[An
     passes = checks and "fail" not in verdicts
     report = replace(report_of(verified), checks=checks, verdict="pass" if passes else "fail")
     assert {choice for choice in FAIL_ON if report.fails(choice)} == fails_on
+
+
+def test_a_bill_of_materials_lies_beside_it(verified: Exported) -> None:
+    report, materials = (json.loads((verified.work.report / name).read_text()) for name in ("report.json", SBOM))
+    files = {one["name"]: one["hashes"][0]["content"] for one in materials["metadata"]["component"]["components"]}
+    assert files == report["files_sha256"]
 
 
 def test_junit_has_a_case_for_each_dtype_runtime_and_metric(verified: Exported, tmp_path: Path) -> None:

@@ -30,11 +30,12 @@ from vlm_export.merging.merge import MergeReport
 from vlm_export.models import pixels
 from vlm_export.models.pixels import NotInGraph
 from vlm_export.own_files import check_tree
-from vlm_export.publish import card, config_files, decision_table, licence
+from vlm_export.publish import card, config_files, decision_table, licence, sbom
 from vlm_export.publish.addresses import CARD
 from vlm_export.publish.card import Found
 from vlm_export.publish.findings import BENCH, load_benchmark, read_report
 from vlm_export.publish.page.page import write_page
+from vlm_export.publish.sbom import SBOM
 from vlm_export.quantize import calibration, costs, estimate, ranges, saturation
 from vlm_export.quantize import plan as plans
 from vlm_export.quantize.calibration import Samples, Solver
@@ -355,8 +356,8 @@ def run_verify(
     bisecting: bool = False,
     reusing: bool = False,
 ) -> Report:
-    """Compare `repo/` with the goldens; write `report/`: JSON and a page; and what was verified into the model
-    card.
+    """Compare `repo/` with the goldens; write `report/`: JSON, a page and a bill of materials; and what was verified
+    into the model card.
 
     `runtimes` and `dtypes` are those that were asked for by name. With `bisecting`, what failed is traced back to the
     first stage and tensor that are wrong. What was measured of these graphs goes into the report's table. A dtype that
@@ -392,7 +393,9 @@ def run_verify(
     benchmark = asdict(measured) if measured else None
     report = replace(report, table=decision_table.rows(manifest, asdict(report), benchmark))
     card.write_card(work.repo, recipe, client, manifest, Found(asdict(report), benchmark, recorded))
-    write_json(work.report / REPORT, with_files(report, work.repo))
+    written = with_files(report, work.repo)
+    write_json(work.report / REPORT, written)
+    write_json(work.report / SBOM, sbom.of_export(manifest, written["files_sha256"]))
     write_page(recipe, work, report, recorded, measured)
     return report
 
