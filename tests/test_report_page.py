@@ -20,12 +20,12 @@ from test_browser import WASM
 from vlm_export.commands import Commands
 from vlm_export.files import Work
 from vlm_export.publish.junit import write_junit
-from vlm_export.publish.sbom import SBOM
 from vlm_export.publish.page.adapter import strips
 from vlm_export.publish.page.heat_map import panels, power_of_ten, shade
 from vlm_export.publish.page.matrix import matrix
 from vlm_export.publish.page.page import verdict, write_page
 from vlm_export.publish.page.pictures import Words, differing_words
+from vlm_export.publish.sbom import SBOM
 from vlm_export.verify import limits
 from vlm_export.verify.golden import load_golden
 from vlm_export.verify.report import FAIL_ON, Captions, Check, Report
