@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from hub_server import TOKEN, HubServer, configure, environment
 from huggingface_hub import CommitOperationAdd, HfApi, close_session, constants
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
-from vlm_export.errors import InputError
+from vlm_export.errors import CheckFailed, InputError, VlmExportError
 from vlm_export.hub import PushResult, Unreachable, download, patience, plan_push, push_folder
 from vlm_export.hub import push as push_stage
 from vlm_export.news import told_to
@@ -134,6 +135,19 @@ def test_each_request_may_fail(
         assert commits(hub, "v2") == 2, request
         waits = [line for line in told if "waiting" in line]
         assert len(waits) == (fault != "twice"), (request, told)
+
+
+@pytest.mark.parametrize("status", [200, 204, 302, 418])
+def test_an_answer_that_is_none_at_any_request(hub: HubServer, folder: Path, status: int) -> None:
+    for number, request in enumerate(REQUESTS):
+        hub.store.root = folder.parent / f"hub {number}"
+        headers = {"Location": "/elsewhere"} if status == 302 else {}
+        hub.faults = OneFault(request, Fault("status", status=status, headers=headers))
+        with suppress(VlmExportError):
+            push(folder, revision="v2", tag="v2.0")
+        hub.faults = no_faults
+        push(folder, revision="v2", tag="v2.0")
+        assert held(hub, "v2") == FILES, request
 
 
 def test_it_is_told_what_is_waited_for(hub: HubServer, folder: Path, told: list[str]) -> None:
@@ -303,6 +317,14 @@ def test_a_pull_request_is_gone_on_with(hub: HubServer, folder: Path) -> None:
     assert push(folder, create_pr=True).pull_request == first.pull_request
     assert held(hub, "refs/pr/1")["config.json"] == b"[1]"
     assert push_folder(REPO, folder, create_pr=True, message="Other").pull_request != first.pull_request
+
+
+def test_a_tag_that_does_not_arrive(hub: HubServer, folder: Path) -> None:
+    hub.faults = OneFault("/tag/", Fault("status", status=200))
+    with pytest.raises(CheckFailed, match=r"the tag v1\.0 is not at the commit \w{40}: push again"):
+        push(folder, tag="v1.0")
+    push(folder, tag="v1.0")
+    assert hub.store.resolve(REPO, "v1.0") == hub.store.resolve(REPO, "main")
 
 
 def test_a_tag(hub: HubServer, folder: Path) -> None:

@@ -22,7 +22,7 @@ from vlm_export.hub import patience
 from vlm_export.hub.answers import hub_errors, is_conflict
 from vlm_export.hub.content import Files
 from vlm_export.hub.plan import Compared, FileChange, PushPlan, changes_of, checked, compared
-from vlm_export.hub.remote import Kind, check_tag, created, last_commit, open_pull_request, page_of, read_branch
+from vlm_export.hub.remote import Kind, created, last_commit, open_pull_request, page_of, read_branch, tagged
 from vlm_export.hub.token import redacted
 from vlm_export.hub.user import check_token
 from vlm_export.news import tell
@@ -93,7 +93,10 @@ def push_folder(
             done = commit(api, to_do, remote.commit, message)
         if tag is not None:
             api.create_tag(repo_id, tag=tag, revision=done.commit, repo_type=kind, exist_ok=True)
-            check_tag(api, repo_id, tag, done.commit, kind)
+            if tagged(api, repo_id, tag, kind) != done.commit:
+                raise CheckFailed(
+                    f"{repo_id}: the tag {tag} is not at the commit {done.commit}: push again, or set it there"
+                )
     return PushResult(page_of(repo_id, kind), done.commit, done.pull_request, plan)
 
 

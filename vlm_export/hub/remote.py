@@ -82,9 +82,15 @@ def open_pull_request(api: HfApi, repo_id: str, title: str, kind: Kind) -> PullR
 
 def check_tag(api: HfApi, repo_id: str, tag: str, commit: str | None, kind: Kind) -> None:
     """Raises InputError unless the tag can be set to `commit`, or to one that is not there yet if that is None."""
-    found = next((each for each in api.list_repo_refs(repo_id, repo_type=kind).tags if each.name == tag), None)
-    if found is not None and found.target_commit != commit:
-        raise InputError(f"{repo_id}: --tag {tag}: is at commit {found.target_commit[:12]} already: choose another")
+    found = tagged(api, repo_id, tag, kind)
+    if found is not None and found != commit:
+        raise InputError(f"{repo_id}: --tag {tag}: is at commit {found[:12]} already: choose another")
+
+
+def tagged(api: HfApi, repo_id: str, tag: str, kind: Kind) -> str | None:
+    """The commit that has a tag; None where there is no such tag."""
+    refs = api.list_repo_refs(repo_id, repo_type=kind)
+    return next((each.target_commit for each in refs.tags if each.name == tag), None)
 
 
 def check_tag_name(repo_id: str, tag: str) -> None:
