@@ -446,6 +446,19 @@ def test_what_should_not_happen_is_told_and_its_traceback_kept(
     assert "Traceback" in kept.read_text()
 
 
+def test_ctrl_c_says_that_what_is_done_is_kept(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vlm_export import pipeline
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "run_golden", stopped)
+    write_sweep(place / "stopped.yaml", adapters=["adapters/north"])
+    done = swept(place, "--in-process", "--work", str(tmp_path / "stopped"), file="stopped.yaml")
+    assert done.exit_code == 1
+    assert "what is done is kept; the same command goes on from there" in done.stderr
+
+
 def test_what_passes_is_measured_and_pushed_once(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_sweep(
         place / "pushed.yaml",

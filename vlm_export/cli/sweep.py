@@ -74,8 +74,12 @@ def sweep(
     from vlm_export.sweep.results import JSON
     from vlm_export.sweep.sweep import sweep as run
 
-    with _engine(address, threads, in_process) as engine:
-        result = run(plan, engine, notify)
+    try:
+        with _engine(address, threads, in_process) as engine:
+            result = run(plan, engine, notify)
+    except KeyboardInterrupt:
+        notify(f"{folder}: what is done is kept; the same command goes on from there")
+        raise
     print_result(as_json, asdict(result) | {"path": str(folder / JSON)}, _lines(result, folder))
     if not result.passed:
         click.get_current_context().exit(1)
