@@ -86,7 +86,7 @@ def _driver(file: Path, work: Path, cluster: Any) -> subprocess.Popen[bytes]:
 
 def _kill_worker(cluster: Any, driver: subprocess.Popen[bytes]) -> str:
     """A process that does a job, else one that waits for one."""
-    processes = [(each.name(), each) for each in psutil.Process().children(recursive=True)]
+    processes = [(" ".join(each.cmdline()), each) for each in psutil.Process().children(recursive=True)]
     workers = [(name, each) for name, each in processes if name.startswith("ray::") and "Agent" not in name]
     busy = [(name, each) for name, each in workers if "IDLE" not in name]
     name, chosen = random.choice(busy or workers)
