@@ -204,6 +204,11 @@ def _of_towers() -> Iterator[Case]:
             *((put("vision_config.image_size", value), "image_size") for value in (0, -1, "4", [], 10**9)),
             (put("vision_config.head_dim", 0), "head_dim"),
         )
+    for key, values in (("downsample_factor", (0, "2", 10**9)), ("text_config.conv_L_cache", (0, "3", 10**9))):
+        yield from merged("lfm2_vl", *((put(key, value), key.split(".")[-1]) for value in values))
+    for key, value in (("vision_config.num_patches", 10**9), ("projector_hidden_size", 0), ("image_token_id", "x")):
+        yield from merged("lfm2_vl", (put(key, value), key.split(".")[-1]))
+    yield from merged("lfm2_vl", (put("text_config.layer_types", ["conv"]), "layer_types"))
     for key in ("depths", "embed_dim", "num_heads", "num_groups", "patch_size", "patch_stride", "window_size"):
         yield from merged("florence2", *((put(f"vision_config.{key}", value), key) for value in (-1, "4", [10**9])))
     yield from merged(

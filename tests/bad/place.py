@@ -27,6 +27,7 @@ FAMILIES = (
     "glm_ocr",
     "idefics3",
     "internvl",
+    "lfm2_vl",
     "lighton_ocr",
     "mistral3",
     "onevision",
@@ -74,7 +75,7 @@ def families(folder: Path) -> Path:
     pico_chat.write_internvl(folder / "internvl")
     pico_chat.write_tiled(folder / "idefics3")
     pico_chat.write_tiled(folder / "smolvlm", "smolvlm")
-    for name in ("mistral3", "lighton_ocr", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm_ocr"):
+    for name in ("mistral3", "lighton_ocr", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm_ocr", "lfm2_vl"):
         getattr(pico_chat, f"write_{name}")(folder / name)
     pico_florence.write_checkpoint(folder / "florence2")
     encoder_decoders.write_checkpoint(folder / "encoder_decoder", encoder_decoders.config())

@@ -153,6 +153,19 @@ def _of_patches() -> Iterator[Case]:
             *((put("image_token", value), "image_token") for value in (5, [], {})),
             *((put("image_break_token", value), "image_break_token") for value in (5, [], {})),
         )
+    file = "lfm2_vl/preprocessor_config.json"
+    for key in ("encoder_patch_size", "downsample_factor", "tile_size", "max_tiles", "max_image_tokens"):
+        yield from recorded(file, *((put(key, value), key) for value in (0, "4", 10**9)))
+    yield from recorded(
+        file,
+        (put("encoder_patch_size", 8), "encoder_patch_size"),
+        (put("downsample_factor", 4), "downsample_factor"),
+        (put("tile_size", 20), "tile_size"),
+        (put("min_tiles", 5), "min_tiles"),
+        (put("min_image_tokens", 7), "min_image_tokens"),
+        (put("max_pixels_tolerance", 0), "max_pixels_tolerance"),
+        (put("tile_size", 8000), "max_tiles"),
+    )
     yield from recorded(
         "florence2/processor_config.json",
         *((put("image_processor.size", value), "size") for value in (0, "x", {"height": 10**9, "width": 64})),

@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from vlm_export.errors import InputError
 from vlm_export.families._chat import ChatReference, chat_family, sample_ids
 from vlm_export.layouts.naflex import NaflexChat
 from vlm_export.models.chat import load_config
 from vlm_export.models.naflex import chat, patch_numbers, sample_mask, sample_shapes
 from vlm_export.preprocessing import ChatProcessor
+from vlm_export.runtime.images import ImageProcessor
 from vlm_export.spec.family import About, Config, Layout
 
 _INPUT_DTYPES: dict[str, type[np.generic]] = {
@@ -54,7 +56,18 @@ def preprocessor(folder: Path, config: Config, settings: Mapping[str, Any]) -> C
     """The model's own processor, on prompts that begin as transformers.js has them begin.
 
     transformers leaves the first token to the chat template, transformers.js to the tokenizer, where that writes one.
+
+    Raises:
+        InputError: other patches than the tower takes, or settings that make no tiles.
     """
+    loaded, made = load_config(config), ImageProcessor(settings).settings
+    own = {"encoder_patch_size": loaded.vision_config.patch_size, "downsample_factor": loaded.downsample_factor}
+    for key, wanted in own.items():
+        if made[key] != wanted:
+            raise InputError(
+                f"preprocessor_config.json: {key}: is {made[key]}, and the model of config.json takes {wanted}: write "
+                "the same number in both"
+            )
     return ChatProcessor(
         folder, settings, _INPUT_DTYPES, processor_class="Lfm2VlProcessor", call={"add_special_tokens": True}
     )

@@ -11,6 +11,7 @@ from vlm_export.forms.form import AboveZero, Form, Switch, Text
 LARGEST_SIDE = 16_384  # pixels
 LARGEST_AREA = 40_000_000  # pixels of a picture, where a size says how many in all
 _MOST_TOGETHER = 1024  # patches that become one, frames that do
+_MOST_TILES = 64  # of a picture
 
 _Pixels = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
 _Name = Annotated[str | None, Field(description="the name of a class")]
@@ -35,6 +36,14 @@ _Areas = Annotated[
 _Count = Annotated[
     Annotated[int, Field(ge=1, le=_MOST_TOGETHER)] | None, Field(description=f"a number from 1 to {_MOST_TOGETHER:,}")
 ]
+_Tiles = Annotated[
+    Annotated[int, Field(ge=1, le=_MOST_TILES)] | None, Field(description=f"a number of tiles, from 1 to {_MOST_TILES}")
+]
+_Rows = Annotated[
+    Annotated[int, Field(ge=1, le=LARGEST_SIDE)] | None,
+    Field(description=f"a number of tokens, from 1 to {LARGEST_SIDE:,}"),
+]
+_Tile = Annotated[_Pixels | None, Field(description=f"pixels from 1 to {LARGEST_SIDE:,}")]
 _ThreeNumbers = Annotated[list[float | int], Field(min_length=3, max_length=3)]
 _Means = Annotated[
     float | int | _ThreeNumbers | None, Field(description="a number, or a list of one for each of the three colours")
@@ -69,6 +78,16 @@ class ImageProcessor(Form):
     patch_size: _Size = None
     merge_size: _Count = None
     temporal_patch_size: _Count = None
+    do_image_splitting: Switch = None
+    use_thumbnail: Switch = None
+    min_tiles: _Tiles = None
+    max_tiles: _Tiles = None
+    tile_size: _Tile = None
+    encoder_patch_size: _Count = None
+    downsample_factor: _Count = None
+    min_image_tokens: _Rows = None
+    max_image_tokens: _Rows = None
+    max_pixels_tolerance: AboveZero = None
     rescale_factor: AboveZero = None
     image_mean: _Means = None
     image_std: _Deviations = None

@@ -84,6 +84,8 @@ _KINDS: dict[str, _Kind] = {
             "num_channels",
             "projection_dim",
             "mlp_hidden_dim",
+            "projector_hidden_size",
+            "num_patches",
             "scale_factor",
             "image_seq_length",
             "num_image_tokens",
@@ -94,6 +96,7 @@ _KINDS: dict[str, _Kind] = {
         ("n_inner", "in_channels", "in_chans", "out_hidden_size", "num_position_embeddings", "num_groups"), _SIZE
     ),
     **dict.fromkeys(("spatial_merge_size", "temporal_patch_size", "window_size", "max_temporal_embeddings"), _COUNT),
+    **dict.fromkeys(("downsample_factor", "conv_L_cache"), _COUNT),
     **dict.fromkeys(("depths", "fullatt_block_indexes", "deepstack_visual_indexes"), _PLACES),
     **dict.fromkeys(("patch_stride", "patch_padding"), _Kind(_LARGEST_SIDE, "a number of pixels", 0)),
     "mlp_ratio": _Kind(_MOST_TOGETHER, "a number", whole=False),

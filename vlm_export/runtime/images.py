@@ -22,6 +22,7 @@ from PIL import Image, ImageOps
 
 from vlm_export.contract import IMAGE_PROCESSORS, TASK_KEYS, Cut
 from vlm_export.errors import InputError, reason
+from vlm_export.forms.image_processor import LARGEST_AREA
 from vlm_export.runtime.sessions import Arrays
 
 MOST_PIXELS = 80_000_000  # of one picture: it is decoded into several copies of 4 bytes each
@@ -383,11 +384,29 @@ def _checked(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
     for key in ("size", "crop_size", "max_image_size"):
         if key in merged:
             merged[key] = _size(key, merged[key], square=key != "size" or "shortest_edge" not in known["size"])
+    if kind.cut == "patched tiles":
+        _check_tiles(merged)
     for key in ("image_mean", "image_std"):
         merged[key] = [merged[key]] * 3 if isinstance(merged[key], int | float) else merged[key]
     if merged["resample"] not in [int(one) for one in Image.Resampling]:
         raise InputError(f"{_FILE}: resample: {merged['resample']!r} is none of Pillow's filters, 0 to 5")
     return merged
+
+
+def _check_tiles(settings: Mapping[str, Any]) -> None:
+    """Raises InputError for tiles of no whole cells, limits that leave nothing, and more pixels than any model has."""
+    cell = settings["encoder_patch_size"] * settings["downsample_factor"]
+    if settings["tile_size"] % cell:
+        raise InputError(f"{_FILE}: tile_size: {settings['tile_size']} is no number of whole cells of {cell} pixels")
+    for least, most in (("min_tiles", "max_tiles"), ("min_image_tokens", "max_image_tokens")):
+        if settings[least] > settings[most]:
+            raise InputError(f"{_FILE}: {least}: {settings[least]} is above {most}, {settings[most]}")
+    pixels = (settings["max_tiles"] + 1) * max(settings["tile_size"] ** 2, settings["max_image_tokens"] * cell**2)
+    if pixels > LARGEST_AREA:
+        raise InputError(
+            f"{_FILE}: max_tiles: tiles and the whole have {pixels:,} pixels together: make fewer or smaller ones, of "
+            f"at most {LARGEST_AREA:,}"
+        )
 
 
 def _with_areas(settings: Mapping[str, Any]) -> dict[str, Any]:
