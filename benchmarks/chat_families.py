@@ -118,6 +118,8 @@ def write(folder: Path, config: dict[str, Any]) -> int:
     loaded = AutoConfig.for_model(**config)
     _write_config(folder, loaded.to_dict() | {"architectures": [type(model).__name__], "dtype": "bfloat16"})
     _write_tokenizer(folder, loaded.get_text_config().vocab_size)
+    tokenizer = folder / "tokenizer.json"  # some clients write no other token for an image
+    tokenizer.write_text(tokenizer.read_text().replace(f"<|filler_{config['image_token_id']}|>", "<image>"))
     vision = loaded.vision_config
     processor: dict[str, Any] = {"image_processor_type": _PROCESSORS.get(config["model_type"], "Qwen2VLImageProcessor")}
     if hasattr(vision, "spatial_merge_size"):
