@@ -368,6 +368,7 @@ def run_verify(
     manifest = load_manifest(work.repo)
     check_tree(work.repo)
     merged = open_checkpoint(work.merged)
+    load_document(work.merge_report, MergeReport, f"run `{Commands.of(recipe, work).merge()}`")  # before all is done
     generation = published(recipe.recipe.generation, merged)
     if changed := recorded.facts.differences(recipe.recipe, generation):
         raise InputError(

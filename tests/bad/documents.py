@@ -88,6 +88,15 @@ def documents() -> Iterator[Case]:
         (put("parameters", "x"), "parameters"),
         *NOT_JSON,
     )
+    yield from rows(
+        23,
+        "captioner",
+        VERIFY,
+        "work/merged/merge.json",
+        (drop("worst_layer"), "worst_layer"),
+        (put("inputs_sha256", {"config.json": ["x"]}), "inputs_sha256"),
+        *HALF_JSON,
+    )
     golden = (
         (put("schema", 99), "schema"),
         (put("images", []), "golden"),
