@@ -8,6 +8,7 @@ from typing import Any
 from vlm_export import contract
 
 PACKAGE = Path(contract.__file__).parent
+_LINE = 80  # of a list that stands in one line
 FILE = PACKAGE / "js" / "src" / "contract.js"
 HEAD = (
     "/** What transformers.js 4.3.1 loads, and how. Written by scripts/contract.py: change vlm_export/contract.py. */\n"
@@ -24,22 +25,29 @@ def text() -> str:
         "GRID_TYPES": list(contract.GRID_TYPES),
         "PREFIX": contract.PREFIX,
         "SUFFIXES": contract.SUFFIXES,
+        "SINGLE_OPTIONS": list(contract.SINGLE_OPTIONS),
     }
     return "\n".join([HEAD, *(f"export const {name} = {literal(value)};" for name, value in constants.items()), ""])
 
 
 def literal(value: Any, indent: str = "") -> str:
-    """A value in JavaScript: objects of objects and of strings a line an entry, others in one line."""
+    """A value in JavaScript: objects of objects and of strings a line an entry, others in one line, short ones."""
     if isinstance(value, str):
         return f"'{value}'"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
-        return f"Object.freeze([{', '.join(literal(part) for part in value)}])"
+        parts = [literal(part) for part in value]
+        line = ", ".join(parts)
+        return f"Object.freeze([{line}])" if len(line) < _LINE else _in_lines(parts)
     entries = [f"{_key(name)}: {literal(part, indent + '    ')}" for name, part in value.items()]
     if indent:
         return f"{{ {', '.join(entries)} }}"
     return "Object.freeze({\n" + "".join(f"    {entry},\n" for entry in entries) + "})"
+
+
+def _in_lines(parts: list[str]) -> str:
+    return "Object.freeze([\n" + "".join(f"    {part},\n" for part in parts) + "])"
 
 
 def _key(name: str) -> str:

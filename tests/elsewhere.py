@@ -14,6 +14,7 @@ from vlm_export.web import node_runtime
 
 CDN = "https://cdn.jsdelivr.net/npm"
 PACKAGES = ("@huggingface/transformers", "onnxruntime-web")
+ENTRIES = ("transformers.min.js", "ort.wasm.min.mjs")
 TYPES = {".mjs": "text/javascript", ".js": "text/javascript", ".wasm": "application/wasm"}
 # Requests for the Hub go to another; what is fetched is not kept in the package's own folder.
 IN_NODE = """
@@ -35,7 +36,7 @@ def cdn(folder: Path) -> Path:
         home = node_runtime.node_home() / "node_modules" / name
         version = json.loads((home / "package.json").read_text())["version"]
         for path in (home / "dist").iterdir():
-            if path.suffix in TYPES and (path.name.startswith("ort-wasm") or path.name == "transformers.min.js"):
+            if path.suffix in TYPES and (path.name.startswith("ort-wasm") or path.name in ENTRIES):
                 (folder / f"{home.name}-{path.name}").symlink_to(path)
                 entries.append(_entry(f"{CDN}/{name}@{version}/dist/{path.name}", f"{home.name}-{path.name}"))
     archive = {"log": {"version": "1.2", "creator": {"name": "test", "version": "1"}, "entries": entries}}

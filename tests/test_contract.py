@@ -33,6 +33,7 @@ def test_javascript_has_the_same() -> None:
         "GRID_TYPES": list(contract.GRID_TYPES),
         "PREFIX": contract.PREFIX,
         "SUFFIXES": contract.SUFFIXES,
+        "SINGLE_OPTIONS": list(contract.SINGLE_OPTIONS),
     }, "run `python scripts/contract.py`"
 
 
@@ -45,7 +46,7 @@ def test_the_table_is_that_of_transformers_js() -> None:
     names = dict(re.findall(r"\[DATA_TYPES\.(\w+)\]: \"(\w*)\"", found[1]))
     assert names == contract.SUFFIXES
     for model_type, layout in contract.MODEL_TYPES.items():
-        assert (f'["{model_type}", ' in source) == (layout != "components"), model_type
+        assert (f'["{model_type}", ' in source) == (layout not in ("components", "single")), model_type
 
 
 def test_the_image_processors_are_those_of_transformers_js() -> None:

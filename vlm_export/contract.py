@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-LayoutName = Literal["captioner", "chat", "tasks", "components"]
+LayoutName = Literal["captioner", "chat", "tasks", "components", "single"]
 # What an image processor makes of pictures: all of one size; tiles of a larger one; pictures of their own proportions,
 # whose sides are whole cells; such pictures, taken apart into patches; tiles of any proportions, taken apart into
 # patches. A cell's features are one row.
@@ -35,7 +35,13 @@ MODEL_TYPES: dict[str, LayoutName] = {
     "lfm2_vl": "chat",
     "florence2": "tasks",
     "prefix_conditioning_vlm": "components",  # by no class of its own, but by vlm_export/js
+    "single_graph": "single",  # by no class: ONNX Runtime alone runs it
 }
+SINGLE_TYPE, SINGLE_GRAPH = "single_graph", "model"  # the `model_type` of layout single, and its one graph
+# The graph's inputs beside `pixel_values`: a picture as it is, and numbers that a caller may set at each run, in this
+# order; what is left out at the end of them is as the repo was exported.
+IMAGE, OPTIONS = "image", "options"
+SINGLE_OPTIONS = ("max_new_tokens", "repetition_penalty", "no_repeat_ngram_size", "min_new_tokens")
 
 
 # Those whose tokens have places in three axes (`src/models/qwen2_vl/modeling_qwen2_vl.js`: `get_rope_index`).

@@ -19,7 +19,7 @@ from vlm_export.documents import load_document
 from vlm_export.dtypes import DTYPES
 from vlm_export.errors import CheckFailed, InputError
 from vlm_export.files import Work, atomic_folder, sha256, write_json
-from vlm_export.graph import signature, trial_run
+from vlm_export.graph import signature, single_file, trial_run
 from vlm_export.graph.graph_cache import GraphCache
 from vlm_export.graph.graph_file import copy_graph, save_graph
 from vlm_export.graph.onnxsim_process import Onnxsim
@@ -122,9 +122,13 @@ def run_export(
         known = ", ".join(merged.family.layouts)
         raise InputError(f"{recipe.path}: layout: {merged.family.model_type} has no layout {layout!r}; it has {known}")
     wanted = wanted or parse(recipe.recipe.dtypes, f"{recipe.path}: dtypes")
-    in_graph = _in_graph(recipe, merged, layout, notify)
+    joins = merged.family.layouts[layout].joins
+    if joins and wanted.of_one:
+        raise InputError(f"{wanted.where}: layout {layout} is one file, of one dtype: name dtypes without components")
+    apart = joins or layout
+    in_graph = _in_graph(recipe, merged, apart, notify)
     keep = not recipe.recipe.trust_remote_code
-    cache = GraphCache(merged, layout, in_graph=in_graph, keep=keep, retrace=retrace, notify=notify)
+    cache = GraphCache(merged, apart, in_graph=in_graph, keep=keep, retrace=retrace, notify=notify)
     names = [component.name for component in cache.components]
     mixed = wanted.mixed(names)
     with atomic_folder(work.repo) as folder, Onnxsim() as onnxsim:
@@ -135,13 +139,13 @@ def run_export(
             for source in sources
             for name in wanted.of(source.name, mixed)
         ]
-        variants = _within(variants, wanted.goal, work.root, memory_bytes, notify, announce)
+        variants = _within(variants, wanted.goal, work.root, memory_bytes, notify, announce, twice=bool(joins))
         if plan is not None and any(variant.chosen for variant in variants):
             plans.save(plan, folder / plans.FILE)
         graphs = _write(folder, [variant for variant in variants if not variant.needs_samples], progress)
         manifest = Manifest(
             recipe=recipe.name,
-            layout=layout,
+            layout=apart,
             dtypes=complete_dtypes(graphs, names),
             graphs=graphs,
             simplified=reports,
@@ -157,11 +161,24 @@ def run_export(
             graphs = sorted([*graphs, *made], key=lambda graph: asked.index(graph.file))
             manifest = replace(manifest, graphs=graphs, dtypes=complete_dtypes(graphs, names), ranges=found)
         manifest = replace(manifest, mixed=mixed)
+        if joins:
+            manifest = _joined(folder, manifest, layout, progress)
         config_files.write_config_files(folder, recipe, merged, manifest)
         if licence.is_missing(asdict(recipe.recipe.hub)):
             notify(f"warning: {recipe.path}: {licence.NO_LICENCE}; push refuses it")
         card.write_card(folder, recipe, merged.family.layouts[layout].client, manifest)
     return manifest
+
+
+def _joined(folder: Path, manifest: Manifest, layout: str, progress: Progress) -> Manifest:
+    """Make one file of the graphs in each dtype; returns what the repo then holds."""
+    files = []
+    for done, dtype in enumerate(manifest.dtypes):
+        progress(f"one file in {dtype}", done, len(manifest.dtypes))
+        rounded = any(graph.rounded for graph in manifest.graphs if graph.dtype == dtype)
+        files.append(replace(single_file.write(folder, dtype), rounded=rounded))
+    single_file.remove_parts(folder)
+    return replace(manifest, layout=layout, graphs=files)
 
 
 def _merged(recipe: RecipeFile, work: Work) -> tuple[MergeReport, Checkpoint]:
@@ -289,14 +306,18 @@ def _within(
     memory_bytes: int | None,
     notify: Callable[[str], None],
     announce: Callable[[Estimate], None],
+    *,
+    twice: bool,
 ) -> list[Variant]:
     """The variants as disk and memory allow them: calibrated, or rounded to the nearest; float16 measured, or not.
+
+    They are `twice` on the disk for a while where they are joined.
 
     Raises:
         InputError: disk or memory do not suffice, or not for the goal, which needs calibration.
     """
     needs = [costs.cost(variant) for variant in variants]
-    estimate.check_disk(needs, free_disk(folder), folder)
+    estimate.check_disk(needs * 2 if twice else needs, free_disk(folder), folder)
     available = min(available_memory(), memory_bytes or sys.maxsize)
     expected = estimate.estimate(needs)
     if expected.calibration_memory_bytes > available:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path, PurePosixPath
 
-from vlm_export.runtime.drivers import choose_driver
+from vlm_export.runtime.drivers import graphs_of
 from vlm_export.runtime.repo import ONNX, SUFFIXES, choose_dtype, open_repo
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
@@ -27,7 +27,7 @@ def download(repo_id: str, dtype: str | None = None) -> Path:
 
     folder = hub.download(repo_id, allow_patterns=_ALL_BUT_GRAPHS)
     repo = open_repo(folder)
-    components = choose_driver(repo.files).components
+    components = graphs_of(repo.files)
     files = map(PurePosixPath, hub.list_files(repo_id, revision=folder.name))
     names = {path.name for path in files if path.parent.name == ONNX}
     suffix = SUFFIXES[choose_dtype(dtype, components, names, f"{repo_id}: {ONNX}", repo.failed)]

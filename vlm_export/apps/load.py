@@ -13,6 +13,7 @@ from vlm_export.runtime.model import Backend, Engine, EngineFailed, Model
 from vlm_export.runtime.onnx import OnnxEngine
 from vlm_export.runtime.options import unknown_settings
 from vlm_export.runtime.repo import GENERATION, open_repo
+from vlm_export.runtime.single import SingleEngine
 
 
 def load(
@@ -58,12 +59,13 @@ def load(
     if backend == "torch":
         return Model(torch_engine())
     try:
-        engine = OnnxEngine(open_repo(folder), dtype, threads)
+        repo = open_repo(folder)
+        engine: Engine = (SingleEngine if repo.layout == "single" else OnnxEngine)(repo, dtype, threads)
     except EngineFailed as error:
         if backend == "onnx":
             raise InputError(str(error)) from error
         return Model(torch_engine(str(error)))
-    for name in unknown_settings(engine.repo.generation):
+    for name in unknown_settings(repo.generation):
         notify(f"{folder / GENERATION}: {name}: is not applied")
     return Model(engine, torch_engine if backend == "auto" and fall_back_later else None)
 

@@ -26,6 +26,15 @@ const FILES = {
     async read(address) {
         return new Float32Array(await (await fetch(address)).arrayBuffer());
     },
+    async text(id, file) {
+        return (await fetch(this.address(id, file))).text();
+    },
+    address: (id, file) => `${location.origin}/${id}/resolve/main/${file}`,
+    async runtime() {
+        const ort = await import('onnxruntime-web');
+        ort.env.wasm.wasmPaths = onnx.wasm.wasmPaths;
+        return ort;
+    },
     async write(name, data) {
         const blob = new Blob([/** @type {Float32Array<ArrayBuffer>} */ (data)]);
         const address = await new Promise((resolve, reject) => {

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from vlm_export.contract import IMAGE, OPTIONS, SINGLE_GRAPH, SINGLE_TYPE
+
 _FLOAT, _INT64, _BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL
 
 
@@ -136,6 +138,14 @@ _COMPONENTS = {
     "embed_tokens": Loaded(_IDS, ("input_ids",), _EMBEDS),
     "language_model": Loaded(_EMBEDS, ("inputs_embeds",), _LOGITS, cached=True),
 }
+# Ours, for ONNX Runtime alone (`layouts/single.py`).
+_SINGLE = {
+    SINGLE_GRAPH: Loaded(
+        {"pixel_values": Fed(_FLOAT, 4), IMAGE: Fed(ir.DataType.UINT8, 3), OPTIONS: Fed(_FLOAT, 1)},
+        (OPTIONS,),
+        {"sequences": Fed(_INT64, 2), "lengths": Fed(_INT64, 1), "scores": Fed(_FLOAT, 2)},
+    )
+}
 _OLD_AND_NEW = ("image_token_id", "image_token_index")
 _NEW = ("image_token_id",)
 
@@ -169,6 +179,7 @@ CLASSES: dict[str, ClientClass] = {
     "phi3_v": ClientClass(_PHI, "", processor="Phi3VProcessor"),
     "multi_modality": ClientClass(_JANUS, "language_config", processor="VLChatProcessor"),
     "prefix_conditioning_vlm": ClientClass(_COMPONENTS),
+    SINGLE_TYPE: ClientClass(_SINGLE),
 }
 # Those whose `is_encoder_decoder` decides which graphs are loaded, and how they are fed.
 ENCODER_DECODERS = ("vision-encoder-decoder", "florence2")

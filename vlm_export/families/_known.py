@@ -13,8 +13,8 @@ from vlm_export.errors import InputError
 
 # Layouts of the families that have others than `chat`, the usual one first: tests compare with the families.
 _LAYOUTS: Mapping[str, tuple[LayoutName, ...]] = {
-    "prefix_conditioning_vlm": ("captioner", "chat", "components"),
-    "vision-encoder-decoder": ("captioner",),
+    "prefix_conditioning_vlm": ("captioner", "chat", "components", "single"),
+    "vision-encoder-decoder": ("captioner", "single"),
     "florence2": ("tasks",),
 }
 # Model types that are no family, and what to do with a checkpoint of one.

@@ -19,6 +19,7 @@ from transformers.cache_utils import DynamicCache
 from vlm_export.layouts.prefix_captioner import PrefixCaptioner
 from vlm_export.layouts.prefix_chat import PrefixChat
 from vlm_export.layouts.prefix_components import PrefixComponents
+from vlm_export.layouts.single import Single
 from vlm_export.models import decoder, towers
 from vlm_export.models.prefix import PrefixConditioningVLM, nested_config
 from vlm_export.preprocessing import PixelsAndPrompt, check_image_size
@@ -246,6 +247,7 @@ FAMILY = Family(
         "captioner": Layout(captioner, PrefixCaptioner()),
         "chat": Layout(chat, PrefixChat(image_tokens)),
         "components": Layout(components, PrefixComponents()),
+        "single": Layout(captioner, Single(PrefixCaptioner()), joins="captioner"),
     },
     image_processor=image_processor,
     adapter_roots=("", "language_model."),

@@ -21,6 +21,7 @@ from transformers import GenerationConfig, PretrainedConfig, VisionEncoderDecode
 
 from vlm_export.errors import InputError
 from vlm_export.layouts.encoder_decoder import EncoderDecoder
+from vlm_export.layouts.single import Single
 from vlm_export.models.cross_decoder import cross_decoder
 from vlm_export.models.decoder import Geometry
 from vlm_export.models.library import library_names
@@ -205,6 +206,7 @@ ABOUT = About(
     towers=("vit", "deit", "siglip_vision_model", "swin"),
     decoders=("gpt2", "bert", "roberta", "trocr", "mbart"),
 )
+_CLIENT = EncoderDecoder(_geometry, start_token_id)
 FAMILY = Family(
     model_type="vision-encoder-decoder",
     about=ABOUT,
@@ -217,5 +219,8 @@ FAMILY = Family(
     sample_inputs=sample_inputs,
     reference=Reference,
     preprocessor=PixelsAndStart,
-    layouts={"captioner": Layout(captioner, EncoderDecoder(_geometry, start_token_id))},
+    layouts={
+        "captioner": Layout(captioner, _CLIENT),
+        "single": Layout(captioner, Single(_CLIENT), joins="captioner"),
+    },
 )

@@ -85,7 +85,11 @@ def _chunks(tensors: Mapping[str, ir.TensorProtocol], chunk_bytes: int) -> list[
 def _large(model: ir.Model) -> dict[str, ir.TensorProtocol]:
     """The initializers that are written one by one, by name."""
     found = {name: value.const_value for name, value in model.graph.initializers.items()}
-    return {name: tensor for name, tensor in found.items() if tensor is not None and tensor.nbytes >= SMALL_BYTES}
+    return {
+        name: tensor
+        for name, tensor in found.items()
+        if tensor is not None and tensor.dtype != ir.DataType.STRING and tensor.nbytes >= SMALL_BYTES
+    }
 
 
 def _without(model: ir.Model, tensors: Mapping[str, ir.TensorProtocol]) -> onnx.ModelProto:

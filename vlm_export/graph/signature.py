@@ -8,7 +8,13 @@ import onnx_ir as ir
 
 from vlm_export.spec.graph import Component, TensorSpec
 
-_TYPES = {"float32": ir.DataType.FLOAT, "int64": ir.DataType.INT64, "bool": ir.DataType.BOOL}
+_TYPES = {
+    "float32": ir.DataType.FLOAT,
+    "int64": ir.DataType.INT64,
+    "bool": ir.DataType.BOOL,
+    "uint8": ir.DataType.UINT8,
+    "string": ir.DataType.STRING,
+}
 VISION_LOGITS = (
     ": {count} rows of logits where the next token's alone is wanted: the graph predicts at the image's positions, "
     "as one forward pass over the image does, and cannot continue a text"

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -37,7 +37,7 @@ from vlm_export.errors import CheckFailed, InputError
 from vlm_export.files import sha256
 from vlm_export.own_files import check_files
 from vlm_export.recipe import RecipeFile
-from vlm_export.runtime.drivers import choose_driver
+from vlm_export.runtime.drivers import graphs_of
 from vlm_export.runtime.repo import ONNX, SUFFIXES, Repo, complete_dtypes, open_repo
 from vlm_export.targets import BENCH_TARGETS, BenchTarget
 from vlm_export.web import node_runtime
@@ -168,7 +168,7 @@ def bench(
         InputError: a dtype or an image is missing, the layout is not for that runtime, or Node cannot be had.
     """
     repo = open_repo(folder)
-    components = choose_driver(repo.files).components
+    components = graphs_of(repo.files)
     dtypes = _dtypes(repo, components, dtypes)
     runtimes = loadable(repo, runtimes)
     for image in images:
@@ -224,7 +224,7 @@ def loadable(repo: Repo, wanted: Sequence[BenchTarget]) -> list[BenchTarget]:
     Raises:
         InputError: one does not load it, or Node cannot be had.
     """
-    able: tuple[BenchTarget, ...] = ("ort",) if repo.layout == "components" else BENCH_TARGETS
+    able: tuple[BenchTarget, ...] = ("ort",) if repo.layout in ("components", "single") else BENCH_TARGETS
     for runtime in wanted:
         if runtime not in able:
             raise InputError(f"{repo.name}: transformers.js does not load the layout {repo.layout}: use --runtime ort")
@@ -318,8 +318,11 @@ def _caption(job: Job) -> Sample:
         image = open_image(path)
         opened = time.perf_counter() - started
         answer = model.generate([image], job.prompt, options)
-        decoding = answer.seconds - answer.first_token_seconds
-        return opened + answer.first_token_seconds, _rate(len(answer.token_ids), job.new_tokens, decoding)
+        first = answer.first_token_seconds
+        if model.layout == "single":  # all tokens come at once, so that the first has a run of its own
+            first = model.generate([image], job.prompt, replace(options, max_new_tokens=1, min_new_tokens=1)).seconds
+        decoding = answer.seconds - first
+        return opened + first, _rate(len(answer.token_ids), job.new_tokens, decoding)
 
     _until(WARM_UP_SECONDS, job.images, caption)
     firsts, rates = zip(*_until(MEASURED_SECONDS, job.images, caption), strict=True)
@@ -343,7 +346,7 @@ def _until(seconds: float, images: Sequence[Path], caption: Callable[[Path], Res
 
 def _in_node(job: Job) -> Sample:
     """Raises CheckFailed when the repo does not load or run there."""
-    assert job.layout != "components" and job.runtime in ("node", "wasm")
+    assert job.layout not in ("components", "single") and job.runtime in ("node", "wasm")
     result = node_runtime.caption(
         job.repo,
         layout=job.layout,  # type: ignore[arg-type]

@@ -16,6 +16,7 @@
  */
 
 import { readFile, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
 
 import { env } from '@huggingface/transformers';
@@ -30,6 +31,12 @@ const FILES = {
     },
     async write(path, { buffer, byteOffset, byteLength }) {
         await writeFile(path, new Uint8Array(buffer, byteOffset, byteLength));
+    },
+    text: (folder, file) => readFile(join(folder, file), 'utf8'),
+    address: join,
+    async runtime() {
+        const web = /** @type {Record<symbol, any>} */ (globalThis)[Symbol.for('onnxruntime')];
+        return web ?? (await import('onnxruntime-node')).default;
     },
 };
 

@@ -6,8 +6,10 @@
  * @typedef {import('@huggingface/transformers').Message} Message
  * @typedef {import('@huggingface/transformers').DataType} Dtype
  * @typedef {import('@huggingface/transformers').PreTrainedTokenizer} PreTrainedTokenizer
- * @typedef {{ read: (name: string) => Promise<Float32Array>, write: (name: string, data: Float32Array) => Promise<void> }}
- *     Files  Of little-endian float32.
+ * @typedef {{ read: (name: string) => Promise<Float32Array>, write: (name: string, data: Float32Array) => Promise<void>,
+ *     text: (id: string, file: string) => Promise<string>, address: (id: string, file: string) => string,
+ *     runtime: () => Promise<typeof import('onnxruntime-common')> }} Files  Of little-endian float32; then a repo's
+ *     files, and ONNX Runtime, for graphs that transformers.js does not load.
  * @typedef {{ path: string, shape: number[], size?: number[] }} PixelValues  A file, the shape of what is in it, and
  *     of patches the height and width of the picture.
  * @typedef {{ image: string, pixel_values?: undefined, pixels_out?: string }
@@ -42,6 +44,7 @@ import {
 } from '@huggingface/transformers';
 
 import { IMAGE_PROCESSORS } from './contract.mjs';
+import { loadSingle } from './single.mjs';
 
 /** Collects the ids of one `generate()` call. Its first `put` is the prompt, or the decoder start token. */
 class TokenRecorder extends BaseStreamer {
@@ -177,7 +180,7 @@ async function loadTasks(id, loading, files) {
     return { model, caption };
 }
 
-const LAYOUTS = { captioner: loadCaptioner, chat: loadChat, tasks: loadTasks };
+const LAYOUTS = { captioner: loadCaptioner, chat: loadChat, tasks: loadTasks, single: loadSingle };
 /** @typedef {keyof typeof LAYOUTS} Layout */
 
 /** @type {(layout: Layout, id: string, options: LoadOptions, files: Files) => Promise<Loaded>} */

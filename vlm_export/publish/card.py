@@ -12,8 +12,10 @@ from typing import Any
 
 import yaml
 
+from vlm_export.contract import SINGLE_GRAPH, SINGLE_OPTIONS
 from vlm_export.dtypes import DTYPES, FP32, PREFERRED
 from vlm_export.files import read_json, write_text
+from vlm_export.graph.pieces import pieces
 from vlm_export.manifest import Manifest
 from vlm_export.measure import bench_table
 from vlm_export.measure.bench_table import megabytes, significant
@@ -100,6 +102,7 @@ def _use(folder: Path, client: Client, repo_id: str, shown: Sequence[Example]) -
         client=client,
         settings=read_json(folder / "preprocessor_config.json"),
         generation=read_json(folder / "generation_config.json"),
+        has_texts=pieces(read_json(folder / "tokenizer.json"), 1) is not None,
     )
     return "\n\n".join(["## Use", *(snippet.markdown() for snippet in snippets(subject))])
 
@@ -170,8 +173,15 @@ def _verified(report: Mapping[str, Any] | None, golden: GoldenFolder | None) -> 
     return "## Verified\n\n" + "\n\n".join(lines)
 
 
-_ONE_PICTURE = (
-    "Give transformers.js one picture at a time: of several, of different sizes, it mixes up the pixels without a word."
+_OF_CLIENT = (
+    "transformers.js takes the likeliest token each time and has no beams; the Python package has.",
+    "Give transformers.js one picture at a time: of several, of different sizes, it mixes up the pixels without a "
+    "word.",
+)
+_OF_SINGLE = (
+    "It takes the likeliest token each time. `options` are a list of numbers, which may be empty: "
+    f"{', '.join(SINGLE_OPTIONS)}, in this order; what is left out is as it was exported.",
+    "transformers.js does not load it: the whole caption is one run of ONNX Runtime.",
 )
 
 
@@ -180,9 +190,8 @@ def _limits(folder: Path, recipe: Recipe, manifest: Manifest) -> str:
     lines = [
         f"Language: {', '.join(recipe.hub.language)}." if recipe.hub.language else "",
         f"It says at most {generation['max_new_tokens']} tokens." if "max_new_tokens" in generation else "",
-        "transformers.js takes the likeliest token each time and has no beams; the Python package has.",
+        *(_OF_SINGLE if manifest.layout == "single" else _OF_CLIENT[: 2 if manifest.in_graph else 1]),
         _picture_size(folder, manifest),
-        _ONE_PICTURE if manifest.in_graph else "",
         *_in_float32(manifest),
         *_not_calibrated(manifest),
         "Verified is that it says what its PyTorch model says, not that this is true: it is wrong where that is, and "
@@ -202,11 +211,11 @@ def _picture_size(folder: Path, manifest: Manifest) -> str:
 def _in_float32(manifest: Manifest) -> list[str]:
     """A sentence for each component whose variants in float16 keep what that cannot hold in float32."""
     halves = [graph for graph in manifest.graphs if DTYPES[graph.dtype].arithmetic == "float16"]
-    return [
-        f"Of `{name}` in {', '.join(graph.dtype for graph in halves if graph.component == name)}, {found.remedy}."
-        for name, found in manifest.ranges.items()
-        if found.in_float32
-    ]
+    found = []
+    for name, of in manifest.ranges.items():
+        dtypes = [graph.dtype for graph in halves if graph.component in (name, SINGLE_GRAPH)]
+        found += [f"Of `{name}` in {', '.join(dtypes)}, {of.remedy}."] if of.in_float32 else []
+    return found
 
 
 def _not_calibrated(manifest: Manifest) -> list[str]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
+from vlm_export.contract import SINGLE_GRAPH
+from vlm_export.manifest import ONNX
 from vlm_export.publish.addresses import address
 from vlm_export.source.generation_rules import HEEDED
 from vlm_export.spec.client import Client
@@ -49,6 +51,7 @@ class Subject:
         client: what loads the repo.
         settings: `preprocessor_config.json`.
         generation: `generation_config.json`.
+        has_texts: whether one graph gives texts, for which no tokenizer is needed.
     """
 
     repo_id: str
@@ -56,6 +59,7 @@ class Subject:
     client: Client
     settings: Mapping[str, Any]
     generation: Mapping[str, Any]
+    has_texts: bool = False
 
     @property
     def photo(self) -> str:
@@ -65,6 +69,8 @@ class Subject:
 
 def snippets(subject: Subject) -> list[Snippet]:
     """Every way to run the repo, the easiest first."""
+    if subject.client.node == "single":
+        return [*_one_file(subject), _python(subject)]
     found = []
     if module := subject.client.javascript(subject.repo_id, subject.photo):
         found = [_page(module), _node(module)]
@@ -76,11 +82,53 @@ def snippets(subject: Subject) -> list[Snippet]:
     return found
 
 
+def _one_file(subject: Subject) -> list[Snippet]:
+    """ONNX Runtime alone, where the one file takes a picture as it is and gives a text."""
+    if not _takes_pictures(subject.settings) or not subject.has_texts:
+        return []
+    file = f"{ONNX}/{SINGLE_GRAPH}.onnx"
+    page = f"""<!doctype html>
+<meta charset="utf-8">
+<p id="caption">Loading…</p>
+<script type="module">
+import * as ort from 'https://cdn.jsdelivr.net/npm/onnxruntime-web@{onnxruntime_version()}/dist/ort.wasm.min.mjs';
+
+const photo = await createImageBitmap(await (await fetch('{subject.photo}')).blob());
+const canvas = new OffscreenCanvas(photo.width, photo.height).getContext('2d');
+canvas.drawImage(photo, 0, 0);
+const {{ data, width, height }} = canvas.getImageData(0, 0, photo.width, photo.height);
+const image = new ort.Tensor('uint8', Uint8Array.from(data.filter((_, place) => place % 4 < 3)), [height, width, 3]);
+const options = new ort.Tensor('float32', [], [0]);
+const session = await ort.InferenceSession.create('{address(subject.repo_id, file)}');
+const {{ texts }} = await session.run({{ image, options }}, ['texts']);
+document.querySelector('#caption').textContent = texts.data[0];
+</script>"""
+    photo = f'hf_hub_download("{subject.repo_id}", "{subject.example}")' if subject.example else '"photo.jpg"'
+    python = f"""import numpy as np
+from huggingface_hub import hf_hub_download
+from onnxruntime import InferenceSession
+from PIL import Image
+
+session = InferenceSession(hf_hub_download("{subject.repo_id}", "{file}"))
+photo = np.asarray(Image.open({photo}).convert("RGB"))
+[texts] = session.run(["texts"], {{"image": photo, "options": np.zeros(0, np.float32)}})
+print(texts[0])"""
+    install = "pip install onnxruntime pillow numpy huggingface_hub"
+    return [Snippet("In a page", "", "html", page), Snippet("ONNX Runtime alone", install, "python", python)]
+
+
 @cache
 def transformers_version() -> str:
     """The release of transformers.js that repos are verified with."""
     package = json.loads((node_runtime.SCRIPTS / "package.json").read_text(encoding="utf-8"))
     return str(package["dependencies"][PACKAGE])
+
+
+@cache
+def onnxruntime_version() -> str:
+    """The release of onnxruntime-web that comes with it."""
+    lock = json.loads((node_runtime.SCRIPTS / "package-lock.json").read_text(encoding="utf-8"))
+    return str(lock["packages"]["node_modules/onnxruntime-web"]["version"])
 
 
 def _page(module: str) -> Snippet:

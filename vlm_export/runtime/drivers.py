@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vlm_export.contract import GRID_TYPES, MODEL_TYPES, PREFIX
+from vlm_export.contract import GRID_TYPES, MODEL_TYPES, PREFIX, SINGLE_GRAPH, SINGLE_TYPE
 from vlm_export.errors import InputError
 from vlm_export.runtime.positions import grid_positions
 from vlm_export.runtime.sessions import Arrays, Cache, DecoderRun, Inputs, Sessions, cache_length
@@ -439,6 +439,17 @@ def choose_driver(files: Mapping[str, dict[str, Any]]) -> DriverChoice:
         case "tasks", _:
             return DriverChoice(TaskDriver.components, TaskDriver)
     return DriverChoice(ComponentsDriver.components, ComponentsDriver)
+
+
+def graphs_of(files: Mapping[str, dict[str, Any]]) -> tuple[str, ...]:
+    """The graphs of a repo whose JSON files are `files`, by name.
+
+    Raises:
+        InputError: as of `choose_driver`.
+    """
+    if files["config.json"].get("model_type") == SINGLE_TYPE:
+        return (SINGLE_GRAPH,)
+    return choose_driver(files).components
 
 
 def image_token_id(config: Mapping[str, Any]) -> int:

@@ -57,7 +57,7 @@ class Client(ABC):
 
     name: str
     task: str = "image-text-to-text"
-    node: Literal["captioner", "chat", "tasks"] | None = None
+    node: Literal["captioner", "chat", "tasks", "single"] | None = None
     feeds_one_picture: bool = False
     own_token: str | None = None
     chat_template: str | None = None

@@ -34,10 +34,15 @@ class Layout:
 
     Two families may give one layout name to different clients: `chat` is a real llava's own config for the one, and a
     llava made up around a captioner for the other.
+
+    Attributes:
+        joins: the layout whose graphs become one file here, with the loop of generation in it; those of `components`
+            are then that layout's.
     """
 
     components: MakeComponents
     client: Client
+    joins: str | None = None
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,10 @@ GRAPHS: Mapping[LayoutName, tuple[GraphParts, ...]] = {
         GraphParts("encoder_model", ("text encoder",)),
         _DECODER,
     ),
+    "single": (  # as they are before they are joined
+        GraphParts("encoder_model", _IN_ENCODER),
+        GraphParts("decoder_model_merged", ("token table", *_IN_DECODER), has_cache=True),
+    ),
     "components": (
         GraphParts("vision_encoder", ("vision tower",)),
         GraphParts("projection", ("projector",)),

@@ -34,6 +34,8 @@ MAX_RELATIVE_ERROR = "max_relative_error"
 COSINE_SIMILARITY = "cosine_similarity"
 OTHER_SIZES = "max_relative_error_at_other_sizes"  # than the golden's, of any dynamic axis: see `other_sizes.py`
 TOKENS_EXACT = "tokens_exact_rate"
+TOKENS_TOGETHER = "tokens_together_as_alone_rate"  # of one graph that captions several pictures in a run
+TEXTS_EXACT = "texts_exact_rate"  # of one graph that gives texts: as the tokenizer makes them of its tokens
 TOP1_AGREEMENT = "teacher_forced_top1_agreement"
 FROM_FILE_EXACT = "tokens_exact_rate_from_image_file"
 # What a dtype costs, reported and not judged: see `metrics.py`.
@@ -120,7 +122,7 @@ _OF_COLLAPSE = {
     LOOPING_CAPTIONS: 0.1,
     EMPTY_CAPTIONS: 0.1,
 }
-_OF_ANY_DTYPE = _OF_FILES | _OF_COLLAPSE
+_OF_ANY_DTYPE = {**_OF_FILES, **_OF_COLLAPSE, TEXTS_EXACT: 1.0}
 # What 4 bits cost is reported, and decided by what they do to captions alone; what 2 bits cost decides nothing but
 # whether the model has collapsed.
 _LIMITS = {
@@ -128,6 +130,7 @@ _LIMITS = {
     OTHER_SIZES: {"fp32": 1e-4},
     COSINE_SIMILARITY: {"fp16": 0.999, "int8": 0.9, "uint8": 0.9, "q8": 0.9},
     TOKENS_EXACT: {"fp32": 1.0, "fp16": 0.95, "int8": 0.85, "uint8": 0.85, "q8": 0.85},
+    TOKENS_TOGETHER: {"fp32": 1.0},
     TOKENS_AS_ORT: {name: 1.0 for name in DTYPES if name != FP32.name},
     TOP1_AGREEMENT: {
         "fp32": 1.0,

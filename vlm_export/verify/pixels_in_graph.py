@@ -12,9 +12,9 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 from PIL import Image
 
+from vlm_export.contract import IMAGE, OPTIONS
 from vlm_export.machine import own_threads
 from vlm_export.models.pixels import PIXELS, Steps
 from vlm_export.quantize.full_precision import PREPARED
@@ -45,16 +45,16 @@ class PixelsInGraph:
             raise GraphError(f"{self.graph.name}: {' '.join(str(error).split())}") from None
         graph = model.graph
         made = next((value for node in graph for value in node.outputs if value.name == PREPARED), None)
-        if made is None or [value.name for value in graph.inputs] != [PIXELS]:
+        inputs = {str(value.name): value for value in graph.inputs}
+        if made is None or inputs.keys() not in ({PIXELS}, {IMAGE, OPTIONS}):
             raise GraphError(f"{self.graph.name}: {PIXELS} does not become {PREPARED}: its steps were edited")
         made.type = ir.TensorType(ir.DataType.FLOAT)
-        graph.outputs.clear()
-        graph.outputs.append(made)
-        RemoveUnusedNodesPass()(model)
+        [fed] = [value for name, value in inputs.items() if name != OPTIONS]
+        steps = ir.Model(ir.convenience.extract(graph, [fed], [made]), ir_version=model.ir_version)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = own_threads()
         options.log_severity_level = 3
-        content = ir.to_proto(model).SerializeToString()
+        content = ir.to_proto(steps).SerializeToString()
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
     def made_of(self, pictures: np.ndarray) -> np.ndarray:
@@ -63,7 +63,11 @@ class PixelsInGraph:
         Raises:
             GraphError: the graph cannot be read, or has other steps than were written.
         """
-        return np.asarray(self._session.run(None, {PIXELS: pictures.astype(np.float32)})[0])
+        session = self._session
+        if session.get_inputs()[0].name == PIXELS:
+            return np.asarray(session.run(None, {PIXELS: pictures.astype(np.float32)})[0])
+        as_bytes = np.moveaxis(pictures, 1, -1).astype(np.uint8)
+        return np.concatenate([session.run(None, {IMAGE: np.ascontiguousarray(each)})[0] for each in as_bytes])
 
     def differences(self, picture: Path) -> Iterator[tuple[str, float]]:
         """A picture in its own and in other sizes: each with the largest difference of a pixel, of 255.

@@ -13,8 +13,11 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from vlm_export.contract import IMAGE
 from vlm_export.dtypes import FP32
 from vlm_export.errors import InputError
+from vlm_export.files import read_json
+from vlm_export.graph import loop, pieces
 from vlm_export.manifest import ONNX, Manifest, load_manifest
 from vlm_export.models import pixels
 from vlm_export.recipe import Tolerance
@@ -62,6 +65,9 @@ def verify(
     _check_comparable(repo, manifest, golden)
     layout = merged.family.layouts[manifest.layout]
     components = pixels.published(layout.components(merged.config), manifest.in_graph)
+    if layout.joins:
+        has_texts = pieces.pieces(read_json(repo / "tokenizer.json"), 1) is not None
+        components = (loop.declared(components, takes_picture=bool(manifest.in_graph), has_texts=has_texts),)
     run = Verification(repo, manifest, layout, components, golden, tolerances, progress)
     run.pixels = _pixels(repo, manifest, components)
     names, wanted = _dtypes(repo, manifest, dtypes), _runtimes(repo, layout, runtimes)
@@ -114,7 +120,7 @@ def _in_ort(
     for name in left:
         if not verify_in_ort(run, name, model_inputs):
             broken.add(name)
-        elif name == FP32.name:
+        elif name == FP32.name and not run.layout.joins:
             verify_other_sizes(run, merged)
         reuse.done(name, "ort", {})
     return [name for name in names if name not in broken]
@@ -137,6 +143,10 @@ def _in_client(
 
 
 def _bisected(run: Verification, merged: Checkpoint) -> list[Fault]:
+    if run.layout.joins:
+        raise InputError(
+            f"{run.repo}: nothing inside one file can be bisected: export layout {run.layout.joins}, and verify that"
+        )
     from vlm_export.verify.bisect import bisect  # it traces, which nothing else here does
 
     return bisect(run, merged)
@@ -146,7 +156,7 @@ def _pixels(repo: Path, manifest: Manifest, components: Sequence[Component]) -> 
     """The part of the float32 vision graph that prepares pictures, if it does."""
     if not manifest.in_graph:
         return None
-    tower = next(each for each in components if any(spec.name == pixels.PIXELS for spec in each.inputs))
+    tower = next(each for each in components if {spec.name for spec in each.inputs} & {pixels.PIXELS, IMAGE})
     return PixelsInGraph(repo / ONNX / f"{tower.name}.onnx", manifest.in_graph)
 
 

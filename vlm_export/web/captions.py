@@ -16,7 +16,7 @@ from vlm_export.errors import CheckFailed
 if TYPE_CHECKING:
     import numpy as np
 
-Layout = Literal["captioner", "chat", "tasks"]
+Layout = Literal["captioner", "chat", "tasks", "single"]
 
 
 class NoAnswer(CheckFailed):

@@ -263,5 +263,6 @@ def _page() -> dict[str, Path | bytes]:
         **files_under(folders),
         **{f"browser/{name}": SCRIPTS / name for name in ("page.html", "page.mjs")},
         "node/client.mjs": node_runtime.SCRIPTS / "client.mjs",
+        "node/single.mjs": node_runtime.SCRIPTS / "single.mjs",
         "node/contract.mjs": node_runtime.CONTRACT,
     }

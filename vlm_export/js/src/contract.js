@@ -16,6 +16,7 @@ export const MODEL_TYPES = Object.freeze({
     lfm2_vl: 'chat',
     florence2: 'tasks',
     prefix_conditioning_vlm: 'components',
+    single_graph: 'single',
 });
 export const IMAGE_PROCESSORS = Object.freeze({
     SiglipImageProcessor: { cut: 'whole', text_first: false },
@@ -48,3 +49,9 @@ export const SUFFIXES = Object.freeze({
     q1f16: '_q1f16',
     bnb4: '_bnb4',
 });
+export const SINGLE_OPTIONS = Object.freeze([
+    'max_new_tokens',
+    'repetition_penalty',
+    'no_repeat_ngram_size',
+    'min_new_tokens',
+]);

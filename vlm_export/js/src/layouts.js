@@ -612,7 +612,13 @@ export function layout_of({ model_type }) {
         const known = Object.keys(MODEL_TYPES).join(', ');
         throw new Error(`config.json: model_type '${model_type}' is of no layout known here (${known})`);
     }
-    return LAYOUTS[MODEL_TYPES[/** @type {keyof typeof MODEL_TYPES} */ (model_type)]];
+    const name = MODEL_TYPES[/** @type {keyof typeof MODEL_TYPES} */ (model_type)];
+    if (name === 'single') {
+        throw new Error(
+            'config.json: layout single: onnxruntime-web alone runs onnx/model.onnx; its card has the lines',
+        );
+    }
+    return LAYOUTS[name];
 }
 
 /** @param {Tensor} ids `[1, tokens] int64` */

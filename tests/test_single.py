@@ -1,0 +1,264 @@
+"""Layout single: the whole caption in one run of one graph, beside the same graphs driven from Python."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import encoder_decoders
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from exported import Exported, record
+from PIL import Image
+
+from vlm_export.apps.load import load
+from vlm_export.doctor.examine import examine
+from vlm_export.doctor.repo_view import open_repo as view
+from vlm_export.errors import InputError
+from vlm_export.files import Work
+from vlm_export.graph import single_file
+from vlm_export.graph.next_token import Rules
+from vlm_export.graph.pieces import pieces
+from vlm_export.manifest import load_manifest
+from vlm_export.recipe import find_recipe
+from vlm_export.runtime import Options, logits
+from vlm_export.runtime.options import Plan
+from vlm_export.verify import limits
+from vlm_export.verify.golden import load_golden
+from vlm_export.web import chromium, node_runtime
+from vlm_export.web.site_server import SiteServer
+
+MODEL = "model"
+VOCABULARY, ROWS = 9, 3
+EXAMPLES = Path(__file__).parents[1] / "examples" / "one-file"
+
+
+@pytest.fixture(scope="module")
+def shapes(default_repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The bundled recipe as one file, in float32 and q8."""
+    made = Exported(find_recipe("shapes-captioner"), Work(tmp_path_factory.mktemp("single") / "work"))
+    shutil.copytree(default_repo.parent / "merged", made.work.merged)
+    made.export("single", ["q8"])
+    return made
+
+
+@pytest.fixture(scope="module")
+def pictures(shapes: Exported) -> list[Image.Image]:
+    paths = sorted((shapes.recipe.golden_dir / "images").iterdir())[:4]
+    return [Image.open(path).convert("RGB") for path in paths]
+
+
+def test_one_file_in_each_dtype_says_what_pytorch_says(shapes: Exported) -> None:
+    assert {path.name for path in (shapes.work.repo / "onnx").iterdir()} == {"model.onnx", "model_quantized.onnx"}
+    assert load_manifest(shapes.work.repo).layout == "single"
+    report = shapes.verify("ort")
+    assert report.verdict == "pass"
+    exact = {(check.metric, check.dtype): check.value for check in report.checks}
+    assert exact[limits.TOKENS_EXACT, "fp32"] == exact[limits.TEXTS_EXACT, "q8"] == 1.0
+    assert examine(view(shapes.work.repo)).found == ()
+
+
+@pytest.mark.node
+def test_the_same_file_in_node(shapes: Exported) -> None:
+    report = shapes.verify("node", dtypes=["fp32"])
+    assert report.verdict == "pass"
+    assert [check.value for check in report.checks if check.metric == limits.TOKENS_EXACT] == [1.0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"repetition_penalty": 1.7},
+        {"no_repeat_ngram_size": 2, "max_new_tokens": 9},
+        {"no_repeat_ngram_size": 1, "min_new_tokens": 12},
+        {"max_new_tokens": 1},
+    ],
+)
+def test_options_do_what_they_do_to_the_graphs_apart(
+    options: dict[str, Any], shapes: Exported, default_repo: Path, pictures: list[Image.Image]
+) -> None:
+    one, apart = load(shapes.work.repo, dtype="fp32"), load(default_repo, dtype="fp32")
+    for picture in pictures:
+        said, expected = (model.generate([picture], options=Options(**options)) for model in (one, apart))
+        assert (said.token_ids, said.finish_reason) == (expected.token_ids, expected.finish_reason)
+
+
+def test_what_one_file_cannot(shapes: Exported, pictures: list[Image.Image]) -> None:
+    model = load(shapes.work.repo)
+    for name, value in (("num_beams", 3), ("do_sample", True)):
+        with pytest.raises(InputError, match=rf"{name}: .* is one file that generates greedily"):
+            model.generate(pictures[:1], options=Options(**{name: value}))
+    with pytest.raises(InputError, match="captions one image at a time, not 2"):
+        model.generate(pictures[:2])
+    with pytest.raises(InputError, match="one file, of one dtype"):
+        shapes.export("single", ["decoder=q8"])
+
+
+def test_each_weight_is_there_once(shapes: Exported, default_repo: Path) -> None:
+    sizes = [path.stat().st_size for path in (default_repo / "onnx").iterdir() if not path.stem.endswith("_quantized")]
+    one = shapes.graph(MODEL).stat().st_size
+    assert sum(sizes) <= one < sum(sizes) + 60_000  # what chooses tokens, and the table of their texts
+
+
+def test_pictures_of_a_client_go_together(tmp_path: Path) -> None:
+    """Without the steps in the graph it takes several pictures in a run; rules of the recipe are its defaults."""
+    encoder_decoders.write_checkpoint(tmp_path / "checkpoint", encoder_decoders.config())
+    rules = {"max_new_tokens": 6, "repetition_penalty": 1.3, "no_repeat_ngram_size": 2}
+    made = record(tmp_path, preprocess="client", layout="single", generation=rules)
+    made.export("single", ["fp16"])
+    report = made.verify("ort")
+    assert report.verdict == "pass", report.failures
+    metrics = {check.metric: check.value for check in report.checks if check.dtype == "fp32"}
+    assert metrics[limits.TOKENS_TOGETHER] == metrics[limits.TOKENS_EXACT] == 1.0
+    graph = ir.load(made.graph(MODEL)).graph
+    [body] = [node.attributes["body"].as_graph() for node in graph if node.op_type == "Loop"]
+    assert not body.initializers
+    keys = [value for name, value in graph.initializers.items() if "crossattention.c_attn.weight" in name]
+    users = {use.node for value in keys for use in value.uses()}
+    assert users and users <= set(graph), "keys and values of cross-attention are computed before the loop"
+
+
+def _edited(path: Path, change: Callable[[onnx.GraphProto, onnx.GraphProto], None]) -> Iterator[None]:
+    """The file with its graph and the body of its loop changed, within."""
+    whole = path.read_bytes()
+    model = onnx.load(path)
+    [loop] = [node for node in model.graph.node if node.op_type == "Loop"]
+    change(model.graph, loop.attribute[0].g)
+    path.write_bytes(model.SerializeToString())
+    yield
+    path.write_bytes(whole)
+
+
+def _other_end(graph: onnx.GraphProto, body: onnx.GraphProto) -> None:
+    """A text ends at an id that no text has."""
+    [ends] = [node for node in (*graph.node, *body.node) if node.output[0] == "next.ends_of_text"]
+    ends.attribute[0].ints[0] = 1
+
+
+def _cache_of_another_layer(graph: onnx.GraphProto, body: onnx.GraphProto) -> None:
+    """What the loop carries of the first layer's keys comes back as its values."""
+    body.output[-1].name, body.output[-2].name = body.output[-2].name, body.output[-1].name
+
+
+@pytest.mark.parametrize("change", [_other_end, _cache_of_another_layer])
+def test_a_wrong_loop_is_caught(change: Callable[..., None], shapes: Exported) -> None:
+    for _ in _edited(shapes.graph(MODEL), change):
+        report = shapes.verify("ort", dtypes=["fp32"])
+    assert {check.metric for check in report.failures} >= {limits.TOKENS_EXACT}
+
+
+def _chosen(rules: Rules, scores: np.ndarray, history: np.ndarray, options: list[float]) -> np.ndarray:
+    """The tokens that the text of the rules chooses, in ONNX Runtime; `[rows] int64`."""
+    inputs = {
+        "options": ("float[n]", np.array(options, dtype=np.float32)),
+        "logits": ("float[B, 1, V]", scores[:, None]),
+        "begun": ("int64[B, P]", history[:, :1]),
+        "tokens": ("int64[B, T]", history[:, 1:]),
+        "finished": ("bool[B, 1]", np.zeros((len(scores), 1), dtype=bool)),
+        "lengths": ("int64[B, 1]", np.zeros((len(scores), 1), dtype=np.int64)),
+        "scores": ("float[B, T]", np.zeros((len(scores), history.shape[1] - 1), dtype=np.float32)),
+        "iteration": ("int64", np.array(history.shape[1] - 1)),
+    }
+    signature = ", ".join(f"{kind} {name}" for name, (kind, _) in inputs.items())
+    text = f"{rules.options_text()}\n{rules.text()}"
+    model = f'<ir_version: 10, opset_import: ["" : 20]> g ({signature}) => (int64[B, 1] chosen) {{{text}}}'
+    session = onnxruntime.InferenceSession(onnx.parser.parse_model(model).SerializeToString())
+    used = {value.name for value in session.get_inputs()}
+    [chosen] = session.run(None, {name: value for name, (_, value) in inputs.items() if name in used})
+    return chosen[:, 0]
+
+
+@pytest.mark.parametrize("length", [1, 2, 6])
+@pytest.mark.parametrize("penalty", [1.0, 3.0])
+@pytest.mark.parametrize("ngram", [0, 1, 2, 3])
+@pytest.mark.parametrize("least", [0, 4])
+def test_rules_are_those_of_the_runtime(length: int, penalty: float, ngram: int, least: int) -> None:
+    """Of ids without a score, such as those of images, too."""
+    random = np.random.default_rng(length)
+    scores = random.normal(size=(ROWS, VOCABULARY)).astype(np.float32)
+    history = random.integers(0, VOCABULARY + 2, (ROWS, length))
+    given = {"eos_token_id": [2, 5], "pad_token_id": 0, "suppress_tokens": [1], "begin_suppress_tokens": [3]}
+    options = {
+        "max_new_tokens": 9,
+        "repetition_penalty": penalty,
+        "no_repeat_ngram_size": ngram,
+        "min_new_tokens": least,
+    }
+    rules = Rules.of({"max_new_tokens": 9, **given}, VOCABULARY, 1)
+    plan = Plan((2, 5), 0, suppress_tokens=(1,), begin_suppress_tokens=(3,), **options)
+    expected = logits.process(scores, history.tolist(), length - 1, plan).argmax(axis=1)
+    assert _chosen(rules, scores, history, list(map(float, options.values()))).tolist() == expected.tolist()
+    assert Rules.of({**options, **given}, VOCABULARY, 1).defaults == tuple(map(float, options.values()))
+
+
+def test_a_rule_that_the_graph_lacks_is_told() -> None:
+    with pytest.raises(InputError, match="generation: bad_words_ids: layout single has no such rule"):
+        Rules.of({"bad_words_ids": [[1]], "eos_token_id": 1, "pad_token_id": 1, "max_new_tokens": 3}, 9, 1)
+
+
+BYTES = {"decoder": {"type": "ByteLevel"}, "model": {"vocab": {"Ġa": 0, "Ã©": 1}}}
+SENTENCE = {
+    "decoder": {"type": "Sequence", "decoders": [{"type": "Replace"}, {"type": "ByteFallback"}, {"type": "Fuse"}]},
+    "model": {"vocab": [["<unk>", 0], ["▁cat", -1], ["<0x0A>", -2]]},
+}
+
+
+def test_pieces_are_bytes_of_texts() -> None:
+    end = {"added_tokens": [{"id": 2, "content": "</s>", "special": True}]}
+    assert pieces({**BYTES, **end}, 4) == [b" a", "é".encode(), b"", b""]
+    unknown = {"added_tokens": [{"id": 0, "content": "<unk>", "special": True}]}
+    assert pieces({**SENTENCE, **unknown}, 3) == [b"", b" cat", b"\n"]
+    assert pieces({"decoder": {"type": "WordPiece"}, "model": {"vocab": {}}}, 3) is None
+
+
+def test_parts_are_gone(default_repo: Path, tmp_path: Path) -> None:
+    shutil.copytree(default_repo, tmp_path / "repo")
+    written = single_file.write(tmp_path / "repo", "fp32")
+    single_file.remove_parts(tmp_path / "repo")
+    assert [path.name for path in (tmp_path / "repo" / "onnx").iterdir()] == [written.file]
+
+
+def _printed(command: list[str], folder: Path) -> str:
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_the_example_in_python(shapes: Exported, tmp_path: Path) -> None:
+    golden = load_golden(shapes.recipe.golden_dir)
+    command = [sys.executable, str(EXAMPLES / "caption.py"), str(shapes.graph(MODEL)), str(golden.image_paths()[0])]
+    assert _printed(command, tmp_path) == golden.facts.images[0].caption
+
+
+@pytest.mark.node
+def test_the_example_in_node(shapes: Exported, tmp_path: Path) -> None:
+    golden = load_golden(shapes.recipe.golden_dir)
+    shutil.copy(EXAMPLES / "caption.mjs", tmp_path)
+    (tmp_path / "node_modules").symlink_to(node_runtime.node_home() / "node_modules")
+    command = ["node", "caption.mjs", str(shapes.graph(MODEL)), str(golden.image_paths()[0])]
+    assert _printed(command, tmp_path) == golden.facts.images[0].caption
+
+
+@pytest.mark.browser
+def test_the_example_in_a_page(shapes: Exported) -> None:
+    golden = load_golden(shapes.recipe.golden_dir)
+    packages = node_runtime.node_home() / "node_modules" / "onnxruntime-web" / "dist"
+    files = {
+        f"onnxruntime-web/dist/{path.name}": path for path in packages.iterdir() if path.suffix in (".mjs", ".wasm")
+    }
+    page = {
+        "index.html": EXAMPLES / "index.html",
+        "photo.png": golden.image_paths()[0],
+        "model.onnx": shapes.graph(MODEL),
+    }
+    shown = "document.querySelector('#caption').textContent"
+    with SiteServer({**files, **page}, {}) as server:
+        steps = [["goto", f"{server.url}/index.html"], ["waitForFunction", f"return {shown} !== 'Loading…'"]]
+        seen = chromium.drive(f"{server.url}/index.html", [*steps, ["evaluate", shown]], chromium.WASM)
+    assert seen.answers == [golden.facts.images[0].caption]

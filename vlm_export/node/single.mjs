@@ -1,0 +1,81 @@
+/**
+ * Captions pictures by a single graph, with ONNX Runtime alone: no class of transformers.js knows it.
+ *
+ * What reads pictures and texts is transformers.js's; a page of a user's takes pixels out of a canvas, and the caption
+ * out of the graph.
+ *
+ * @typedef {import('./client.mjs').Files} Files
+ */
+
+import { AutoImageProcessor, AutoTokenizer, RawImage, Tensor } from '@huggingface/transformers';
+
+import { SINGLE_OPTIONS, SUFFIXES } from './contract.mjs';
+
+/** What the graph does where neither a caller nor `generation_config.json` says otherwise. */
+const DEFAULTS = { repetition_penalty: 1, no_repeat_ngram_size: 0, min_new_tokens: 0 };
+
+/**
+ * @param {Tensor} pixels `[1, 3, height, width]` in 0…255
+ * @returns {[Uint8Array, number[]]} bytes `[height, width, 3]` and their shape
+ */
+function asPicture({ data, dims }) {
+    const [height, width] = dims.slice(-2);
+    const size = height * width;
+    const bytes = new Uint8Array(size * 3);
+    for (let place = 0; place < size; place++) {
+        for (let channel = 0; channel < 3; channel++) {
+            bytes[place * 3 + channel] = Number(data[channel * size + place]);
+        }
+    }
+    return [bytes, [height, width, 3]];
+}
+
+/** @type {(id: string, options: import('./client.mjs').LoadOptions, files: Files) => Promise<import('./client.mjs').Loaded>} */
+export async function loadSingle(id, { dtype = 'fp32', device, session_options }, files) {
+    const ort = await files.runtime();
+    const own = JSON.parse(await files.text(id, 'generation_config.json'));
+    const suffix = SUFFIXES[/** @type {keyof typeof SUFFIXES} */ (dtype)];
+    const providers = device === 'webgpu' ? { executionProviders: ['webgpu'] } : {};
+    const graph = files.address(id, `onnx/model${suffix}.onnx`);
+    const session = await ort.InferenceSession.create(graph, { logSeverityLevel: 3, ...providers, ...session_options });
+    const [processor, tokenizer] = await Promise.all([
+        AutoImageProcessor.from_pretrained(id),
+        AutoTokenizer.from_pretrained(id),
+    ]);
+
+    /** @type {import('./client.mjs').Loaded['caption']} */
+    async function caption(item, options, modelInputs) {
+        if (item.image !== undefined) {
+            const { pixel_values } = await processor(await RawImage.read(item.image));
+            modelInputs.pixel_values = pixel_values;
+        }
+        const given = item.pixel_values && {
+            data: await files.read(item.pixel_values.path),
+            dims: item.pixel_values.shape,
+        };
+        const pixels = /** @type {Tensor} */ (given ?? modelInputs.pixel_values);
+        const asked = /** @type {Record<string, number>} */ ({ ...DEFAULTS, ...own, ...options });
+        const numbers = SINGLE_OPTIONS.map((name) => asked[name]);
+        /** @type {Record<string, import('onnxruntime-common').Tensor>} */
+        const fed = session.inputNames.includes('image')
+            ? { image: new ort.Tensor('uint8', ...asPicture(pixels)) }
+            : { pixel_values: new ort.Tensor('float32', /** @type {Float32Array} */ (pixels.data), pixels.dims) };
+        const made = await session.run({ ...fed, options: new ort.Tensor('float32', numbers, [numbers.length]) });
+        const count = Number(made.lengths.data[0]);
+        const ids = [.../** @type {BigInt64Array} */ (made.sequences.data)].slice(0, count);
+        options.streamer.put([[]]);
+        for (const [place, token] of ids.entries()) {
+            const score = /** @type {Float32Array} */ (made.scores.data)[place];
+            options.logits_processor([], new Tensor('float32', Float32Array.from([Math.exp(score)]), [1, 1]));
+            options.streamer.put([[token]]);
+        }
+        const text = made.texts?.data[0] ?? tokenizer.decode(ids, { skip_special_tokens: true });
+        return String(text).trim();
+    }
+    const model = {
+        sessions: { model: { config: { dtype, device } } },
+        generation_config: own,
+        dispose: () => session.release(),
+    };
+    return { model: /** @type {any} */ (model), caption };
+}

@@ -1,0 +1,76 @@
+"""A repo of one graph in ONNX Runtime: its tokens against PyTorch's, of one picture at a time and of all together.
+
+Of what happens inside its loop nothing can be seen: the tokens of every golden image decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from vlm_export.models.pixels import PIXELS
+from vlm_export.runtime.sessions import Arrays
+from vlm_export.runtime.single import Row, caption, texts
+from vlm_export.runtime.text import Text
+from vlm_export.verify import limits
+from vlm_export.verify.golden_sessions import GoldenSessions, as_fed
+from vlm_export.verify.metrics import first_difference
+from vlm_export.verify.tokens import add_rate
+from vlm_export.verify.verification import Verification
+
+_TEXTS = 4  # images whose texts are compared: each is a run of its own
+
+
+def rows(run: Verification, sessions: GoldenSessions, pictures: Sequence[Arrays]) -> list[Row]:
+    """What the graph says of each picture, under the rules that it was made with.
+
+    Raises:
+        FloatingPointError: a probability is no number.
+    """
+    made = [row for inputs in pictures for row in caption(sessions, as_fed(inputs, run.steps))]
+    if any(np.isnan(row.scores).any() for row in made):
+        raise FloatingPointError("the decoder's scores are no numbers: some are too large for the dtype")
+    return made
+
+
+def scores(
+    run: Verification, sessions: GoldenSessions, pictures: Sequence[Arrays], tokens: Sequence[Sequence[int]]
+) -> list[np.ndarray]:
+    """For each picture `[tokens, 1] float32`, each token's probability; NaN where it says another.
+
+    Raises:
+        FloatingPointError: a probability is no number.
+    """
+    made = []
+    for row, chosen in zip(rows(run, sessions, pictures), tokens, strict=True):
+        own = np.full((len(chosen), 1), np.nan, dtype=np.float32)
+        same = first_difference(row.token_ids, chosen)
+        own[:same, 0] = np.exp(row.scores[:same])
+        made.append(own)
+    return made
+
+
+def check_texts(run: Verification, dtype: str, sessions: GoldenSessions, golden_inputs: Sequence[Arrays]) -> None:
+    """Check that the texts, where the graph gives them, are those that the tokenizer makes of its tokens."""
+    text, images = Text(run.repo), run.golden.facts.images
+    told: dict[str, bool] = {}
+    for image, inputs, ids in zip(images[:_TEXTS], golden_inputs, run.generated_in_ort[dtype], strict=False):
+        found = texts(sessions, as_fed(inputs, run.steps))
+        if found is not None:
+            told[image.file] = found[0].strip() == text.decode(ids)
+    if told:
+        different = [file for file, is_same in told.items() if not is_same]
+        add_rate(run, dtype, "ort", limits.TEXTS_EXACT, len(told), [], different)
+
+
+def check_together(run: Verification, dtype: str, sessions: GoldenSessions, golden_inputs: Sequence[Arrays]) -> None:
+    """Check that pictures which are run together get the tokens that each gets alone, if the graph takes several."""
+    if run.steps is not None:
+        return
+    together = np.concatenate([inputs[PIXELS] for inputs in golden_inputs])
+    alone = run.generated_in_ort[dtype]
+    made = [row.token_ids for row in caption(sessions, {PIXELS: together})]
+    images = zip(run.golden.facts.images, made, alone, strict=True)
+    different = [image.file for image, found, expected in images if found != expected]
+    add_rate(run, dtype, "ort", limits.TOKENS_TOGETHER, len(made), [], different)
