@@ -55,6 +55,7 @@ def pictures(shapes: Exported) -> list[Image.Image]:
     return [Image.open(path).convert("RGB") for path in paths]
 
 
+@pytest.mark.verifies("prefix_conditioning_vlm", "single", ort="fp32 q8")
 def test_one_file_in_each_dtype_says_what_pytorch_says(shapes: Exported) -> None:
     assert {path.name for path in (shapes.work.repo / "onnx").iterdir()} == {"model.onnx", "model_quantized.onnx"}
     assert load_manifest(shapes.work.repo).layout == "single"
@@ -66,6 +67,7 @@ def test_one_file_in_each_dtype_says_what_pytorch_says(shapes: Exported) -> None
 
 
 @pytest.mark.node
+@pytest.mark.verifies("prefix_conditioning_vlm", "single", node="fp32")
 def test_the_same_file_in_node(shapes: Exported) -> None:
     report = shapes.verify("node", dtypes=["fp32"])
     assert report.verdict == "pass"
@@ -108,6 +110,8 @@ def test_each_weight_is_there_once(shapes: Exported, default_repo: Path) -> None
     assert sum(sizes) <= one < sum(sizes) + 60_000  # what chooses tokens, and the table of their texts
 
 
+@pytest.mark.node
+@pytest.mark.verifies("vision-encoder-decoder", "single", ort="fp32 fp16", node="fp32")
 def test_pictures_of_a_client_go_together(tmp_path: Path) -> None:
     """Without the steps in the graph it takes several pictures in a run; rules of the recipe are its defaults."""
     encoder_decoders.write_checkpoint(tmp_path / "checkpoint", encoder_decoders.config())
@@ -116,6 +120,7 @@ def test_pictures_of_a_client_go_together(tmp_path: Path) -> None:
     made.export("single", ["fp16"])
     report = made.verify("ort")
     assert report.verdict == "pass", report.failures
+    assert made.verify("node", dtypes=["fp32"]).verdict == "pass"
     metrics = {check.metric: check.value for check in report.checks if check.dtype == "fp32"}
     assert metrics[limits.TOKENS_TOGETHER] == metrics[limits.TOKENS_EXACT] == 1.0
     graph = ir.load(made.graph(MODEL)).graph
@@ -232,7 +237,12 @@ def _printed(command: list[str], folder: Path) -> str:
 
 def test_the_example_in_python(shapes: Exported, tmp_path: Path) -> None:
     golden = load_golden(shapes.recipe.golden_dir)
-    command = [sys.executable, str(EXAMPLES / "caption.py"), str(shapes.graph(MODEL)), str(golden.image_paths()[0])]
+    command = [
+        sys.executable,
+        str(EXAMPLES / "caption.py"),
+        str(shapes.graph(MODEL)),
+        str(golden.image_paths()[0].resolve()),
+    ]
     assert _printed(command, tmp_path) == golden.facts.images[0].caption
 
 
@@ -241,7 +251,7 @@ def test_the_example_in_node(shapes: Exported, tmp_path: Path) -> None:
     golden = load_golden(shapes.recipe.golden_dir)
     shutil.copy(EXAMPLES / "caption.mjs", tmp_path)
     (tmp_path / "node_modules").symlink_to(node_runtime.node_home() / "node_modules")
-    command = ["node", "caption.mjs", str(shapes.graph(MODEL)), str(golden.image_paths()[0])]
+    command = ["node", "caption.mjs", str(shapes.graph(MODEL)), str(golden.image_paths()[0].resolve())]
     assert _printed(command, tmp_path) == golden.facts.images[0].caption
 
 
@@ -254,7 +264,7 @@ def test_the_example_in_a_page(shapes: Exported) -> None:
     }
     page = {
         "index.html": EXAMPLES / "index.html",
-        "photo.png": golden.image_paths()[0],
+        "photo.png": golden.image_paths()[0].resolve(),
         "model.onnx": shapes.graph(MODEL),
     }
     shown = "document.querySelector('#caption').textContent"

@@ -27,6 +27,7 @@ from vlm_export.runtime.model import (
 )
 from vlm_export.runtime.options import Options, Plan, plan
 from vlm_export.runtime.repo import ONNX, ROW_BY_ROW, SUFFIXES, Repo, choose_dtype
+from vlm_export.runtime.run_limit import limited
 from vlm_export.runtime.sessions import GRAPH_ERRORS, Arrays, Inputs, Sessions
 from vlm_export.runtime.text import Message, Text
 
@@ -71,7 +72,8 @@ def _run(sessions: Sessions, pictures: Inputs, options: Sequence[float], outputs
         feeds[IMAGE] = np.ascontiguousarray(np.moveaxis(pictures[_PIXELS][0], 0, -1).astype(np.uint8))
     else:
         feeds[_PIXELS] = pictures[_PIXELS]
-    made = sessions.session(SINGLE_GRAPH).run(list(outputs), feeds)
+    with limited(SINGLE_GRAPH, sessions.run_seconds) as run:
+        made = sessions.session(SINGLE_GRAPH).run(list(outputs), feeds, run)
     return dict(zip(outputs, map(np.asarray, made), strict=True))
 
 
