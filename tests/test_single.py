@@ -18,6 +18,7 @@ import pytest
 from exported import Exported, record
 from PIL import Image
 
+from vlm_export.apps import demo_site
 from vlm_export.apps.load import load
 from vlm_export.doctor.examine import examine
 from vlm_export.doctor.repo_view import open_repo as view
@@ -100,6 +101,8 @@ def test_what_one_file_cannot(shapes: Exported, pictures: list[Image.Image]) -> 
             model.generate(pictures[:1], options=Options(**{name: value}))
     with pytest.raises(InputError, match="captions one image at a time, not 2"):
         model.generate(pictures[:2])
+    with pytest.raises(InputError, match=r"the demo runs transformers\.js, which does not load layout single"):
+        demo_site.build(shapes.work.repo, None)
     with pytest.raises(InputError, match="one file, of one dtype"):
         shapes.export("single", ["decoder=q8"])
 

@@ -115,9 +115,14 @@ def build(
     links to it. What `verify` said comes from the report beside the repo, if that is about these graphs.
 
     Raises:
-        InputError: the repo was not made by `vlm-export onnx`, or transformers.js cannot be installed.
+        InputError: the repo was not made by `vlm-export onnx`, or is of a layout that transformers.js does not load, or
+            that cannot be installed.
     """
     manifest = load_manifest(repo)
+    if manifest.layout == "single":
+        raise InputError(
+            f"{repo}: the demo runs transformers.js, which does not load layout single: take another layout"
+        )
     model = dict(_files(repo, _REPO_FILES))
     libraries = _libraries()
     captions, prompt = _samples(goldens, manifest.inputs_sha256) if goldens else ({}, "")
