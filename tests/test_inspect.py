@@ -141,6 +141,18 @@ def test_a_checkpoint_with_lora_inside(tmp_path: Path) -> None:
     assert max(map(len, lines[1:-1])) <= 100
 
 
+def test_a_table_that_is_none_is_told_all_the_same(tmp_path: Path) -> None:
+    """No weights are read: `merge` says that its shape is not the config's."""
+    pico.write_checkpoint(tmp_path / "base", pico.config(), lora=False)
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(tmp_path / "base" / "model.safetensors")
+    key = "language_model.model.embed_tokens.weight"
+    save_file({**tensors, key: tensors[key].reshape(-1)}, tmp_path / "base" / "model.safetensors")
+    status, told, _ = said(str(tmp_path / "base"))
+    assert status == 0 and "token table" in told
+
+
 def test_as_json(tmp_path: Path) -> None:
     folder = pico.write_checkpoint(tmp_path / "checkpoint")
     status, out, _ = said(str(folder), "--json")

@@ -100,9 +100,11 @@ def _cost(graph: GraphParts, dtype: Dtype, weights: Sequence[Placed]) -> Variant
 
 def _form(graph: GraphParts, dtype: Dtype, weight: Placed) -> Form:
     """How a weight is stored, as `Variant.forms` decides it from the graph."""
+    if len(weight.shape) != 2:  # a table too, in a damaged checkpoint
+        return PLAIN
     if weight.part in ("token table", "head"):
         return dtype.table
-    if len(weight.shape) != 2 or _LOOKED_UP.search(weight.key):
+    if _LOOKED_UP.search(weight.key):
         return PLAIN
     return dtype.decoder if graph.has_cache else dtype.others
 
