@@ -8,8 +8,9 @@ base's file to every worker of a node.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from typing import Any
 
@@ -146,7 +147,8 @@ def on_ray(address: str | None, threads: int) -> Iterator[OnRay]:
         where = f"--address {address}: no Ray cluster answers there" if address else "Ray does not start"
         raise InputError(f"{where}: {reason(error)}") from error
     try:
-        yield OnRay(ray, threads)
+        with redirect_stdout(sys.stderr):  # where Ray tells of workers that died: stdout is for results
+            yield OnRay(ray, threads)
     finally:
         ray.shutdown()
 
