@@ -491,8 +491,7 @@ def test_without_ray_the_error_says_what_to_install(place: Path, monkeypatch: py
     done = swept(place)
     assert done.exit_code == 2
     assert done.stderr.splitlines()[-1] == (
-        "error: Ray, which has a sweep's stages done, is not installed: "
-        "`pip install 'vlm-export[sweep]'`, or --in-process"
+        "error: Ray is not installed: `pip install 'vlm-export[sweep]'`, or do without it by --in-process"
     )
 
 

@@ -29,8 +29,7 @@ class NaflexChat(Chat):
         """
         if not facts.processor.get("use_image_special_tokens", True):
             raise InputError(
-                "processor_config.json: use_image_special_tokens: false: transformers.js writes them always: train with"
-                " them"
+                "processor_config.json: use_image_special_tokens: is false; transformers.js always writes them"
             )
         image_token_id = load_config(facts.config).image_token_id
         if (token := facts.token(image_token_id)) != _IMAGE:

@@ -29,7 +29,9 @@ _NOT_USED = re.compile(
 )
 _TOWER = re.compile(r"(^|\.)(vision_tower|vision_model|vision_encoder|visual)\.|^encoder\.")
 _IN_TOWER = re.compile(r"(^|\.)visual\.(merger|deepstack_merger_list|downsample)\.")  # and a projector all the same
-_PROJECTOR = re.compile(r"(^|\.)(multi_modal_projector|mm_projector|connector|(vision_)?projection|enc_to_dec_proj)\.")
+_PROJECTOR = re.compile(
+    r"(^|\.)(multi_modal_projector|mm_projector|connector|aligner|(vision_)?projection|enc_to_dec_proj)\."
+)
 _TEXT_ENCODER = re.compile(r"(^|\.)language_model\.(model\.)?encoder\.")
 _LAYER = re.compile(r"\.layers?\.(\d+)\.")
 _HEAD = re.compile(r"(^|\.)(lm_head|output_projection|embed_out|cls\.predictions\.decoder)\.(base_layer\.)?weight$")

@@ -156,6 +156,4 @@ def on_ray(address: str | None, threads: int) -> Iterator[OnRay]:
 def check_installed() -> None:
     """Raises InputError where Ray is not installed."""
     if find_spec("ray") is None:
-        raise InputError(
-            "Ray, which has a sweep's stages done, is not installed: `pip install 'vlm-export[sweep]'`, or --in-process"
-        )
+        raise InputError("Ray is not installed: `pip install 'vlm-export[sweep]'`, or do without it by --in-process")
