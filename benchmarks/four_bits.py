@@ -35,8 +35,9 @@ import numpy as np
 from harness import Command, Row
 from safetensors import safe_open
 
+from vlm_export.atomic import atomic_folder
 from vlm_export.dtypes import FP32
-from vlm_export.files import Work, atomic_folder, read_json, write_json
+from vlm_export.files import Work, read_json, write_json
 from vlm_export.manifest import ONNX
 from vlm_export.runtime.repo import SUFFIXES
 from vlm_export.web.node_runtime import node_home

@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from vlm_export.files import atomic_folder, read_json
+from vlm_export.atomic import atomic_folder
+from vlm_export.files import read_json
 from vlm_export.tensors.safetensors_writer import Entry, write_tensors
 
 WEIGHTS = "model.safetensors"

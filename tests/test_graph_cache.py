@@ -25,6 +25,7 @@ from exported import Exported, prepare, record, silent
 from torch import nn
 
 from vlm_export import pipeline
+from vlm_export.atomic import write_bytes
 from vlm_export.cli import main
 from vlm_export.files import sha256
 from vlm_export.graph import graph_cache, skeleton
@@ -313,6 +314,17 @@ def test_a_spoilt_file_is_traced_anew_and_replaced(how: str, merged: Checkpoint)
     assert found is not None and found[1] == report
 
 
+def test_a_pipe_is_not_waited_for_and_replaced(merged: Checkpoint) -> None:
+    cache = GraphCache(merged, "components")
+    component = projection(cache)
+    cache.path(component).parent.mkdir(parents=True, exist_ok=True)
+    cache.path(component).unlink(missing_ok=True)
+    os.mkfifo(cache.path(component))
+    assert cache.find(component) is None
+    cache.trace(component)
+    assert cache.find(component) is not None
+
+
 def test_a_folder_that_cannot_be_written_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = captioner(tmp_path)
     (tmp_path / "file").touch()
@@ -401,7 +413,7 @@ def test_a_reader_never_sees_half_a_file(merged: Checkpoint) -> None:
     path = cache.path(component)
     content = path.read_bytes()
     with ThreadPoolExecutor(3) as pool:
-        writers = [pool.submit(graph_cache._write, path, content) for _ in range(200)]
+        writers = [pool.submit(write_bytes, path, content, shared=True) for _ in range(200)]
         while not all(writer.done() for writer in writers):
             found = cache.find(component)
             assert found is not None and isinstance(found[0], ir.Model)

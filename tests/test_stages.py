@@ -12,12 +12,13 @@ from pathlib import Path
 import pico
 import pytest
 import yaml
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from exported import write_images
 from safetensors.torch import load_file, save_file
 
 from vlm_export.cli import main
 from vlm_export.fingerprint import RECORD, Record
+from vlm_export.manifest import MANIFEST
 from vlm_export.start import stages
 
 CONVERT = ("convert", "pico.yaml", "--runtime", "ort")
@@ -131,6 +132,58 @@ def test_another_version_runs_everything_again(place: Path, monkeypatch: pytest.
 
 def test_again_runs_everything(place: Path) -> None:
     assert converted(place, "--again") == EVERYTHING
+
+
+ALONE = {"golden": "written to golden/pico", "merge": "written to build/pico/merged", "onnx": "encoder_model.onnx "}
+
+
+def alone(folder: Path, *arguments: str) -> Result:
+    """A command typed alone in a folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        done = CliRunner().invoke(main, list(arguments))
+    assert done.exit_code == 0, done.stderr + done.stdout
+    return done
+
+
+@pytest.mark.parametrize("stage", ALONE)
+def test_a_stage_that_is_typed_alone_is_skipped_and_still_prints_its_result(stage: str, place: Path) -> None:
+    done = alone(place, stage, "pico.yaml")
+    assert re.fullmatch(rf"{stage}: nothing changed since [-\d]+ [:\d]+; skipped", done.stderr.strip())
+    assert ALONE[stage] in done.stdout and "\nnext: " in done.stdout
+    assert isinstance(json.loads(alone(place, stage, "pico.yaml", "--json").stdout), dict)
+
+
+@pytest.mark.parametrize("stage", ALONE)
+def test_again_runs_a_stage_that_is_typed_alone(stage: str, place: Path) -> None:
+    done = alone(place, stage, "pico.yaml", "--again")
+    assert "skipped" not in done.stderr and ALONE[stage] in done.stdout
+    assert converted(place) == set()
+
+
+def test_a_stage_that_is_typed_alone_counts_for_the_others(place: Path) -> None:
+    weights("adapter")(place)
+    for stage in ALONE:
+        assert "skipped" not in alone(place, stage, "pico.yaml").stderr
+        assert "skipped" in alone(place, stage, "pico.yaml").stderr
+    assert converted(place) == {"verify"}
+
+
+def test_other_options_are_another_result(place: Path) -> None:
+    assert "skipped" not in alone(place, "onnx", "pico.yaml", "--quantize", "q8").stderr
+    assert "skipped" in alone(place, "onnx", "pico.yaml", "--quantize", "q8").stderr
+    assert "skipped" not in alone(place, "onnx", "pico.yaml", "--memory", "30GB").stderr
+    assert "skipped" not in alone(place, "merge", "pico.yaml", "--base", "dequantized").stderr
+    assert "skipped" not in alone(place, "merge", "pico.yaml").stderr
+
+
+def test_what_lacked_memory_is_tried_again(place: Path) -> None:
+    manifest = place / "build" / "pico" / "repo" / MANIFEST
+    values = json.loads(manifest.read_text())
+    values["graphs"][0]["rounded"] = True
+    manifest.write_text(json.dumps(values))
+    assert "skipped" not in alone(place, "onnx", "pico.yaml").stderr
+    assert "skipped" in alone(place, "onnx", "pico.yaml").stderr
 
 
 def test_other_dtypes_are_another_export(place: Path) -> None:

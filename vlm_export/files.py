@@ -1,4 +1,4 @@
-"""The work folder of a recipe, the cache folder, and how files get into them: beside their place first, then moved."""
+"""The work folder of a recipe, the cache folder, and the JSON, texts and hashes of what is in them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import hashlib
 import json
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vlm_export.atomic import alone, changed_folder, remove_left_overs, write_text
 from vlm_export.errors import InputError
 from vlm_export.paths import home
 
@@ -29,9 +28,14 @@ _DIGESTS: ContextVar[Digests | None] = ContextVar("digests", default=None)
 
 @dataclass(frozen=True)
 class Work:
-    """`build/<recipe>/`: `merged/` the plain checkpoint, `repo/` exactly what is pushed, `report/` what was checked."""
+    """`build/<recipe>/`: `merged/` the plain checkpoint, `repo/` exactly what is pushed, `report/` what was checked.
+
+    While the last two are changed, `new_repo` and `new_report` are what they become.
+    """
 
     root: Path
+    new_repo: Path | None = None
+    new_report: Path | None = None
 
     @property
     def merged(self) -> Path:
@@ -46,12 +50,35 @@ class Work:
     @property
     def repo(self) -> Path:
         """The folder of the exported repo: exactly what is pushed."""
-        return self.root / "repo"
+        return self.new_repo or self.root / "repo"
 
     @property
     def report(self) -> Path:
         """The folder of what was checked and measured."""
-        return self.root / "report"
+        return self.new_report or self.root / "report"
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Within, no other process works in this folder, and what killed ones left of its results is gone.
+
+        Raises:
+            InputError: something else is where the folder belongs.
+        """
+        with alone(self.root / ".lock", self.root):
+            for folder in (self.merged, self.repo, self.report):
+                remove_left_overs(folder)
+            yield
+
+    @contextmanager
+    def changing(self) -> Iterator[Work]:
+        """The same work, in which files of `repo/` and `report/` may be replaced: all take effect behind the block, or
+        none where it fails.
+
+        Raises:
+            InputError: as of `atomic.place_of`.
+        """
+        with changed_folder(self.root / "repo") as repo, changed_folder(self.root / "report") as report:
+            yield replace(self, new_repo=repo, new_report=report)
 
 
 def cache_folder() -> Path:
@@ -71,39 +98,9 @@ def graph_cache_folder() -> Path:
     return Path(own).absolute() if own else cache_folder() / "structures"
 
 
-@contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
-    """A new folder beside `target` that takes its place when the block ends well and vanishes when it does not."""
-    new = [each for each in target.parents if not each.exists()]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        beside.chmod(0o755)
-        yield beside
-        previous = target.with_name(f".{target.name}-previous")
-        shutil.rmtree(previous, ignore_errors=True)
-        if target.exists():
-            target.rename(previous)
-        beside.rename(target)
-        shutil.rmtree(previous, ignore_errors=True)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-        with suppress(OSError):  # not empty
-            for folder in new:
-                folder.rmdir()
-
-
 def write_json(path: Path, value: Any) -> None:
     """Write readable JSON, whole or not at all."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
 
 
 def read_json(path: Path, *, all_numbers: bool = False) -> dict[str, Any]:

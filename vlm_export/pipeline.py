@@ -14,11 +14,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from vlm_export import ready
+from vlm_export.atomic import atomic_folder, place_of
 from vlm_export.commands import Commands
 from vlm_export.documents import load_document
 from vlm_export.dtypes import DTYPES
 from vlm_export.errors import CheckFailed, InputError
-from vlm_export.files import Work, atomic_folder, sha256, write_json
+from vlm_export.files import Work, sha256, write_json
 from vlm_export.graph import signature, single_file, trial_run
 from vlm_export.graph.graph_cache import GraphCache
 from vlm_export.graph.graph_file import copy_graph, save_graph
@@ -59,6 +60,7 @@ _VERSIONS = ("vlm-export", "torch", "transformers", "peft", "onnx", "onnxruntime
 @with_trusted_code
 def run_merge(recipe: RecipeFile, work: Work, progress: Progress, *, base: str | None = None) -> MergeReport:
     """LoRA → plain weights, in `merged/`; `base` in place of the recipe's."""
+    place_of(work.merged)
     found = sources(recipe)
     return merge.merge(
         found.model,
@@ -75,6 +77,7 @@ def run_merge(recipe: RecipeFile, work: Work, progress: Progress, *, base: str |
 @with_trusted_code
 def run_golden(recipe: RecipeFile, progress: Progress) -> golden.Golden:
     """Record the PyTorch model's outputs in the recipe's golden folder."""
+    place_of(recipe.golden_target)
     images = ready.images(recipe)
     found = sources(recipe)
     return recording.record(
@@ -116,6 +119,7 @@ def run_export(
         InputError: nothing was merged yet, or the layout is not one of the family's, or a component that is named not
             one of the layout's; or disk or memory do not suffice.
     """
+    place_of(work.repo)
     merge_report, merged = _merged(recipe, work)
     layout = layout or recipe.recipe.layout
     if layout not in merged.family.layouts:
@@ -257,7 +261,7 @@ def _write_with_samples(
     """
     samples = _recorded(folder, recipe, variants, progress)
     in_range, found = _in_range(variants, samples, progress, notify)
-    with TemporaryDirectory(prefix=".calibration-", dir=folder.parent) as scratch:
+    with TemporaryDirectory(prefix=".calibration-", dir=folder) as scratch:
         solver = Solver(samples, Path(scratch), progress)
         to_goal = [_to_goal(variant, goal, solver, folder) for variant in in_range]
         return _write(folder, to_goal, progress, solver), found
@@ -385,6 +389,8 @@ def run_verify(
     failed before, and was not verified now, still counts as failed. With `reusing`, what passed in the last report is
     taken over where nothing that it depends on has changed.
     """
+    for folder in (work.repo, work.report):
+        place_of(folder)
     recorded = golden.load_golden(recipe.golden_dir)
     manifest = load_manifest(work.repo)
     check_tree(work.repo)
@@ -410,15 +416,16 @@ def run_verify(
         progress=progress,
     )
     still = [dtype for dtype in manifest.failed if dtype not in report.verified_dtypes]
-    manifest = config_files.write_failed(work.repo, manifest, [*still, *report.failed_dtypes])
     client = merged.family.layouts[manifest.layout].client
     benchmark = asdict(measured) if measured else None
-    report = replace(report, table=decision_table.rows(manifest, asdict(report), benchmark))
-    card.write_card(work.repo, recipe, client, manifest, Found(asdict(report), benchmark, recorded))
-    written = with_files(report, work.repo)
-    write_json(work.report / REPORT, written)
-    write_json(work.report / SBOM, sbom.of_export(manifest, written["files_sha256"]))
-    write_page(recipe, work, report, recorded, measured)
+    with work.changing() as new:
+        manifest = config_files.write_failed(new.repo, manifest, [*still, *report.failed_dtypes])
+        report = replace(report, table=decision_table.rows(manifest, asdict(report), benchmark))
+        card.write_card(new.repo, recipe, client, manifest, Found(asdict(report), benchmark, recorded))
+        written = with_files(report, new.repo)
+        write_json(new.report / REPORT, written)
+        write_json(new.report / SBOM, sbom.of_export(manifest, written["files_sha256"]))
+        write_page(recipe, new, report, recorded, measured)
     return report
 
 
@@ -430,18 +437,16 @@ def run_card(recipe: RecipeFile, work: Work, benchmark: Mapping[str, Any]) -> Pa
     file was changed since, its hash is not, and the report is as little about that file as before.
     """
     manifest = load_manifest(work.repo)
-    write_json(work.report / BENCH, benchmark)
     report = load_report(work)
     client = open_checkpoint(work.merged).family.layouts[manifest.layout].client
-    path = work.repo / CARD
-    if report is None:
-        card.write_card(work.repo, recipe, client, manifest, Found(benchmark=benchmark))
-        return path
-    recorded = golden.load_golden(recipe.golden_dir)
-    verified = asdict(report)
-    card.write_card(work.repo, recipe, client, manifest, Found(verified, benchmark, recorded))
-    table = decision_table.rows(manifest, verified, benchmark)
-    report = replace(report, table=table, files_sha256=report.files_sha256 | {path.name: sha256(path)})
-    write_json(work.report / REPORT, asdict(report))
-    write_page(recipe, work, report, recorded, load_benchmark(work))
-    return path
+    recorded = golden.load_golden(recipe.golden_dir) if report is not None else None
+    verified = asdict(report) if report is not None else None
+    with work.changing() as new:
+        write_json(new.report / BENCH, benchmark)
+        card.write_card(new.repo, recipe, client, manifest, Found(verified, benchmark, recorded))
+        if report is not None and recorded is not None:
+            table = decision_table.rows(manifest, verified, benchmark)
+            report = replace(report, table=table, files_sha256=report.files_sha256 | {CARD: sha256(new.repo / CARD)})
+            write_json(new.report / REPORT, asdict(report))
+            write_page(recipe, new, report, recorded, load_benchmark(new))
+    return work.repo / CARD

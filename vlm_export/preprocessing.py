@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import product
@@ -23,6 +22,7 @@ from tokenizers import Tokenizer
 from transformers import CONFIG_MAPPING, AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
 from vlm_export import patches
+from vlm_export.atomic import scratch_folder
 from vlm_export.errors import InputError, blamed_on, shown
 from vlm_export.forms.reading import json_of, needed_json_of, template_of
 from vlm_export.own_files import check_files, own_file
@@ -310,7 +310,7 @@ def _is_of_the_library(config: Mapping[str, Any]) -> bool:
 
 
 def _load_image_processor(settings: Mapping[str, Any]) -> Any:
-    with tempfile.TemporaryDirectory(prefix="vlm-export-") as folder:
+    with scratch_folder() as folder:
         Path(folder, _PREPROCESSOR).write_text(json.dumps(dict(settings)), encoding="utf-8")
         with patches.image_processor_without_torchvision(settings.get("image_processor_type")):
             return AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
@@ -358,7 +358,7 @@ class ChatProcessor:
         self.beside = beside or {}
         named = {"processor_class": processor_class}
         files = {_PREPROCESSOR: {**settings, **named}, _PROCESSOR: {**processor_settings(folder), **processor, **named}}
-        with tempfile.TemporaryDirectory(prefix="vlm-export-") as scratch:
+        with scratch_folder() as scratch:
             copy_tokenizer(folder, Path(scratch))
             _copy(folder, Path(scratch), _SPECIAL_TOKENS)
             config = config or needed_json_of(folder, _CONFIG)

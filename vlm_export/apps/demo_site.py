@@ -25,10 +25,11 @@ from typing import Any, Literal
 
 from vlm_export import __version__, bundled
 from vlm_export.apps.exported_repo import recipe_of
+from vlm_export.atomic import atomic_folder
 from vlm_export.documents import front_matter
 from vlm_export.dtypes import PREFERRED
 from vlm_export.errors import InputError
-from vlm_export.files import Work, atomic_folder
+from vlm_export.files import Work
 from vlm_export.manifest import ONNX, Manifest, load_manifest
 from vlm_export.own_files import own_file, unchanged_file
 from vlm_export.verify.golden import JSON, GoldenImage, load_facts

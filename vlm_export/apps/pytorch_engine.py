@@ -5,7 +5,6 @@ The only file here that imports torch and transformers, and it is imported only 
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ from PIL import Image
 from torch import nn
 from transformers import StoppingCriteria, StoppingCriteriaList
 
+from vlm_export.atomic import scratch_folder
 from vlm_export.errors import InputError, blamed_on
 from vlm_export.merging import merge
 from vlm_export.preprocessing import (
@@ -126,7 +126,7 @@ class TorchEngine:
         self.rows: int = text_config.vocab_size
         eos = eos_token_ids(checkpoint, tokenizer)
         self.generation = {"eos_token_id": eos, **generation}
-        with tempfile.TemporaryDirectory(prefix="vlm-export-") as scratch:
+        with scratch_folder() as scratch:
             copy_tokenizer(checkpoint.path, Path(scratch))
             self.text = Text(Path(scratch), keeps_tokens=self.preprocessor.keeps_tokens)
 
@@ -213,7 +213,7 @@ class TorchEngine:
         if isinstance(self.preprocessor, ChatProcessor):
             return self._conversation(self.preprocessor, images, prompt)
         self._check_one(images)
-        with tempfile.TemporaryDirectory(prefix="vlm-export-") as scratch:
+        with scratch_folder() as scratch:
             path = Path(scratch, "image.png")
             images[0].save(path)
             return self.preprocessor.model_inputs(path, _texts(prompt))

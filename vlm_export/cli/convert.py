@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from vlm_export.cli.options import FiniteRange, common, next_commands, open_recipe, recipe_argument, threads_option
+from vlm_export.cli.options import (
+    FiniteRange,
+    again_option,
+    common,
+    next_commands,
+    open_recipe,
+    recipe_argument,
+    threads_option,
+)
 from vlm_export.cli.output import Progress, notify, plan_lines, print_result, report_lines, tell_next, warn
 from vlm_export.contract import LayoutName
 from vlm_export.dtypes import FP32, preferred
@@ -20,6 +28,7 @@ from vlm_export.wanted import AUTO, PLANNED, Goal, Wanted, parse, parse_size
 if TYPE_CHECKING:
     from vlm_export.files import Work
     from vlm_export.hub import Files
+    from vlm_export.manifest import Manifest
     from vlm_export.publish.gate import Allowed, Destination
     from vlm_export.recipe import RecipeFile
 
@@ -27,8 +36,9 @@ if TYPE_CHECKING:
 @click.command()
 @recipe_argument
 @click.option("--base", type=click.Choice(["original", "dequantized"]), help="In place of the recipe's.")
+@again_option
 @common
-def merge(recipe: str | None, base: str | None, work: Path | None, as_json: bool) -> None:
+def merge(recipe: str | None, base: str | None, again: bool, work: Path | None, as_json: bool) -> None:
     """Merge LoRA adapters into plain weights, in merged/.
 
     Example: vlm-export merge my-captioner.yaml
@@ -38,9 +48,15 @@ def merge(recipe: str | None, base: str | None, work: Path | None, as_json: bool
 
     ready.for_merge(found)
     from vlm_export import pipeline
+    from vlm_export.documents import load_document
+    from vlm_export.merging.merge import MergeReport
+    from vlm_export.start.stages import Options, Stages
 
-    with Progress(as_json) as progress:
-        report = pipeline.run_merge(found, folder, progress, base=base)
+    with Progress(as_json) as progress, folder.alone():
+        stages = Stages(found, folder, Options(base=base if base != found.recipe.base else None))
+        made = stages.run("merge", lambda: pipeline.run_merge(found, folder, progress, base=base), notify, again=again)
+        remedy = f"run `{next_commands(found, folder).merge()}`"
+        report = made or load_document(folder.merge_report, MergeReport, remedy)
     for warning in report.warnings:
         warn(warning)
     lines = [f"merged {report.adapter_tensors} adapter tensors into {report.parameters:,} parameters"]
@@ -71,6 +87,7 @@ def merge(recipe: str | None, base: str | None, work: Path | None, as_json: bool
 @click.option("--layout", type=click.Choice(get_args(LayoutName)), help="In place of the recipe's.")
 @click.option("--retrace", is_flag=True, help="Trace every component anew, whatever earlier exports kept.")
 @click.option("--memory", metavar="SIZE", help="Take at most so much, e.g. 3GB. q4 and q2 may not be calibrated then.")
+@again_option
 @common
 def onnx(
     recipe: str | None,
@@ -81,6 +98,7 @@ def onnx(
     layout: str | None,
     retrace: bool,
     memory: str | None,
+    again: bool,
     work: Path | None,
     as_json: bool,
 ) -> None:
@@ -104,8 +122,10 @@ def onnx(
         raise InputError(f"{plan}: no such file")
     ready.for_onnx(found, folder)
     from vlm_export import pipeline
+    from vlm_export.manifest import load_manifest
     from vlm_export.quantize.estimate import Estimate
     from vlm_export.quantize.plan import load as load_plan
+    from vlm_export.start.stages import Options, Stages
 
     expected: list[Estimate] = []
 
@@ -113,25 +133,31 @@ def onnx(
         expected.append(estimate)
         notify(str(estimate))
 
-    with Progress(as_json) as progress:
-        manifest = pipeline.run_export(
-            found,
-            folder,
-            progress,
-            wanted=wanted,
-            layout=layout,
-            plan=load_plan(plan) if plan else None,
-            retrace=retrace,
-            memory_bytes=most,
-            notify=notify,
-            announce=announce,
-        )
+    options = Options(wanted=wanted, layout=layout, plan=load_plan(plan) if plan else None, memory_bytes=most)
+    with Progress(as_json) as progress, folder.alone():
+
+        def export() -> Manifest:
+            return pipeline.run_export(
+                found,
+                folder,
+                progress,
+                wanted=options.wanted,
+                layout=options.layout,
+                plan=options.plan,
+                retrace=retrace,
+                memory_bytes=options.memory_bytes,
+                notify=notify,
+                announce=announce,
+            )
+
+        made = Stages(found, folder, options).run("onnx", export, notify, again=again or retrace)
+        manifest = made or load_manifest(folder.repo)
     lines = [f"{graph.file:40} {graph.size_bytes / 1e6:9.2f} MB" for graph in manifest.graphs]
     if manifest.dtypes != [FP32.name] and not manifest.mixed and preferred("wasm", manifest.dtypes) == FP32.name:
         lines.append(
             "browsers will load float32, since packed weights are slow there: --quantize q8 adds what they want"
         )
-    result = {**asdict(manifest), "path": str(folder.repo), "estimate": asdict(expected[-1])}
+    result = {**asdict(manifest), "path": str(folder.repo), "estimate": asdict(expected[-1]) if expected else None}
     print_result(as_json, result, [*lines, f"written to {folder.repo}"])
     tell_next(as_json, next_commands(found, folder).verify())
 
@@ -212,7 +238,7 @@ def verify(
     from vlm_export.publish.junit import write_junit
     from vlm_export.verify.causes import explain
 
-    with Progress(as_json) as progress:
+    with Progress(as_json) as progress, folder.alone():
         report = pipeline.run_verify(
             found,
             folder,
@@ -320,8 +346,9 @@ def _page(recipe: RecipeFile, work: Work, to: Destination) -> Files | None:
 
 @click.command()
 @recipe_argument
+@again_option
 @common
-def golden(recipe: str | None, work: Path | None, as_json: bool) -> None:
+def golden(recipe: str | None, again: bool, work: Path | None, as_json: bool) -> None:
     """Record golden outputs of the PyTorch model.
 
     The adapter is attached and nothing is merged. They go to golden/<recipe name>, beside the recipe.
@@ -333,9 +360,13 @@ def golden(recipe: str | None, work: Path | None, as_json: bool) -> None:
 
     ready.for_golden(found)
     from vlm_export import pipeline
+    from vlm_export.start.stages import Options, Stages
+    from vlm_export.verify.golden import load_golden
 
-    with Progress(as_json) as progress:
-        recorded = pipeline.run_golden(found, progress)
+    with Progress(as_json) as progress, folder.alone():
+        stages = Stages(found, folder, Options())
+        made = stages.run("golden", lambda: pipeline.run_golden(found, progress), notify, again=again)
+        recorded = made or load_golden(found.golden_target).facts
     lines = [f"{image.file}: {image.caption}" for image in recorded.images]
     target = found.golden_target
     print_result(as_json, {**asdict(recorded), "path": str(target)}, [*lines, f"written to {target}"])
@@ -400,7 +431,9 @@ def bench(
     if card and recipe is not None:
         from vlm_export import pipeline
 
-        notify(f"written to {pipeline.run_card(recipe, open_recipe(repo, work)[1], asdict(done))}")
+        of = open_recipe(repo, work)[1]
+        with of.alone():
+            notify(f"written to {pipeline.run_card(recipe, of, asdict(done))}")
     if done.failures:
         click.get_current_context().exit(1)
 

@@ -96,6 +96,8 @@ work_option = click.option(
     help="Work folder, in place of build/<recipe name>.",
 )
 
+again_option = click.option("--again", is_flag=True, help="Do it even if nothing changed since it was done.")
+
 threads_option = click.option(
     "--threads",
     type=click.IntRange(0, _MOST_THREADS),

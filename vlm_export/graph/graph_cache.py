@@ -23,7 +23,6 @@ import json
 import os
 import platform
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -39,6 +38,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
+from vlm_export.atomic import write_bytes
 from vlm_export.files import SKELETON, graph_cache_folder
 from vlm_export.graph.onnxsim_process import Onnxsim
 from vlm_export.graph.simplify_report import ONNXSIM_RAN, SimplifyReport
@@ -110,7 +110,7 @@ class GraphCache:
         if self.keep and report.onnxsim == ONNXSIM_RAN:
             path = self.path(component)
             try:
-                _write(path, content)
+                write_bytes(path, content, shared=True)
                 _delete_unused(path.parent)
             except OSError as error:
                 self.notify(f"warning: {path.parent}: cannot keep what was traced: {error.strerror or error}")
@@ -270,23 +270,11 @@ def _parse(content: bytes) -> Entry:
 def _read(path: Path) -> bytes | None:
     """A file of a skeleton; None if it is not there, cannot be read, or is not as it was written."""
     try:
-        content = path.read_bytes()
+        content = path.read_bytes() if path.is_file() else b""  # no pipe is waited for
     except OSError:
         return None
     digest, _, rest = content.partition(b"\n")
     return content if digest == _sha256(rest).encode() else None
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Of two processes that write at once, either may be the last: they write the same."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    number, beside = tempfile.mkstemp(prefix=".", suffix=SKELETON, dir=path.parent)
-    try:
-        with open(number, "wb") as file:
-            file.write(content)
-        os.replace(beside, path)
-    finally:
-        Path(beside).unlink(missing_ok=True)
 
 
 def _delete_unused(folder: Path) -> None:

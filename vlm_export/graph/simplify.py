@@ -6,13 +6,13 @@ Weights are inputs here, so onnxsim never sees one and its memory does not grow 
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import Counter
 from pathlib import Path
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from vlm_export.atomic import scratch_folder
 from vlm_export.graph import passes
 from vlm_export.graph.onnxsim_process import Onnxsim
 from vlm_export.graph.simplify_report import ONNXSIM_RAN, SimplifyReport
@@ -68,7 +68,7 @@ def count_fused(skeleton: ir.Model) -> dict[str, int]:
 
 
 def _onnxsim(skeleton: ir.Model, onnxsim: Onnxsim, seconds: float) -> tuple[ir.Model, str]:
-    with tempfile.TemporaryDirectory(prefix="vlm-export-") as folder:
+    with scratch_folder() as folder:
         source, target = Path(folder, "skeleton.onnx"), Path(folder, "simplified.onnx")
         ir.save(skeleton, source)
         if source.stat().st_size > ONNXSIM_BYTES:

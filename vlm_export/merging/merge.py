@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from vlm_export.atomic import atomic_folder
 from vlm_export.errors import InputError, all_of
-from vlm_export.files import MERGE_REPORT, atomic_folder, sha256, write_json
+from vlm_export.files import MERGE_REPORT, sha256, write_json
 from vlm_export.merging import adapters, vocabulary
 from vlm_export.merging.adapter_settings import SETTINGS
 from vlm_export.merging.adapters import Adapter

@@ -12,9 +12,10 @@ from typing import Any
 
 import yaml
 
+from vlm_export.atomic import write_text
 from vlm_export.contract import SINGLE_GRAPH, SINGLE_OPTIONS
 from vlm_export.dtypes import DTYPES, FP32, PREFERRED
-from vlm_export.files import read_json, write_text
+from vlm_export.files import read_json
 from vlm_export.graph.pieces import pieces
 from vlm_export.manifest import Manifest
 from vlm_export.measure import bench_table
@@ -150,7 +151,7 @@ def _plot(folder: Path, rows: Sequence[DtypeRow]) -> str:
     (folder / quality_plot.FILE).unlink(missing_ok=True)
     if picture is None:
         return ""
-    (folder / quality_plot.FILE).write_text(picture, encoding="utf-8")
+    write_text(folder / quality_plot.FILE, picture)
     return f"\n\n![Size and KL of each dtype]({quality_plot.FILE})"
 
 

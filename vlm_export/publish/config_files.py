@@ -10,9 +10,10 @@ from typing import Any, Literal
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
+from vlm_export.atomic import write_text
 from vlm_export.dtypes import FP32, PREFERRED, preferred
 from vlm_export.errors import InputError
-from vlm_export.files import read_json, write_json, write_text
+from vlm_export.files import read_json, write_json
 from vlm_export.forms.reading import needed_json_of
 from vlm_export.manifest import MANIFEST, Manifest
 from vlm_export.models.pixels import DONE_IN_GRAPH

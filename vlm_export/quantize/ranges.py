@@ -47,13 +47,18 @@ class Ranges:
         largest = min(every[where], float(np.finfo(np.float32).max))  # JSON has no infinite numbers
         begins = next((name for name in every if name in self.too_large), None)
         return Range(
-            largest=largest,
+            largest=_to_three_digits(largest),
             where=_described(model.graph, where),
-            headroom=LARGEST / max(largest, 1),
+            headroom=_to_three_digits(LARGEST / max(largest, 1)),
             values=len(every),
             in_float32=len(self.too_large),
             begins=_described(model.graph, begins) if begins else "",
         )
+
+
+def _to_three_digits(number: float) -> float:
+    """A number without the digits that depend on the kernels of a processor, so that a repo's files do not."""
+    return float(f"{number:.3g}")
 
 
 def measure(model: ir.Model, runs: Sequence[Run]) -> Ranges:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vlm_export.atomic import scratch_folder
 from vlm_export.errors import InputError
 from vlm_export.files import write_json
 from vlm_export.forms.reading import json_of
@@ -95,7 +95,7 @@ def gathered(model: Path, adapters: Sequence[Path] = (), choice: Choice | None =
     if set(origins.values()) == {own} and choice.template is None:
         yield Companions(own, origins, files, chosen)
         return
-    with tempfile.TemporaryDirectory(prefix="vlm-export-") as scratch:
+    with scratch_folder() as scratch:
         folder = Path(scratch)
         for path in [*files, *filter(None, [own_file(own, CONFIG)])]:
             shutil.copyfile(path, folder / path.name)

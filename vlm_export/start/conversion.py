@@ -20,8 +20,8 @@ from vlm_export.pipeline import Progress
 from vlm_export.publish import gate
 from vlm_export.publish.findings import PAGE
 from vlm_export.start.plan import Plan
+from vlm_export.start.stages import Options, Stages
 from vlm_export.start.stages import Stage as StageName
-from vlm_export.start.stages import Stages
 from vlm_export.verify.causes import explain
 from vlm_export.verify.golden import Golden, load_golden
 from vlm_export.verify.report import Report
@@ -109,8 +109,13 @@ def convert(plan: Plan, progress: Progress, notify: Callable[[str], None]) -> Co
     Raises:
         InputError, CheckFailed: as the stages do; what those before it made is kept.
     """
+    with plan.work.alone():
+        return _convert(plan, progress, notify)
+
+
+def _convert(plan: Plan, progress: Progress, notify: Callable[[str], None]) -> Converted:
     recipe, work, run = plan.recipe, plan.work, plan.run
-    stages = Stages(recipe, work, {"onnx": run.wanted})
+    stages = Stages(recipe, work, Options(wanted=run.wanted))
 
     def stage(name: str, do: Callable[[Progress], Made]) -> Made:
         """Run one, its name in front of what it shows, and tell how long it took."""
@@ -121,12 +126,7 @@ def convert(plan: Plan, progress: Progress, notify: Callable[[str], None]) -> Co
 
     def needed(name: StageName, do: Callable[[Progress], object]) -> None:
         """Run a stage whose result is kept, if anything has changed since."""
-        since = stages.begin(name)
-        if since is not None and not run.again:
-            notify(f"{name}: nothing changed since {since}; skipped")
-            return
-        stage(name, do)
-        stages.done(name)
+        stages.run(name, lambda: stage(name, do), notify, again=run.again)
 
     needed("golden", lambda shown: pipeline.run_golden(recipe, shown))
     needed("merge", lambda shown: pipeline.run_merge(recipe, work, shown))

@@ -18,9 +18,10 @@ import yaml
 from pydantic import TypeAdapter
 
 from vlm_export import hub
+from vlm_export.atomic import write_text
 from vlm_export.contract import LayoutName
 from vlm_export.errors import InputError, all_of
-from vlm_export.files import Work, write_text
+from vlm_export.files import Work
 from vlm_export.paths import expanded, is_no_id, no_such_folder
 from vlm_export.recipe import (
     OF_MODEL,

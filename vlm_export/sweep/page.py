@@ -14,7 +14,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from vlm_export.files import write_text
+from vlm_export.atomic import write_text
 from vlm_export.measure.bench_table import duration, megabytes, significant
 from vlm_export.publish import quality_plot
 from vlm_export.publish.findings import PAGE

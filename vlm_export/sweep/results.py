@@ -11,7 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from vlm_export.files import write_json, write_text
+from vlm_export.atomic import write_text
+from vlm_export.files import write_json
 from vlm_export.sweep.cells import Adapted
 from vlm_export.sweep.jobs import Job, Outcome, StageName
 from vlm_export.sweep.plan import Plan

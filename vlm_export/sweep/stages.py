@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
+from vlm_export.atomic import atomic_folder, write_text
 from vlm_export.documents import load_document
 from vlm_export.errors import InputError, VlmExportError, one_line, reason
-from vlm_export.files import Digests, atomic_folder, digests_kept, write_text
+from vlm_export.files import Digests, digests_kept
 from vlm_export.machine import threads_at_most
+from vlm_export.manifest import Manifest
 from vlm_export.recipe import RecipeFile, load_recipe
-from vlm_export.start.stages import Stages
+from vlm_export.start.stages import Options, Stages
 from vlm_export.sweep.jobs import Job, Outcome, StageName
 from vlm_export.verify.report import DtypeRow
 
@@ -53,7 +55,7 @@ def run(job: Job) -> Outcome:
     try:
         _check_release(job)
         found = _Run(job, load_recipe(job.recipe))
-        with _graphs_in(job.graphs), digests_kept(_DIGESTS):
+        with _graphs_in(job.graphs), digests_kept(_DIGESTS), job.work.alone():
             changed = _STAGES[job.stage](found)
     except VlmExportError as error:
         failure = str(error)
@@ -113,42 +115,37 @@ def _peak_bytes() -> int:
 def _golden(run: _Run) -> bool:
     from vlm_export import pipeline
 
-    stages = Stages(run.recipe, run.job.work, {})
-    if stages.begin("golden"):
-        return False
+    stages = Stages(run.recipe, run.job.work, Options())
     with threads_at_most(run.job.threads):
-        pipeline.run_golden(run.recipe, run.progress)
-    stages.done("golden")
-    return True
+        made = stages.run("golden", lambda: pipeline.run_golden(run.recipe, run.progress), run.notify, again=False)
+    return made is not None
 
 
 def _merge(run: _Run) -> bool:
     from vlm_export import pipeline
     from vlm_export.merging.merge import MergeReport
 
-    stages = Stages(run.recipe, run.job.work, {})
-    changed = not stages.begin("merge")
-    if changed:
-        with threads_at_most(run.job.threads):
-            pipeline.run_merge(run.recipe, run.job.work, run.progress)
-        stages.done("merge")
-    report = load_document(run.job.work.merge_report, MergeReport, "merge again")
-    run.warnings += report.warnings
-    return changed
+    work = run.job.work
+    stages = Stages(run.recipe, work, Options())
+    with threads_at_most(run.job.threads):
+        made = stages.run("merge", lambda: pipeline.run_merge(run.recipe, work, run.progress), run.notify, again=False)
+    run.warnings += (made or load_document(work.merge_report, MergeReport, "merge again")).warnings
+    return made is not None
 
 
 def _onnx(run: _Run) -> bool:
     from vlm_export import pipeline
 
-    if run.job.work != run.job.merged:
-        link_folder(run.job.merged.merged, run.job.work.merged)
-    stages = Stages(run.recipe, run.job.work, {"onnx": run.job.layout})
-    if stages.begin("onnx"):
-        return False
+    work, layout = run.job.work, run.job.layout
+    if work != run.job.merged:
+        link_folder(run.job.merged.merged, work.merged)
+
+    def export() -> Manifest:
+        return pipeline.run_export(run.recipe, work, run.progress, layout=layout, notify=run.notify)
+
     with threads_at_most(run.job.threads):
-        pipeline.run_export(run.recipe, run.job.work, run.progress, layout=run.job.layout, notify=run.notify)
-    stages.done("onnx")
-    return True
+        made = Stages(run.recipe, work, Options(layout=layout)).run("onnx", export, run.notify, again=False)
+    return made is not None
 
 
 def link_folder(source: Path, target: Path) -> None:

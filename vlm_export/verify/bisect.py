@@ -9,7 +9,6 @@ the repo's. Layers are traced whole: what an export makes of two of them comes a
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
+from vlm_export.atomic import scratch_folder
 from vlm_export.dtypes import DTYPES, FP32
 from vlm_export.graph.graph_cache import GraphCache
 from vlm_export.graph.graph_file import save_graph
@@ -95,7 +95,7 @@ def bisect(run: Verification, merged: Checkpoint) -> list[Fault]:
     in_fp32 = {component for component, dtype in wrong if dtype == FP32.name}
     names = [each.name for each in run.components]
     ordered = sorted(wrong, key=lambda pair: (names.index(pair[0]), pair[1] != FP32.name))
-    with tempfile.TemporaryDirectory(prefix="vlm-export-") as scratch:
+    with scratch_folder() as scratch:
         search = Search(run, merged, Path(scratch))
         return [
             search.fault(search.component(name), dtype)
@@ -282,7 +282,7 @@ def _values(path: Path, names: Sequence[str], feeds: Arrays) -> list[np.ndarray]
     inside = {value.name: value for node in model.graph for value in node.outputs}
     known = {value.name for value in model.graph.outputs}
     model.graph.outputs.extend(inside[name] for name in names if name not in known)
-    with tempfile.TemporaryDirectory(prefix="vlm-export-") as folder:
+    with scratch_folder() as folder:
         copy = Path(folder, "model.onnx")
         save_graph(model, copy)
         options = onnxruntime.SessionOptions()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
+from vlm_export.atomic import scratch_folder
 from vlm_export.dtypes import DTYPES, FP32
 from vlm_export.errors import CheckFailed
 from vlm_export.runtime.images import open_image
@@ -95,7 +95,7 @@ def _caption(
     assert client.node is not None
     prompt = facts.conversation or client.prompt(facts.text)
     fed = [as_fed(inputs, run.steps)["pixel_values"] for inputs in golden_inputs]
-    with tempfile.TemporaryDirectory(prefix="vlm-export-") as scratch:
+    with scratch_folder() as scratch:
         sizes = [picture_size(run.repo, *fed) for fed in zip(golden_inputs, paths, strict=True)]
         items = [
             Item(_readable(path, Path(scratch)), pixels, prompt, keep_scores=place < _SCORED_IMAGES, size=size)

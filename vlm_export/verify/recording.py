@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from torch import nn
 from transformers import EncoderDecoderCache
 from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
 
+from vlm_export.atomic import atomic_folder, write_bytes
 from vlm_export.errors import InputError, blamed_on, shown
-from vlm_export.files import atomic_folder, sha256, write_json
+from vlm_export.files import sha256, write_json
 from vlm_export.merging import merge
 from vlm_export.preprocessing import image_processor_settings, load_tokenizer
 from vlm_export.recipe import RecipeFile
@@ -113,7 +114,7 @@ def _record(
         for path in images:
             shutil.copyfile(path, folder / "images" / path.name)
         write_json(folder / JSON, asdict(golden))
-        save_file(tensors, folder / TENSORS)
+        write_bytes(folder / TENSORS, save(tensors))
     return golden
 
 

@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from vlm_export.atomic import scratch_folder
 from vlm_export.errors import CheckFailed, InputError
 from vlm_export.targets import BrowserTarget
 from vlm_export.web import node_runtime
@@ -184,7 +184,7 @@ def caption(
         if on_item:
             on_item(captions[-1])
 
-    with tempfile.TemporaryDirectory(prefix="vlm-export-") as folder:
+    with scratch_folder() as folder:
         scratch = Path(folder)
         images: dict[str, Path | bytes] = {}
 
@@ -233,7 +233,7 @@ def drive(url: str, steps: Sequence[Sequence[Any]], flags: Sequence[str], *, sil
         CheckFailed: a step, the page or the browser fails, or that takes longer than `silence_seconds`.
         InputError: Node or Chromium is missing.
     """
-    with tempfile.TemporaryDirectory(prefix="vlm-export-") as folder:
+    with scratch_folder() as folder:
         return _drive(url, steps, flags, Path(folder), lambda _: None, silence_seconds)
 
 

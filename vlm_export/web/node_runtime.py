@@ -12,15 +12,14 @@ import json
 import os
 import shutil
 import subprocess
-import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from vlm_export.atomic import new_folder, scratch_folder
 from vlm_export.errors import CheckFailed, InputError
 from vlm_export.files import cache_folder
 from vlm_export.news import tell
@@ -86,7 +85,7 @@ def caption(
 
     home = scripts_home()
     before = ["--import", (home / "onnxruntime-web.mjs").as_uri()] if target == "wasm" else []
-    with tempfile.TemporaryDirectory(prefix="vlm-export-") as folder:
+    with scratch_folder() as folder:
         scratch = Path(folder)
         request = {
             "model": _model_json(model),
@@ -139,9 +138,10 @@ def scripts_home(scripts: Path = SCRIPTS) -> Path:
     content = hashlib.sha256(b"".join(name.encode() + source for name, source in sources.items()))
     home = node_home(scripts) / f"scripts-{content.hexdigest()[:16]}"
     if not home.is_dir():
-        with _new_folder(home) as staging:
-            for name, source in sources.items():
-                (staging / name).write_bytes(source)
+        with new_folder(home) as staging:
+            if staging is not None:
+                for name, source in sources.items():
+                    (staging / name).write_bytes(source)
     return home
 
 
@@ -173,27 +173,14 @@ def _tool(name: str, instead: str) -> str:
 
 def _install(scripts: Path, home: Path, instead: str) -> None:
     npm = _tool("npm", instead)
-    home.parent.mkdir(parents=True, exist_ok=True)
-    with _new_folder(home) as staging:
+    with new_folder(home) as staging:
+        if staging is None:
+            return
         for name in ("package.json", "package-lock.json"):
             shutil.copy(scripts / name, staging)
         size = f": {_MEGABYTES} MB" if scripts == SCRIPTS else ""
         tell(f"installing npm packages into {home}, once{size}")
         _npm_ci(npm, staging, instead)
-
-
-@contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """A folder that is filled beside `target` and then moved there; of two processes the slower one's is dropped."""
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as beside:
-        staging = Path(beside, target.name)
-        staging.mkdir()
-        yield staging
-        try:
-            staging.rename(target)
-        except OSError:
-            if not target.is_dir():
-                raise
 
 
 def _npm_ci(npm: str, folder: Path, instead: str) -> None:

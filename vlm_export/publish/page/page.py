@@ -10,10 +10,11 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from vlm_export.atomic import write_text
 from vlm_export.commands import Commands
 from vlm_export.documents import load_document
 from vlm_export.dtypes import FP32
-from vlm_export.files import Work, write_text
+from vlm_export.files import Work
 from vlm_export.manifest import Manifest, load_manifest
 from vlm_export.measure import bench_table
 from vlm_export.measure.bench import Benchmark
