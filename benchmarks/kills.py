@@ -7,8 +7,10 @@ A conversion begins in turn with nothing, not even traced graphs; with nothing b
 adapter that has changed since. It is killed at a random moment of each hundredth (or so) of the time that it takes.
 After each kill, `merged/`, `repo/` and `report/` must be absent or byte for byte what a run that nobody killed leaves
 behind a stage, the old one or the new one. The same commands are then run again to their end. All files must be those
-of the run that nobody killed, and nothing else may lie in the work folder, beside it, in the temporary folder or in the
-cache. Each process is forked from one that has imported everything, so that a kill hits the work and not the imports.
+of the run that nobody killed (or of it and a second `verify`: a report says what it took over from the one before), and
+nothing else may lie in the work folder, beside it, in the temporary folder or in the cache. Ctrl-C ends it early.
+
+Each process is forked from one that has imported everything, so that a kill hits the work and not the imports.
 """
 
 from __future__ import annotations
@@ -37,16 +39,17 @@ from vlm_export.files import file_hashes
 
 STAGES = ("merge", "onnx", "verify")
 FOLDERS = ("merged", "repo", "report")
-STARTS = ("nothing, nor traced", "nothing", "an older result")
-_TURNS = (2, 0, 1, 2, 1)  # tracing takes most of a run, and is the same in each
+OLDER, NOTHING, UNTRACED = "an older result", "nothing", "nothing, nor traced"
+STARTS = (OLDER, NOTHING, UNTRACED)
+_TURNS = (0, 1, 2, 0, 1, 0, 1, 0, 1)  # tracing takes most of a run, and is the same in each
 _COMMANDS = (["merge"], ["onnx"], ["verify", "--runtime", "ort"])
 _RECIPE = """name: tiny
 model: ./checkpoint
 layout: captioner
-dtypes: [q8, q4]
-generation: {max_new_tokens: 3}
-golden: {images: [images/*.png]}
-hub: {license: mit}
+dtypes: {dtypes}
+generation: {{max_new_tokens: 3}}
+golden: {{images: [images/*.png]}}
+hub: {{license: mit}}
 tolerances:
 """
 _TOLERANCE = "  - {{metric: {metric}, dtype: {dtype}, limit: {limit}, reason: random weights have no margin}}\n"
@@ -152,7 +155,7 @@ def ran(root: Path, commands: Sequence[Sequence[str]] = _COMMANDS) -> tuple[list
     return told, seconds
 
 
-def write_inputs(root: Path, captioner: Path) -> None:
+def write_inputs(root: Path, captioner: Path, dtypes: Sequence[str]) -> None:
     """A recipe, its checkpoint and its images in an empty folder."""
     import numpy as np
     from PIL import Image
@@ -160,9 +163,9 @@ def write_inputs(root: Path, captioner: Path) -> None:
     for name in ("images", "golden", "build", "tmp", "cache"):
         (root / name).mkdir(parents=True)
     shutil.copytree(captioner, root / "checkpoint")
-    limits = [(dtype, metric, limit) for dtype in ("fp32", "q8", "q4") for metric, limit in _LIMITS.items()]
+    limits = [(dtype, metric, limit) for dtype in ("fp32", *dtypes) for metric, limit in _LIMITS.items()]
     tolerances = [_TOLERANCE.format(dtype=dtype, metric=metric, limit=limit) for dtype, metric, limit in limits]
-    (root / "tiny.yaml").write_text(_RECIPE + "".join(tolerances))
+    (root / "tiny.yaml").write_text(_RECIPE.format(dtypes=list(dtypes)) + "".join(tolerances))
     random_numbers = np.random.default_rng(0)
     for name in ("0.png", "1.png"):
         Image.fromarray(random_numbers.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(root / "images" / name)
@@ -182,71 +185,96 @@ def copied(source: Path, target: Path) -> Path:
     return Path(shutil.copytree(source, target))
 
 
+@dataclass(frozen=True)
+class Expected:
+    """What runs that nobody killed gave.
+
+    Attributes:
+        starts: by name, the folders that a conversion begins with.
+        seconds: how long it takes from each.
+        whole: what each result is after any stage.
+        final: what it is in the end.
+    """
+
+    starts: dict[str, Path]
+    seconds: dict[str, float]
+    whole: dict[str, list[Hashes]]
+    final: dict[str, list[Hashes]]
+
+
 def main() -> None:
     """Kill, look, run again, compare."""
     parser = harness.arguments(__doc__, rounds=1)
     parser.add_argument("--times", type=int, default=100, help="how many kills")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    chosen = random.Random(given.seed)
     with harness.workspace(given.keep) as folder:
         captioner = harness.checkpoint(folder, "pico", "captioner") / "captioner"
-        starts, seconds, whole, final = prepared(folder, captioner)
-        figures = {start: Figures(start) for start in STARTS}
-        slices = list(range(given.times))
-        chosen.shuffle(slices)
-        for number, place in enumerate(slices):
-            start = STARTS[_TURNS[number % len(_TURNS)]]
-            moment = (place + chosen.random()) / given.times * seconds[start]
-            harness.progress(f"{number + 1} of {given.times}: after {moment:.2f} s")
-            before = len(figures[start].wrong)
-            kill(starts[start], folder / "place", moment, whole, final, figures[start])
-            for line in figures[start].wrong[before:]:
-                harness.progress(line)
-    harness.report("kills", [each.row() for each in figures.values()], times=given.times, seed=given.seed)
-    if wrong := [f"{each.start}: {line}" for each in figures.values() for line in each.wrong]:
+        harness.progress("runs that nobody kills")
+        expected = prepared(folder, captioner, STARTS, ("q8", "q4"))
+        figures = kills(folder, expected, given.times, random.Random(given.seed), _TURNS)
+    harness.report("kills", [each.row() for each in figures], times=given.times, seed=given.seed)
+    if wrong := [f"{each.start}: {line}" for each in figures for line in each.wrong]:
         sys.exit("\n".join(wrong))
 
 
-def prepared(
-    folder: Path, captioner: Path
-) -> tuple[dict[str, Path], dict[str, float], dict[str, list[Hashes]], dict[str, Hashes]]:
-    """Folders to begin with, how long a run takes from each, what is whole of each result, and what it ends as.
+def kills(
+    folder: Path, expected: Expected, times: int, chosen: random.Random, turns: Sequence[int] = (0,)
+) -> list[Figures]:
+    """Kill as many runs, each in another slice of the time that it takes; `turns` says which start is whose."""
+    names = list(expected.starts)
+    figures = [Figures(name) for name in names]
+    slices = list(range(times))
+    chosen.shuffle(slices)
+    with suppress(KeyboardInterrupt):
+        for number, place in enumerate(slices):
+            of = figures[turns[number % len(turns)]]
+            moment = (place + chosen.random()) / times * expected.seconds[of.start]
+            harness.progress(f"{number + 1} of {times}: after {moment:.2f} s")
+            before = len(of.wrong)
+            kill(folder / "place", moment, expected, of)
+            for line in of.wrong[before:]:
+                harness.progress(line)
+    return figures
+
+
+def prepared(folder: Path, captioner: Path, names: Sequence[str], dtypes: Sequence[str]) -> Expected:
+    """What runs that nobody kills give, from each of these starts.
 
     All runs are in `folder/place`: what they are compared with was made in the same folder.
     """
     place = Place(folder / "place")
     shutil.rmtree(place.root, ignore_errors=True)
-    write_inputs(place.root, captioner)
-    states, starts, seconds = [], {}, {}
-    harness.progress("runs that nobody kills")
-    ran(place.root, [["golden"]])
-    ran(place.root)
-    states.append(place.hashes())
+    write_inputs(place.root, captioner, dtypes)
+    ran(place.root, [["golden"], *_COMMANDS])
+    states = [place.hashes()]
     change_adapter(place.root)
     ran(place.root, [["golden"]])
-    starts["an older result"] = copied(place.root, folder / "older")
-    shutil.rmtree(place.work)
-    ran(place.root, [["golden"]])
-    starts["nothing"] = copied(place.root, folder / "nothing")
-    shutil.rmtree(place.root / "cache")
-    (place.root / "cache").mkdir()
-    starts["nothing, nor traced"] = copied(place.root, folder / "untraced")
-    for start, source in starts.items():
+    starts, seconds = {}, {}
+    for name in names:
+        if name != OLDER:
+            shutil.rmtree(place.work)
+            ran(place.root, [["golden"]])
+        if name == UNTRACED:
+            shutil.rmtree(place.root / "cache")
+            (place.root / "cache").mkdir()
+        starts[name] = copied(place.root, folder / name.replace(" ", "-"))
+    for name, source in starts.items():
         copied(source, place.root)
         started = time.monotonic()
         for command in _COMMANDS:
             ran(place.root, [command])
             states.append(place.hashes())
-        seconds[start] = time.monotonic() - started
+        seconds[name] = time.monotonic() - started
+    ran(place.root, [_COMMANDS[-1]])
+    states.append(place.hashes())
     whole = {name: [state[name] for state in states if name in state] for name in FOLDERS}
-    return starts, seconds, whole, states[-1]
+    return Expected(starts, seconds, whole, {name: [state[name] for state in states[-2:]] for name in FOLDERS})
 
 
-def kill(
-    start: Path, root: Path, moment: float, whole: dict[str, list[Hashes]], final: dict[str, Hashes], of: Figures
-) -> None:
-    """One kill of a run from `start` in `root`, and the run behind it; what is wrong is noted."""
+def kill(root: Path, moment: float, expected: Expected, of: Figures) -> None:
+    """One kill of a run in `root`, and the run behind it; what is wrong is noted."""
+    start = expected.starts[of.start]
     place = Place(copied(start, root))
     while True:
         process, stage, _ = begun(root)
@@ -260,7 +288,9 @@ def kill(
     of.kills += 1
     of.during[STAGES[stage.value]] += 1
     when = f"killed after {moment:.2f} s, in {STAGES[stage.value]}"
-    of.wrong += [f"{when}: {name}/ is not whole" for name, found in place.hashes().items() if found not in whole[name]]
+    of.wrong += [
+        f"{when}: {name}/ is not whole" for name, found in place.hashes().items() if found not in expected.whole[name]
+    ]
     try:
         told, seconds = ran(root)
     except RuntimeError as error:
@@ -270,8 +300,9 @@ def kill(
     of.skipped.update(name for name, text in zip(STAGES, told, strict=True) if "; skipped" in text)
     found = place.hashes()
     for name in FOLDERS:
-        differing = {file for file, _ in found[name].items() ^ final[name].items()}
-        of.wrong += [f"{when}: {name}/{file} differs in the end" for file in sorted(differing)]
+        if found[name] not in expected.final[name]:
+            differing = {file for file, _ in found[name].items() ^ expected.final[name][0].items()}
+            of.wrong += [f"{when}: {name}/{file} differs in the end" for file in sorted(differing)]
     of.wrong += [f"{when}: {path} was left" for path in place.left_over()]
 
 

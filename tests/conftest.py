@@ -26,7 +26,7 @@ MARKED = {
     "docs_run encoder_decoder env examples js matrix node_runtime quick_start serve_page wheel",
     "slow": "accessibility adapter_names adapters attention bench browser card card_snippets chat_families cli "
     "companions convert demo_page docs_run doctor documents encoder_decoder examples export generation_rules "
-    "graph_cache init inspect js matrix merge own_files planted_collapse proof push quick_start ranges "
+    "graph_cache init inspect js kills matrix merge own_files planted_collapse proof push quick_start ranges "
     "remote_code repeat_layers report_page rewrites runtime_chat runtime_generate serve serve_page "
     "shapes_captioner stages sweep telemetry trained trial_run verify wheel",
 }
