@@ -241,7 +241,7 @@ def test_settings_with_which_javascript_keeps_proportions(made: Exported, tmp_pa
 @pytest.mark.parametrize(
     ("processor", "token", "said"),
     [
-        ({"use_image_special_tokens": False}, "<image>", "use_image_special_tokens: false: transformers.js writes"),
+        ({"use_image_special_tokens": False}, "<image>", "use_image_special_tokens: is false; transformers.js always"),
         ({}, "<|image|>", "image_token_id: is '<|image|>', and transformers.js writes '<image>'"),
     ],
 )
