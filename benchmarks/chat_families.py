@@ -37,6 +37,15 @@ _LFM2 = {
     "full_attn_idxs": [2, 5, 8, 10, 12, 14],
 }
 _NAFLEX = {"model_type": "siglip2_vision_model", "num_patches": 256, "patch_size": 16, "vision_use_head": False}
+_SIGLIP = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "patch_size": 14,
+    "vision_use_head": False,
+}
 MODELS: dict[str, dict[str, Any]] = {
     "qwen2-vl-2b": {
         "model_type": "qwen2_vl",
@@ -105,9 +114,60 @@ MODELS: dict[str, dict[str, Any]] = {
         },
         "image_token_id": 300,
     },
+    "paligemma2-3b-pt-224": {
+        "model_type": "paligemma",
+        "text_config": {
+            "model_type": "gemma2",
+            "vocab_size": 257216,
+            "hidden_size": 2304,
+            "intermediate_size": 9216,
+            "num_hidden_layers": 26,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "head_dim": 256,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": 2,
+            "tie_word_embeddings": True,
+        },
+        "vision_config": {**_SIGLIP, "image_size": 224},
+        "image_token_index": 300,
+        "projection_dim": 2304,
+        "hidden_size": 2304,
+        "vocab_size": 257216,
+        "tie_word_embeddings": True,
+    },
+    "gemma-3-4b": {
+        "model_type": "gemma3",
+        "text_config": {
+            "model_type": "gemma3_text",
+            "vocab_size": 262208,
+            "hidden_size": 2560,
+            "intermediate_size": 10240,
+            "num_hidden_layers": 34,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "head_dim": 256,
+            "sliding_window": 1024,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": 2,
+            "tie_word_embeddings": True,
+        },
+        "vision_config": {**_SIGLIP, "image_size": 896},
+        "image_token_index": 300,
+        "mm_tokens_per_image": 256,
+        "tie_word_embeddings": True,
+    },
 }
 _RECIPE = "name: {name}\nmodel: {model}\nlayout: chat\ndtypes: [{dtype}]\n"
-_PROCESSORS = {"glm_ocr": "Glm46VImageProcessor", "lfm2_vl": "Lfm2VlImageProcessor"}
+_PROCESSORS = {
+    "glm_ocr": "Glm46VImageProcessor",
+    "paligemma": "SiglipImageProcessor",
+    "gemma3": "Gemma3ImageProcessor",
+    "lfm2_vl": "Lfm2VlImageProcessor",
+}
+_PLACES = {"boi_token": "<s>", "image_token": "<soft>", "eoi_token": "</s>"}  # what Gemma 3's processor writes
 
 
 def write(folder: Path, config: dict[str, Any]) -> int:
@@ -129,6 +189,10 @@ def write(folder: Path, config: dict[str, Any]) -> int:
             "temporal_patch_size": vision.temporal_patch_size,
             "size": {"shortest_edge": 3136, "longest_edge": 401408},
         }
+    elif hasattr(vision, "image_size"):
+        processor["size"] = dict.fromkeys(("height", "width"), vision.image_size)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | _PLACES))
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     sizes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     _write_weights(folder, {name: _random(name, size, "BF16") for name, size in sizes.items()})

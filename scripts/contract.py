@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ def text() -> str:
             name: {"cut": kind.cut, "text_first": kind.text_first} for name, kind in contract.IMAGE_PROCESSORS.items()
         },
         "GRID_TYPES": list(contract.GRID_TYPES),
+        "NUMBERED_FROM_ONE": list(contract.NUMBERED_FROM_ONE),
+        "PROCESSORS": {name: asdict(written) for name, written in contract.PROCESSORS.items()},
         "PREFIX": contract.PREFIX,
         "SUFFIXES": contract.SUFFIXES,
         "SINGLE_OPTIONS": list(contract.SINGLE_OPTIONS),
@@ -33,7 +36,7 @@ def text() -> str:
 def literal(value: Any, indent: str = "") -> str:
     """A value in JavaScript: objects of objects and of strings a line an entry, others in one line, short ones."""
     if isinstance(value, str):
-        return f"'{value}'"
+        return "'" + value.replace("\n", "\\n") + "'"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):

@@ -19,6 +19,7 @@ from transformers import (
     AutoModelForImageTextToText,
     CLIPImageProcessor,
     DeepseekVLImageProcessor,
+    Gemma3ImageProcessor,
     GotOcr2ImageProcessor,
     Idefics3ImageProcessor,
     Idefics3Processor,
@@ -30,7 +31,6 @@ from transformers import (
 )
 
 from vlm_export import patches
-from vlm_export.families.registry import find_family
 
 IMAGE_TOKEN = "<image>"
 VOCABULARY = 288
@@ -68,6 +68,20 @@ TEXTS: dict[str, dict[str, Any]] = {
         },
     },
 }
+_CAPPED = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
+_GEMMA = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+_KINDS = ["sliding_attention", "full_attention"] * 3
+TEXTS |= {
+    "gemma": {**_GEMMA, "num_key_value_heads": 1},
+    "gemma2": {**_GEMMA, **_CAPPED, "sliding_window": 4, "layer_types": _KINDS, "num_hidden_layers": 6},
+    "gemma3_text": {
+        **_GEMMA,
+        "sliding_window": 6,
+        "layer_types": _KINDS,
+        "num_hidden_layers": 6,
+        "max_position_embeddings": 256,
+    },
+}
 ADAPTED = (
     r".*(language|text)_model.*\.(q_proj|v_proj|down_proj|w2|conv\.(in_proj|out_proj))|.*vision_.*\.q_proj"
     r"|.*(vision_|visual\.).*\.qkv|.*visual\.merger\.(mlp\.0|linear_fc1|proj)|.*(multi_modal_projector|vision_projection)\.(linear_1|linear|multimodal_projector)|.*aligner\.linear1|.*connector.*\.proj"
@@ -79,12 +93,11 @@ def text_config(model_type: str) -> dict[str, Any]:
         model_type,
         vocab_size=VOCABULARY,
         intermediate_size=48,
-        num_hidden_layers=2,
         initializer_range=0.2,
         bos_token_id=256,
         eos_token_id=256,
         pad_token_id=256,
-        **{"max_position_embeddings": 128, **TEXTS[model_type]},
+        **{"max_position_embeddings": 128, "num_hidden_layers": 2, **TEXTS[model_type]},
     )
     return config.to_dict()
 
@@ -244,6 +257,57 @@ def write_deepseek_vl(folder: Path, tied: bool = False) -> Path:
     processor = {"processor_class": "DeepseekVLProcessor", "num_image_tokens": 4}
     (folder / "processor_config.json").write_text(json.dumps(processor))
     (folder / "chat_template.jinja").write_text(TEMPLATE.replace(IMAGE_TOKEN, "<image_placeholder>"))
+    return folder
+
+
+def begun(special: list[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer that puts a token in front of every text."""
+    made = tokenizer([*special, "<s>"])
+    made.bos_token = "<s>"
+    made.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", made.convert_tokens_to_ids("<s>"))]
+    )
+    return made
+
+
+def write_paligemma(folder: Path, text: str = "gemma2") -> Path:
+    """A PaliGemma checkpoint: 16 pixels, 4 rows; a window that a prompt is longer than, caps that matter."""
+    config = AutoConfig.for_model(
+        "paligemma",
+        vision_config=tower_config("siglip_vision_model"),
+        text_config=text_config(text) | {"tie_word_embeddings": True},
+        image_token_index=257,
+        projection_dim=32,
+        hidden_size=32,
+        vocab_size=VOCABULARY,
+    )
+    save_model(folder, config)
+    begun([IMAGE_TOKEN]).save_pretrained(folder)
+    settings = {"size": {"height": 16, "width": 16}, "image_seq_length": 4, "processor_class": "PaliGemmaProcessor"}
+    SiglipImageProcessor(**settings).save_pretrained(folder)
+    return folder
+
+
+def write_gemma3(folder: Path) -> Path:
+    """A Gemma 3 checkpoint: 32 pixels, 8 × 8 patches that become 16 rows, more than a window holds."""
+    config = AutoConfig.for_model(
+        "gemma3",
+        vision_config=tower_config("siglip_vision_model") | {"image_size": 32, "patch_size": 4},
+        text_config=text_config("gemma3_text") | {"tie_word_embeddings": True},
+        image_token_index=257,
+        boi_token_index=258,
+        eoi_token_index=259,
+        mm_tokens_per_image=16,
+    )
+    save_model(folder, config, seed=3)
+    named = {"image_token": "<soft>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
+    begun([*named.values()]).save_pretrained(folder)
+    settings = read(folder / "tokenizer_config.json") | named
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    Gemma3ImageProcessor(size={"height": 32, "width": 32}, do_pan_and_scan=True).save_pretrained(folder)
+    processor = {"processor_class": "Gemma3Processor", "image_seq_length": 16}
+    (folder / "processor_config.json").write_text(json.dumps(processor))
+    (folder / "chat_template.jinja").write_text("{{ bos_token }}" + TEMPLATE.replace(IMAGE_TOKEN, "<start_of_image>"))
     return folder
 
 
@@ -554,7 +618,7 @@ def image_text(folder: Path) -> str:
     """What stands for an image in a text of a saved checkpoint."""
     path = folder / "chat_template.jinja"
     if not path.exists():
-        return find_family(read(folder / "config.json")["model_type"], "test").layouts["chat"].client.token
+        return Tokenizer.from_file(str(folder / "tokenizer.json")).id_to_token(257)
     template = path.read_text()
     return template.partition("== 'image' %}")[2].partition("{%")[0]
 

@@ -34,11 +34,15 @@ from vlm_export.graph.simplify_report import SimplifyReport
 from vlm_export.graph.skeleton import make_skeleton
 from vlm_export.layouts.pixtral import image_processor
 from vlm_export.manifest import load_manifest
+from vlm_export.models import chat as chat_models
+from vlm_export.models import marked_rows
 from vlm_export.preprocessing import image_processor_settings
 from vlm_export.quantize.full_precision import _before
 from vlm_export.quantize.variants import Source, Variant
 from vlm_export.recipe import load_recipe
 from vlm_export.runtime.images import open_image
+from vlm_export.runtime.model import Memory
+from vlm_export.runtime.options import Options
 from vlm_export.runtime.repo import open_repo
 from vlm_export.source import fetch
 from vlm_export.source.checkpoint import build_empty, open_checkpoint
@@ -65,6 +69,9 @@ KINDS: dict[str, Callable[[Path], Path]] = {
     "internvl, internvl_vision, qwen2": pico_chat.write_internvl,
     "got_ocr2, got_ocr2_vision, qwen2": pico_chat.write_got_ocr2,
     "deepseek_vl, siglip_vision_model, llama": pico_chat.write_deepseek_vl,
+    "paligemma, siglip_vision_model, gemma": lambda folder: pico_chat.write_paligemma(folder, "gemma"),
+    "paligemma, siglip_vision_model, gemma2": pico_chat.write_paligemma,
+    "gemma3, siglip_vision_model, gemma3_text": pico_chat.write_gemma3,
     "qwen2_vl, qwen2_vl_vision, qwen2_vl_text": pico_chat.write_qwen2_vl,
     "qwen2_5_vl, qwen2_5_vl_vision, qwen2_5_vl_text": pico_chat.write_qwen2_5_vl,
     "qwen3_vl, qwen3_vl_vision, qwen3_vl_text": pico_chat.write_qwen3_vl,
@@ -168,7 +175,7 @@ def simplified(made: Exported, component: str) -> dict[str, Any]:
 
 @pytest.mark.verifies(
     "llava llava_onevision fast_vlm internvl got_ocr2 deepseek_vl idefics3 smolvlm qwen2_vl qwen2_5_vl qwen3_vl "
-    "glm_ocr mistral3 lighton_ocr lfm2_vl",
+    "glm_ocr mistral3 lighton_ocr lfm2_vl paligemma gemma3",
     "chat",
     ort="fp32 fp16 int8 q8",
     node="fp32 fp16 int8 q8",
@@ -185,7 +192,9 @@ def test_verifies_in_both_runtimes(exported: Exported) -> None:
 
 
 @pytest.mark.verifies(
-    "llava fast_vlm smolvlm qwen2_vl qwen2_5_vl qwen3_vl glm_ocr mistral3 lighton_ocr lfm2_vl", "chat", wasm="fp32"
+    "llava fast_vlm smolvlm qwen2_vl qwen2_5_vl qwen3_vl glm_ocr mistral3 lighton_ocr lfm2_vl paligemma gemma3",
+    "chat",
+    wasm="fp32",
 )
 @pytest.mark.parametrize(
     "model_type",
@@ -200,6 +209,8 @@ def test_verifies_in_both_runtimes(exported: Exported) -> None:
         "mistral3",
         "lighton_ocr",
         "lfm2_vl",
+        "paligemma",
+        "gemma3",
     ],
 )
 def test_in_a_browser(model_type: str, make: Callable[[str], Exported]) -> None:
@@ -244,7 +255,12 @@ def test_the_template_is_the_client_s_own(exported: Exported, tmp_path: Path) ->
     made = exported.copy(tmp_path / "copy")
     path = made.work.repo / "tokenizer_config.json"
     settings = json.loads(path.read_text())
-    path.write_text(json.dumps(settings | {"chat_template": settings["chat_template"].replace("role", "content")}))
+    spoilt = settings["chat_template"].replace("role", "content")
+    if "role" not in settings["chat_template"]:  # a PaliGemma's names none
+        spoilt = settings["chat_template"].replace("part['text']", "part['type']")
+    path.write_text(json.dumps(settings | {"chat_template": spoilt}))
+    if (made.work.repo / "chat_template.jinja").exists():
+        (made.work.repo / "chat_template.jinja").write_text(spoilt)
     report = made.verify("ort", "node")
     found = {(check.runtime, check.dtype, check.metric) for check in report.failures}
     assert {each for each in found if each[1] == "fp32"} == {
@@ -267,21 +283,27 @@ def test_the_adapter_was_everywhere(exported: Exported) -> None:
     assert "layers.1.self_attn.v_proj" in adapted
     assert re.search(r"layers\.0\.(mlp\.down_proj|feed_forward\.w2)", adapted)
     assert re.search("vision|visual", adapted)
-    assert re.search("projector|projection|connector|merger|downsample|aligner", adapted)
+    bare = "mm_input_projection_weight"  # Gemma 3's projector has no layer that an adapter could sit on
+    tensors = open_checkpoint(exported.work.merged).tensors
+    assert re.search("projector|projection|connector|merger|downsample|aligner", adapted) or any(
+        name.endswith(bare) for name in tensors
+    )
 
 
 def test_attention_is_fused(exported: Exported) -> None:
-    """But in SAM's tower, which adds to scores what depends on the query."""
-    towers_own = open_checkpoint(exported.work.merged).config["model_type"] == "got_ocr2"
+    """But in SAM's tower, which adds to scores what depends on the query, and where tokens see later ones."""
+    model_type = open_checkpoint(exported.work.merged).config["model_type"]
+    own = {"vision_encoder": ("got_ocr2",), "decoder_model_merged": ("paligemma", "gemma3")}
     for component, operator in (
         ("vision_encoder", "MultiHeadAttention"),
         ("decoder_model_merged", "GroupQueryAttention"),
     ):
         report = simplified(exported, component)
-        assert report["unfused_attention"] == ""
-        if component == "vision_encoder" and towers_own:
-            assert report["fused"].get(operator, 0) == 0
+        if model_type in own[component]:
+            assert operator not in report["fused"]
+            assert bool(report["unfused_attention"]) == (component == "decoder_model_merged")
             continue
+        assert report["unfused_attention"] == ""
         assert report["fused"][operator] > 1
 
 
@@ -607,8 +629,8 @@ def test_the_family_that_architectures_name(make: Callable[[str], Exported], tmp
     assert type(processor).__name__ == "LightOnOcrProcessor"
 
 
-SQUARES = {"got_ocr2": 64, "deepseek_vl": 16}  # pixels of a side
-OF_SQUARES = [(16, 16), (64, 64), (16, 8), (5, 16), (8, 64), (64, 8), (9, 71), (33, 65), (1, 1), (3, 5)]
+SQUARES = {"got_ocr2": 64, "deepseek_vl": 16, "paligemma": 16, "gemma3": 32}  # pixels of a side
+OF_SQUARES = [(16, 16), (32, 32), (64, 64), (16, 8), (5, 16), (8, 64), (64, 8), (9, 71), (33, 65), (1, 1), (3, 5)]
 
 
 @pytest.mark.parametrize("model_type", SQUARES)
@@ -639,7 +661,7 @@ def test_pixels_and_prompts_of_squares(model_type: str, make: Callable[[str], Ex
         if np.abs(caption.pixel_values - pixels).max() <= 1e-5:
             kept.append(size)
     filled = [(16, 8), (5, 16)] if model_type == "deepseek_vl" else []
-    assert kept == [*([(16, 16)] if side == 16 else [(64, 64)]), *filled]
+    assert kept == [(side, side), *filled]
 
 
 def test_what_a_square_is_filled_with_is_the_mean_colour(make: Callable[[str], Exported], tmp_path: Path) -> None:
@@ -669,6 +691,83 @@ def test_a_page_is_asked_as_transformers_asks(make: Callable[[str], Exported]) -
     assert np.array_equal(inputs["pixel_values"], expected["pixel_values"])
     stored = json.loads((made.work.repo / "tokenizer_config.json").read_text())["chat_template"]
     assert stored == preprocessor.processor.chat_template
+
+
+PALIGEMMA, GEMMA3 = "paligemma, siglip_vision_model, gemma2", "gemma3, siglip_vision_model, gemma3_text"
+
+
+def export_again(made: Exported, name: str) -> None:
+    """One graph, in float32, in the place of what is there."""
+    merged = open_checkpoint(made.work.merged)
+    component = next(each for each in merged.family.layouts["chat"].components(merged.config) if each.name == name)
+    model = build_empty(merged)
+    skeleton, _ = make_skeleton(component, model)
+    save_graph(Variant(Source(component, skeleton, merged.tensors), FP32).make(), made.graph(name))
+
+
+def causal(decoder: Any, inputs_embeds: torch.Tensor, past: int) -> tuple[torch.Tensor, None]:
+    """In the place of `blocks`: each token sees what is before it, as graphs of GroupQueryAttention have it."""
+    return inputs_embeds[..., : decoder.text_model.config.hidden_size], None
+
+
+@pytest.mark.parametrize(
+    ("kind", "decoder"), [(PALIGEMMA, chat_models.WholePromptDecoder), (GEMMA3, marked_rows.MarkedDecoder)]
+)
+def test_a_causal_prompt_is_caught(
+    kind: str, decoder: Any, make: Callable[[str], Exported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make(kind).copy(tmp_path / "copy")
+    monkeypatch.setattr(decoder, "blocks", causal)
+    export_again(made, "decoder_model_merged")
+    report = made.verify("ort", dtypes=["fp32"])
+    assert failed_graphs(report) == {"decoder_model_merged"}
+    assert "logits (case0, batch 1, prefill)" in failures(report)
+
+
+def test_a_logit_that_is_not_capped_is_caught(
+    make: Callable[[str], Exported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make(PALIGEMMA).copy(tmp_path / "copy")
+    init = chat_models.ChatDecoder.__init__
+    monkeypatch.setattr(
+        chat_models.ChatDecoder, "__init__", lambda self, model, path, cap=None: init(self, model, path)
+    )
+    export_again(made, "decoder_model_merged")
+    report = made.verify("ort", dtypes=["fp32"])
+    assert failed_graphs(report) == {"decoder_model_merged"}
+    assert "logits (case0, batch 1, prefill)" in failures(report)
+
+
+def test_a_missing_mark_is_caught(
+    make: Callable[[str], Exported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it, an image's tokens are a text's."""
+    made = make(GEMMA3).copy(tmp_path / "copy")
+    init = marked_rows.MarkedEmbedding.__init__
+    monkeypatch.setattr(
+        marked_rows.MarkedEmbedding, "__init__", lambda self, model, path, _: init(self, model, path, 1)
+    )
+    export_again(made, "embed_tokens")
+    report = made.verify("ort", "node", dtypes=["fp32"])
+    assert ("node", limits.TOKENS_EXACT) in {(check.runtime, check.metric) for check in report.failures}
+    assert "logits (case0, batch 1, prefill)" in failures(report)
+
+
+@pytest.mark.parametrize("kind", [PALIGEMMA, GEMMA3])
+def test_a_further_turn_is_answered_as_if_it_were_the_first(kind: str, make: Callable[[str], Exported]) -> None:
+    """A PaliGemma's is run anew: what is in its cache has not seen the new part. Images may come in any turn."""
+    made = make(kind)
+    paths = load_golden(made.recipe.golden_dir).image_paths()
+    model, options = load(made.work.repo, dtype="fp32", backend="onnx", threads=1), Options(max_new_tokens=4)
+    images = [open_image(path) for path in paths[:2]]
+    first = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what?"}]}]
+    answer, memory = model.turn(Memory(), images[:1], first, options)
+    said = [*first, {"role": "assistant", "content": [{"type": "text", "text": answer.text}]}]
+    second = [*said, {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "and this?"}]}]
+    answer, memory = model.turn(memory, images, second, options)
+    alone = model.generate(images, second, options)
+    assert answer.token_ids == alone.token_ids
+    assert (memory.tokens_fed == alone.prompt_tokens) == (kind == PALIGEMMA)
 
 
 INTERNVL = "internvl, internvl_vision, qwen2"

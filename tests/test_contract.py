@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,8 @@ def test_javascript_has_the_same() -> None:
             name: {"cut": kind.cut, "text_first": kind.text_first} for name, kind in contract.IMAGE_PROCESSORS.items()
         },
         "GRID_TYPES": list(contract.GRID_TYPES),
+        "NUMBERED_FROM_ONE": list(contract.NUMBERED_FROM_ONE),
+        "PROCESSORS": {name: asdict(written) for name, written in contract.PROCESSORS.items()},
         "PREFIX": contract.PREFIX,
         "SUFFIXES": contract.SUFFIXES,
         "SINGLE_OPTIONS": list(contract.SINGLE_OPTIONS),

@@ -184,6 +184,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     add_cells(made)
     add_patches(made)
     add_patched_tiles(made)
+    add_seen_whole(made)
     add_encoder_decoder(made)
     add_florence(made)
     path = folder / "suite.json"
@@ -302,6 +303,23 @@ def add_patched_tiles(suite: Suite) -> None:
         prompt = "is " + "<image> " * len(images) + "a cat?"
         name = f"lfm2_vl, {len(images)} pictures"
         suite.add(name, exported.work.repo, pytorch, [images], [{}, BEAMS], prompt, from_files=True, max_new_tokens=10)
+
+
+def add_seen_whole(suite: Suite) -> None:
+    """Prompts and images that their tokens see as a whole, and the text that a processor writes around an image."""
+    for name, write, prompt in (
+        ("paligemma", pico_chat.write_paligemma, "<image>a cat?"),
+        ("gemma3", pico_chat.write_gemma3, "is <start_of_image> a cat?"),
+    ):
+        folder = suite.folder / f"{name}-made"
+        write(folder / "checkpoint")
+        exported = merged(folder)
+        exported.export("chat")
+        pytorch = PyTorch(exported)
+        place, pictures = prompt[prompt.index("<") : prompt.index(">") + 1], pytorch.images
+        for images, text in (((pictures[0],), prompt), (tuple(pictures[:2]), place + prompt)):
+            label = f"{name}, {len(images)} pictures"
+            suite.add(label, exported.work.repo, pytorch, [images], [{}, BEAMS], text, max_new_tokens=10)
 
 
 def add_encoder_decoder(suite: Suite) -> None:

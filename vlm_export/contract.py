@@ -33,6 +33,8 @@ MODEL_TYPES: dict[str, LayoutName] = {
     "mistral3": "chat",
     "lighton_ocr": "chat",
     "lfm2_vl": "chat",
+    "paligemma": "chat",
+    "gemma3": "chat",
     "florence2": "tasks",
     "prefix_conditioning_vlm": "components",  # by no class of its own, but by vlm_export/js
     "single_graph": "single",  # by no class: ONNX Runtime alone runs it
@@ -46,6 +48,35 @@ SINGLE_OPTIONS = ("max_new_tokens", "repetition_penalty", "no_repeat_ngram_size"
 
 # Those whose tokens have places in three axes (`src/models/qwen2_vl/modeling_qwen2_vl.js`: `get_rope_index`).
 GRID_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm_ocr")
+# Those whose tokens are numbered from 1 (`src/models/modeling_utils.js`: `decoder_forward`).
+NUMBERED_FROM_ONE = ("paligemma", "gemma3")
+# Those whose prompt is seen as a whole by each of its tokens: what is in a cache has not seen what a prompt adds to it.
+WHOLE_PROMPT_TYPES = ("paligemma",)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a processor writes around an image's tokens; names in braces are tokens of tokenizer_config.json.
+
+    Attributes:
+        place: what stands for an image in a text; nothing where that is the image token.
+        before, after: each image's tokens.
+        behind: the last image's tokens, or before the text where there is none.
+        end: of the text.
+    """
+
+    place: str = ""
+    before: str = ""
+    after: str = ""
+    behind: str = ""
+    end: str = ""
+
+
+# By `processor_class` of preprocessor_config.json (`src/models/*/processing_*.js`), of those that write any.
+PROCESSORS: dict[str, Written] = {
+    "PaliGemmaProcessor": Written(behind="{bos_token}", end="\n"),
+    "Gemma3Processor": Written(place="{boi_token}", before="\n\n{boi_token}", after="{eoi_token}\n\n"),
+}
 
 
 @dataclass(frozen=True)
@@ -107,6 +138,14 @@ IMAGE_PROCESSORS: dict[str, ImageProcessorKind] = {
     "BitImageProcessor": ImageProcessorKind({**_CROPPED, **_OPENAI_CLIP}),
     "Idefics3ImageProcessor": ImageProcessorKind(_TILED, cut="tiles", text_first=True),
     "SmolVLMImageProcessor": ImageProcessorKind(_TILED, cut="tiles", text_first=True),
+    "Gemma3ImageProcessor": ImageProcessorKind(
+        {**_SQUARE, **_IMAGENET_STANDARD, "resample": 2},
+        inert=(
+            "do_pan_and_scan",
+            *(f"pan_and_scan_{each}" for each in ("min_crop_size", "max_num_crops", "min_ratio_to_activate")),
+        ),
+        text_first=True,
+    ),
     "LlavaOnevisionImageProcessor": ImageProcessorKind(
         {**_OPENAI_CLIP, "resample": 3, "size": {"height": 384, "width": 384}},
         inert=("image_grid_pinpoints", "do_pad"),  # one tile, as the exported graph has it too

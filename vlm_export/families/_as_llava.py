@@ -10,25 +10,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Generator, Tensor, nn
 
-from vlm_export.families._chat import ChatReference, chat_family, sample_ids
+from vlm_export.families import _square
+from vlm_export.families._chat import ChatReference, chat_family
 from vlm_export.layouts.as_llava import AsLlavaChat, Template
 from vlm_export.layouts.chat import llava_processor
-from vlm_export.models.chat import load_config, text_components
+from vlm_export.models.chat import text_components
 from vlm_export.models.one_tower import TowerEncoder
 from vlm_export.preprocessing import ChatProcessor, check_image_size, processor_settings
 from vlm_export.spec.family import About, Config, Family, Layout
-from vlm_export.spec.graph import Component, TensorSpec
+from vlm_export.spec.graph import Component
 
 _TILING = ("crop_to_patches", "min_patches", "max_patches")
-_INPUT_DTYPES: dict[str, type[np.generic]] = {
-    "pixel_values": np.float32,
-    "input_ids": np.int64,
-    "attention_mask": np.int64,
-}
 NOTE = "Published as `llava`, the class of transformers.js that is fed in the same way."
 
 
@@ -70,28 +64,20 @@ def family(
     client = AsLlavaChat(image_tokens, token, client_processor, template, question)
 
     def sample_inputs(config: Config, generator: Generator) -> dict[str, Tensor]:
-        size = image_size(config)
-        return {
-            "pixel_values": torch.rand(1, 3, size, size, generator=generator) * 2 - 1,
-            "input_ids": sample_ids(config, image_tokens(config), generator),
-        }
+        return _square.sample_inputs(config, generator, image_size(config), image_tokens(config))
 
     def preprocessor(folder: Path, config: Config, settings: Mapping[str, Any]) -> TemplatedProcessor:
         check_image_size(settings, image_size(config))
         written = client.image_token(processor_settings(folder))
         processor = llava_processor(written, image_tokens(config)) | {"vision_feature_select_strategy": "full"}
-        return TemplatedProcessor(folder, image_processor(settings), _INPUT_DTYPES, template=template, **processor)
+        return TemplatedProcessor(
+            folder, image_processor(settings), _square.INPUT_DTYPES, template=template, **processor
+        )
 
     def components(config: Config) -> tuple[Component, ...]:
         check(config)
-        size, rows, hidden = image_size(config), image_tokens(config), load_config(config).text_config.hidden_size
-        vision_encoder = Component(
-            name="vision_encoder",
-            module=encoder,
-            inputs=(TensorSpec("pixel_values", "float32", ("num_images", 3, size, size)),),
-            outputs=(TensorSpec("image_features", "float32", ("num_images", rows, hidden)),),
-        )
-        return vision_encoder, *text_components(config, "model.language_model")
+        encoded = _square.vision_encoder(config, image_size(config), image_tokens(config), encoder)
+        return encoded, *text_components(config, "model.language_model")
 
     return chat_family(
         model_type,

@@ -25,7 +25,7 @@ from vlm_export.spec.family import (
     Trim,
 )
 
-_TEXT = {"input_ids", "attention_mask"}
+_TEXT = {"input_ids", "attention_mask", "token_type_ids"}
 _UNUSED = re.compile(r".*\.(position_ids|rotary_emb\.inv_freq|num_batches_tracked)$")
 _PROJECTOR = re.compile(r".*\bmm_projector\.(?P<index>\d+)\.")  # an MLP, a GELU between two layers
 

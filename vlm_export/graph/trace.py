@@ -97,7 +97,8 @@ def _export_fused(component: Component, model: nn.Module) -> tuple[ir.Model, dic
     try:
         with attention.fused(model) as notes:
             skeleton = _export(component.module(model).eval(), component)
-        return skeleton, {UNFUSED_ROTARY: notes.unfused_rotary} if notes.unfused_rotary else {}
+        reasons_by_key = {UNFUSED: notes.unfused_attention, UNFUSED_ROTARY: notes.unfused_rotary}
+        return skeleton, {key: reason for key, reason in reasons_by_key.items() if reason}
     except Exception as error:
         reasons = [cause for cause in _causes(error) if isinstance(cause, attention.CannotFuse)]
         if not reasons:

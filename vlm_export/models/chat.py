@@ -6,12 +6,14 @@ over the embeddings of the image tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
+from vlm_export.models.blocks import Blocks, whole_prompt
 from vlm_export.models.decoder import DecoderCore, Geometry, chat_decoder, embed_tokens
 from vlm_export.spec.family import Config
 from vlm_export.spec.graph import Component
@@ -60,11 +62,14 @@ def put(owner: nn.Module, path: str, module: nn.Module) -> None:
 
 
 class ChatDecoder(DecoderCore):
-    """A headless text model at `path`, and the head beside it."""
+    """A headless text model at `path`, and the head beside it.
 
-    def __init__(self, model: PreTrainedModel, path: str):
+    `cap` is the largest logit that the class lets through, where it caps them.
+    """
+
+    def __init__(self, model: PreTrainedModel, path: str, cap: float | None = None):
         nn.Module.__init__(self)
-        self.path = path
+        self.path, self.cap = path, cap
         for part in (path, "lm_head"):
             put(self, part, model.get_submodule(part))
 
@@ -76,7 +81,16 @@ class ChatDecoder(DecoderCore):
     def logits(self, kept_positions: Tensor, **arguments: Any) -> Tensor:
         """Logits of the kept positions, `[B, kept, V]`: the head runs on no others."""
         hidden = self.text_model(**arguments).last_hidden_state
-        return self.lm_head(hidden[:, kept_positions])  # type: ignore[operator]
+        logits: Tensor = self.lm_head(hidden[:, kept_positions])  # type: ignore[operator]
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+
+
+class WholePromptDecoder(ChatDecoder):
+    """A text model that sees all of a prompt from each of its tokens, and of an answer what is before each."""
+
+    def blocks(self, inputs_embeds: Tensor, past: int) -> tuple[Tensor, Blocks]:
+        """The prompt is one block."""
+        return inputs_embeds, whole_prompt(inputs_embeds, past)
 
 
 class ChatEmbedding(Parts):
@@ -91,10 +105,15 @@ class ChatEmbedding(Parts):
         return self.get_submodule(f"{self.path}.embed_tokens")(token_ids)
 
 
-def text_components(config: Config, path: str, axes: int = 1) -> tuple[Component, Component]:
-    """`embed_tokens` and `decoder_model_merged` of a class whose text model is at `path`, with `axes` of places."""
+def text_components(
+    config: Config, path: str, axes: int = 1, decoder: Callable[[Any, str], nn.Module] = ChatDecoder
+) -> tuple[Component, Component]:
+    """`embed_tokens` and `decoder_model_merged` of a class whose text model is at `path`, with `axes` of places.
+
+    `decoder` is made of the class and that path.
+    """
     geometry = Geometry.of(text_config(config))
     return (
         embed_tokens(geometry, lambda model: ChatEmbedding(model, path)),
-        chat_decoder(geometry, lambda model: ChatDecoder(model, path), axes),
+        chat_decoder(geometry, lambda model: decoder(model, path), axes),
     )

@@ -16,7 +16,9 @@ from optimum.utils import NormalizedConfigManager, NormalizedTextConfigWithGQA
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from vlm_export.errors import InputError
 from vlm_export.models import attention
+from vlm_export.models.blocks import Blocks
 from vlm_export.spec.cache import PAST, present_of
 from vlm_export.spec.graph import Component, FrontEnd, TensorSpec
 
@@ -216,7 +218,11 @@ class DecoderCore(nn.Module):
         text_model = self.text_model
         fused = attention.is_fused(text_model)
         past, states = Geometry.of(text_model.config).by_layer(past_key_values)
-        total = next(iter(past.values()))[0].shape[2] + inputs_embeds.shape[1]
+        before = next(iter(past.values()))[0].shape[2]
+        total = before + inputs_embeds.shape[1]
+        inputs_embeds, blocks = self.blocks(inputs_embeds, before)
+        if blocks is not None and not fused:
+            raise InputError(f"{type(text_model).__name__}: tokens see later ones, by attention that is none of ours")
         cache: Any = attention.decoder_cache(past, states, fused=fused)
         arguments: dict[str, Any] = {
             "inputs_embeds": inputs_embeds,
@@ -227,7 +233,7 @@ class DecoderCore(nn.Module):
         if states and attention_mask is not None:  # what pads a row must not come into them
             arguments["attention_mask"] = attention_mask
         if fused:
-            with attention.decoder_run(text_model, past, position_ids, attention_mask, total) as present:
+            with attention.decoder_run(text_model, past, position_ids, attention_mask, total, blocks) as present:
                 logits = self.logits(kept_positions, **arguments)
         else:
             if attention_mask is None:
@@ -236,6 +242,13 @@ class DecoderCore(nn.Module):
             present = {layer: (cache.layers[layer].keys, cache.layers[layer].values) for layer in past}
         made = (present[layer] if layer in past else (cache.states[layer],) for layer in sorted({*past, *states}))
         return logits, *(tensor for of_layer in made for tensor in of_layer)
+
+    def blocks(self, inputs_embeds: Tensor, past: int) -> tuple[Tensor, Blocks | None]:
+        """`[B, S, H]` as the text model takes them, after a past of so many positions, and which tokens see later ones.
+
+        None: each sees what is before it.
+        """
+        return inputs_embeds, None
 
     @property
     def text_model(self) -> PreTrainedModel:

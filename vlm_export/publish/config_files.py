@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
@@ -61,7 +61,9 @@ def write_config_files(folder: Path, recipe: RecipeFile, merged: Checkpoint, man
         _add_token(folder, client.own_token, facts.first_unused_token_id)
     if client.surrounds_prompts:
         _surround(folder)
-    _finish_tokenizer(folder, client.template(facts), client.padding_side)
+    if client.begins_prompts:
+        _leave_bare(folder)
+    _finish_tokenizer(folder, client.template(facts), client)
     write_json(folder / MANIFEST, asdict(manifest))
     write_text(folder / "recipe.yaml", published_recipe(recipe))
     forget_folders(folder)
@@ -173,14 +175,35 @@ def _surround(folder: Path) -> None:
     own.save(str(folder / "tokenizer.json"))
 
 
-def _finish_tokenizer(folder: Path, chat_template: ChatTemplate | None, padding_side: Literal["left", "right"]) -> None:
-    """Put the chat template where transformers.js reads it, and say what it would otherwise guess."""
-    (folder / "chat_template.jinja").unlink(missing_ok=True)
-    config = read_json(folder / "tokenizer_config.json") | {
+def _leave_bare(folder: Path) -> None:
+    """Make the tokenizer put nothing around a text."""
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(read_json(path) | {"post_processor": None}, ensure_ascii=False), encoding="utf-8")
+
+
+def _finish_tokenizer(folder: Path, chat_template: ChatTemplate | None, client: Client) -> None:
+    """Put the chat template where transformers.js reads it, and say what it would otherwise guess.
+
+    Raises:
+        InputError: the tokenizer lacks a token that the client's processor writes.
+    """
+    template_file = folder / "chat_template.jinja"
+    template_file.unlink(missing_ok=True)
+    stored = read_json(folder / "tokenizer_config.json")
+    extra = stored.get("extra_special_tokens")
+    tokens = {**(extra if isinstance(extra, dict) else {}), **stored}
+    missing = [name for name in client.tokenizer_tokens if not tokens.get(name)]
+    if missing:
+        raise InputError(f"tokenizer_config.json: {missing[0]}: not set, and the model's processor writes that token")
+    config = {
+        **stored,
+        **{name: tokens[name] for name in client.tokenizer_tokens},
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
-        "padding_side": padding_side,
+        "padding_side": client.padding_side,
     }
     if chat_template is not None:
         config["chat_template"] = chat_template
     write_json(folder / "tokenizer_config.json", config)
+    if client.template_file and isinstance(chat_template, str):
+        write_text(template_file, chat_template)

@@ -15,10 +15,18 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vlm_export.contract import GRID_TYPES, MODEL_TYPES, PREFIX, SINGLE_GRAPH, SINGLE_TYPE
+from vlm_export.contract import (
+    GRID_TYPES,
+    MODEL_TYPES,
+    NUMBERED_FROM_ONE,
+    PREFIX,
+    SINGLE_GRAPH,
+    SINGLE_TYPE,
+    WHOLE_PROMPT_TYPES,
+)
 from vlm_export.errors import InputError
 from vlm_export.runtime.positions import grid_positions
-from vlm_export.runtime.sessions import Arrays, Cache, DecoderRun, Inputs, Sessions, cache_length
+from vlm_export.runtime.sessions import Arrays, Cache, DecoderRun, GraphError, Inputs, Sessions, cache_length
 
 _DECODER = "decoder_model_merged"
 _CROSS_CACHE = ".encoder."
@@ -77,15 +85,17 @@ class Driver(Protocol):
 class ChatDriver:
     """`vision_encoder`, `embed_tokens` and `decoder_model_merged`: features are written over the rows of image tokens.
 
-    Without images there is no `image_features` among the inputs.
+    Without images there is no `image_features` among the inputs. Tokens are numbered from `first` on; `whole_prompt`
+    says that each of a prompt's sees all of them, so that none may be added to those in a cache.
     """
 
     components: tuple[str, ...] = ("vision_encoder", "embed_tokens", _DECODER)
     of_images: tuple[str, ...] = ()
 
-    def __init__(self, sessions: Sessions, image_token_id: int):
+    def __init__(self, sessions: Sessions, image_token_id: int, *, first: int = 0, whole_prompt: bool = False):
         self.sessions = sessions
         self.image_token_id = image_token_id
+        self.first, self.whole_prompt = first, whole_prompt
 
     def encode(self, inputs: Inputs) -> list[Observed]:
         """`image_features` of the images: `[images or tiles, rows, hidden]`, or `[rows of all, hidden]`, float32."""
@@ -124,10 +134,16 @@ class ChatDriver:
         return [row[kept != 0].tolist() for row, kept in zip(ids, mask, strict=True)]
 
     def embed(self, token_ids: np.ndarray, inputs: Inputs) -> np.ndarray:
-        """`[batch, tokens] int64` → `[batch, tokens, hidden] float32`, with the images' features in their places."""
+        """`[batch, tokens] int64` → `[batch, tokens, hidden] float32`, with the images' features in their places.
+
+        Features may be narrower than embeddings: what is behind them stays as `embed_tokens` wrote it.
+        """
         embeds = self.sessions.run("embed_tokens", {"input_ids": token_ids})["inputs_embeds"]
         if "image_features" in inputs:
-            embeds[token_ids == self.image_token_id] = inputs["image_features"].reshape(-1, embeds.shape[-1])
+            width = inputs["image_features"].shape[-1]
+            if width > embeds.shape[-1]:
+                raise GraphError(f"image_features are {width} wide, and inputs_embeds {embeds.shape[-1]}")
+            embeds[token_ids == self.image_token_id, :width] = inputs["image_features"].reshape(-1, width)
         return embeds
 
     def _decode(self, embeds: np.ndarray, cache: Cache, inputs: Inputs, places: np.ndarray | None = None) -> DecoderRun:
@@ -135,7 +151,7 @@ class ChatDriver:
         batch, length = embeds.shape[:2]
         total = cache_length(cache) + length
         mask = _mask(inputs, batch, total)
-        positions = _counted(mask)[:, -length:] if places is None else places
+        positions = _counted(mask, self.first)[:, -length:] if places is None else places
         feeds = {
             "inputs_embeds": embeds,
             "attention_mask": mask,
@@ -435,7 +451,13 @@ def choose_driver(files: Mapping[str, dict[str, Any]]) -> DriverChoice:
             return DriverChoice(GridDriver.components, grid)
         case "chat", prefix:
             chat = PrefixChatDriver if prefix else ChatDriver
-            return DriverChoice(chat.components, partial(chat, image_token_id=image_token_id(config)))
+            made = partial(
+                chat,
+                image_token_id=image_token_id(config),
+                first=int(model_type in NUMBERED_FROM_ONE),
+                whole_prompt=model_type in WHOLE_PROMPT_TYPES,
+            )
+            return DriverChoice(chat.components, made)
         case "tasks", _:
             return DriverChoice(TaskDriver.components, TaskDriver)
     return DriverChoice(ComponentsDriver.components, ComponentsDriver)
@@ -487,9 +509,9 @@ def _mask(inputs: Inputs, batch: int, total: int) -> np.ndarray:
     return np.concatenate([given, np.ones((batch, total - given.shape[1]), dtype=np.int64)], axis=1)
 
 
-def _counted(mask: np.ndarray) -> np.ndarray:
+def _counted(mask: np.ndarray, first: int = 0) -> np.ndarray:
     """The number of each token in its row, `[batch, tokens] int64`; of what pads it 1, as transformers.js has it."""
-    return np.where(mask == 0, 1, mask.cumsum(axis=1) - 1)
+    return np.where(mask == 0, 1, mask.cumsum(axis=1) - 1 + first)
 
 
 def _use_cache(used: bool) -> Arrays:

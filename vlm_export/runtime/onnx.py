@@ -16,7 +16,7 @@ from vlm_export.errors import InputError
 from vlm_export.runtime import beams, generate
 from vlm_export.runtime.drivers import ChatDriver, choose_driver, image_token_id
 from vlm_export.runtime.generate import Decoder, Generated
-from vlm_export.runtime.image_tokens import ImageTokens
+from vlm_export.runtime.image_tokens import ImageTokens, written_by
 from vlm_export.runtime.images import Grid, ImageProcessor
 from vlm_export.runtime.model import (
     Answer,
@@ -268,7 +268,8 @@ class OnnxEngine:
         """A decoder that has run `ids`, and how many of them it had to."""
         driver = self.driver
         assert isinstance(driver, ChatDriver), "only a chat has turns"
-        common, cache = memory.holding(ids[:-1])  # the last must be run, or there were no logits
+        # The last must be run, or there were no logits.
+        common, cache = (0, memory.cache) if driver.whole_prompt else memory.holding(ids[:-1])
         whole = {name: encoded.values[name] for name in driver.of_images if name in encoded.values}
         whole["input_ids"] = np.array([ids], dtype=np.int64)
         inputs = {**whole, "input_ids": whole["input_ids"][:, common:]}
@@ -310,8 +311,8 @@ class OnnxEngine:
     @cached_property
     def image_tokens(self) -> ImageTokens:
         """How images stand in this model's prompts."""
-        token = self.text.token(image_token_id(self.repo.config))
-        return ImageTokens.of(token, self.images.cut, self.repo.processor)
+        token, written = self.text.token(image_token_id(self.repo.config)), written_by(self.repo, self.text)
+        return ImageTokens.of(token, self.images.cut, self.repo.processor, written)
 
     def messages(self, images: Sequence[Image.Image], prompt: Prompt) -> list[Message]:
         """A prompt as a conversation: a text comes after the images.

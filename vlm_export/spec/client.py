@@ -53,6 +53,9 @@ class Client(ABC):
         graphs: what each graph takes and gives, a line each, where no library loads them.
         padding_side: of the tokenizer, for several prompts at once.
         surrounds_prompts: whether it leaves the tokens that begin and end a prompt to the tokenizer.
+        begins_prompts: whether its processor writes the token that begins a prompt, which the tokenizer must not.
+        template_file: whether it reads the chat template from a file of its own.
+        tokenizer_tokens: keys of tokenizer_config.json with tokens that its processor writes.
     """
 
     name: str
@@ -65,6 +68,9 @@ class Client(ABC):
     graphs: str = ""
     padding_side: Literal["left", "right"] = "left"
     surrounds_prompts: bool = False
+    begins_prompts: bool = False
+    template_file: bool = False
+    tokenizer_tokens: Sequence[str] = ()
 
     @abstractmethod
     def config(self, facts: RepoFacts) -> dict[str, dict[str, Any]]:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from vlm_export.runtime.drivers import image_token_id
-from vlm_export.runtime.image_tokens import ImageTokens
+from vlm_export.runtime.image_tokens import ImageTokens, written_by
 from vlm_export.runtime.images import ImageProcessor, open_image
 from vlm_export.runtime.repo import Repo
 from vlm_export.runtime.sessions import Arrays
@@ -45,7 +45,8 @@ class OwnFiles:
             return self.text.encode(Tasks.of(self.repo.preprocessor).sentence(golden.text), add_special_tokens=True)
         text = self.text.render(golden.conversation) if golden.conversation else golden.text
         image = image_token_id(self.repo.config)
-        tokens = ImageTokens.of(self.text.token(image), self.images.cut, self.repo.processor)
+        written = written_by(self.repo, self.text)
+        tokens = ImageTokens.of(self.text.token(image), self.images.cut, self.repo.processor, written)
         [grid] = self.images([open_image(path)]).grids
         fed = int((inputs["input_ids"] == image).sum())
         tiles = grid.rows * grid.columns + 1 if grid.rows else 1

@@ -14,6 +14,8 @@ export const MODEL_TYPES = Object.freeze({
     mistral3: 'chat',
     lighton_ocr: 'chat',
     lfm2_vl: 'chat',
+    paligemma: 'chat',
+    gemma3: 'chat',
     florence2: 'tasks',
     prefix_conditioning_vlm: 'components',
     single_graph: 'single',
@@ -26,6 +28,7 @@ export const IMAGE_PROCESSORS = Object.freeze({
     BitImageProcessor: { cut: 'whole', text_first: false },
     Idefics3ImageProcessor: { cut: 'tiles', text_first: true },
     SmolVLMImageProcessor: { cut: 'tiles', text_first: true },
+    Gemma3ImageProcessor: { cut: 'whole', text_first: true },
     LlavaOnevisionImageProcessor: { cut: 'whole', text_first: false },
     PixtralImageProcessor: { cut: 'cells', text_first: false },
     Qwen2VLImageProcessor: { cut: 'patches', text_first: true },
@@ -34,6 +37,11 @@ export const IMAGE_PROCESSORS = Object.freeze({
     Lfm2VlImageProcessor: { cut: 'patched tiles', text_first: false },
 });
 export const GRID_TYPES = Object.freeze(['qwen2_vl', 'qwen2_5_vl', 'qwen3_vl', 'glm_ocr']);
+export const NUMBERED_FROM_ONE = Object.freeze(['paligemma', 'gemma3']);
+export const PROCESSORS = Object.freeze({
+    PaliGemmaProcessor: { place: '', before: '', after: '', behind: '{bos_token}', end: '\n' },
+    Gemma3Processor: { place: '{boi_token}', before: '\n\n{boi_token}', after: '{eoi_token}\n\n', behind: '', end: '' },
+});
 export const PREFIX = 'prefix_conditioning';
 export const SUFFIXES = Object.freeze({
     fp32: '',

@@ -49,10 +49,11 @@
 import { Tensor, cat, ones } from '@huggingface/transformers';
 
 import { copy_rows, empty_cache, next_cache, past_length } from './cache.js';
-import { GRID_TYPES, IMAGE_PROCESSORS, MODEL_TYPES, PREFIX } from './contract.js';
+import { GRID_TYPES, IMAGE_PROCESSORS, MODEL_TYPES, NUMBERED_FROM_ONE, PREFIX, PROCESSORS } from './contract.js';
 import { grid_places } from './positions.js';
 
 const DECODER = 'decoder_model_merged';
+const NOTHING_WRITTEN = { place: '', before: '', after: '', behind: '', end: '' };
 
 /** A layout: the graphs that it has, and what they are fed. */
 class Layout {
@@ -236,15 +237,13 @@ export class Chat extends Layout {
         const count = asked.pixel_values?.dims[0] ?? asked.images.length;
         const text = this.#text(asked, count);
         if (!count) {
-            return { token_ids: this.#ids(text) };
+            return { token_ids: this.#ids(this.#with_images(text, [])) };
         }
         const pixel_values = asked.pixel_values ?? (await this.processor.image_processor(asked.images)).pixel_values;
         const image_features = await this.encode({ pixel_values });
         const tokens = image_features.size / image_features.dims[image_features.dims.length - 1] / count;
-        return {
-            token_ids: this.#ids(text.replaceAll(this.#image_token, this.#image_token.repeat(tokens))),
-            image_features,
-        };
+        const written = Array(count).fill(this.#image_token.repeat(tokens));
+        return { token_ids: this.#ids(this.#with_images(text, written)), image_features };
     }
 
     /**
@@ -308,11 +307,41 @@ export class Chat extends Layout {
 
     /**
      * @param {string} text
-     * @param {string[]} written what stands for each image
+     * @param {string[]} images the tokens of each
      */
-    #with_images(text, written) {
-        const parts = text.split(this.#image_token);
+    #with_images(text, images) {
+        const { before, after, behind, end } = this.#written_beside;
+        const parts = text.split(this.#place);
+        parts.push(`${behind}${parts.pop()}${end}`);
+        const written = images.map((tokens) => before + tokens + after);
         return parts.map((part, index) => part + (written[index] ?? '')).join('');
+    }
+
+    /** What the processor writes beside an image's tokens, names of tokens replaced by these. */
+    get #written_beside() {
+        const config = /** @type {{ processor_class?: string }} */ (this.processor.image_processor.config);
+        const known = /** @type {Record<string, typeof PROCESSORS.PaliGemmaProcessor>} */ (PROCESSORS);
+        const written = known[config.processor_class ?? ''] ?? NOTHING_WRITTEN;
+        return /** @type {typeof NOTHING_WRITTEN} */ (
+            Object.fromEntries(Object.entries(written).map(([name, text]) => [name, this.#with_tokens(text)]))
+        );
+    }
+
+    /** @param {string} text in which names in braces are those of tokens */
+    #with_tokens(text) {
+        return text.replace(/\{(\w+)\}/g, (_, name) => {
+            const tokens = /** @type {Record<string, any>} */ ({ ...this.tokenizer.config });
+            const token = name === 'bos_token' ? this.tokenizer.bos_token : (tokens[name]?.content ?? tokens[name]);
+            if (typeof token !== 'string') {
+                throw new Error(`tokenizer_config.json: ${name} is missing, and the model's processor writes it`);
+            }
+            return token;
+        });
+    }
+
+    /** What stands for an image in a text. */
+    get #place() {
+        return this.#written_beside.place || this.#image_token;
     }
 
     /**
@@ -327,8 +356,9 @@ export class Chat extends Layout {
 
     get #image_token() {
         const of_class = /** @type {{ image_token?: string }} */ (this.processor.constructor).image_token;
-        const token = this.processor.image_token ?? of_class ?? this.processor.config.image_token;
-        return token ?? this.tokenizer.decode([this.config.image_token_id]);
+        const own = this.processor.image_token ?? of_class ?? this.processor.config.image_token;
+        const id = this.config.image_token_index ?? this.config.image_token_id;
+        return own ?? this.tokenizer.decode([id], { skip_special_tokens: false });
     }
 
     /** @param {string} text */
@@ -343,9 +373,9 @@ export class Chat extends Layout {
      */
     #text(asked, images) {
         const text = this.#written(asked, images);
-        const places = text.split(this.#image_token).length - 1;
+        const places = text.split(this.#place).length - 1;
         if (places !== images) {
-            throw new TypeError(`the prompt has ${places} image tokens ${this.#image_token} for ${images} images`);
+            throw new TypeError(`the prompt has ${places} image tokens ${this.#place} for ${images} images`);
         }
         return text;
     }
@@ -357,7 +387,7 @@ export class Chat extends Layout {
      * @returns {string}
      */
     #written({ prompt = '', messages }, images) {
-        if (!messages && prompt.includes(this.#image_token)) {
+        if (!messages && prompt.includes(this.#place)) {
             return prompt;
         }
         if (this.tokenizer.chat_template) {
@@ -369,7 +399,7 @@ export class Chat extends Layout {
         if (messages) {
             throw new Error('tokenizer_config.json has no chat_template: give a prompt in the place of messages');
         }
-        return this.#image_token.repeat(images) + prompt;
+        return this.#place.repeat(images) + prompt;
     }
 
     /**
@@ -406,7 +436,7 @@ export class Chat extends Layout {
     #places(input_ids, grids, after) {
         const { data, dims } = input_ids;
         const [batch, length] = dims;
-        const first = after?.first ?? 0;
+        const first = (after?.first ?? 0) + Number(NUMBERED_FROM_ONE.includes(this.config.model_type ?? ''));
         const has_axes = GRID_TYPES.includes(this.config.model_type ?? '');
         if (has_axes && !after) {
             const is_image = Array.from(data, (id) => Number(id) === this.config.image_token_id);
@@ -421,22 +451,23 @@ export class Chat extends Layout {
     }
 
     /**
-     * Writes features over the embeddings of image tokens.
+     * Writes features over the embeddings of image tokens. They may be narrower: what is behind them stays.
      * @param {Tensor} image_features
      * @param {Tensor} inputs_embeds
      * @param {Tensor} input_ids
      */
     #write(image_features, inputs_embeds, input_ids) {
         const width = /** @type {number} */ (inputs_embeds.dims.at(-1));
+        const own = /** @type {number} */ (image_features.dims.at(-1));
         const image = BigInt(this.config.image_token_index ?? this.config.image_token_id);
         const places = [...input_ids.data.keys()].filter((index) => input_ids.data[index] === image);
-        if (places.length * width !== image_features.size) {
-            const rows = image_features.size / width;
+        const rows = image_features.size / own;
+        if (places.length !== rows || own > width) {
             throw new Error(`the prompt has ${places.length} image tokens for ${rows} rows of image features`);
         }
         places.forEach((place, row) => {
             /** @type {Float32Array} */ (inputs_embeds.data).set(
-                /** @type {Float32Array} */ (image_features.data).subarray(row * width, (row + 1) * width),
+                /** @type {Float32Array} */ (image_features.data).subarray(row * own, (row + 1) * own),
                 place * width,
             );
         });
