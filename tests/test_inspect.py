@@ -159,7 +159,7 @@ def test_as_json(tmp_path: Path) -> None:
     status, out, _ = said(str(folder), "--json")
     found = json.loads(out)
     assert (status, found["kind"], found["tied_head"], found["lora"]["ranks"]) == (0, "checkpoint", True, [4])
-    assert found["layouts"] == ["captioner", "chat", "components"]
+    assert found["layouts"] == ["captioner", "chat", "components", "single"]
     assert set(found["sizes_bytes"]) == set(found["layouts"]) and set(found["sizes_bytes"]["chat"]) == set(DTYPES)
     parameters = {part["name"]: part["parameters"] for part in found["parts"]}
     assert parameters["token table"] == pico.VOCABULARY * 32

@@ -1,4 +1,4 @@
-"""The same inputs give the same bytes: in another folder, by other hashes of strings, on another number of threads."""
+"""The same inputs give the same bytes: in another folder, by other hashes of strings, threads and kernels."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from vlm_export.files import MERGE_REPORT, file_hashes, read_json
 DTYPES = ["q8", "q4", "fp16"]
 # How far two ways to compute the same are apart: noise of the kernels, in what `merge` reports and nothing is made of.
 DISTANCES = ("max_relative_diff_vs_adapter", "max_relative_diff_vs_base", "max_layer_error", "worst_layer")
+# PyTorch as on a processor that adds in another order.
+KERNELS = {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "SSE41"}
 # Merged and exported in a process of its own, from the folder of the recipe, on one core but with two threads in torch.
 _AGAIN = """
 import os, sys
@@ -65,7 +67,7 @@ def twice(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Pat
         made[write.__name__] = first.work.root, second / "elsewhere"
     environment = {"PYTHONHASHSEED": "77", "OMP_NUM_THREADS": "2", "VLM_EXPORT_STRUCTURES": str(root / "traced")}
     command = [sys.executable, "-c", _AGAIN, *(str(second.parent) for _, second in made.values())]
-    subprocess.run(command, env={**os.environ, **environment}, check=True, timeout=600)
+    subprocess.run(command, env={**os.environ, **environment, **KERNELS}, check=True, timeout=600)
     return made
 
 

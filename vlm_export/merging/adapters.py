@@ -35,6 +35,7 @@ from vlm_export.tensors.stored import TensorRef, Weight, stored_tensors
 from vlm_export.tensors.weight_files import ADAPTER_WEIGHTS, folder_of, weight_files
 
 _NAME = "default"  # PEFT's name for the adapter in the model
+_MOST_IN_FLOAT64 = 50_000_000  # numbers of a table: 400 MB, and as much again while its change is added
 _A = re.compile(r"\.lora_(embedding_)?A(?=\.|$)")
 _FACTOR = re.compile(r"\.lora_([AB]\.weight|embedding_[AB])$")
 _BESIDE_FACTORS = re.compile(r"\.lora_magnitude_vector$|\.lora_B\.bias$")
@@ -457,13 +458,16 @@ def _is_one_of(value: object, *classes: type) -> bool:
 def merged_parameters(layer: nn.Module, values: Mapping[nn.Parameter, Weight]) -> dict[str, torch.Tensor]:
     """What a layer of `Attached.layers` leaves when its adapter is merged: float32, by name in the original module.
 
-    The layer itself stays as it is.
+    The layer itself stays as it is. PEFT computes it in float64, rounded once at the end, so that the order in which a
+    processor adds decides nothing; a table too large for that is merged in float32.
     """
     filled: Any = copy.deepcopy(layer)
     sources = dict(layer.named_parameters(remove_duplicate=False))
+    largest = max(parameter.numel() for parameter in sources.values())
+    dtype = torch.float64 if largest <= _MOST_IN_FLOAT64 else torch.float32
     for name, _ in list(filled.named_parameters(remove_duplicate=False)):
         owner, _, leaf = name.rpartition(".")
-        value = values[sources[name]].load().to(torch.float32, copy=True)  # PEFT adds in place
+        value = values[sources[name]].load().to(dtype, copy=True)  # PEFT adds in place
         setattr(filled.get_submodule(owner), leaf, nn.Parameter(value, requires_grad=False))
     with torch.no_grad(), _advice_is_for_training():
         if hasattr(filled, "unload_and_optionally_merge_module"):
@@ -471,7 +475,7 @@ def merged_parameters(layer: nn.Module, values: Mapping[nn.Parameter, Weight]) -
         else:
             filled.merge()
             original = filled.get_base_layer()
-    return {name: parameter.detach() for name, parameter in original.named_parameters()}
+    return {name: parameter.detach().float() for name, parameter in original.named_parameters()}
 
 
 def merging_changes(layer: nn.Module, name: str) -> bool:
