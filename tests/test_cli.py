@@ -27,6 +27,11 @@ from vlm_export.web.captions import Item
 COMMAND = Path(sys.executable).with_name("vlm-export")
 REPO = "acme/shapes-captioner"
 DEFAULT = "no vlm-export.yaml in this folder: this is about the bundled shapes-captioner"
+# What a command tells beside its results and its progress.
+TOLD = {
+    "onnx": r"writes 4 files, \d+ MB; needs \d+ MB of memory; about 1 minute",
+    "push": rf"{REPO}@main: 15 to add; [\d.]+ MB to upload; the repo is new",
+}
 # Downloads a repo as any Python user would, in a process of its own: huggingface_hub reads its settings on import.
 DOWNLOAD = "import sys, huggingface_hub; print(huggingface_hub.snapshot_download(sys.argv[1]))"
 
@@ -55,8 +60,7 @@ def test_four_commands_in_an_empty_folder_to_captions_in_transformers_js(tmp_pat
             first, *rest = done.stderr.splitlines()
             assert first == DEFAULT, line
             told = [each for each in rest if not re.search(r" \(\d+ of \d+\)$", each)]  # progress of a slow machine
-            expected = r"writes 4 files, \d+ MB; needs \d+ MB of memory; about 1 minute"
-            assert re.fullmatch(expected if line.startswith("onnx") else "", "".join(told)), line
+            assert re.fullmatch(TOLD.get(line.split()[0], ""), "".join(told)), line
             assert TOKEN not in done.stdout + done.stderr
         repo = folder / "build" / "shapes-captioner" / "repo"
         download = [sys.executable, "-c", DOWNLOAD, REPO]
@@ -146,7 +150,7 @@ def test_json_is_one_object_on_stdout(tmp_path: Path) -> None:
         assert done.exit_code in (0, 1), done.stderr
         assert isinstance(json.loads(done.stdout), dict)
     work = tmp_path / "build" / "pico"
-    assert sorted(path.name for path in work.iterdir()) == ["merged", "repo", "report"]
+    assert sorted(path.name for path in work.iterdir()) == [".stages.json", "merged", "repo", "report"]
 
 
 def test_verify_ends_with_its_page_and_fails_as_asked(tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ RECIPE: dict[str, Any] = {
     "golden": {"images": ["photos/*.png"]},
     "hub": {"license": "mit"},
 }
+SWEEP = {"name": "captioners", "recipes": ["my-captioner.yaml"], "adapters": ["runs/my-lora"], "dtypes": ["q8"]}
 
 # What begins so is not run, and why.
 NOT_RUN = {
@@ -82,19 +83,35 @@ NOT_RUN = {
     "Component(": "a part of a file of a family; test_docs.py looks for its names",
     '"llava_onevision, ': "a part of a test",
     '"llava": Base(': "a part of a test",
+    "python benchmarks/kills.py": "an hour; test_kills.py kills at a few places",
+    "python scripts/reliability/pushes.py": "minutes; test_hub_faults.py pushes a few times",
+    "python scripts/reliability/mutations.py": "hours; tests/bad/test_mutations.py has the first of another seed",
+    "build/captioners/index.html": "names of files",
+    "a small yellow triangle": "what a program prints",
+    "pip install 'vlm-export[sweep]'": "the tests have it",
+    "ray start ": "starts servers on three machines; test_sweep.py has a cluster on one",
+    "vlm-export sweep /shared/": "the same",
+    "- uses: actions/cache": "a part of a workflow of GitHub",
 }
 # Runs elsewhere as it stands: its page, what it begins with, and the test.
 ELSEWHERE = {
     ("quick-start.md", "$ vlm-export"): ("test_quick_start.py", "test_the_commands_print_what_the_page_shows"),
     ("server.md", "import base64"): ("test_serve_page.py", "test_the_example_of_the_docs_runs"),
+    ("single.md", "session = "): ("test_single.py", "test_the_example_in_python"),
+    ("single.md", "const image = "): ("test_single.py", "test_the_example_in_node"),
 }
 # A line of usage: click's own, compared by test_docs_snippets.py.
 USAGE = re.compile(r"vlm-export .*(\[(OPTIONS|ARGS|COMMAND)\]|REPO_ID)")
 SHELL = re.compile(r"vlm-export |echo |_VLM_EXPORT|curl ")
-CHANGES = ("init", "convert", "golden", "merge", "onnx", "verify", "push", "bench")
+CHANGES = ("init", "convert", "golden", "merge", "onnx", "verify", "push", "bench", "sweep")
 SERVES = ("vlm-export serve", "vlm-export demo")
 # What is added to a line so that it is done soon, takes a free port and opens no window.
-ADDED = {"bench": "--rounds 1 --new-tokens 4", "serve": "--port 0", "demo": "--port 0 --no-open"}
+ADDED = {
+    "bench": "--rounds 1 --new-tokens 4",
+    "serve": "--port 0",
+    "demo": "--port 0 --no-open",
+    "sweep": "--in-process",
+}
 FEWER = {  # where a line does not name one
     "--dtype": lambda command, line: command == "bench" or "wasm" in line,
     "--runtime": lambda command, line: command in ("bench", "convert"),
@@ -140,8 +157,8 @@ INSTALLS = [  # and goes on with commands
     and why_not(block.text)
     and any(map(SHELL.match, lines(block)))
 ]
-RECIPES = [block for block in BLOCKS if block.language == "yaml"]
-SCRIPTS = [block for block in BLOCKS if block.language == "js"]
+RECIPES = [block for block in BLOCKS if block.language == "yaml" and not why_not(block.text)]
+SCRIPTS = [block for block in BLOCKS if block.language == "js" and not elsewhere(block)]
 PROGRAMS = [block for block in BLOCKS if block.language == "python" and not elsewhere(block)]
 
 
@@ -281,6 +298,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
         converted = Path(shutil.copytree(new, root / "converted"))
         for name in ("vlm-export.yaml", "my-captioner.yaml"):
             (converted / name).write_text(yaml.safe_dump(RECIPE))
+        (converted / "captioners.yaml").write_text(yaml.safe_dump(SWEEP))
         with found.at("captioner", converted):
             for line in ("golden", "merge", "onnx", "verify"):
                 done = CliRunner().invoke(main, line.split())
@@ -412,7 +430,7 @@ def test_parts_of_a_recipe(block: Snippet, places: Places) -> None:
 
 
 def test_a_whole_recipe(places: Places) -> None:
-    [block] = [block for block in RECIPES if "name:" in block.text.split()]
+    [block] = [block for block in RECIPES if "model:" in block.text.split() and "name:" in block.text.split()]
     folder = Path(shutil.copytree(places.made["new",], tempfile.mkdtemp(dir=places.root), dirs_exist_ok=True))
     (folder / "vlm-export.yaml").write_text(block.text)
     shutil.copytree(places.root / "plain", folder / "path" / "to" / "checkpoint")
@@ -422,6 +440,19 @@ def test_a_whole_recipe(places: Places) -> None:
     for line in ("golden", "merge", "onnx", "convert --dry-run"):
         places.typed(f"vlm-export {line}", folder)
     assert read_json(folder / "build" / "my-captioner" / "repo" / "export.json")["dtypes"] == ["fp32", "int8", "q8"]
+
+
+def test_a_whole_sweep(places: Places) -> None:
+    """Adapters of every way to name them, planned."""
+    [block] = [block for block in RECIPES if "recipes:" in block.text.split()]
+    folder = Path(shutil.copytree(places.made["converted",], tempfile.mkdtemp(dir=places.root), dirs_exist_ok=True))
+    (folder / "captioners.yaml").write_text(block.text)
+    (folder / "my-captioner.yaml").rename(folder / "captioner.yaml")
+    for name in ("week-41", "customers/one", "customers/two", "week-42/final"):
+        shutil.copytree(folder / "runs" / "my-lora", folder / "runs" / name)
+    with places.at("captioner", folder):
+        hub.push_folder("org/captioner-lora", folder / "runs" / "my-lora", message="an adapter")
+    places.typed("vlm-export sweep captioners.yaml --dry-run", folder)
 
 
 def test_the_recipe_of_a_new_family_is_the_bundled_one(tmp_path: Path) -> None:

@@ -721,12 +721,12 @@ def test_names_and_values_of_any_kind_are_printed_in_a_line(copy: Callable[[str]
     repo = copy("chat")
     duplicate(VISION, "onnx/\x1b[31m\n.onnx")(repo)
     config = read_json(repo / "config.json")
-    (repo / "config.json").write_text(json.dumps(config | {"text_config": {"model_type": "\ud800" + "x" * 1000}}))
+    (repo / "config.json").write_text(json.dumps(config | {"text_config": {"model_type": "\x1b" + "x" * 1000}}))
     done = doctor(str(repo))
     assert done.exit_code == 1
     lines = done.stdout.splitlines()
     assert "onnx/\N{REPLACEMENT CHARACTER}[31m\N{REPLACEMENT CHARACTER}.onnx" in lines
-    assert any("('\\ud800xxx" in line for line in lines)
+    assert any("('\\x1bxxx" in line for line in lines)
     assert max(map(len, lines)) < 600
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
@@ -21,10 +20,8 @@ from vlm_export.dtypes import ACTIVATIONS, BY_ROW
 from vlm_export.errors import InputError
 from vlm_export.machine import own_threads
 from vlm_export.own_files import own_file
-from vlm_export.runtime.graph_bounds import check_graph
 from vlm_export.runtime.run_limit import RUN_SECONDS, limited
 from vlm_export.spec.cache import first_with_positions, has_positions, is_past, is_present, past_of
-from vlm_export.tensors.graph_message import read_message
 
 Arrays = dict[str, np.ndarray]
 Inputs = Mapping[str, np.ndarray]
@@ -106,7 +103,7 @@ class Sessions:
         if component not in self._open:
             path = self.path(component)
             if own_file(self.folder.parent, f"{self.folder.name}/{path.name}") is not None:
-                check_graph(path, _message(path))
+                _check(path)
             options = onnxruntime.SessionOptions()
             options.log_severity_level = 4  # the error is raised too
             options.intra_op_num_threads = self.threads or own_threads()
@@ -199,11 +196,16 @@ def cache_length(cache: Cache) -> int:
     return cache[name].shape()[2]
 
 
-def _message(path: Path) -> onnx.ModelProto:
+def _check(path: Path) -> None:
+    """Raises as `Sessions.session`."""
+    from vlm_export.runtime.graph_bounds import check_graph  # imports onnx, which who only plans has no need of
+    from vlm_export.tensors.graph_message import read_message
+
     try:
-        return read_message(path)
+        message = read_message(path)
     except InputError as error:
         raise GraphError(str(error).replace(str(path), path.name, 1)) from error
+    check_graph(path, message)
 
 
 def _numpy_type(value: onnxruntime.NodeArg, component: str) -> type[np.generic]:
