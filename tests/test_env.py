@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from hub_server import TOKEN
+from huggingface_hub import constants
 
 from vlm_export import __version__
 from vlm_export.cli import main
@@ -26,7 +27,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache folder of a test's own: the user's is not to be cleaned by tests."""
     monkeypatch.setenv("VLM_EXPORT_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("VLM_EXPORT_STRUCTURES")
-    monkeypatch.setattr(environment.hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path / "cache"
 
 

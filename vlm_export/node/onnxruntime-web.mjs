@@ -39,10 +39,14 @@ async function externalData(graph) {
 
 const InferenceSession = {
     /**
-     * In Node, transformers.js leaves external data to ONNX Runtime; its WASM build does not look for files.
-     * @type {(graph: string, options: ort.InferenceSession.SessionOptions) => Promise<ort.InferenceSession>}
+     * In Node, transformers.js leaves external data to ONNX Runtime; its WASM build does not look for files. A graph that
+     * is given as bytes, by which images are resized, has none.
+     * @type {(graph: string | Uint8Array, options: ort.InferenceSession.SessionOptions) => Promise<ort.InferenceSession>}
      */
     async create(graph, options) {
+        if (typeof graph !== 'string') {
+            return ort.InferenceSession.create(graph, options);
+        }
         return ort.InferenceSession.create(graph, { ...options, externalData: await externalData(graph) });
     },
 };
