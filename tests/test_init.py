@@ -90,7 +90,11 @@ def test_a_captioner_with_lora_inside() -> None:
     assert max(map(len, text.splitlines())) <= 100
 
 
-@pytest.mark.parametrize("kind", KINDS)
+BEGINS = {"mistral3": "<s>", "gemma3": "<s>", "lfm2_vl": "<|endoftext|>"}  # which templates write
+UNTEMPLATED = tuple(kind for kind in KINDS if kind.startswith(("got_ocr2", "paligemma")))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in UNTEMPLATED])
 def test_a_chat_model_is_asked_by_its_own_template(kind: str) -> None:
     KINDS[kind](Path("model"))
     recipe = written("model", "--name", "pico")
@@ -99,10 +103,18 @@ def test_a_chat_model_is_asked_by_its_own_template(kind: str) -> None:
     assert recipe.golden.prompts == ([{"role": "user", "content": [{"type": "image"}, text]}],)
     said = " ".join(Path("vlm-export.yaml").read_text().replace("  # ", " ").split())
     image = pico_chat.image_text(Path("model"))
-    begin = "<s>" * kind.startswith("mistral3")
+    begin = next((BEGINS[each] for each in BEGINS if kind.startswith(each)), "")
     assert f"The model's own template makes of it: '{begin}user: {image}What is in this image?" in said
     positions = json.loads(Path("model/config.json").read_text())["text_config"]["max_position_embeddings"]
     assert recipe.generation.max_new_tokens == min(128, positions // 2)
+
+
+@pytest.mark.parametrize("kind", UNTEMPLATED)
+def test_a_chat_model_without_a_template(kind: str) -> None:
+    KINDS[kind](Path("model"))
+    image = pico_chat.image_text(Path("model"))
+    assert written("model", "--name", "pico").golden.prompts == (f"{image}\nWhat is in this image?",)
+    assert any(line.startswith("no chat template is there") for line in problems("model")["golden"])
 
 
 def test_without_a_template_it_says_what_to_mend() -> None:
@@ -310,7 +322,7 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
         "ok2: holds a model (config.json) and no adapter_config.json: name it as `model` if it is merged already, or "
         "save the adapter with `save_pretrained`",
     ),
-    "a layout": (("ved", "--layout", "chat"), "--layout chat: a vision-encoder-decoder has captioner"),
+    "a layout": (("ved", "--layout", "chat"), "--layout chat: a vision-encoder-decoder has captioner, single"),
     "no pictures": (("ok", "--images", "fotos"), "--images: no such file or folder: fotos; did you mean photos?"),
     "too few": (("ok", "--images", "photos/0.png"), "--images: 2 pictures or more are needed; in photos/0.png: 1"),
     "no picture": (
