@@ -290,7 +290,7 @@ def test_failed_install_leaves_nothing(fake_tools: Path, tmp_path: Path) -> None
     write_tool(fake_tools / "npm", "mkdir node_modules; echo 'npm error no\nsuch host' >&2; exit 1")
     with pytest.raises(InputError, match=r"^npm ci .*\(npm error no such host\).*--runtime ort$"):
         node_home()
-    assert names(tmp_path / "cache") == []
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize("tool", ["node", "npm"])

@@ -142,7 +142,7 @@ def test_unknown_key(line: str, tmp_path: Path) -> None:
 
 TOLERANCE = "metric: cosine_similarity, dtype: int8, limit: 0.9, reason: because it is measured"
 WRONG = {
-    "layout: caption": "layout: input should be 'captioner', 'chat', 'tasks' or 'components'",
+    "layout: caption": "layout: input should be 'captioner', 'chat', 'tasks', 'components' or 'single'",
     "dtypes: fp32": "dtypes: input should be a valid tuple",
     "dtypes: [fp32, q5]": "dtypes: no dtype 'q5': there is fp32, fp16",
     "dtypes: [q1]": "dtypes: q1: neither a processor nor WASM has a kernel for 1-bit weights",

@@ -296,7 +296,7 @@ def test_settings_that_are_not_applied_are_named(repo_copy: Path, images: list[s
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"model_type": "paligemma"}, "config.json: model_type 'paligemma' is not supported"),
+        ({"model_type": "moondream1"}, "config.json: model_type 'moondream1' is not supported"),
         ({"model_type": "llava"}, "config.json: image_token_id: not set"),
     ],
 )

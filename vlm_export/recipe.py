@@ -33,6 +33,7 @@ MetricName = Literal[
     "teacher_forced_top1_agreement",
     "tokens_as_onnxruntime_rate",
     "tokens_exact_rate",
+    "tokens_together_as_alone_rate",
 ]
 BaseName = Literal["original", "dequantized"]
 BaseModelRelation = Literal["adapter", "finetune", "merge", "quantized"]
