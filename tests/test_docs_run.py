@@ -91,6 +91,7 @@ NOT_RUN = {
     "pip install 'vlm-export[sweep]'": "the tests have it",
     "ray start ": "starts servers on three machines; test_sweep.py has a cluster on one",
     "vlm-export sweep /shared/": "the same",
+    "vlm-export sweep captioners.yaml --address": "the same",
     "- uses: actions/cache": "a part of a workflow of GitHub",
 }
 # Runs elsewhere as it stands: its page, what it begins with, and the test.

@@ -126,9 +126,15 @@ def test_no_such_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "adapters", [["adapters"], ["adapters/*"], ["adapters/north", "adapters/south", "adapters/torn"]]
+    "adapters",
+    [
+        ["adapters"],
+        ["adapters/*"],
+        ["adapters/north", "adapters/south", "adapters/torn"],
+        ["adapters/north", "adapters", "adapters/t*"],
+    ],
 )
-def test_adapters_are_a_list_a_folder_or_a_pattern(adapters: list[str], place: Path) -> None:
+def test_adapters_are_a_list_a_folder_or_a_pattern_and_each_is_taken_once(adapters: list[str], place: Path) -> None:
     found = adapted(load_sweep(write_sweep(place / "some.yaml", adapters=adapters)), place / "out")
     assert [(cell.name, cell.adapter) for cell in found] == [
         (f"pico-{name}", f"adapters/{name}") for name in (*ADAPTERS, "torn")

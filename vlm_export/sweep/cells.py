@@ -82,7 +82,7 @@ def adapted(sweep: SweepFile, folder: Path) -> list[Adapted]:
             sweep does.
     """
     recipes = [_recipe(sweep, reference) for reference in sweep.sweep.recipes]
-    adapters = [found for choice in enumerate(sweep.sweep.adapters) for found in _adapters(sweep, *choice)]
+    adapters = _once([found for choice in enumerate(sweep.sweep.adapters) for found in _adapters(sweep, *choice)])
     names = _short_names([adapter.path for adapter in adapters])
     made = [
         each
@@ -137,6 +137,20 @@ def _adapters(sweep: SweepFile, index: int, choice: AdapterChoice) -> list[Adapt
         there = (sweep.path.parent / expanded(choice.path)).exists() or glob.has_magic(choice.path)
         raise InputError(f"{where}: {f'no {_ADAPTER} in {choice.path}, nor in a folder in it' if there else missing}")
     return [AdapterSource(choice.path, choice.revision)]
+
+
+def _once(adapters: Sequence[AdapterSource]) -> list[AdapterSource]:
+    """Each adapter once, as it was named first; one of two revisions is two, where both are named."""
+    taken: list[AdapterSource] = []
+    for each in adapters:
+        if not any(_are_one(each, one) for one in taken):
+            taken.append(each)
+    return taken
+
+
+def _are_one(one: AdapterSource, other: AdapterSource) -> bool:
+    revisions = {one.revision, other.revision}
+    return one.path == other.path and (len(revisions) == 1 or None in revisions)
 
 
 def _folders(base: Path, pattern: str) -> Iterator[Path]:
