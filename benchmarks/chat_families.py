@@ -179,7 +179,8 @@ def write(folder: Path, config: dict[str, Any]) -> int:
     _write_config(folder, loaded.to_dict() | {"architectures": [type(model).__name__], "dtype": "bfloat16"})
     _write_tokenizer(folder, loaded.get_text_config().vocab_size)
     tokenizer = folder / "tokenizer.json"  # some clients write no other token for an image
-    tokenizer.write_text(tokenizer.read_text().replace(f"<|filler_{config['image_token_id']}|>", "<image>"))
+    image_token_id = config.get("image_token_id", config.get("image_token_index"))
+    tokenizer.write_text(tokenizer.read_text().replace(f"<|filler_{image_token_id}|>", "<image>"))
     vision = loaded.vision_config
     processor: dict[str, Any] = {"image_processor_type": _PROCESSORS.get(config["model_type"], "Qwen2VLImageProcessor")}
     if hasattr(vision, "spatial_merge_size"):
@@ -222,6 +223,7 @@ def main() -> None:
             written = (work / name / "work").rglob("*.onnx*")
             row["repo, MB"] = round(sum(path.stat().st_size for path in written) / 1e6)
             rows.append(row)
+            harness.progress(str(row))
     harness.report("chat_families", rows, dtype=given.dtype)
 
 
