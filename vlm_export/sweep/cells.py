@@ -10,6 +10,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -96,8 +97,7 @@ def adapted(sweep: SweepFile, folder: Path) -> list[Adapted]:
             else [_adapted(sweep, recipe, None, recipe.name, folder)]
         )
     ]
-    seen: set[str] = set()
-    repeated = [each.name for each in made if each.name in seen or seen.add(each.name)]  # type: ignore[func-returns-value]
+    repeated = [name for name, count in Counter(each.name for each in made).items() if count > 1]
     if repeated:
         raise InputError(f"{sweep.path}: two cells are called {all_of(repeated)}: give recipes names of their own")
     return made
