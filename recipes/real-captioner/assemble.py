@@ -30,8 +30,9 @@ from packages import SMOLLM2, WEIGHTS, read_member
 from safetensors.numpy import load_file
 from tower import IMAGE_SIZE, Tower
 
+from vlm_export.atomic import atomic_folder
 from vlm_export.errors import VlmExportError
-from vlm_export.files import atomic_folder, read_json, write_json
+from vlm_export.files import read_json, write_json
 from vlm_export.tensors.safetensors_writer import Entry, write_tensors
 
 HERE = Path(__file__).parent
