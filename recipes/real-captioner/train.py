@@ -83,7 +83,7 @@ class Captioner(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Mean cross-entropy of captions and end tokens."""
-        decoder = self.language_model.base_model.model
+        decoder: Any = self.language_model.base_model.model
         prefix = self.projection(batch.features)
         embeds = torch.cat([prefix, decoder.model.embed_tokens(batch.ids)], dim=1)
         hidden = decoder.model(inputs_embeds=embeds, use_cache=False).last_hidden_state

@@ -81,9 +81,9 @@ def replace(old: str, new: str) -> Change:
     """Another text in place of one."""
 
     def apply(path: Path) -> None:
-        text = path.read_text()
-        assert old in text
-        _write(path, text.replace(old, new).encode())
+        data = path.read_bytes()
+        assert old.encode() in data
+        _write(path, data.replace(old.encode(), new.encode()))
 
     return Change(f"{old!r} → {new!r:.60}", apply)
 

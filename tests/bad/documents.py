@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bad.case import ASK, DEMO, ONNX, PUSH, RUN, VERIFY, Case, rows
-from bad.changes import BINARY, EMPTY, GONE, HALF_JSON, NOT_JSON, both, cut, drop, put, raw
+from bad.changes import BINARY, EMPTY, GONE, HALF_JSON, NOT_JSON, both, cut, drop, put, raw, replace
+
+# Tensors of a recorded case: what the encoder says, the prompt, and scores.
+CASE_TENSORS = ("image_features", "input_ids", "prefill.logits", "step0.logits")
 
 
 def documents() -> Iterator[Case]:
@@ -147,6 +150,7 @@ def documents() -> Iterator[Case]:
         GONE,
         (raw(b"\x02\0\0\0\0\0\0\0{}", "no tensors"), "", ""),
         raw(b"\xff" * 16, "a huge header"),
+        *((replace(f"case0/{name}", f"case0/{name[:-1]}~"), f"no {name}") for name in CASE_TENSORS),
     )
     yield from rows(24, "captioner", VERIFY, "golden/t/images/0.png", EMPTY, BINARY, GONE)
     for name in ("encoder_model", "decoder_model_merged"):

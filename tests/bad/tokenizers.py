@@ -114,6 +114,9 @@ def tokenizers() -> Iterator[Case]:
         (put("length_penalty", "x"), "length_penalty"),
         (put("pad_token_id", "x"), "pad_token_id"),
         (put("max_new_tokens", 10**23), "max_new_tokens"),
+        (put("decoder_start_token_id", None), "decoder_start_token_id"),
+        (put("decoder_start_token_id", "x"), "decoder_start_token_id"),
+        (put("decoder_start_token_id", -1), "decoder_start_token_id"),
     )
     templates = (
         raw("{{ 1 // 0 }}", "division by 0"),

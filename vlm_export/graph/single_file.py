@@ -16,6 +16,7 @@ from vlm_export.graph.loop import Start, join
 from vlm_export.graph.next_token import Rules
 from vlm_export.graph.pieces import pieces
 from vlm_export.manifest import ONNX, GraphFile
+from vlm_export.runtime.drivers import start_token_id
 from vlm_export.runtime.repo import Repo, open_repo
 from vlm_export.spec import cache
 
@@ -53,7 +54,7 @@ def remove_parts(folder: Path) -> None:
 
 def _start(repo: Repo) -> Start:
     return Start(
-        token=int(repo.generation["decoder_start_token_id"]),
+        token=start_token_id(repo.generation),
         is_history=not repo.has_prefix,
         positions=repo.positions or _POSITIONS,
         has_prefix=repo.has_prefix,

@@ -433,7 +433,7 @@ def choose_driver(files: Mapping[str, dict[str, Any]]) -> DriverChoice:
     """The driver of a repo whose JSON files are `files`: transformers.js too goes by nothing but `model_type`.
 
     Raises:
-        InputError: a `model_type` that none of them is for, or no image token where there must be one.
+        InputError: a `model_type` that none of them is for, no image token where there must be one, or no start token.
     """
     config = files["config.json"]
     model_type = config.get("model_type")
@@ -441,7 +441,7 @@ def choose_driver(files: Mapping[str, dict[str, Any]]) -> DriverChoice:
         raise InputError(f"config.json: model_type {model_type!r} is not supported: there is {', '.join(MODEL_TYPES)}")
     match MODEL_TYPES[model_type], bool(config.get(PREFIX)):
         case "captioner", True:
-            start = files["generation_config.json"]["decoder_start_token_id"]
+            start = start_token_id(files["generation_config.json"])
             return DriverChoice(PrefixCaptionerDriver.components, partial(PrefixCaptionerDriver, start_token_id=start))
         case "captioner", False:
             return DriverChoice(EncoderDecoderDriver.components, EncoderDecoderDriver)
@@ -461,6 +461,18 @@ def choose_driver(files: Mapping[str, dict[str, Any]]) -> DriverChoice:
         case "tasks", _:
             return DriverChoice(TaskDriver.components, TaskDriver)
     return DriverChoice(ComponentsDriver.components, ComponentsDriver)
+
+
+def start_token_id(generation: Mapping[str, Any]) -> int:
+    """The id that a captioner's text begins with, of a repo's `generation_config.json`.
+
+    Raises:
+        InputError: it names none.
+    """
+    found = generation.get("decoder_start_token_id")
+    if not isinstance(found, int) or isinstance(found, bool) or found < 0:
+        raise InputError("generation_config.json: decoder_start_token_id: not set: write the id that begins a text")
+    return found
 
 
 def graphs_of(files: Mapping[str, dict[str, Any]]) -> tuple[str, ...]:

@@ -119,7 +119,7 @@ def image_pair(golden: GoldenFolder) -> ImagePair | None:
 def _pair(golden: GoldenFolder, case: GoldenCase) -> ImagePair:
     steps = list(takewhile(lambda tokens: tokens[0] == tokens[1], case.step_token_ids))
     names = ["prefill", *(f"step{index}" for index in range(len(steps)))]
-    return ImagePair(case, steps, [golden.tensors[f"{case.name}/{name}.logits"][:, -1] for name in names])
+    return ImagePair(case, steps, [golden.case(case.name)[f"{name}.logits"][:, -1] for name in names])
 
 
 def image_swap(scores: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> Finding:

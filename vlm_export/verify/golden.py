@@ -87,6 +87,18 @@ class Golden:
         return [key for key, value in now.items() if getattr(self, key) != value]
 
 
+class CaseTensors(dict[str, np.ndarray]):
+    """The tensors of a golden case by golden name; one that is missing is an InputError that names the `file`."""
+
+    def __init__(self, tensors: Mapping[str, np.ndarray], file: Path, case: str):
+        super().__init__(tensors)
+        self.file = file
+        self.case = case
+
+    def __missing__(self, name: str) -> np.ndarray:
+        raise InputError(f"{self.file}: case {self.case} has no {name}: run `{command('golden')}`")
+
+
 @dataclass(frozen=True)
 class GoldenFolder:
     """A recorded golden: the facts, the tensors by `<case>/<golden name>`, and the images."""
@@ -94,6 +106,11 @@ class GoldenFolder:
     path: Path
     facts: Golden
     tensors: Mapping[str, np.ndarray]
+
+    def case(self, name: str) -> CaseTensors:
+        """The tensors of a case, by golden name."""
+        own = {key.removeprefix(f"{name}/"): value for key, value in self.tensors.items() if key.startswith(f"{name}/")}
+        return CaseTensors(own, self.path / TENSORS, name)
 
     def image_paths(self) -> list[Path]:
         """The image files, in the order of the golden's images."""

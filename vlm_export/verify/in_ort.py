@@ -145,11 +145,7 @@ def check_case(run: Verification, dtype: str, driver: Driver, case: GoldenCase) 
 
     Returns the golden arrays with the encoder's own outputs in the place of PyTorch's.
     """
-    goldens = {
-        name.removeprefix(f"{case.name}/"): value
-        for name, value in run.golden.tensors.items()
-        if name.startswith(f"{case.name}/")
-    }
+    goldens = run.golden.case(case.name)
     where = Where(case)
     encoded = driver.encode(goldens)
     for made in encoded:
