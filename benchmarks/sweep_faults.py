@@ -58,6 +58,7 @@ def _round(file: Path, alone: Path, seconds: float, expected: object, kind: str,
     with benchmark.cluster(_NODES) as made:
         driver = _driver(file, work, made)
         time.sleep(delay)
+        ended = driver.poll() is not None
         killed = {"worker": _kill_worker, "node": _kill_node, "driver": _kill_driver}[kind](made, driver)
         first = driver.wait()
         whole = first == 0 and benchmark.repos(work) == expected
@@ -65,7 +66,7 @@ def _round(file: Path, alone: Path, seconds: float, expected: object, kind: str,
     same = second == 0 and benchmark.repos(work) == expected
     row = {
         "round": number,
-        "killed": killed,
+        "killed": f"{killed}, too late" if ended else killed,
         "after, s": delay,
         "status": first,
         "whole without a rerun": whole,
@@ -86,12 +87,23 @@ def _driver(file: Path, work: Path, cluster: Any) -> subprocess.Popen[bytes]:
 
 def _kill_worker(cluster: Any, driver: subprocess.Popen[bytes]) -> str:
     """A process that does a job, else one that waits for one."""
-    processes = [(" ".join(each.cmdline()), each) for each in psutil.Process().children(recursive=True)]
-    workers = [(name, each) for name, each in processes if name.startswith("ray::") and "Agent" not in name]
+    workers = [
+        (name, each)
+        for each in psutil.Process().children(recursive=True)
+        if (name := _command(each)).startswith("ray::") and "Agent" not in name
+    ]
     busy = [(name, each) for name, each in workers if "IDLE" not in name]
     name, chosen = random.choice(busy or workers)
     chosen.send_signal(signal.SIGKILL)
     return f"worker {name}"
+
+
+def _command(process: psutil.Process) -> str:
+    """What it runs; nothing of one that has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def _kill_node(cluster: Any, driver: subprocess.Popen[bytes]) -> str:

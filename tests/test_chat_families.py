@@ -250,25 +250,34 @@ def test_the_runtime_says_it_too(exported: Exported) -> None:
     assert [answer.token_ids for answer in model.generate_batch(items)] == [answer.token_ids for answer in answers]
 
 
-def test_the_template_is_the_client_s_own(exported: Exported, tmp_path: Path) -> None:
-    """Node is given the conversation, not the text: a repo whose template differs fails by its prompt's ids."""
-    made = exported.copy(tmp_path / "copy")
-    path = made.work.repo / "tokenizer_config.json"
+def with_another_template(made: Exported, folder: Path) -> Exported:
+    """A copy whose template writes other prompts."""
+    spoilt_repo = made.copy(folder)
+    path = spoilt_repo.work.repo / "tokenizer_config.json"
     settings = json.loads(path.read_text())
     spoilt = settings["chat_template"].replace("role", "content")
     if "role" not in settings["chat_template"]:  # a PaliGemma's names none
         spoilt = settings["chat_template"].replace("part['text']", "part['type']")
     path.write_text(json.dumps(settings | {"chat_template": spoilt}))
-    if (made.work.repo / "chat_template.jinja").exists():
-        (made.work.repo / "chat_template.jinja").write_text(spoilt)
-    report = made.verify("ort", "node")
-    found = {(check.runtime, check.dtype, check.metric) for check in report.failures}
-    assert {each for each in found if each[1] == "fp32"} == {
+    if (spoilt_repo.work.repo / "chat_template.jinja").exists():
+        (spoilt_repo.work.repo / "chat_template.jinja").write_text(spoilt)
+    return spoilt_repo
+
+
+def test_the_template_is_the_client_s_own(exported: Exported, tmp_path: Path) -> None:
+    """Node is given the conversation, not the text: a repo whose template differs fails by its prompt's ids."""
+    report = with_another_template(exported, tmp_path / "copy").verify("ort", "node", dtypes=["fp32"])
+    assert {(check.runtime, check.dtype, check.metric) for check in report.failures} == {
         ("ort", "fp32", limits.PROMPT_IDS),
         ("node", "fp32", limits.PROMPT_IDS),
         ("node", "fp32", limits.TOKENS_EXACT),
         ("node", "fp32", limits.LOGITS),
     }
+
+
+def test_the_template_is_the_client_s_own_in_each_dtype(make: Callable[[str], Exported], tmp_path: Path) -> None:
+    made = with_another_template(make("llava, clip_vision_model, llama"), tmp_path / "copy")
+    found = {(check.runtime, check.dtype, check.metric) for check in made.verify("ort", "node").failures}
     in_fewer_bits = [dtype for dtype in load_manifest(made.work.repo).dtypes if dtype != "fp32"]
     assert "q8" in in_fewer_bits
     for dtype in in_fewer_bits:

@@ -76,6 +76,8 @@ def documents() -> Iterator[Case]:
         (put("images", []), "images"),
         (put("machine", {}), "machine"),
         (put("machine.cpus", "x"), "machine"),
+        (put("machine.memory_bytes", None), "machine"),
+        (put("machine.memory_bytes", "x"), "machine"),
         (put("versions", {"x": {}}), "versions"),
         (put("graphs_sha256", None), "graphs_sha256"),
         *NOT_JSON,
