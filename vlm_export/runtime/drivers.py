@@ -467,11 +467,11 @@ def start_token_id(generation: Mapping[str, Any]) -> int:
     """The id that a captioner's text begins with, of a repo's `generation_config.json`.
 
     Raises:
-        InputError: it names none.
+        InputError: it names none, or what is no id.
     """
     found = generation.get("decoder_start_token_id")
     if not isinstance(found, int) or isinstance(found, bool) or found < 0:
-        raise InputError("generation_config.json: decoder_start_token_id: not set: write the id that begins a text")
+        raise InputError("generation_config.json: decoder_start_token_id: must be the id that begins a text")
     return found
 
 
