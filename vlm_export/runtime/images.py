@@ -1,11 +1,8 @@
 """Make a graph's inputs of pictures, as `preprocessor_config.json` says; the numbers are those of transformers on PIL.
 
-A setting is one that is known here, with what transformers takes where the file is silent, or an error that names it:
-one that was passed over would change pixels, and captions with them.
-
 Source: transformers 5.23, `PilBackend` in `image_processing_backends.py` and the functions of `image_transforms.py`
-that it calls; its subclasses in `models/*/image_processing_pil_*.py` give each kind's defaults; the tiles are those of
-`models/idefics3/image_processing_pil_idefics3.py`. Between the steps a picture is `[3, h, w] uint8`.
+that it calls; the tiles are those of `models/idefics3/image_processing_pil_idefics3.py`. Between the steps a picture is
+`[3, h, w] uint8`.
 """
 
 from __future__ import annotations
@@ -20,47 +17,23 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageOps
 
-from vlm_export.contract import IMAGE_PROCESSORS, TASK_KEYS, Cut
+from vlm_export.contract import IMAGE_PROCESSORS, Cut
 from vlm_export.errors import InputError, reason
-from vlm_export.forms.image_processor import LARGEST_AREA
+from vlm_export.runtime.image_settings import checked, kind_of
+from vlm_export.runtime.image_sizes import (
+    area_size,
+    cells_size,
+    closest_grid,
+    enlarged,
+    longest_edge_size,
+    multiple_size,
+    sides_within,
+    target_size,
+    tokens_size,
+)
 from vlm_export.runtime.sessions import Arrays
 
 MOST_PIXELS = 80_000_000  # of one picture: it is decoded into several copies of 4 bytes each
-_FILE = "preprocessor_config.json"
-_STEPS = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
-# Settings that change nothing here: names, and what concerns other inputs than pictures or other libraries.
-_INERT_SETTINGS = {
-    "image_processor_type",
-    "feature_extractor_type",
-    "processor_class",
-    "do_convert_rgb",
-    "return_row_col_info",
-    "video_sampling",
-    "_valid_processor_keys",
-    "default_to_square",
-    "model_input_names",
-    "image_seq_length",
-    *TASK_KEYS,
-}
-# Settings that do something, with the values that are as good as none.
-_INERT_VALUES: dict[str, tuple[Any, ...]] = {
-    "do_pad": (None, False),
-    "pad_size": (None,),
-    "do_thumbnail": (None, False),
-    "do_align_long_axis": (None, False),
-    "do_flip_channel_order": (None, False),
-    "do_reduce_labels": (None, False),
-    "do_crop_margin": (None, False),
-    "do_center_crop": (None, False),
-    "crop_size": (None,),
-    "device": (None,),
-    "disable_grouping": (None,),
-    "input_data_format": (None,),
-    "data_format": (None, "channels_first"),
-    "return_tensors": (None,),
-    "crop_pct": (None,),
-    "use_square_size": (None, False),
-}
 
 
 @dataclass(frozen=True)
@@ -145,8 +118,8 @@ class ImageProcessor:
     """
 
     def __init__(self, settings: Mapping[str, Any]):
-        name = _kind(settings)
-        self.settings = _checked(settings, name)
+        name = kind_of(settings)
+        self.settings = checked(settings, name)
         self.kind = IMAGE_PROCESSORS[name]
 
     @property
@@ -212,17 +185,17 @@ class ImageProcessor:
         size = self.settings["size"]
         height, width = picture.shape[1:]
         if self.cut == "cells":
-            return _cells_size(height, width, size, self._cell)
+            return cells_size(height, width, size, self._cell)
         if self.cut == "patches":
             frames = self.settings["temporal_patch_size"] if self.kind.counts_frames else 1
             if self.kind.counts_frames:
-                height, width = _enlarged(height, width, self._cell[0])
-            return _area_size(
+                height, width = enlarged(height, width, self._cell[0])
+            return area_size(
                 height, width, size["shortest_edge"] / frames, size["longest_edge"] / frames, self._cell[0]
             )
         if self.kind.fills:
-            return _sides_within(height, width, self.settings["image_size"], self.settings["min_size"])
-        return _target_size(picture, size)
+            return sides_within(height, width, self.settings["image_size"], self.settings["min_size"])
+        return target_size(picture, size)
 
     def _filled(self, picture: np.ndarray) -> np.ndarray:
         """`[3, h, w] float32`, normalized, in the middle of a square where the kind has one.
@@ -278,9 +251,9 @@ class ImageProcessor:
         grids = []
         for picture in pictures:
             if self.settings["do_resize"]:
-                picture = self._resize(picture, _longest_edge_size(picture, self.settings["size"]))
+                picture = self._resize(picture, longest_edge_size(picture, self.settings["size"]))
             if self.settings["do_image_splitting"]:
-                cut, found = self._split(self._resize(picture, _multiple_size(picture, edge)), edge)
+                cut, found = self._split(self._resize(picture, multiple_size(picture, edge)), edge)
             else:
                 cut, found = [self._resize(picture, (edge, edge))], Grid(0, 0)
             frames += [self._scaled(frame) for frame in cut]
@@ -300,7 +273,7 @@ class ImageProcessor:
         tiles: list[np.ndarray] = []
         grids: list[Grid] = []
         for picture in pictures:
-            whole = _tokens_size(picture, settings["min_image_tokens"], settings["max_image_tokens"], cell)
+            whole = tokens_size(picture, settings["min_image_tokens"], settings["max_image_tokens"], cell)
             rows, columns = self._tiles_of(picture, cell)
             cut = _squares(
                 self._resize(picture, (rows * settings["tile_size"], columns * settings["tile_size"])), rows, columns
@@ -333,7 +306,7 @@ class ImageProcessor:
         splits = settings["do_image_splitting"] and not least == most == 1
         if not splits or area <= settings["max_image_tokens"] * cell**2 * settings["max_pixels_tolerance"]:
             return 1, 1
-        return _closest_grid(height, width, least, most, settings["tile_size"])
+        return closest_grid(height, width, least, most, settings["tile_size"])
 
     def _split(self, picture: np.ndarray, edge: int) -> tuple[list[np.ndarray], Grid]:
         """`[3, h, w]` → tiles row by row and then the whole, each `[3, edge, edge]`; one tile alone stays as it is.
@@ -343,221 +316,7 @@ class ImageProcessor:
         rows, columns = picture.shape[1] // edge, picture.shape[2] // edge
         if rows <= 1 and columns <= 1:
             return [picture], Grid(0, 0)
-        cut = [
-            picture[:, row * edge : (row + 1) * edge, column * edge : (column + 1) * edge]
-            for row in range(rows)
-            for column in range(columns)
-        ]
-        return [*cut, self._resize(picture, (edge, edge))], Grid(rows, columns)
-
-
-def _kind(settings: Mapping[str, Any]) -> str:
-    """The name in `IMAGE_PROCESSORS` of the processor that the settings are for. Raises InputError if it has none."""
-    name = str(settings.get("image_processor_type") or settings.get("feature_extractor_type") or "")
-    name = name.removesuffix("Fast").removesuffix("Pil").replace("FeatureExtractor", "ImageProcessor")
-    if name not in IMAGE_PROCESSORS:
-        known = ", ".join(IMAGE_PROCESSORS)
-        raise InputError(f"{_FILE}: image_processor_type: {name or None!r} is not supported: there is {known}")
-    return name
-
-
-def _checked(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The settings of the processor of this name, with transformers' defaults."""
-    kind = IMAGE_PROCESSORS[name]
-    known = {**kind.wanted, **kind.defaults}
-    given = {key: value for key, value in settings.items() if value is not None and key not in kind.inert}
-    if kind.cut == "patches":
-        given = _with_areas(given)
-    merged = {**_STEPS, **kind.defaults, **given}
-    for key, value in merged.items():
-        if (
-            key in _STEPS
-            or key in known
-            or key in _INERT_SETTINGS
-            or key in ("resample", "image_mean", "image_std", "size")
-        ):
-            continue
-        if key in ("do_center_crop", "crop_size") and kind.cut == "whole":
-            continue
-        if value not in _INERT_VALUES.get(key, ()):
-            raise InputError(f"{_FILE}: {key}: {value!r} is not supported of a {name}")
-    for key in ("size", "crop_size", "max_image_size"):
-        if key in merged:
-            merged[key] = _size(key, merged[key], square=key != "size" or "shortest_edge" not in known["size"])
-    if kind.cut == "patched tiles":
-        _check_tiles(merged)
-    for key in ("image_mean", "image_std"):
-        merged[key] = [merged[key]] * 3 if isinstance(merged[key], int | float) else merged[key]
-    if merged["resample"] not in [int(one) for one in Image.Resampling]:
-        raise InputError(f"{_FILE}: resample: {merged['resample']!r} is none of Pillow's filters, 0 to 5")
-    return merged
-
-
-def _check_tiles(settings: Mapping[str, Any]) -> None:
-    """Raises InputError for tiles of no whole cells, limits that leave nothing, and more pixels than any model has."""
-    cell = settings["encoder_patch_size"] * settings["downsample_factor"]
-    if settings["tile_size"] % cell:
-        raise InputError(f"{_FILE}: tile_size: {settings['tile_size']} is no number of whole cells of {cell} pixels")
-    for least, most in (("min_tiles", "max_tiles"), ("min_image_tokens", "max_image_tokens")):
-        if settings[least] > settings[most]:
-            raise InputError(f"{_FILE}: {least}: {settings[least]} is above {most}, {settings[most]}")
-    pixels = (settings["max_tiles"] + 1) * max(settings["tile_size"] ** 2, settings["max_image_tokens"] * cell**2)
-    if pixels > LARGEST_AREA:
-        raise InputError(
-            f"{_FILE}: max_tiles: tiles and the whole have {pixels:,} pixels together: make fewer or smaller ones, of "
-            f"at most {LARGEST_AREA:,}"
-        )
-
-
-def _with_areas(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with numbers of pixels under the names of today, if they are under those of transformers 4."""
-    size = dict(settings.get("size") or {})
-    for older, name in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
-        if older in settings:
-            size[name] = settings[older]
-    plain = {key: value for key, value in settings.items() if key not in ("min_pixels", "max_pixels", "size")}
-    return plain | ({"size": size} if size else {})
-
-
-def _size(name: str, value: Any, *, square: bool) -> dict[str, int]:
-    """A size as a mapping; one number is both sides, or the shorter one where a processor keeps proportions."""
-    if isinstance(value, int):
-        return {"height": value, "width": value} if square else {"shortest_edge": value}
-    if isinstance(value, list | tuple) and len(value) == 2:
-        return {"height": value[0], "width": value[1]}
-    forms: tuple[set[str], ...] = (
-        {"height", "width"},
-        {"shortest_edge"},
-        {"shortest_edge", "longest_edge"},
-        {"longest_edge"},
-    )
-    if isinstance(value, Mapping):
-        given = {key: side for key, side in value.items() if side is not None}
-        if set(given) in forms and all(isinstance(side, int) and side > 0 for side in given.values()):
-            return given
-    raise InputError(f"{_FILE}: {name}: {value!r} is no size: give height and width, or shortest_edge")
-
-
-def _target_size(picture: np.ndarray, size: Mapping[str, int]) -> tuple[int, int]:
-    """Height and width of `[3, h, w]` after a resize; one `shortest_edge` keeps proportions, and cuts off fractions.
-
-    `PilBackend.resize`, and `get_resize_output_image_size` in `image_transforms.py`.
-    """
-    if "height" in size:
-        return size["height"], size["width"]
-    height, width = picture.shape[1:]
-    if "shortest_edge" not in size:
-        raise InputError(f"{_FILE}: size: {dict(size)} is not supported")
-    if "longest_edge" in size:
-        return _between(height, width, size["shortest_edge"], size["longest_edge"])
-    short, long = min(height, width), max(height, width)
-    longer = int(size["shortest_edge"] * long / short)
-    return (longer, size["shortest_edge"]) if width <= height else (size["shortest_edge"], longer)
-
-
-def _between(height: int, width: int, shortest: int, longest: int) -> tuple[int, int]:
-    """The shorter side becomes `shortest`, or less where the longer one would be more than `longest`.
-
-    `get_size_with_aspect_ratio` in `image_transforms.py`.
-    """
-    exact = float(shortest)
-    if max(height, width) / min(height, width) * shortest > longest:
-        exact = longest * min(height, width) / max(height, width)
-        shortest = round(exact)
-    if min(height, width) == shortest:
-        return height, width
-    if width < height:
-        return int(exact * height / width), shortest
-    return shortest, int(exact * width / height)
-
-
-def _cells_size(height: int, width: int, size: Mapping[str, int], cell: tuple[int, int]) -> tuple[int, int]:
-    """Height and width in whole cells: no side longer than `size` says, then up to the next cell.
-
-    `get_resize_output_image_size` in `models/pixtral/image_processing_pil_pixtral.py`.
-    """
-    longest = (size["longest_edge"],) * 2 if "longest_edge" in size else (size["height"], size["width"])
-    ratio = max(height / longest[0], width / longest[1])
-    if ratio > 1:
-        height, width = math.floor(height / ratio), math.floor(width / ratio)
-    rows, columns = ((side - 1) // part + 1 for side, part in zip((height, width), cell, strict=True))
-    if rows < 1 or columns < 1:
-        raise InputError(f"{_FILE}: size: {dict(size)} leaves nothing of a picture that is so much longer than wide")
-    return rows * cell[0], columns * cell[1]
-
-
-def _sides_within(height: int, width: int, longest: int, least: int) -> tuple[int, int]:
-    """Height and width, the longer one `longest`, the other of the same proportion but no less than `least`.
-
-    `DeepseekVLImageProcessorPil.resize` in `models/deepseek_vl/image_processing_pil_deepseek_vl.py`.
-    """
-    delta = longest / max(height, width)
-    return max(round(height * delta), least), max(round(width * delta), least)
-
-
-def _enlarged(height: int, width: int, cell: int) -> tuple[int, int]:
-    """Height and width, of a cell at least; `smart_resize` in `models/glm46v/image_processing_pil_glm46v.py`."""
-    if min(height, width) >= cell:
-        return height, width
-    scale = max(cell / height, cell / width)
-    return int(height * scale), int(width * scale)
-
-
-def _area_size(height: int, width: int, least: float, most: float, cell: int) -> tuple[int, int]:
-    """Height and width in whole cells, with between `least` and `most` pixels; halves go to the even cell.
-
-    `smart_resize` in `models/qwen2_vl/image_processing_pil_qwen2_vl.py`.
-
-    Raises:
-        InputError: one side is more than 200 times the other.
-    """
-    if max(height, width) > 200 * min(height, width):
-        raise InputError(f"a picture of {width}×{height} pixels: one side is more than 200 times the other")
-    rows, columns = round(height / cell), round(width / cell)
-    if rows * columns * cell**2 > most:
-        scale = math.sqrt(height * width / most)
-        rows, columns = (max(1, math.floor(side / scale / cell)) for side in (height, width))
-    elif rows * columns * cell**2 < least:
-        scale = math.sqrt(least / (height * width))
-        rows, columns = (math.ceil(side * scale / cell) for side in (height, width))
-    return rows * cell, columns * cell
-
-
-def _tokens_size(picture: np.ndarray, least: int, most: int, cell: int) -> tuple[int, int]:
-    """Height and width in whole cells, so many of them; halves go to the even cell.
-
-    `Lfm2VlImageProcessor.smart_resize` in `models/lfm2_vl/image_processing_lfm2_vl.py`.
-    """
-    height, width = picture.shape[1:]
-    rows, columns = (max(1, round(side / cell)) for side in (height, width))
-    if rows * columns > most:
-        scale = math.sqrt((height * width) / (most * cell**2))
-        rows, columns = (max(1, math.floor(side / scale / cell)) for side in (height, width))
-    elif rows * columns < least:
-        scale = math.sqrt(least * cell**2 / (height * width))
-        rows, columns = (math.ceil(side * scale / cell) for side in (height, width))
-    return rows * cell, columns * cell
-
-
-def _closest_grid(height: int, width: int, least: int, most: int, tile: int) -> tuple[int, int]:
-    """Rows and columns of tiles nearest to the picture's proportions; of equals the larger, if the picture fills half.
-
-    `find_closest_aspect_ratio` in `models/lfm2_vl/image_processing_lfm2_vl.py`: of grids of as many tiles the order is
-    that of Python's sets, by width and height.
-    """
-    ratios = {
-        (columns, rows)
-        for count in range(least, most + 1)
-        for columns in range(1, count + 1)
-        for rows in range(1, count + 1)
-        if least <= columns * rows <= most
-    }
-    best, distance = (1, 1), math.inf
-    for columns, rows in sorted(ratios, key=lambda pair: pair[0] * pair[1]):
-        off = abs(width / height - columns / rows)
-        if off < distance or (off == distance and height * width > 0.5 * tile**2 * columns * rows):
-            best, distance = (columns, rows), off
-    return best[1], best[0]
+        return [*_squares(picture, rows, columns), self._resize(picture, (edge, edge))], Grid(rows, columns)
 
 
 def _squares(picture: np.ndarray, rows: int, columns: int) -> list[np.ndarray]:
@@ -575,48 +334,6 @@ def _line_by_line(tile: np.ndarray, side: int) -> np.ndarray:
     rows, columns = (size // side for size in tile.shape[1:])
     split = tile.reshape(3, rows, side, columns, side).transpose(1, 3, 2, 4, 0)
     return split.reshape(rows * columns, -1)
-
-
-def _longest_edge_size(picture: np.ndarray, size: Mapping[str, int]) -> tuple[int, int]:
-    """Height and width with the longer side as `size` says, the other one even; none above 4096.
-
-    `get_resize_output_image_size` in `models/idefics3/image_processing_pil_idefics3.py`.
-    """
-    if "longest_edge" not in size:
-        return _target_size(picture, size)
-    height, width = picture.shape[1:]
-    ratio, edge = width / height, size["longest_edge"]
-    if width >= height:
-        width, height = edge, _even(int(edge / ratio))
-    else:
-        height, width = edge, _even(int(edge * ratio))
-    height, width = max(height, 1), max(width, 1)
-    ratio = width / height
-    if width >= height and width > 4096:
-        width, height = 4096, int(4096 / ratio)
-    elif height > width and height > 4096:
-        height, width = 4096, int(4096 * ratio)
-    return max(height, 1), max(width, 1)
-
-
-def _even(side: int) -> int:
-    return side + side % 2
-
-
-def _multiple_size(picture: np.ndarray, edge: int) -> tuple[int, int]:
-    """Height and width of `[3, h, w]` enlarged to whole tiles of `edge` pixels.
-
-    `Idefics3ImageProcessorPil.resize_for_vision_encoder`.
-    """
-    height, width = picture.shape[1:]
-    ratio = width / height
-    if width >= height:
-        width = math.ceil(width / edge) * edge
-        height = math.ceil(int(width / ratio) / edge) * edge
-    else:
-        height = math.ceil(height / edge) * edge
-        width = math.ceil(int(height * ratio) / edge) * edge
-    return height, width
 
 
 def _center_crop(picture: np.ndarray, height: int, width: int) -> np.ndarray:
