@@ -12,7 +12,8 @@ from vlm_export.errors import InputError
 from vlm_export.files import read_json
 from vlm_export.graph.graph_file import save_graph
 from vlm_export.graph.graph_on_disk import open_graph
-from vlm_export.graph.loop import Start, join
+from vlm_export.graph.loop import join
+from vlm_export.graph.loop_start import Start
 from vlm_export.graph.next_token import Rules
 from vlm_export.graph.pieces import pieces
 from vlm_export.manifest import ONNX, GraphFile
@@ -38,7 +39,7 @@ def write(folder: Path, dtype: str) -> GraphFile:
         raise InputError(f"{folder}: layout single: its loop carries no state like {other}: take another layout")
     rules = Rules.of(repo.generation, _vocabulary(decoder), begun=1)
     known = pieces(read_json(folder / "tokenizer.json"), max(rules.vocabulary, rules.pad + 1))
-    model = join(encoder, decoder, _start(repo), rules, takes_picture=bool(repo.in_graph), pieces=known)
+    model = join([encoder, decoder], _start(repo), rules, takes_picture=bool(repo.in_graph), pieces=known)
     path = folder / ONNX / f"{SINGLE_GRAPH}{suffix}.onnx"
     chunks = save_graph(model, path)
     size = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
