@@ -38,8 +38,7 @@ from vlm_export.sweep.sweep import Engine, sweep
 from vlm_export.sweep.sweep_file import load_sweep
 
 ROOT = Path(__file__).parents[1]
-_NODE_BYTES = 4 << 30
-_STORE_BYTES = 80 << 20
+NODE = {"num_cpus": 1, "memory": 4 << 30, "object_store_memory": 80 << 20}
 
 
 def main() -> None:
@@ -151,11 +150,10 @@ def cluster(nodes: int) -> Iterator[Any]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     from ray.cluster_utils import Cluster
 
-    settings = {"num_cpus": 1, "memory": _NODE_BYTES, "object_store_memory": _STORE_BYTES}
-    made = Cluster(initialize_head=True, head_node_args=settings)
+    made = Cluster(initialize_head=True, head_node_args=NODE)
     try:
         for _ in range(nodes - 1):
-            made.add_node(**settings)
+            made.add_node(**NODE)
         yield made
     finally:
         made.shutdown()
