@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import multiprocessing
 import os
 import re
 import socket
@@ -20,6 +22,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from exported import Exported, prepare
+from filelock import FileLock, Timeout
 from hub_faults import Fault, OneFault
 from hub_server import TOKEN, HubServer, configure, environment
 from huggingface_hub import HfApi, close_session, snapshot_download
@@ -74,10 +77,68 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
         close_session()
 
 
-def command(made: Exported, *options: str, **environ: str) -> subprocess.CompletedProcess[str]:
+def line_of(made: Exported, *options: str) -> list[str]:
     where = ["--recipe", str(made.recipe.path), "--work", str(made.work.root)]
-    line = [sys.executable, "-m", "vlm_export", "push", REPO, *where, *options]
+    return [sys.executable, "-m", "vlm_export", "push", REPO, *where, *options]
+
+
+def command(made: Exported, *options: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    line = line_of(made, *options)
     return subprocess.run(line, env=os.environ | environ, capture_output=True, text=True, check=False)
+
+
+# Beside other runs
+
+
+def test_a_push_waits_for_an_export_and_an_export_for_a_push(made: Exported, hub: HubServer) -> None:
+    lock, was_held = made.work.root / ".lock", []
+
+    def look(method: str, path: str) -> None:
+        try:
+            with FileLock(lock, timeout=0):
+                was_held.append(False)
+        except Timeout:
+            was_held.append(True)
+
+    hub.faults = look
+    with made.work.alone():
+        push = subprocess.Popen(line_of(made), stderr=subprocess.PIPE, text=True)
+        assert push.stderr is not None
+        said = push.stderr.readline()
+        assert f"another vlm-export, process {os.getpid()}, is at work there" in said
+        assert push.poll() is None and not was_held
+    assert push.wait(60) == 0, push.stderr.read()
+    push.stderr.close()
+    assert len(was_held) > 5 and all(was_held)
+    assert not lock.exists()
+
+
+def give_up_capabilities() -> None:
+    """From here on, root may write only what its owner may write."""
+    head, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()  # _LINUX_CAPABILITY_VERSION_3
+    assert ctypes.CDLL(None, use_errno=True).capset(head, none) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="capabilities are Linux's")
+@pytest.mark.parametrize("options", [["--dry-run"], []])
+def test_a_push_from_a_folder_that_may_only_be_read(made: Exported, hub: HubServer, options: list[str]) -> None:
+    for path in (made.work.root, *made.work.root.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+
+    def push() -> None:
+        give_up_capabilities()
+        done = CliRunner().invoke(main, line_of(made, *options)[3:])
+        assert done.exit_code == 0, done.output
+        assert f"{made.work.root}: may not be written, and so is not locked" in done.stderr
+        os._exit(0)
+
+    process = multiprocessing.get_context("fork").Process(target=push)
+    process.start()
+    process.join(60)
+    for path in (made.work.root, *made.work.root.rglob("*")):
+        path.chmod(0o755)
+    assert process.exitcode == 0
+    assert hub.store.exists(REPO) is not bool(options)
 
 
 # A dry run

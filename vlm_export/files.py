@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from vlm_export.atomic import alone, changed_folder, remove_left_overs, write_text
 from vlm_export.errors import InputError
+from vlm_export.news import tell
 from vlm_export.paths import home
 
 SKELETON = ".structure"  # how the name of a kept skeleton ends
@@ -23,6 +25,7 @@ LARGEST_TEXT_BYTES = 200_000_000  # a tokenizer.json of 256,000 tokens has 40 MB
 
 MERGE_REPORT = "merge.json"
 Digests = dict[tuple[str, int, int, int], str]  # by a file's path, inode, size and time of change
+_UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 _DIGESTS: ContextVar[Digests | None] = ContextVar("digests", default=None)
 
 
@@ -67,6 +70,20 @@ class Work:
         with alone(self.root / ".lock", self.root):
             for folder in (self.merged, self.repo, self.report):
                 remove_left_overs(folder)
+            yield
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Within, no other process works in this folder, as far as this one can see to it: where it may not write
+        there, it cannot, and the user is told."""
+        with ExitStack() as held:
+            if self.root.is_dir():
+                try:
+                    held.enter_context(self.alone())
+                except OSError as error:
+                    if error.errno not in _UNWRITABLE:
+                        raise
+                    tell(f"{self.root}: may not be written, and so is not locked: let nothing change it meanwhile")
             yield
 
     @contextmanager

@@ -309,7 +309,8 @@ def push(
 
     to = Destination(repo_id, private, revision, create_pr, create_space, tag)
     act = _plan if dry_run else _push
-    value, lines = act(found, folder, to, Allowed(allow_unverified, allow_unlicensed))
+    with folder.reading():
+        value, lines = act(found, folder, to, Allowed(allow_unverified, allow_unlicensed))
     print_result(as_json, value, lines)
 
 
