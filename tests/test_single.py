@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,11 @@ from vlm_export.manifest import load_manifest
 from vlm_export.recipe import find_recipe
 from vlm_export.runtime import Options, logits
 from vlm_export.runtime.options import Plan
-from vlm_export.verify import limits
+from vlm_export.targets import BrowserTarget
+from vlm_export.verify import in_single, limits
 from vlm_export.verify.golden import load_golden
 from vlm_export.web import chromium, node_runtime
+from vlm_export.web.captions import Item
 from vlm_export.web.site_server import SiteServer
 
 MODEL = "model"
@@ -73,6 +75,26 @@ def test_the_same_file_in_node(shapes: Exported) -> None:
     report = shapes.verify("node", dtypes=["fp32"])
     assert report.verdict == "pass"
     assert [check.value for check in report.checks if check.metric == limits.TOKENS_EXACT] == [1.0]
+
+
+@pytest.mark.browser
+@pytest.mark.verifies("prefix_conditioning_vlm", "single", webgpu="fp32")
+@pytest.mark.parametrize(("target", "flags"), [("wasm", chromium.WASM), ("webgpu", chromium.SOFTWARE_WEBGPU)])
+def test_the_same_file_in_the_build_for_webgpu(target: BrowserTarget, flags: Sequence[str], shapes: Exported) -> None:
+    """It joins no strings: a text is bytes."""
+    golden = load_golden(shapes.recipe.golden_dir)
+    picture, image = Item(golden.image_paths()[0]), golden.facts.images[0]
+    seen = chromium.caption(
+        shapes.work.repo, layout="single", dtype="fp32", items=[picture], generation={}, target=target, flags=flags
+    )
+    assert [(made.text, [*made.token_ids]) for made in seen.captions] == [(image.caption, image.token_ids)]
+
+
+def test_a_text_that_is_cut_is_still_compared() -> None:
+    """A tokenizer marks what the graph leaves out."""
+    assert in_single.is_text("a cat", "a cat") and not in_single.is_text("a cat", "a dog")
+    assert in_single.is_text("a", "a \ufffd") and in_single.is_text("\u20ac", "\ufffd\ufffd\ufffd\ufffd")
+    assert not in_single.is_text("b", "a \ufffd") and not in_single.is_text("a b", "a")
 
 
 @pytest.mark.parametrize(

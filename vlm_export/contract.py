@@ -44,6 +44,7 @@ SINGLE_TYPE, SINGLE_GRAPH = "single_graph", "model"  # the `model_type` of layou
 # order; what is left out at the end of them is as the repo was exported.
 IMAGE, OPTIONS = "image", "options"
 SINGLE_OPTIONS = ("max_new_tokens", "repetition_penalty", "no_repeat_ngram_size", "min_new_tokens")
+TEXTS_BETWEEN = "\0"  # stands between the texts of several pictures, which are UTF-8 in one row
 
 
 # Those whose tokens have places in three axes (`src/models/qwen2_vl/modeling_qwen2_vl.js`: `get_rope_index`).

@@ -13,4 +13,4 @@ const image = new Tensor('uint8', data, [info.height, info.width, 3]);
 const options = new Tensor('float32', [], [0]);
 const session = await InferenceSession.create(model, { logSeverityLevel: 3 });
 const { texts } = await session.run({ image, options }, ['texts']);
-console.log(texts.data[0]);
+console.log(new TextDecoder().decode(/** @type {Uint8Array} */ (texts.data)));

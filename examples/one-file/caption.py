@@ -9,4 +9,4 @@ from PIL import Image
 session = InferenceSession(sys.argv[1])
 photo = np.asarray(Image.open(sys.argv[2]).convert("RGB"))
 [texts] = session.run(["texts"], {"image": photo, "options": np.zeros(0, np.float32)})
-print(texts[0])
+print(bytes(texts).decode())

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from vlm_export.contract import IMAGE, OPTIONS, SINGLE_GRAPH, SINGLE_OPTIONS
 from vlm_export.dtypes import ACTIVATIONS
+from vlm_export.graph import texts
 from vlm_export.graph.loop_start import ROWS, Beginning, Carried
 from vlm_export.graph.next_token import Rules
 from vlm_export.graph.onnx_text import named, parsed, typed
@@ -29,7 +31,6 @@ _MADE: Mapping[str, tuple[str, _Sizes]] = {
     "finished": ("bool", ("batch_size", 1)),
     "lengths": ("int64", ("batch_size", 1)),
     "scores": ("float32", ("batch_size", "made_tokens")),
-    "text": ("string", ("batch_size", 1)),
 }
 _BEFORE = """
 yes = Constant <value_int = 1> ()
@@ -38,25 +39,11 @@ first_tokens = ConstantOfShape <value = int64[1] {0}> (empty_shape)
 first_scores = ConstantOfShape (empty_shape)
 first_lengths = ConstantOfShape <value = int64[1] {0}> (column_shape)
 first_finished = Cast <to = 9> (first_lengths)
-nothing_said = Constant <value_string = ""> ()
-first_text = Expand (nothing_said, column_shape)
 positions = Constant <value_ints = [POSITIONS]> ()
 left = Sub (positions, taken)
 scalar_axis = Constant <value_ints = [0]> ()
 room = Squeeze (left, scalar_axis)
 trips = Min (max_new_tokens, room)
-"""
-# Behind the pieces of all tokens are those of them as the first of a text, which has no space before it.
-_ONE_PIECE = """
-first_of_all = Constant <value_int = 0> ()
-as_first = Constant <value_int = COUNT> ()
-is_first = Equal (iteration, first_of_all)
-shift = Where (is_first, as_first, first_of_all)
-its_place = Add (chosen, shift)
-its_piece = Gather (pieces, its_place)
-no_piece = Constant <value_string = ""> ()
-piece = Where (finished, no_piece, its_piece)
-next_text = StringConcat (text, piece)
 """
 # Not by a Transpose: on WebGPU, ONNX Runtime 1.31 moves that behind the Resize, and then fails on its sizes.
 _PICTURE = """
@@ -76,10 +63,6 @@ pixels = Cast <to = 1> (one_picture)
 _AFTER = """
 last_axis = Constant <value_ints = [1]> ()
 lengths = Squeeze (lengths_column, last_axis)
-"""
-_TEXTS = """
-text_axis = Constant <value_ints = [1]> ()
-texts = Squeeze (texts_column, text_axis)
 """
 
 
@@ -125,13 +108,9 @@ def join(
     outer.extend(before.nodes)
 
     of_loop = {name: named(name, *of) for name, of in _OF_LOOP.items()}
-    made = {name: named(name, *of) for name, of in _MADE.items() if pieces or name != "text"}
+    made = {name: named(name, *of) for name, of in _MADE.items()}
     given = {"begun": opened.begun, **{name: before[name] for name in SINGLE_OPTIONS[1:]}}
-    text = rules.text()
-    if pieces:
-        text += _ONE_PIECE.replace("COUNT", str(len(pieces)))
-        given["pieces"] = _pieces(outer, pieces)
-    after = parsed(text, {**of_loop, **made, **given, "logits": opened.logits}, opset, "next.")
+    after = parsed(rules.text(), {**of_loop, **made, **given, "logits": opened.logits}, opset, "next.")
     behind, fed_next = opened.next(after["chosen"])
     carried = [*(Carried(value, before[f"first_{name}"]) for name, value in made.items()), *opened.carried]
     becomes = [*(after[f"next_{name}"] for name in made), *fed_next]
@@ -154,19 +133,21 @@ def join(
         name="generation",
     )
     outer.append(loop)
-    _finish(outer, dict(zip(made, loop.outputs, strict=False)), loop, opset)
+    _finish(outer, dict(zip(made, loop.outputs, strict=False)), loop, pieces, opset)
     if len({model.metadata_props.get(ACTIVATIONS) for model in parts}) > 1:
         whole.metadata_props.pop(ACTIVATIONS, None)
     return whole
 
 
-def _pieces(outer: ir.Graph, pieces: Sequence[bytes]) -> ir.Value:
-    """The table of all pieces, and of them as the first of a text, in the graph."""
-    both = [*pieces, *(piece.lstrip() for piece in pieces)]
-    tensor = ir.StringTensor(both, shape=ir.Shape([len(both)]), name="pieces")
-    value = ir.Value(name="pieces", type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
-    outer.register_initializer(value)
-    return value
+def _initializers(outer: ir.Graph, arrays: Mapping[str, np.ndarray]) -> dict[str, ir.Value]:
+    """The arrays in the graph, by name."""
+    made = {}
+    for name, array in arrays.items():
+        tensor = ir.tensor(array, name=name)
+        kind, shape = ir.TensorType(tensor.dtype), ir.Shape(array.shape)
+        made[name] = ir.Value(name=name, type=kind, shape=shape, const_value=tensor)
+        outer.register_initializer(made[name])
+    return made
 
 
 def _unchanging(nodes: Iterable[ir.Node], varying: Iterable[ir.Value]) -> list[ir.Node]:
@@ -191,18 +172,22 @@ def _feed_picture(outer: ir.Graph, opset: int) -> None:
     outer.inputs[:] = [picture]
 
 
-def _finish(outer: ir.Graph, carried: Mapping[str, ir.Value], loop: ir.Node, opset: int) -> None:
+def _finish(
+    outer: ir.Graph, carried: Mapping[str, ir.Value], loop: ir.Node, pieces: Sequence[bytes] | None, opset: int
+) -> None:
     """Give the graph the outputs that a caller wants, of what the loop carried by its name."""
     for index, value in enumerate(loop.outputs):
         value.name = f"generation.{index}"
     after = parsed(_AFTER, {"lengths_column": carried["lengths"]}, opset, "after.")
     outputs = {"sequences": carried["tokens"], "lengths": after["lengths"], "scores": carried["scores"]}
-    if "text" in carried:
-        texts = parsed(_TEXTS, {"texts_column": carried["text"]}, opset, "after.")
-        after.nodes.extend(texts.nodes)
-        outputs["texts"] = texts["texts"]
+    if pieces:
+        known = _initializers(outer, texts.tables(pieces))
+        made = {**known, "tokens": carried["tokens"], "lengths": carried["lengths"]}
+        written = parsed(texts.text(), made, opset, "text.")
+        after.nodes.extend(written.nodes)
+        outputs["texts"] = written["texts"]
     outer.extend(after.nodes)
-    for spec in _outputs(has_texts="text" in carried):
+    for spec in _outputs(has_texts="texts" in outputs):
         value = outputs[spec.name]
         value.name = spec.name
         typed(value, spec.dtype, spec.shape)
@@ -210,10 +195,10 @@ def _finish(outer: ir.Graph, carried: Mapping[str, ir.Value], loop: ir.Node, ops
 
 
 def _outputs(*, has_texts: bool) -> tuple[TensorSpec, ...]:
-    texts = TensorSpec("texts", "string", ("batch_size",))
+    utf8 = TensorSpec("texts", "uint8", ("text_bytes",))
     return (
         TensorSpec("sequences", "int64", ("batch_size", "new_tokens")),
         TensorSpec("lengths", "int64", ("batch_size",)),
         TensorSpec("scores", "float32", ("batch_size", "new_tokens")),
-        *((texts,) if has_texts else ()),
+        *((utf8,) if has_texts else ()),
     )

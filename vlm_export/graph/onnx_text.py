@@ -12,7 +12,6 @@ _TYPES = {
     "int64": ir.DataType.INT64,
     "bool": ir.DataType.BOOL,
     "uint8": ir.DataType.UINT8,
-    "string": ir.DataType.STRING,
 }
 
 

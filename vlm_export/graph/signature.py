@@ -13,7 +13,6 @@ _TYPES = {
     "int64": ir.DataType.INT64,
     "bool": ir.DataType.BOOL,
     "uint8": ir.DataType.UINT8,
-    "string": ir.DataType.STRING,
 }
 VISION_LOGITS = (
     ": {count} rows of logits where the next token's alone is wanted: the graph predicts at the image's positions, "

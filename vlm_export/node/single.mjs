@@ -69,8 +69,10 @@ export async function loadSingle(id, { dtype = 'fp32', device, session_options }
             options.logits_processor([], new Tensor('float32', Float32Array.from([Math.exp(score)]), [1, 1]));
             options.streamer.put([[token]]);
         }
-        const text = made.texts?.data[0] ?? tokenizer.decode(ids, { skip_special_tokens: true });
-        return String(text).trim();
+        if (made.texts) {
+            return new TextDecoder('utf-8', { fatal: true }).decode(/** @type {Uint8Array} */ (made.texts.data));
+        }
+        return tokenizer.decode(ids, { skip_special_tokens: true }).trim();
     }
     const model = {
         sessions: { model: { config: { dtype, device } } },

@@ -101,7 +101,7 @@ const image = new ort.Tensor('uint8', Uint8Array.from(data.filter((_, place) => 
 const options = new ort.Tensor('float32', [], [0]);
 const session = await ort.InferenceSession.create('{address(subject.repo_id, file)}');
 const {{ texts }} = await session.run({{ image, options }}, ['texts']);
-document.querySelector('#caption').textContent = texts.data[0];
+document.querySelector('#caption').textContent = new TextDecoder().decode(texts.data);
 </script>"""
     photo = f'hf_hub_download("{subject.repo_id}", "{subject.example}")' if subject.example else '"photo.jpg"'
     python = f"""import numpy as np
@@ -112,7 +112,7 @@ from PIL import Image
 session = InferenceSession(hf_hub_download("{subject.repo_id}", "{file}"))
 photo = np.asarray(Image.open({photo}).convert("RGB"))
 [texts] = session.run(["texts"], {{"image": photo, "options": np.zeros(0, np.float32)}})
-print(texts[0])"""
+print(bytes(texts).decode())"""
     install = "pip install onnxruntime pillow numpy huggingface_hub"
     return [Snippet("In a page", "", "html", page), Snippet("ONNX Runtime alone", install, "python", python)]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vlm_export.contract import IMAGE, OPTIONS, SINGLE_GRAPH, SINGLE_OPTIONS
+from vlm_export.contract import IMAGE, OPTIONS, SINGLE_GRAPH, SINGLE_OPTIONS, TEXTS_BETWEEN
 from vlm_export.errors import InputError
 from vlm_export.runtime.generate import FinishReason, Generated
 from vlm_export.runtime.images import ImageProcessor
@@ -53,17 +53,19 @@ def caption(sessions: Sessions, pictures: Inputs, options: Sequence[float] = ())
     return [Row(ids[:length].tolist(), scores[:length]) for ids, length, scores in rows]
 
 
-def texts(sessions: Sessions, pictures: Inputs) -> list[str] | None:
-    """The texts that the graph itself gives; None where it has none, or Python cannot read one that is cut.
+def gives_texts(sessions: Sessions) -> bool:
+    """Whether the graph itself makes texts of its tokens."""
+    return _TEXTS in [value.name for value in sessions.session(SINGLE_GRAPH).get_outputs()]
 
-    A text that ends inside a character, after as many tokens as there may be, is no UTF-8.
+
+def texts(sessions: Sessions, pictures: Inputs) -> list[str]:
+    """The texts that the graph itself gives, one a picture.
+
+    Raises:
+        UnicodeDecodeError: they are no UTF-8.
     """
-    if _TEXTS not in [value.name for value in sessions.session(SINGLE_GRAPH).get_outputs()]:
-        return None
-    try:
-        return list(_run(sessions, pictures, (), (_TEXTS,))[_TEXTS])
-    except UnicodeDecodeError:
-        return None
+    made = _run(sessions, pictures, (), (_TEXTS,))[_TEXTS]
+    return bytes(made).decode().split(TEXTS_BETWEEN)
 
 
 def _run(sessions: Sessions, pictures: Inputs, options: Sequence[float], outputs: Sequence[str]) -> Arrays:
