@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,6 @@ from vlm_export.manifest import load_manifest
 from vlm_export.recipe import find_recipe
 from vlm_export.runtime import Options, logits
 from vlm_export.runtime.options import Plan
-from vlm_export.targets import BrowserTarget
 from vlm_export.verify import in_single, limits
 from vlm_export.verify.golden import load_golden
 from vlm_export.web import chromium, node_runtime
@@ -79,15 +78,21 @@ def test_the_same_file_in_node(shapes: Exported) -> None:
 
 @pytest.mark.browser
 @pytest.mark.verifies("prefix_conditioning_vlm", "single", webgpu="fp32")
-@pytest.mark.parametrize(("target", "flags"), [("wasm", chromium.WASM), ("webgpu", chromium.SOFTWARE_WEBGPU)])
-def test_the_same_file_in_the_build_for_webgpu(target: BrowserTarget, flags: Sequence[str], shapes: Exported) -> None:
-    """It joins no strings: a text is bytes."""
+def test_the_same_file_on_webgpu(shapes: Exported) -> None:
+    """Its build joins no strings: a text is bytes. A few tokens will do, on a software adapter."""
     golden = load_golden(shapes.recipe.golden_dir)
-    picture, image = Item(golden.image_paths()[0]), golden.facts.images[0]
     seen = chromium.caption(
-        shapes.work.repo, layout="single", dtype="fp32", items=[picture], generation={}, target=target, flags=flags
+        shapes.work.repo,
+        layout="single",
+        dtype="fp32",
+        items=[Item(golden.image_paths()[0])],
+        generation={"max_new_tokens": 3},
+        target="webgpu",
+        flags=chromium.SOFTWARE_WEBGPU,
     )
-    assert [(made.text, [*made.token_ids]) for made in seen.captions] == [(image.caption, image.token_ids)]
+    [made], image = seen.captions, golden.facts.images[0]
+    assert [*made.token_ids] == image.token_ids[:3]
+    assert made.text == " ".join(image.caption.split()[:3])
 
 
 def test_a_text_that_is_cut_is_still_compared() -> None:
