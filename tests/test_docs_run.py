@@ -88,7 +88,7 @@ NOT_RUN = {
     "python scripts/reliability/mutations.py": "hours; tests/bad/test_mutations.py has the first of another seed",
     "build/captioners/index.html": "names of files",
     "a small yellow triangle": "what a program prints",
-    "pip install 'vlm-export[sweep]'": "the tests have it",
+    "pip install 'vlm-export[sweep": "the tests have it, or do without",
     "ray start ": "starts servers on three machines; test_sweep.py has a cluster on one",
     "vlm-export sweep /shared/": "the same",
     "vlm-export sweep captioners.yaml --address": "the same",

@@ -39,6 +39,7 @@ from vlm_export.web.chromium import WASM, drive
 from vlm_export.web.site_server import ISOLATION, SiteServer, files_under
 
 ADAPTERS = ("north", "south")
+LAYOUTS = ("captioner", "single")
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +100,12 @@ def swept(folder: Path, *options: str, file: str = "sweep.yaml") -> Result:
         ({"adapters": [{"author": "org", "revision": "v1"}]}, "adapters.0.revision: goes with a path"),
         ({"bench": {"rounds": 0}}, "bench.rounds: input should be greater than or equal to 1"),
         ({"push": {"repo_id": "org/one"}}, "push.repo_id: 'org/one': write it like org/{name}-onnx"),
+        (
+            {"push": {"repo_id": "org/{name}"}, "layouts": ["captioner", "single"]},
+            "push.repo_id: 'org/{name}': write it like org/{name}-{layout}-onnx",
+        ),
+        ({"output": "sftp://me:secret@there/repos"}, "output: holds a password: keep it in the environment"),
+        ({"output": "hf://org/name"}, "output: the Hub has repos, not folders of them: write push: in its place"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_one_line(values: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -291,6 +298,19 @@ def test_a_failure_ends_all_layouts_of_its_cell_and_nothing_else(place: Path) ->
     assert len(others) == 2 and order
 
 
+def test_of_a_repo_that_fails_a_check_only_the_push_is_left_out(place: Path) -> None:
+    push = {"repo_id": "org/{name}-onnx"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_TOKEN", TOKEN)
+        order = Order([job for job in jobs_of(place, push=push, output="out") if job.cell == "pico-north"])
+    for stage in ("golden", "merge", "onnx"):
+        [job] = order.take(9)
+        assert (job.stage, order.end(job, DONE)) == (stage, [])
+    [verify] = order.take(9)
+    assert [job.stage for job in order.end(verify, replace(DONE, failure="verify: 1 check failed"))] == ["push"]
+    assert [job.stage for job in order.take(9)] == ["store"] and not order
+
+
 def test_later_stages_come_first(place: Path) -> None:
     order = Order(jobs_of(place))
     [golden] = order.take(1)
@@ -465,26 +485,43 @@ def test_ctrl_c_says_that_what_is_done_is_kept(place: Path, tmp_path: Path, monk
     assert "what is done is kept; the same command goes on from there" in done.stderr
 
 
-def test_what_passes_is_measured_and_pushed_once(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_layouts_of_an_adapter_are_measured_copied_and_pushed_once(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_sweep(
         place / "pushed.yaml",
         adapters=["adapters/north"],
+        layouts=["captioner", "single"],
         dtypes=["fp32"],
         bench={"rounds": 1, "new_tokens": 4},
-        push={"repo_id": "acme/{name}-onnx"},
+        output=str(tmp_path / "copied"),
+        push={"repo_id": "acme/{name}-{layout}-onnx"},
     )
     with HubServer(tmp_path / "hub") as server:
         configure(monkeypatch, server.url, tmp_path / "home", TOKEN)
         options = ("--in-process", "--work", str(tmp_path / "out"))
         done = swept(place, *options, file="pushed.yaml")
         assert done.exit_code == 0, done.stdout + done.stderr
-        assert "pico-north captioner: push done" in done.stderr
-        files = hub.list_files("acme/pico-north-onnx")
-        assert "onnx/encoder_model.onnx" in files
+        told = re.findall(r"^\[[ \d]+/12\] pico-north (.*) done in", done.stderr, re.MULTILINE)
+        each = [f"{layout}: {stage}" for layout in LAYOUTS for stage in ("onnx", "verify", "bench", "store", "push")]
+        assert sorted(told) == sorted(["captioner: golden", "captioner: merge", *each])
+        assert "onnx/encoder_model.onnx" in hub.list_files("acme/pico-north-captioner-onnx")
+        assert "onnx/model.onnx" in hub.list_files("acme/pico-north-single-onnx")
         again = swept(place, *options, file="pushed.yaml")
         assert (again.exit_code, [line for line in again.stderr.splitlines() if line.startswith("[")]) == (0, [])
-    [row] = csv.DictReader((tmp_path / "out" / "sweep.csv").read_text().splitlines())
-    assert float(row["ort_tokens_per_second"]) > 0 and row["verdict"] == "pass"
+    cell, copied = tmp_path / "out" / "pico-north", tmp_path / "copied" / "pico-north"
+    assert (cell / "single/merged/model.safetensors").samefile(cell / "captioner/merged/model.safetensors")
+    for layout in LAYOUTS:
+        sums = dict(line.split("  ")[::-1] for line in (copied / layout / "SHA256SUMS").read_text().splitlines())
+        for part in ("repo", "report"):
+            hashes = file_hashes(cell / layout / part)
+            assert hashes and hashes == file_hashes(copied / layout / part)
+            assert {f"{part}/{name}": digest for name, digest in hashes.items()}.items() <= sums.items()
+    for name in ("sweep.json", "sweep.csv", "index.html"):
+        assert (tmp_path / "copied" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    rows = list(csv.DictReader((tmp_path / "copied" / "sweep.csv").read_text().splitlines()))
+    assert [row["layout"] for row in rows] == list(LAYOUTS)
+    assert all(float(row["ort_tokens_per_second"]) > 0 and row["verdict"] == "pass" for row in rows)
 
 
 # On Ray

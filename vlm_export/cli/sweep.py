@@ -45,7 +45,8 @@ def sweep(
     each adapter goes through golden, merge, onnx and verify, and bench and push where the file says so; an architecture
     is traced once. Ray has the stages done, `pip install 'vlm-export[sweep]'`. What fails ends its own repo alone. What
     is done and unchanged is not done again, so that the same command goes on after a break. What came of it is one
-    table, in sweep.json, sweep.csv and index.html.
+    table, in sweep.json, sweep.csv and index.html. Where the file names an output, say s3://bucket/prefix, what is
+    finished is copied there.
 
     Exit status 1 says that something failed.
 
@@ -80,7 +81,7 @@ def sweep(
     except KeyboardInterrupt:
         notify(f"{folder}: what is done is kept; the same command goes on from there")
         raise
-    print_result(as_json, asdict(result) | {"path": str(folder / JSON)}, _lines(result, folder))
+    print_result(as_json, asdict(result) | {"path": str(folder / JSON)}, _lines(result, folder, file.output))
     if not result.passed:
         click.get_current_context().exit(1)
 
@@ -95,7 +96,7 @@ def _engine(address: str | None, threads: int, in_process: bool) -> AbstractCont
     return on_ray(address, threads)
 
 
-def _lines(result: Any, folder: Path) -> list[str]:
+def _lines(result: Any, folder: Path, output: str | None) -> list[str]:
     """What failed and why, how many did not, and where the table is."""
     from vlm_export.publish.findings import PAGE
 
@@ -105,4 +106,5 @@ def _lines(result: Any, folder: Path) -> list[str]:
         *(f"FAILED {cell.cell} {cell.layout}: {cell.failure}" for cell in failed),
         f"{passed} of {len(result.cells)} repos pass every check",
         f"table   {folder / PAGE}",
+        *([f"copied  {output}"] if output else []),
     ]

@@ -33,7 +33,7 @@ from vlm_export.recipe import (
     find_recipe,
     load_recipe,
 )
-from vlm_export.sweep.sweep_file import NAME, AdapterChoice, SweepFile
+from vlm_export.sweep.sweep_file import AdapterChoice, SweepFile
 
 RECIPE = "recipe.yaml"
 _ADAPTER = "adapter_config.json"
@@ -184,20 +184,21 @@ def _adapted(sweep: SweepFile, recipe: RecipeFile, adapter: AdapterSource | None
         return reference if local is None else _relative(local, path.parent)
 
     adapters = of.adapters if adapter is None else (adapter,)
+    layouts = tuple(dict.fromkeys(to.layouts or (of.layout,)))
     values = replace(
         of,
         name=name,
         model=moved(of.model),
         adapters=tuple(replace(each, path=moved(each.path)) for each in adapters),
-        layout=to.layouts[0] if to.layouts else of.layout,
+        layout=layouts[0],
         dtypes=to.dtypes or of.dtypes,
         tokenizer=of.tokenizer if of.tokenizer in (None, OF_MODEL) else moved(str(of.tokenizer)),
         processor=of.processor if of.processor in (None, OF_MODEL) else moved(str(of.processor)),
         golden=replace(of.golden, images=tuple(_pattern(each, recipe, path.parent) for each in of.golden.images)),
-        hub=replace(of.hub, repo_id=to.push.repo_id.replace(NAME, name) if to.push else None),
+        hub=replace(of.hub, repo_id=to.push.repo_of(name, layouts[0]) if to.push else None),
     )
     known = "" if adapter is None else _shown(adapter.path, sweep.path.parent)
-    return Adapted(RecipeFile(values, path), recipe.name, known, tuple(dict.fromkeys(to.layouts or (of.layout,))))
+    return Adapted(RecipeFile(values, path), recipe.name, known, layouts)
 
 
 def _pattern(pattern: str, recipe: RecipeFile, folder: Path) -> str:

@@ -13,8 +13,8 @@ from vlm_export.sweep.sweep_file import BenchChoice, PushChoice
 from vlm_export.targets import Target
 from vlm_export.verify.report import DtypeRow
 
-StageName = Literal["golden", "merge", "onnx", "verify", "bench", "push"]
-STAGES: tuple[StageName, ...] = ("golden", "merge", "onnx", "verify", "bench", "push")
+StageName = Literal["golden", "merge", "onnx", "verify", "bench", "store", "push"]
+STAGES: tuple[StageName, ...] = ("golden", "merge", "onnx", "verify", "bench", "store", "push")
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Job:
         recipe: the recipe's file.
         merged: the work folder that the cell was merged in.
         runtimes: where to verify; none leaves it to `verify`.
+        output: where the repo is copied to, a URL or an absolute path.
         graphs: the folder in which traced graphs are kept.
         architecture: of an `onnx` what it traces, once for all jobs that have the same; None of other stages.
         threads: of PyTorch.
@@ -51,6 +52,7 @@ class Job:
     runtimes: tuple[Target, ...]
     bench: BenchChoice | None
     push: PushChoice | None
+    output: str | None
     graphs: Path
     architecture: str | None
     threads: int

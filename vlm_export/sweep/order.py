@@ -1,13 +1,16 @@
 """Which jobs may begin: those of a cell one after the other, and the first of an architecture alone, for it traces.
 
-A failed job ends its cell and no other. Later stages come first, so that cells are finished, not begun.
+A failed job ends its cell and no other; of a repo that fails a check only the push is left out. Later stages come
+first, so that cells are finished, not begun.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vlm_export.sweep.jobs import STAGES, Job, Outcome
+from vlm_export.sweep.jobs import STAGES, Job, Outcome, StageName
+
+_OF_WHAT_PASSES: tuple[StageName, ...] = ("push",)
 
 
 class Order:
@@ -47,7 +50,10 @@ class Order:
                 self._traced.add(job.architecture)
             if self._tracing.get(job.architecture) == id(job):
                 del self._tracing[job.architecture]
-        return self._drop(job) if outcome.status == "failed" else []
+        if outcome.status == "failed":
+            return self._drop(job)
+        refused = job.stage == "verify" and outcome.failure is not None
+        return self._drop(job, only=_OF_WHAT_PASSES) if refused else []
 
     def _may_trace(self, job: Job) -> bool:
         """Whether what the job traces was traced, or is traced by nobody, so that this one does."""
@@ -56,15 +62,20 @@ class Order:
             return True
         return self._tracing.setdefault(architecture, id(job)) == id(job)
 
-    def _drop(self, failed: Job) -> list[Job]:
-        dropped: list[Job] = []
-        gone = {id(failed)}
-        while found := [job for key, job in self._waiting.items() if self._before.get(key) in gone]:
-            dropped += found
-            gone |= {id(job) for job in found}
-            for job in found:
-                del self._waiting[id(job)]
+    def _drop(self, failed: Job, only: Sequence[StageName] = STAGES) -> list[Job]:
+        """Of the jobs behind one those of some stages, which are no longer left."""
+        dropped = [job for job in self._behind(failed) if job.stage in only]
+        for job in dropped:
+            del self._waiting[id(job)]
         return dropped
+
+    def _behind(self, failed: Job) -> list[Job]:
+        found: list[Job] = []
+        gone = {id(failed)}
+        while new := [job for key, job in self._waiting.items() if self._before.get(key) in gone and key not in gone]:
+            found += new
+            gone |= {id(job) for job in new}
+        return found
 
 
 def _before(jobs: Sequence[Job]) -> dict[int, int]:

@@ -20,6 +20,7 @@ from vlm_export.start.plan import model_of
 from vlm_export.start.timing import Times, about, times
 from vlm_export.sweep.cells import Adapted, adapted
 from vlm_export.sweep.jobs import Job, Need, StageName
+from vlm_export.sweep.storage import Storage
 from vlm_export.sweep.sweep_file import Sweep, SweepFile
 from vlm_export.targets import UNASKED, Target
 from vlm_export.wanted import Wanted, parse
@@ -27,7 +28,7 @@ from vlm_export.wanted import Wanted, parse
 _LIBRARIES_BYTES = 700 << 20  # torch and transformers, as `quantize.estimate` has it
 _UNKNOWN = Need(2 << 30, 60.0)  # of a model whose own code says what it is
 _BENCH_SECONDS = 5.0  # a dtype's round in one runtime: starting, warming up and measuring
-_PUSH = Need(_LIBRARIES_BYTES, 10.0)
+_SEND = Need(_LIBRARIES_BYTES, 10.0)
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,14 @@ def plan(file: SweepFile, folder: Path, graphs: Path, threads: int, notify: Call
         notify: is told of what is fetched.
 
     Raises:
-        InputError: what can be told before: a recipe, an adapter or a layout that is not there, or no token to push
-            with.
+        InputError: what can be told before: a recipe, an adapter or a layout that is not there, no token to push
+            with, or no package that writes to the output.
     """
     cells = adapted(file, folder)
     if file.sweep.push is not None and not hub.has_token():
         raise InputError(f"{file.path}: push: no Hugging Face token to push with: {hub.LOGIN}")
+    if file.output is not None:
+        Storage(file.output)
     facts: dict[str, _Facts] = {}
     jobs: list[Job] = []
     disk = 0
@@ -92,7 +95,7 @@ def plan(file: SweepFile, folder: Path, graphs: Path, threads: int, notify: Call
         if cell.of not in facts:
             facts[cell.of] = _Facts(model_of(cell.recipe, notify), len(ready.images(cell.recipe)))
         known = facts[cell.of]
-        jobs += _jobs(cell, file.sweep, graphs.absolute(), known, threads)
+        jobs += _jobs(cell, file, graphs.absolute(), known, threads)
         disk += _disk(cell, known)
     return Plan(file, folder, tuple(cells), tuple(jobs), disk)
 
@@ -124,8 +127,8 @@ def lines(made: Plan) -> list[str]:
     ]
 
 
-def _jobs(cell: Adapted, sweep: Sweep, graphs: Path, facts: _Facts, threads: int) -> Iterator[Job]:
-    first = cell.layouts[0]
+def _jobs(cell: Adapted, file: SweepFile, graphs: Path, facts: _Facts, threads: int) -> Iterator[Job]:
+    sweep, first = file.sweep, cell.layouts[0]
     for layout in cell.layouts:
         needs = _needs(cell, layout, sweep, facts)
         for stage, need in needs.items():
@@ -141,6 +144,7 @@ def _jobs(cell: Adapted, sweep: Sweep, graphs: Path, facts: _Facts, threads: int
                 runtimes=sweep.runtimes,
                 bench=sweep.bench,
                 push=sweep.push,
+                output=file.output,
                 graphs=graphs,
                 architecture=f"{cell.of} {layout}" if stage == "onnx" else None,
                 threads=threads,
@@ -185,8 +189,10 @@ def _needs(cell: Adapted, layout: LayoutName, sweep: Sweep, facts: _Facts) -> di
     if sweep.bench is not None:
         rounds = sweep.bench.rounds * len(sweep.bench.runtimes) * files
         found["bench"] = Need(_LIBRARIES_BYTES + 2 * largest, _BENCH_SECONDS * rounds)
+    if sweep.output is not None:
+        found["store"] = _SEND
     if sweep.push is not None:
-        found["push"] = _PUSH
+        found["push"] = _SEND
     return found
 
 
@@ -208,6 +214,7 @@ def as_json(made: Plan) -> dict[str, Any]:
     return {
         "name": made.file.sweep.name,
         "path": str(made.folder),
+        "output": made.file.output,
         "repos": [
             {"cell": cell.name, "adapter": cell.adapter, "layout": layout, "dtypes": list(_wanted(cell).everywhere)}
             for cell in made.cells

@@ -99,6 +99,8 @@ class Results:
     def note(self, job: Job, outcome: Outcome, dropped: Sequence[Job]) -> None:
         """Note what came of a job, and which will never begin."""
         self.found.left -= 1 + len(dropped)
+        for key in (key for each in dropped for key in self._about(each)):
+            self._left[key] -= 1
         for key in self._about(job):
             cell = self._of[key]
             self._left[key] -= 1

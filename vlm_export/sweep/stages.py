@@ -209,11 +209,24 @@ def _bench(run: _Run) -> bool:
     return not holds
 
 
+def _store(run: _Run) -> bool:
+    from vlm_export.publish.findings import read_report
+    from vlm_export.sweep.storage import Storage, files_of
+
+    job = run.job
+    assert job.output is not None
+    report = read_report(job.work)
+    passed = report is not None and report.verdict == "pass"
+    sent = Storage(job.output).store(job.work.root, files_of(job.work, passed), f"{job.cell}/{job.layout}")
+    # A report says of each run what it took over from the last one, and is another one by that alone.
+    return any((job.work.root / name).is_relative_to(job.work.repo) for name in sent)
+
+
 def _push(run: _Run) -> bool:
     from vlm_export.publish import gate
 
     assert run.job.push is not None
-    to = gate.Destination(str(run.recipe.recipe.hub.repo_id), private=run.job.push.private)
+    to = gate.Destination(run.job.push.repo_of(run.job.cell, run.job.layout), private=run.job.push.private)
     plan = gate.run_plan(run.recipe, run.job.work, to)
     if all(change.action == "same" for change in plan.changes):
         return False
@@ -227,5 +240,6 @@ _STAGES: Mapping[StageName, Callable[[_Run], bool]] = {
     "onnx": _onnx,
     "verify": _verify,
     "bench": _bench,
+    "store": _store,
     "push": _push,
 }

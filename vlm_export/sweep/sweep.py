@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from vlm_export.publish.findings import PAGE
 from vlm_export.sweep.jobs import Job, Outcome
 from vlm_export.sweep.order import Order
 from vlm_export.sweep.page import write_page
 from vlm_export.sweep.plan import Plan
-from vlm_export.sweep.results import Results, SweepResult
+from vlm_export.sweep.results import CSV, JSON, Results, SweepResult
+from vlm_export.sweep.storage import Storage
 
 _SECONDS = 5.0  # between two tables that are written
 
@@ -34,11 +36,16 @@ class Engine(Protocol):
 def sweep(plan: Plan, engine: Engine, tell: Callable[[str], None]) -> SweepResult:
     """Do all jobs. What fails ends its own repo; what is done and unchanged is not done again.
 
-    `tell` is told of each job that did something, and of its warnings. The table is written as jobs end.
+    `tell` is told of each job that did something, and of its warnings. The table is written as jobs end, and copied to
+    the sweep's output at the end.
 
     Raises:
+        InputError: nothing can be written to the output.
         OSError: the sweep's own folder cannot be written.
     """
+    output = Storage(plan.file.output) if plan.file.output is not None else None
+    if output is not None:
+        output.check()
     for cell in plan.cells:
         cell.write()
     order, results = Order(plan.jobs), Results(plan)
@@ -60,6 +67,9 @@ def sweep(plan: Plan, engine: Engine, tell: Callable[[str], None]) -> SweepResul
             _write(results)
             written = time.monotonic()
     _write(results)
+    if output is not None:
+        for name in (JSON, CSV, PAGE):
+            output.put(results.folder / name)
     return results.found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -12,12 +13,12 @@ from pydantic.dataclasses import dataclass
 from vlm_export.contract import LayoutName
 from vlm_export.errors import InputError, shown
 from vlm_export.forms.yaml_file import described, read_yaml
-from vlm_export.paths import REPO_ID
+from vlm_export.paths import REPO_ID, expanded
 from vlm_export.recipe import Reference
 from vlm_export.targets import BenchTarget, Target
 from vlm_export.wanted import parse
 
-NAME = "{name}"  # in `push.repo_id`, what stands for a cell's name
+_NAME, _LAYOUT = "{name}", "{layout}"  # in `push.repo_id`, what stands for those of a cell
 _STRICT = ConfigDict(extra="forbid")
 _MOST_ADAPTERS = 10_000
 _NAMES_A_FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -50,10 +51,14 @@ class BenchChoice:
 
 @dataclass(frozen=True, config=_STRICT)
 class PushChoice:
-    """Where repos go that pass every check: `repo_id` holds `{name}`, which is the cell's."""
+    """Where repos go that pass every check: `repo_id` holds `{name}`, which is the cell's, and may hold `{layout}`."""
 
     repo_id: str
     private: bool = Field(default=True, strict=True)
+
+    def repo_of(self, cell: str, layout: str) -> str:
+        """The id of a cell's repo."""
+        return self.repo_id.replace(_NAME, cell).replace(_LAYOUT, layout)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -62,7 +67,8 @@ class Sweep:
 
     `recipes` are paths relative to the sweep's file, or names of bundled ones. Without `adapters` each recipe has its
     own; without `layouts` and `dtypes` they are the recipe's. `runtimes` are those of `verify`. Without `bench` nothing
-    is measured, without `push` nothing is pushed.
+    is measured, without `push` nothing is pushed, without `output` nothing is copied: it is a folder, from the sweep's
+    file, or a URL that fsspec writes to.
     """
 
     name: Annotated[str, Field(max_length=100)]
@@ -73,6 +79,7 @@ class Sweep:
     runtimes: tuple[Target, ...] = ()
     bench: BenchChoice | None = None
     push: PushChoice | None = None
+    output: Reference | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,14 @@ class SweepFile:
 
     sweep: Sweep
     path: Path
+
+    @property
+    def output(self) -> str | None:
+        """Where finished repos are copied: a URL, or an absolute path."""
+        output = self.sweep.output
+        if output is None or "://" in output:
+            return output
+        return str(self.path.parent.absolute() / expanded(output))
 
 
 _SECTIONS = {"adapters": AdapterChoice, "bench": BenchChoice, "push": PushChoice}
@@ -105,10 +120,10 @@ def load_sweep(path: Path) -> SweepFile:
         parse(sweep.dtypes, f"{path}: dtypes")
     for index, choice in enumerate(sweep.adapters):
         _check_adapters(choice, f"{path}: adapters.{index}")
-    if sweep.push is not None and (
-        NAME not in sweep.push.repo_id or not REPO_ID.fullmatch(sweep.push.repo_id.replace(NAME, "name"))
-    ):
-        raise InputError(f"{path}: push.repo_id: {shown(sweep.push.repo_id)}: write it like org/{NAME}-onnx")
+    if sweep.push is not None:
+        _check_push(sweep.push, len(set(sweep.layouts)), f"{path}: push.repo_id")
+    if sweep.output is not None:
+        _check_output(sweep.output, f"{path}: output")
     return SweepFile(sweep, path)
 
 
@@ -128,3 +143,19 @@ def _check_adapters(choice: AdapterChoice, where: str) -> None:
         raise InputError(f"{where}.search: goes with author; a path may hold a pattern instead")
     if choice.author is not None and choice.revision is not None:
         raise InputError(f"{where}.revision: goes with a path; an author's adapters are pinned as they are found")
+
+
+def _check_push(push: PushChoice, layouts: int, where: str) -> None:
+    """Raises InputError for an id that is none, or that is one for several repos."""
+    needed = (_NAME, _LAYOUT) if layouts > 1 else (_NAME,)
+    if any(each not in push.repo_id for each in needed) or not REPO_ID.fullmatch(push.repo_of("name", "layout")):
+        raise InputError(f"{where}: {shown(push.repo_id)}: write it like org/{'-'.join(needed)}-onnx")
+
+
+def _check_output(output: str, where: str) -> None:
+    """Raises InputError for a URL that holds a password, or that is of the Hub, where `push` is meant."""
+    parts = urlsplit(output)
+    if parts.password is not None:
+        raise InputError(f"{where}: holds a password: keep it in the environment, or in fsspec's settings")
+    if parts.scheme == "hf":
+        raise InputError(f"{where}: the Hub has repos, not folders of them: write push: in its place")
