@@ -23,6 +23,10 @@ env.cacheDir = './fetched/';
 const direct = env.fetch;
 env.fetch = (address, options) => direct(String(address).replace('{there}', '{here}'), options);
 """
+WITHOUT_PACKAGE = """
+const direct = globalThis.fetch;
+globalThis.fetch = (address, options) => direct(String(address).replace('{there}', '{here}'), options);
+"""
 IN_PAGE = """
 const direct = window.fetch;
 window.fetch = (address, options) => direct(String(address).replace('{there}', '{here}'), options);

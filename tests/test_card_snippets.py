@@ -48,10 +48,10 @@ class Published:
         (folder / "pasted.py").write_text(self.code[title])
         return _printed([sys.executable, "pasted.py"], folder, **environment(self.hub.url, self.home, TOKEN))
 
-    def node(self, folder: Path) -> str:
-        """What the block for Node prints, beside an installed transformers.js."""
+    def node(self, folder: Path, before: str = IN_NODE) -> str:
+        """What the block for Node prints, beside installed packages, with a module loaded before it."""
         (folder / "node_modules").symlink_to(node_runtime.node_home() / "node_modules")
-        (folder / "hub.mjs").write_text(IN_NODE.format(there=HUB, here=self.hub.url))
+        (folder / "hub.mjs").write_text(before.format(there=HUB, here=self.hub.url))
         (folder / "pasted.mjs").write_text(self.code["In Node"])
         return _printed(["node", "--import", "./hub.mjs", "pasted.mjs"], folder)
 
@@ -79,7 +79,7 @@ def _printed(command: list[str], folder: Path, **environ: str) -> str:
     return done.stdout.removesuffix("\n")
 
 
-def _published(made: Exported, repo_id: str, folder: Path) -> Iterator[Published]:
+def published(made: Exported, repo_id: str, folder: Path) -> Iterator[Published]:
     """Push a verified export with the command, and read its card back."""
     golden = load_golden(made.recipe.golden_dir)
     with HubServer(folder / "hub") as hub:
@@ -104,7 +104,7 @@ def captioner(default_repo: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         (made.work.root / part.name).mkdir()
         subprocess.run(["cp", "-r", f"{part}/.", str(made.work.root / part.name)], check=True)
     made.verify("ort")
-    yield from _published(made, "acme/shapes", folder)
+    yield from published(made, "acme/shapes", folder)
 
 
 def test_every_way_is_there(captioner: Published) -> None:
@@ -134,8 +134,8 @@ def test_an_encoder_decoder_in_onnxruntime(decoder: str, tmp_path: Path) -> None
     made = record(tmp_path, preprocess="client" if decoder == "gpt2" else "graph")
     made.export("captioner", ["fp32"])
     made.verify("ort")
-    for published in _published(made, f"acme/{decoder}", tmp_path):
-        assert published.python("ONNX Runtime alone", tmp_path) == published.caption
+    for there in published(made, f"acme/{decoder}", tmp_path):
+        assert there.python("ONNX Runtime alone", tmp_path) == there.caption
 
 
 def test_no_code_that_would_say_something_else(captioner: Published, default_repo: Path) -> None:
@@ -174,7 +174,7 @@ def chat(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     made = record(folder, layout="chat", golden={"images": ["images/*.png"], "prompts": prompts})
     made.export("chat", ["fp32"])
     made.verify("ort")
-    yield from _published(made, f"acme/{request.param}", folder)
+    yield from published(made, f"acme/{request.param}", folder)
 
 
 def test_a_chat_model(chat: Published, tmp_path: Path) -> None:

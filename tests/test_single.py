@@ -15,8 +15,10 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+from elsewhere import WITHOUT_PACKAGE
 from exported import Exported, record
 from PIL import Image
+from test_card_snippets import Published, published
 
 from vlm_export.apps import demo_site
 from vlm_export.apps.load import load
@@ -259,6 +261,29 @@ def test_parts_are_gone(default_repo: Path, tmp_path: Path) -> None:
     written = single_file.write(tmp_path / "repo", "fp32")
     single_file.remove_parts(tmp_path / "repo")
     assert [path.name for path in (tmp_path / "repo" / "onnx").iterdir()] == [written.file]
+
+
+@pytest.fixture(scope="module")
+def on_the_hub(shapes: Exported, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
+    """The one file, verified and pushed, with its card."""
+    shapes.verify("ort")
+    yield from published(shapes, "acme/one-file", tmp_path_factory.mktemp("hub"))
+
+
+def test_its_card_in_python(on_the_hub: Published, tmp_path: Path) -> None:
+    assert list(on_the_hub.code) == ["In a page", "In Node", "ONNX Runtime alone", "In Python"]
+    for title in ("In Python", "ONNX Runtime alone"):
+        assert on_the_hub.python(title, tmp_path) == on_the_hub.caption
+
+
+@pytest.mark.node
+def test_its_card_in_node(on_the_hub: Published, tmp_path: Path) -> None:
+    assert on_the_hub.node(tmp_path, WITHOUT_PACKAGE) == on_the_hub.caption
+
+
+@pytest.mark.browser
+def test_its_card_in_a_page(on_the_hub: Published, tmp_path: Path) -> None:
+    assert on_the_hub.page(tmp_path) == on_the_hub.caption
 
 
 def _printed(command: list[str], folder: Path) -> str:

@@ -31,7 +31,7 @@ from vlm_export.source.checkpoint import open_checkpoint
 from vlm_export.targets import Target
 from vlm_export.verify import golden, limits, verify
 from vlm_export.verify.causes import explain
-from vlm_export.verify.report import SATURATION, Check, Report
+from vlm_export.verify.report import RUNS, SATURATION, Check, Report
 
 DECODER = "decoder_model_merged"
 
@@ -273,6 +273,20 @@ def test_a_cause_speaks_of_runtimes_that_ran(exported: Exported, runtimes: list[
     assert explain(report, Commands(" pico", "", ""))[0].startswith(
         "fp32: right in ONNX Runtime, wrong in transformers.js"
     ) == ("ort" in runtimes)
+
+
+@pytest.mark.parametrize(
+    ("runtimes", "cause"),
+    [
+        (["webgpu"], "it does not run in webgpu, .*; whether its file is damaged, `verify --runtime ort` tells"),
+        (["ort", "webgpu"], "it runs in ONNX Runtime and does not run in webgpu, where an operator .* may be missing"),
+        (["ort"], "a graph does not run: its file is damaged"),
+    ],
+)
+def test_a_file_is_blamed_where_onnxruntime_says_so(exported: Exported, runtimes: list[Target], cause: str) -> None:
+    failed = Check("all", "fp32", runtimes[-1], RUNS, 1.0, 0.0, "fail", "no kernel")
+    report = replace(exported.verify("ort"), checks=[failed], runtimes=runtimes)
+    assert re.match(f"fp32: {cause}", explain(report, Commands(" pico", "", ""))[0])
 
 
 def test_when_all_have_failed_one_must_be_named(broken: Exported) -> None:

@@ -17,7 +17,7 @@ from vlm_export.contract import SINGLE_GRAPH, SINGLE_OPTIONS
 from vlm_export.dtypes import DTYPES, FP32, PREFERRED
 from vlm_export.files import read_json
 from vlm_export.graph.pieces import pieces
-from vlm_export.manifest import Manifest
+from vlm_export.manifest import ONNX, Manifest
 from vlm_export.measure import bench_table
 from vlm_export.measure.bench_table import megabytes, significant
 from vlm_export.publish import decision_table, examples, quality_plot
@@ -103,7 +103,8 @@ def _use(folder: Path, client: Client, repo_id: str, shown: Sequence[Example]) -
         client=client,
         settings=read_json(folder / "preprocessor_config.json"),
         generation=read_json(folder / "generation_config.json"),
-        has_texts=pieces(read_json(folder / "tokenizer.json"), 1) is not None,
+        has_texts=pieces(read_json(folder / "tokenizer.json"), 1) is not None
+        and not any((folder / ONNX).glob(f"{SINGLE_GRAPH}.onnx_data*")),
     )
     return "\n\n".join(["## Use", *(snippet.markdown() for snippet in snippets(subject))])
 

@@ -16,6 +16,7 @@ from vlm_export.spec.client import Client
 from vlm_export.web import node_runtime
 
 PACKAGE = "@huggingface/transformers"
+CDN = "https://cdn.jsdelivr.net/npm"
 _STEPS = ("do_resize", "do_rescale", "do_normalize")
 
 
@@ -51,7 +52,7 @@ class Subject:
         client: what loads the repo.
         settings: `preprocessor_config.json`.
         generation: `generation_config.json`.
-        has_texts: whether one graph gives texts, for which no tokenizer is needed.
+        has_texts: whether one graph, in one file, gives texts, for which no tokenizer is needed.
     """
 
     repo_id: str
@@ -73,7 +74,8 @@ def snippets(subject: Subject) -> list[Snippet]:
         return [*_one_file(subject), _python(subject)]
     found = []
     if module := subject.client.javascript(subject.repo_id, subject.photo):
-        found = [_page(module), _node(module)]
+        file = f"{PACKAGE}@{transformers_version()}/dist/transformers.min.js"
+        found = [_page(module, PACKAGE, file), _node(module)]
     found.append(_python(subject))
     if subject.client.node == "captioner" and _is_plain(subject):
         found.append(_onnxruntime(subject))
@@ -87,11 +89,7 @@ def _one_file(subject: Subject) -> list[Snippet]:
     if not _takes_pictures(subject.settings) or not subject.has_texts:
         return []
     file = f"{ONNX}/{SINGLE_GRAPH}.onnx"
-    page = f"""<!doctype html>
-<meta charset="utf-8">
-<p id="caption">Loading…</p>
-<script type="module">
-import * as ort from 'https://cdn.jsdelivr.net/npm/onnxruntime-web@{onnxruntime_version()}/dist/ort.wasm.min.mjs';
+    page = f"""import * as ort from 'onnxruntime-web';
 
 const photo = await createImageBitmap(await (await fetch('{subject.photo}')).blob());
 const canvas = new OffscreenCanvas(photo.width, photo.height).getContext('2d');
@@ -101,8 +99,18 @@ const image = new ort.Tensor('uint8', Uint8Array.from(data.filter((_, place) => 
 const options = new ort.Tensor('float32', [], [0]);
 const session = await ort.InferenceSession.create('{address(subject.repo_id, file)}');
 const {{ texts }} = await session.run({{ image, options }}, ['texts']);
-document.querySelector('#caption').textContent = new TextDecoder().decode(texts.data);
-</script>"""
+const caption = new TextDecoder().decode(texts.data);"""
+    node = f"""import {{ InferenceSession, Tensor }} from 'onnxruntime-node';
+import sharp from 'sharp';
+
+const read = async (address) => Buffer.from(await (await fetch(address)).arrayBuffer());
+const photo = sharp({_read(subject)}).removeAlpha().toColourspace('srgb');
+const {{ data, info }} = await photo.raw().toBuffer({{ resolveWithObject: true }});
+const image = new Tensor('uint8', data, [info.height, info.width, 3]);
+const options = new Tensor('float32', [], [0]);
+const session = await InferenceSession.create(await read('{address(subject.repo_id, file)}'));
+const {{ texts }} = await session.run({{ image, options }}, ['texts']);
+console.log(new TextDecoder().decode(texts.data));"""
     photo = f'hf_hub_download("{subject.repo_id}", "{subject.example}")' if subject.example else '"photo.jpg"'
     python = f"""import numpy as np
 from huggingface_hub import hf_hub_download
@@ -114,7 +122,18 @@ photo = np.asarray(Image.open({photo}).convert("RGB"))
 [texts] = session.run(["texts"], {{"image": photo, "options": np.zeros(0, np.float32)}})
 print(bytes(texts).decode())"""
     install = "pip install onnxruntime pillow numpy huggingface_hub"
-    return [Snippet("In a page", "", "html", page), Snippet("ONNX Runtime alone", install, "python", python)]
+    in_node = f"npm install onnxruntime-node@{installed_version('onnxruntime-node')} sharp"
+    web = "onnxruntime-web"
+    return [
+        _page(page, web, f"{web}@{installed_version(web)}/dist/ort.wasm.min.mjs"),
+        Snippet("In Node", in_node, "js", node),
+        Snippet("ONNX Runtime alone", install, "python", python),
+    ]
+
+
+def _read(subject: Subject) -> str:
+    """What `sharp` is given: the bytes of the picture in the repo, or the name of a file that the reader has."""
+    return f"await read('{subject.photo}')" if subject.example else f"'{subject.photo}'"
 
 
 @cache
@@ -125,20 +144,20 @@ def transformers_version() -> str:
 
 
 @cache
-def onnxruntime_version() -> str:
-    """The release of onnxruntime-web that comes with it."""
+def installed_version(package: str) -> str:
+    """The release of a package of npm that comes with it."""
     lock = json.loads((node_runtime.SCRIPTS / "package-lock.json").read_text(encoding="utf-8"))
-    return str(lock["packages"]["node_modules/onnxruntime-web"]["version"])
+    return str(lock["packages"][f"node_modules/{package}"]["version"])
 
 
-def _page(module: str) -> Snippet:
-    cdn = f"https://cdn.jsdelivr.net/npm/{PACKAGE}@{transformers_version()}/dist/transformers.min.js"
+def _page(module: str, package: str, file: str) -> Snippet:
+    """A page whose module makes `caption`; it imports a package, which is this file of the CDN."""
     code = f"""<!doctype html>
 <meta charset="utf-8">
 <script type="importmap">
 {{
   "imports": {{
-    "{PACKAGE}": "{cdn}"
+    "{package}": "{CDN}/{file}"
   }}
 }}
 </script>

@@ -82,7 +82,7 @@ def cause(report: Report, dtype: str) -> str:
         if metric in metrics:
             return words
     if metrics & {LOADS, RUNS}:
-        return "a graph does not run: its file is damaged, or this ONNX Runtime lacks an operator that it needs"
+        return _does_not_run(report, [check for check in failures if check.metric in (LOADS, RUNS)])
     if metrics & {SIGNATURE, SHAPE}:
         return "a graph has other inputs or outputs than the model family declares: it was made or edited elsewhere"
     if metrics == {OTHER_SIZES}:
@@ -105,6 +105,17 @@ def cause(report: Report, dtype: str) -> str:
             "every output is close to PyTorch's and yet other tokens are chosen: the dtype is too coarse for the model"
         )
     return f"{_where(failures)} is far from PyTorch's: the dtype is too coarse for its weights"
+
+
+def _does_not_run(report: Report, failures: Sequence[Check]) -> str:
+    """Why graphs most likely do not load or run: the file, where ONNX Runtime itself says so, else what runs it."""
+    wrong = list(dict.fromkeys(check.runtime for check in failures))
+    if "ort" in wrong:
+        return "a graph does not run: its file is damaged, or this ONNX Runtime lacks an operator that it needs"
+    lacks = f"does not run in {', '.join(wrong)}, where an operator that a graph needs may be missing, or memory"
+    if "ort" in report.runtimes:
+        return f"it runs in ONNX Runtime and {lacks}"
+    return f"it {lacks}; whether its file is damaged, `verify --runtime ort` tells"
 
 
 def _of_clients(report: Report, failures: Sequence[Check]) -> str:

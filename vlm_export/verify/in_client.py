@@ -25,7 +25,7 @@ from vlm_export.verify.report import RUNS
 from vlm_export.verify.tokens import add_rate, add_tokens
 from vlm_export.verify.verification import Verification
 from vlm_export.wanted import MIXED
-from vlm_export.web.captions import Caption, Captions, Item, NoAnswer
+from vlm_export.web.captions import Caption, Captions, Item, NoAnswer, client_of
 from vlm_export.web.runtimes import Runtime
 
 _SCORED_IMAGES = 2  # the golden images whose scores are compared, a vocabulary for each token
@@ -102,7 +102,7 @@ def _caption(
             for place, (path, pixels, size) in enumerate(zip(paths, fed, sizes, strict=True))
         ]
         items += [Item(path, prompt=prompt, may_fail=True, keep_pixels=True) for path in [*paths, *photographs]]
-        what = f"{dtype}: transformers.js, {runtime.target}"
+        what = f"{dtype}: {client_of(client.node)}, {runtime.target}"
 
         def on_item(_: Caption) -> None:
             run.tell(what, captions=1)

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 Layout = Literal["captioner", "chat", "tasks", "single"]
 
 
+def client_of(layout: Layout) -> str:
+    """What loads a layout's graphs, as messages name it."""
+    return "ONNX Runtime" if layout == "single" else "transformers.js"
+
+
 class NoAnswer(CheckFailed):
     """A runtime said nothing for too long, and was stopped."""
 

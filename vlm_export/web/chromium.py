@@ -22,7 +22,7 @@ from vlm_export.atomic import scratch_folder
 from vlm_export.errors import CheckFailed, InputError
 from vlm_export.targets import BrowserTarget
 from vlm_export.web import node_runtime
-from vlm_export.web.captions import Caption, Captions, Item, Layout, caption_of, items_json
+from vlm_export.web.captions import Caption, Captions, Item, Layout, caption_of, client_of, items_json
 from vlm_export.web.site_server import ISOLATION, SiteServer, files_under
 
 SCRIPTS = Path(__file__).parents[1] / "browser"
@@ -208,7 +208,7 @@ def caption(
             try:
                 seen = _drive(f"{server.url}/browser/page.html", steps, flags, scratch, hear, silence_seconds)
             except CheckFailed as error:
-                where = f"{repo}, layout {layout}, dtype {dtype}, in transformers.js on {target}"
+                where = f"{repo}, layout {layout}, dtype {dtype}, in {client_of(layout)} on {target}"
                 raise type(error)(f"{where}: {error}") from error
     if seen.foreign:
         raise CheckFailed(f"{repo}: the page asks other servers: {', '.join(seen.foreign[:3])}")

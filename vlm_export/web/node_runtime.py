@@ -24,7 +24,7 @@ from vlm_export.errors import CheckFailed, InputError
 from vlm_export.files import cache_folder
 from vlm_export.news import tell
 from vlm_export.targets import NodeTarget
-from vlm_export.web.captions import Caption, Captions, Item, Layout, NoAnswer, caption_of, items_json
+from vlm_export.web.captions import Caption, Captions, Item, Layout, NoAnswer, caption_of, client_of, items_json
 
 NODE_MAJOR = 20
 SCRIPTS = Path(__file__).parents[1] / "node"
@@ -100,7 +100,8 @@ def caption(
         try:
             done = converse([*before, str(home / "caption.mjs")], request, scratch, hear, silence_seconds)
         except CheckFailed as error:
-            raise CheckFailed(f"{_name(model)}, layout {layout}, dtype {dtype}, in transformers.js: {error}") from error
+            where = f"{_name(model)}, layout {layout}, dtype {dtype}, in {client_of(layout)}"
+            raise CheckFailed(f"{where}: {error}") from error
         warnings = tuple(_stderr(scratch).splitlines())
     return NodeCaptions(
         captions=tuple(captions),
