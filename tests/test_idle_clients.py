@@ -7,19 +7,23 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import httpx2
 import pytest
+import uvicorn
 from bad.requests import asking, served
 
 from vlm_export.apps.serve import Limits, server
 from vlm_export.runtime import Model
+from vlm_export.web import site_server
 from vlm_export.web.connections import Patience
 from vlm_export.web.listening import listen
 
 LONG, SHORT = 60.0, 0.3
+GRAPH = bytes(500_000)
+GET = "GET /graph.onnx HTTP/1.1\r\nHost: localhost\r\n"
 ENDLESS = {"max_tokens": 10**6, "min_new_tokens": 10**6}
 HEAD = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
@@ -29,12 +33,23 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return served(tmp_path_factory.mktemp("served"), positions=10**7)
 
 
+def serving(model: Model, limits: Limits) -> AbstractContextManager[tuple[str, int]]:
+    """The address of a server of a model."""
+    return listening(server(model, limits))
+
+
+def serving_site(patience: Patience) -> AbstractContextManager[tuple[str, int]]:
+    """The address of a server of files, one of them large."""
+    return listening(
+        site_server.server(site_server.application({"graph.onnx": GRAPH, "index.html": b"page"}), patience)
+    )
+
+
 @contextmanager
-def serving(model: Model, limits: Limits) -> Iterator[tuple[str, int]]:
+def listening(running: uvicorn.Server) -> Iterator[tuple[str, int]]:
     """A server's address. Its sockets have small buffers, so that they are soon full."""
     with listen(0) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        running = server(model, limits)
         thread = threading.Thread(target=running.run, args=([listener],), daemon=True)
         thread.start()
         try:
@@ -158,3 +173,44 @@ def test_connections_beyond_the_limit(model: Model) -> None:
         assert busy.recv(1)
         with pytest.raises(TimeoutError):
             idle[3].recv(1)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    ["", "G", GET, f"POST{GET[3:]}Content-Length: 9\r\n\r\n"],
+    ids=["nothing", "a byte", "half a head", "no body"],
+)
+def test_a_client_of_the_demo_that_stops_sending(sent: str) -> None:
+    with serving_site(Patience(head=SHORT)) as address, connected(address, sent) as client:
+        assert all_of(client).startswith(b"HTTP/1.1 405" if sent.startswith("POST") else b"")
+
+
+def test_a_client_of_the_demo_that_reads_nothing() -> None:
+    with serving_site(Patience(write=SHORT)) as address, connected(address, f"{GET}\r\n") as client:
+        time.sleep(3 * SHORT)
+        assert len(all_of(client)) < len(GRAPH)
+
+
+def test_a_client_of_the_demo_that_reads_slowly_gets_all_of_a_file() -> None:
+    with serving_site(Patience(head=SHORT, write=0.5)) as address, connected(address, f"{GET}\r\n") as client:
+        got, begun = 0, time.monotonic()
+        while got < len(GRAPH):
+            time.sleep(0.005)
+            part = client.recv(4096)
+            assert part, f"dropped after {got} bytes"
+            got += len(part)
+        assert time.monotonic() - begun > 0.5
+
+
+def test_connections_of_the_demo_beyond_the_limit() -> None:
+    with serving_site(Patience(head=LONG, connections=2)) as address, ExitStack() as opened:
+        reading = opened.enter_context(connected(address, f"{GET}\r\n"))
+        assert reading.recv(4).startswith(b"HTTP")
+        idle = [opened.enter_context(connected(address)) for _ in range(2)]
+        assert all_of(idle[0]) == b""
+        assert reading.recv(1)
+
+
+def test_the_demo_waits_long_for_a_page_that_makes_a_session() -> None:
+    """While it does, it reads nothing; what sends no request is as idle as at any server."""
+    assert site_server.READERS.write >= 300 and site_server.READERS.head == Patience().head

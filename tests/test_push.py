@@ -273,6 +273,9 @@ def test_what_came_of_the_hub_is_recorded(made: Exported) -> None:
     made.export(dtypes=["fp32"])
     assert json.loads((made.work.repo / "export.json").read_text())["commits"] == commits
     assert f"- `model` is `{commits['model']}` of the Hub" in (made.work.repo / "README.md").read_text()
+    made.verify("ort")
+    assert json.loads((made.work.report / "report.json").read_text())["commits"] == commits
+    assert commits["model"] in (made.work.report / "index.html").read_text()
 
 
 # The token

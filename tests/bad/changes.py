@@ -88,6 +88,18 @@ def replace(old: str, new: str) -> Change:
     return Change(f"{old!r} → {new!r:.60}", apply)
 
 
+def changed_bit(tensor: str) -> Change:
+    """Another bit in a tensor of a safetensors file."""
+
+    def apply(path: Path) -> None:
+        data = bytearray(path.read_bytes())
+        head = 8 + int.from_bytes(data[:8], "little")
+        data[head + json.loads(data[8:head])[tensor]["data_offsets"][0]] ^= 1
+        _write(path, bytes(data))
+
+    return Change(f"a bit of {tensor}", apply)
+
+
 def append(text: str) -> Change:
     """More at its end."""
     return Change(f"… {text!r:.60}", lambda path: _write(path, path.read_bytes() + text.encode()))

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bad.case import ASK, DEMO, ONNX, PUSH, RUN, VERIFY, Case, rows
-from bad.changes import BINARY, EMPTY, GONE, HALF_JSON, NOT_JSON, both, cut, drop, put, raw, replace
+from bad.changes import BINARY, EMPTY, GONE, HALF_JSON, NOT_JSON, both, changed_bit, cut, drop, put, raw, replace
 
-# Tensors of a recorded case: what the encoder says, the prompt, and scores.
-CASE_TENSORS = ("image_features", "input_ids", "prefill.logits", "step0.logits")
+# Tensors of a recorded case: what the model is fed, what the encoder says, scores and the cache.
+CASE_TENSORS = (
+    *("case0/pixel_values", "case1/pixel_values", "case0/input_ids", "case1/input_ids", "case0/image_features"),
+    *("case1/prefill.logits", "case0/step0.logits", "case1/cache.0.key"),
+)
 
 
 def documents() -> Iterator[Case]:
@@ -152,7 +155,21 @@ def documents() -> Iterator[Case]:
         GONE,
         (raw(b"\x02\0\0\0\0\0\0\0{}", "no tensors"), "", ""),
         raw(b"\xff" * 16, "a huge header"),
-        *((replace(f"case0/{name}", f"case0/{name[:-1]}~"), f"no {name}") for name in CASE_TENSORS),
+        *((replace(name, f"{name[:-1]}~"), f"{name.replace('/', ' has no ')}: run") for name in CASE_TENSORS),
+        (replace("[1,3,16,16]", "[3,1,16,16]"), "case0: pixel_values is float32 [3, 1, 16, 16]"),
+        (replace("[2,3,16,16]", "[3,2,16,16]"), "case1: pixel_values is float32 [3, 2, 16, 16]"),
+        (replace('"F32","shape":[2,3,16,16]', '"I32","shape":[2,3,16,16]'), "case1: pixel_values is int32"),
+        (changed_bit("case0/pixel_values"), "pixel_values is not what 0.png gives"),
+    )
+    yield from rows(
+        24,
+        "chat",
+        VERIFY,
+        "golden/t/golden.safetensors",
+        *(
+            (replace(f"case0/{name}", f"case0/{name[:-1]}~"), f"no {name}")
+            for name in ("pixel_values", "image_features")
+        ),
     )
     yield from rows(24, "captioner", VERIFY, "golden/t/images/0.png", EMPTY, BINARY, GONE)
     for name in ("encoder_model", "decoder_model_merged"):

@@ -98,6 +98,10 @@ class CaseTensors(dict[str, np.ndarray]):
     def __missing__(self, name: str) -> np.ndarray:
         raise InputError(f"{self.file}: case {self.case} has no {name}: run `{command('golden')}`")
 
+    def damaged(self, what: str) -> InputError:
+        """The error of a tensor that is another than was recorded."""
+        return InputError(f"{self.file}: is damaged: case {self.case}: {what}: run `{command('golden')}`")
+
 
 @dataclass(frozen=True)
 class GoldenFolder:
@@ -122,6 +126,23 @@ class GoldenFolder:
             _check_rows(self.path, f"images.{place}.token_ids", image.token_ids, rows)
         for place, case in enumerate(self.facts.cases):
             _check_rows(self.path, f"cases.{place}.step_token_ids", list(chain(*case.step_token_ids)), rows)
+
+    def check_fed(self, first: Mapping[str, np.ndarray]) -> None:
+        """Check what the cases are fed, by golden name: the first is fed `first`, which its image and text give, and
+        the others arrays of that kind.
+
+        Raises:
+            InputError: an array is missing, or is another.
+        """
+        for place, case in enumerate(self.facts.cases):
+            tensors = self.case(case.name)
+            for name, array in first.items():
+                found, rows = tensors[name], len(array) * case.batch
+                if (found.dtype, found.ndim, len(found)) != (array.dtype, array.ndim, rows):
+                    kind = f"{found.dtype} {list(found.shape)}, not {array.dtype} of {array.ndim} axes and {rows} rows"
+                    raise tensors.damaged(f"{name} is {kind}")
+                if place == 0 and not np.array_equal(found, array):
+                    raise tensors.damaged(f"{name} is not what {self.facts.images[0].file} gives")
 
     def largest_logit(self) -> float:
         """The size of this model's scores, which margins are judged by."""

@@ -160,7 +160,7 @@ class Report:
     `faults` are what `verify --bisect` found. `captions` are of the first `CAPTIONS` golden images, of each dtype in
     each runtime that made some; `from_files` of one dtype in each, from image files. `fingerprints` are of what a
     dtype's checks in a runtime depend on, and `reused` those that an earlier verification made, both by `DTYPE in
-    RUNTIME`.
+    RUNTIME`. `commits` are, by a key of the recipe, what came of the Hub, as `org/model@…`.
     """
 
     recipe: str
@@ -178,6 +178,7 @@ class Report:
     reused: list[str] = field(default_factory=list)
     captions: list[Captions] = field(default_factory=list)
     from_files: list[FromFile] = field(default_factory=list)
+    commits: dict[str, str] = field(default_factory=dict)
     schema: int = 1
 
     @property

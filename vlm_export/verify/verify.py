@@ -75,6 +75,7 @@ def verify(
     _check_can_run(run, clients, dtypes)
     preprocessor = merged.family.preprocessor(merged.path, merged.config, golden.facts.image_processor)
     model_inputs = _golden_inputs(golden, preprocessor)
+    golden.check_fed(model_inputs[0])
     pictures = photographs(preprocessor, golden.facts.text) if clients else []
     run.planned = len(names) * sum(_captions(run, target) for target in wanted) + len(pictures) * len(clients)
     reuse = Reuse.of(run, earlier)
@@ -102,6 +103,7 @@ def verify(
         from_files=run.from_files,
         fingerprints=run.fingerprints,
         reused=run.reused,
+        commits=manifest.commits,
     )
 
 

@@ -7,11 +7,12 @@ here: uvicorn 0.54, `H11Protocol` in `protocols/http/h11_impl.py`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+_LEAST_READ_BYTES = 16_384
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Patience:
         body: for its whole body.
         body_pause: for the next piece of the body.
         body_grace: that a body may pause without losing its place to another one.
-        write: until the client reads on, when what it was sent fills all buffers.
+        write: until the client has read 16 KB, when what it was sent fills all buffers.
         connections: beyond so many, the one that has waited longest for a request goes.
     """
 
@@ -67,8 +68,7 @@ class Connection(H11Protocol):
         super().on_response_complete()
         self._idle_since = self.loop.time()
         self._watch_head()
-        if self.transport.get_write_buffer_size():
-            self._watch_writing()
+        self._watch_the_rest()
 
     def pause_writing(self) -> None:
         """The buffers are full."""
@@ -79,6 +79,7 @@ class Connection(H11Protocol):
         """The client has read on."""
         super().resume_writing()
         self._read_on()
+        self._watch_the_rest()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing is waited for any more."""
@@ -86,31 +87,54 @@ class Connection(H11Protocol):
         self._read_on()
         super().connection_lost(exc)
 
-    def _waits(self) -> bool:
-        """Whether no request is being answered."""
+    def _is_answered(self) -> bool:
+        """Whether no request is being answered; some of the answer may lie in buffers."""
         return self.cycle is None or self.cycle.response_complete
 
+    def _unread_bytes(self) -> int:
+        return self.transport.get_write_buffer_size()
+
+    def _waits(self) -> bool:
+        """Whether the client has all that it asked for."""
+        return self._is_answered() and not self._unread_bytes()
+
     def _watch_head(self) -> None:
-        if not self._waits():
+        if not self._is_answered():
             self._arrived()
         elif self._head is None:
-            self._head = self._drop_later(self.patience.head, self._waits, "sent no whole request")
+            self._head = self.loop.call_later(self.patience.head, self._look_for_head)
+
+    def _look_for_head(self) -> None:
+        self._head = None
+        if self._waits():
+            self._drop("sent no whole request", self.patience.head)
+        else:  # it still reads its last answer
+            self._watch_head()
+
+    def _watch_the_rest(self) -> None:
+        """Watch whether a whole answer is read."""
+        if self._is_answered() and self._unread_bytes():
+            self._watch_writing()
 
     def _watch_writing(self) -> None:
         if self._write is None:
-            self._write = self._drop_later(self.patience.write, self._is_stuck, "read nothing")
+            before = self._unread_bytes()
+            self._write = self.loop.call_later(self.patience.write, self._look_for_reading, before)
 
-    def _is_stuck(self) -> bool:
-        unread = self.transport.get_write_buffer_size() > 0
-        return self.flow.write_paused or (unread and self._waits())
+    def _look_for_reading(self, before: int) -> None:
+        """Drop a client that has read next to nothing of what lay in the buffers `before`."""
+        self._write = None
+        left = self._unread_bytes()
+        if not self.flow.write_paused and not (left and self._is_answered()):
+            return
+        if before - left < _LEAST_READ_BYTES:
+            self._drop("read next to nothing", self.patience.write)
+        else:
+            self._watch_writing()
 
-    def _drop_later(self, seconds: float, still: Callable[[], bool], what: str) -> asyncio.TimerHandle:
-        def drop() -> None:
-            if still():
-                self.logger.info("dropped a client that %s for %g s", what, seconds)
-                self.transport.abort()
-
-        return self.loop.call_later(seconds, drop)
+    def _drop(self, what: str, seconds: float) -> None:
+        self.logger.info("dropped a client that %s for %g s", what, seconds)
+        self.transport.abort()
 
     def _arrived(self) -> None:
         if self._head is not None:

@@ -25,6 +25,7 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from vlm_export.web.connections import Patience, patient
 from vlm_export.web.listening import LOOPBACK, listen, url_of
 
 Site = Mapping[str, Path | bytes]  # address without its leading slash → a file, or what it holds
@@ -50,6 +51,9 @@ HEADERS = {
 }
 # A browser runs no module of another type, and what `mimetypes` says is up to the machine.
 _MODULE_TYPES = {".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm"}
+
+# A page that makes a session of one graph reads nothing of the next one meanwhile, which can take minutes.
+READERS = Patience(write=600)
 
 
 def files_under(folders: Mapping[str, Path]) -> dict[str, Path | bytes]:
@@ -88,11 +92,18 @@ def _media_type(address: str) -> str:
     return known or guess_type(address)[0] or "application/octet-stream"
 
 
-def server(app: ASGIApp) -> uvicorn.Server:
+def server(app: ASGIApp, patience: Patience = READERS) -> uvicorn.Server:
     """A server that logs nothing but its own failures; `run(sockets=[…])` returns after SIGINT or SIGTERM."""
     return uvicorn.Server(
         uvicorn.Config(
-            app, interface="asgi3", lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1
+            app,
+            http=patient(patience),
+            ws="none",
+            interface="asgi3",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=1,
         )
     )
 

@@ -74,7 +74,7 @@ def write_page(
         strips=adapter.strips(merged.layers),
         bar=adapter,
         measured=bench_table.conditions(asdict(benchmark)) if benchmark else [],
-        inputs=report.golden_inputs_sha256,
+        inputs={**report.commits, **report.golden_inputs_sha256},
         versions={**manifest.versions, **report.versions},
         again=[commands.merge(), commands.onnx(_wanted(manifest)), commands.verify()],
     )
