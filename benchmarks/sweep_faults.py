@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,8 +71,7 @@ def main() -> None:
         rows: list[harness.Row] = json.loads(counted.read_text()) if counted.is_file() else []
         with benchmark.cluster(_NODES) as made:
             place = Place(made, folder / f"sweep-{options.adapters}.yaml", folder / "alone", options.adapters)
-            with _driver(place, place.alone) as driver:
-                assert driver.wait() == 0, "the sweep that is left alone fails"
+            assert swept(place, place.alone) == 0, "the sweep that is left alone fails"
             expected = benchmark.repos(place.alone)
             for number in range(len(rows), options.kills):
                 kind = options.kinds[number % len(options.kinds)]
@@ -111,8 +110,7 @@ def _drawn(place: Place, expected: Repos, kind: str, number: int, drawn: random.
         first = driver.wait()
     _whole_cluster(place.cluster)
     whole = first == 0 and benchmark.repos(work) == expected
-    with _driver(place, work) as again:
-        second = again.wait()
+    second = swept(place, work)
     same = second == 0 and benchmark.repos(work) == expected
     if same:
         shutil.rmtree(work)
@@ -215,6 +213,20 @@ def _whole_cluster(cluster: Any) -> None:
     """A node in place of one that was killed."""
     if not cluster.worker_nodes:
         cluster.add_node(**benchmark.NODE)
+
+
+def swept(place: Place, work: Path) -> int:
+    """The status of a sweep that is left alone."""
+    with _driver(place, work) as driver:
+        return driver.wait()
+
+
+def kill_tree(pid: int) -> None:
+    """Kill a process and all that it started."""
+    top = psutil.Process(pid)
+    for each in (*top.children(recursive=True), top):
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import os
 import pty
 import subprocess
@@ -16,7 +17,7 @@ from click.testing import CliRunner
 
 from vlm_export.cli import main
 from vlm_export.cli.fitted import COLUMNS, fitted
-from vlm_export.errors import VlmExportError
+from vlm_export.errors import VlmExportError, refused
 
 PACKAGE = Path(__file__).parents[1] / "vlm_export"
 
@@ -113,3 +114,10 @@ def test_help_fits(command: tuple[str, ...], columns: int) -> None:
     assert [line for line in said.splitlines() if len(line) > COLUMNS] == []
     if not command:
         assert CliRunner().invoke(main, [], env={"COLUMNS": str(columns)}).output == said
+
+
+def test_where_a_copy_has_no_room_the_copy_is_named() -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "from.png", None, "to.png")
+    assert refused(full) == "to.png: No space left on device"
+    gone = OSError(errno.ENOENT, os.strerror(errno.ENOENT), "from.png", None, "to.png")
+    assert refused(gone) == "from.png: No such file or directory"

@@ -365,6 +365,12 @@ def test_the_table_is_sorted_and_filtered_in_a_browser(tmp_path: Path) -> None:
         shown,
         ["fill", "#filter", "int8 0.2"],
         shown,
+        ["fill", "#filter", ""],
+        ["setViewportSize", {"width": 400, "height": 800}],
+        ["selectOption", "#by", "repo"],
+        shown,
+        ["selectOption", "#by", ""],
+        shown,
     ]
     with SiteServer(files_under({"/": tmp_path}), ISOLATION) as server:
         seen = drive(f"{server.url}/index.html", steps, WASM)
@@ -375,6 +381,8 @@ def test_the_table_is_sorted_and_filtered_in_a_browser(tmp_path: Path) -> None:
         ["bint8", "aint8", "bfp32", "afp32", "c–"],
         ["bint8", "aint8", "c–"],
         ["bint8"],
+        ["aint8", "bint8", "c–"],
+        ["bint8", "c–", "aint8"],
     ]
 
 

@@ -20,13 +20,13 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from vlm_export.errors import InputError, VlmExportError
+from vlm_export.errors import NO_ROOM, InputError, VlmExportError
 from vlm_export.news import tell
 
 _SCRATCH = "vlm-export-"
 _RANDOM = "[a-z0-9_]{8}"  # what `tempfile` puts behind a prefix
 _LOCK = ".lock"
-_OF_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  # Python names no file of them
+_OF_DISK = {*NO_ROOM, errno.EIO}  # Python names no file of them
 _NO_FOLDER = "is no folder, and one belongs there: move it away or delete it"
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
@@ -302,6 +302,8 @@ def _named(target: Path, beside: Path | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.filename2 is not None and error.errno in NO_ROOM:  # of a copy what is copied to
+            error.filename, error.filename2 = error.filename2, None
         named = str(error.filename or "")
         if not named and error.errno in _OF_DISK:
             error.filename = str(target)

@@ -6,10 +6,12 @@ shows the traceback.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 LONGEST_LINE = 299  # characters of what is printed of an error, with what stands in front of it
 _SHOWN = 60  # characters of a value that is wrong
 _REASON = 120  # of what a library says
@@ -68,6 +70,12 @@ def reason(error: BaseException) -> str:
         return f"{said} is missing"
     cryptic = isinstance(error, AssertionError | ArithmeticError | LookupError | AttributeError) or not said
     return f"{type(error).__name__}: {said}".removesuffix(": ") if cryptic else said
+
+
+def refused(error: OSError) -> str:
+    """What the system refuses, and of which file: where a copy has no room, of the copy."""
+    file = (error.filename2 if error.errno in NO_ROOM else None) or error.filename
+    return f"{file or 'system'}: {error.strerror or error}"
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import click
 
 from vlm_export import news
 from vlm_export.cli import output
-from vlm_export.errors import VlmExportError, shown
+from vlm_export.errors import VlmExportError, refused, shown
 
 if TYPE_CHECKING:
     from vlm_export.commands import Commands
@@ -81,7 +81,7 @@ class Group(click.Group):
         except OSError as error:
             if ctx.meta.get(_DEBUG) or isinstance(error, BrokenPipeError):  # click ends in silence: nobody reads on
                 raise
-            output.fail(f"{error.filename or 'system'}: {error.strerror or error}")
+            output.fail(refused(error))
             ctx.exit(2)
 
 

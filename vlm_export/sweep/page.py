@@ -24,6 +24,7 @@ from vlm_export.verify.report import DtypeRow
 _HERE = Path(__file__).parent
 _OF_REPORTS = _HERE.parent / "publish" / "page"
 _SCRIPT = "sweep-page.js"
+_PLOTS = 6
 _RUNTIMES = {"ort": "CPU", "node": "Node", "wasm": "WASM"}
 
 
@@ -58,7 +59,7 @@ def write_page(result: SweepResult, folder: Path) -> None:
         budgets=[megabytes(budget) for budget in affordable],
         choices=[(cell, [_choice(best(cell, budget)) for budget in affordable]) for cell in result.cells if cell.table],
         failures=[cell for cell in result.cells if cell.failure],
-        plot=_plot(result.cells),
+        plots=list(_plots(result.cells)),
         costs=list(_costs(result.cells)),
         script=Markup(script),
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -85,7 +86,7 @@ def _titles(runtimes: Sequence[str]) -> list[tuple[str, str]]:
         ("KL", "nats a token by which the next token's probabilities are off float32's"),
         ("same token", "places where the likeliest token is PyTorch's"),
         ("same captions", "captions that are PyTorch's to the last token"),
-        ("ROUGE-L", "how much of PyTorch's captions the captions say"),
+        ("ROUGE\N{NON-BREAKING HYPHEN}L", "how much of PyTorch's captions the captions say"),
         *speeds,
     ]
 
@@ -131,27 +132,32 @@ def _choice(choice: Choice) -> tuple[str, str]:
     return row.dtype, f"{megabytes(row.total_bytes)}" + (f", KL {row.kl:.2g}" if row.kl else "")
 
 
-def _plot(cells: Sequence[CellResult]) -> Markup | None:
-    """The medians of each dtype; with their layout where there are several."""
-    kinds = {(cell.recipe, cell.layout) for cell in cells}
+def _plots(cells: Sequence[CellResult]) -> Iterator[tuple[str, Markup]]:
+    """Of each recipe and layout, those with the most repos first, what it is called and the medians of its dtypes."""
+    kinds: dict[tuple[str, str], list[CellResult]] = {}
+    for cell in cells:
+        kinds.setdefault((cell.recipe, cell.layout), []).append(cell)
+    for (recipe, layout), repos in sorted(kinds.items(), key=lambda kind: -len(kind[1]))[:_PLOTS]:
+        drawn = quality_plot.svg(_medians(repos))
+        if drawn:
+            yield f"{recipe}, {layout}", Markup(drawn)
+
+
+def _medians(cells: Sequence[CellResult]) -> list[DtypeRow]:
     groups: dict[str, list[DtypeRow]] = {}
     for cell in cells:
         for row in cell.table:
             if row.kl is not None and math.isfinite(row.kl):
-                name = row.dtype if len(kinds) == 1 else f"{row.dtype}, {cell.recipe} {cell.layout}"
-                groups.setdefault(name, []).append(row)
-    medians = [
+                groups.setdefault(row.dtype, []).append(row)
+    return [
         replace(
             rows[0],
-            dtype=name,
             total_bytes=round(statistics.median(row.total_bytes for row in rows)),
             kl=statistics.median(row.kl or 0 for row in rows),
             verdict="fail" if all(row.verdict == "fail" for row in rows) else "pass",
         )
-        for name, rows in groups.items()
+        for rows in groups.values()
     ]
-    drawn = quality_plot.svg(medians)
-    return Markup(drawn) if drawn else None
 
 
 def _costs(cells: Sequence[CellResult]) -> Iterator[tuple[str, int, str, str, str]]:

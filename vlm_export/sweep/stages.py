@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vlm_export.atomic import atomic_folder, write_text
 from vlm_export.documents import load_document
-from vlm_export.errors import InputError, VlmExportError, one_line, reason
+from vlm_export.errors import InputError, VlmExportError, one_line, reason, refused
 from vlm_export.files import Digests, digests_kept
 from vlm_export.machine import threads_at_most
 from vlm_export.manifest import Manifest
@@ -60,7 +60,7 @@ def run(job: Job) -> Outcome:
     except VlmExportError as error:
         failure = str(error)
     except OSError as error:
-        failure = f"{error.filename or 'system'}: {error.strerror or error}"
+        failure = refused(error)
     except Exception as error:
         failure = f"{job.stage}: {type(error).__name__}: {reason(error)}{_told(job)}"
     return Outcome(

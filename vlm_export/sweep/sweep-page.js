@@ -3,6 +3,7 @@
 const table = document.querySelector('table.sortable');
 const body = table.tBodies[0];
 const rows = [...body.rows];
+const asWritten = [...rows];
 const headings = [...table.tHead.rows[0].cells];
 
 /** What a row is sorted by in a column: a number, else the text; nothing where nothing is known. */
@@ -19,6 +20,7 @@ function compare(one, other, column, direction) {
     return direction * (typeof left === 'number' ? left - right : left.localeCompare(right, 'en', { numeric: true }));
 }
 
+/** Rows in the order of a column, or turned round where they are in it already. */
 function sort(column) {
     const heading = headings[column];
     const descending = heading.ariaSort === 'ascending';
@@ -43,12 +45,20 @@ function show() {
     document.getElementById('shown').textContent = `${shown} of ${rows.length}`;
 }
 
+const by = document.getElementById('by');
+
 headings.forEach((heading, column) => {
+    by.append(new Option(heading.textContent, String(column)));
     const button = document.createElement('button');
     button.type = 'button';
     button.append(...heading.childNodes);
     button.addEventListener('click', () => sort(column));
     heading.append(button);
+});
+by.addEventListener('change', () => {
+    for (const each of headings) each.removeAttribute('aria-sort');
+    if (by.value === '') body.append(...asWritten);
+    else sort(Number(by.value));
 });
 for (const input of [filter, budget, passing]) input.addEventListener('input', show);
 document.querySelector('.tools').hidden = false;
