@@ -79,9 +79,9 @@ def test_each_graph_is_told_the_weights_that_it_has(kind: str, tmp_path: Path) -
     model: Any = build_empty(opened)
     opened.family.trim(model)
     for name, layout in opened.family.layouts.items():
-        components = layout.components(opened.config)
-        assert [component.name for component in components] == [graph.component for graph in GRAPHS[name]]
-        assert [component.has_cache for component in components] == [graph.has_cache for graph in GRAPHS[name]]
+        components, graphs = layout.components(opened.config), GRAPHS[layout.joins or name]
+        assert [component.name for component in components] == [graph.component for graph in graphs]
+        assert [component.has_cache for component in components] == [graph.has_cache for graph in graphs]
         expected = found.expected(name, parse(["fp32"], ""))
         assert expected is not None
         for component, file in zip(components, expected.files, strict=True):

@@ -268,7 +268,14 @@ def test_installs_once_for_two_that_ask_at_once(fake_tools: Path) -> None:
     assert one == other
     assert names(one.parent.parent) == [one.parent.name]
     assert names(one.parent) == ["node_modules", "package-lock.json", "package.json", one.name]
-    assert names(one) == ["caption.mjs", "client.mjs", "contract.mjs", "onnxruntime-web.mjs", "single.mjs"]
+    assert names(one) == [
+        "caption.mjs",
+        "client.mjs",
+        "contract.mjs",
+        "onnxruntime-web.mjs",
+        "prompts.mjs",
+        "single.mjs",
+    ]
     (fake_tools / "npm").unlink()
     assert scripts_home() == one
 

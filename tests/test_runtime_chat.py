@@ -129,7 +129,7 @@ def test_tiles_are_written_into_the_prompt_as_transformers_writes_them(make: Cal
     pair = make("smolvlm")
     for images in ([PICTURES[0]], [PICTURES[1]], PICTURES):
         encoded = pair.engine.encode(images)
-        ids = pair.engine.prompt_ids(pair.engine.messages(images, "so?"), encoded)
+        ids = pair.engine.prompt_ids(pair.engine.prompts.messages(images, "so?"), encoded)
         assert ids == pair.reference._model_inputs(images, "so?")["input_ids"][0].tolist()
         assert ids.count(257) == len(encoded.values["image_features"]) * 4
     assert {grid.rows for grid in encoded.grids} != {0}
@@ -142,7 +142,7 @@ def test_lines_of_cells_are_written_into_the_prompt_as_transformers_writes_them(
     [end, line_end, begin] = map(tokenizer.token_to_id, ("[IMG_END]", "[IMG_BREAK]", "<s>"))
     for images in ([], [PICTURES[0]], PICTURES, [picture(8, 64, 3), picture(60, 9, 4)]):
         encoded = pair.engine.encode(images)
-        ids = pair.engine.prompt_ids(pair.engine.messages(images, "so?"), encoded)
+        ids = pair.engine.prompt_ids(pair.engine.prompts.messages(images, "so?"), encoded)
         assert ids == pair.reference._model_inputs(images, "so?")["input_ids"][0].tolist()
         assert ids.count(257) == sum(encoded.rows) == sum(grid.rows * grid.columns for grid in encoded.grids)
         assert (ids.count(end), ids.count(line_end)) == (len(images), sum(grid.rows - 1 for grid in encoded.grids))

@@ -29,7 +29,7 @@ def test_installed_wheel_works_in_an_environment_of_its_own(tmp_path: Path) -> N
     (wheel,) = tmp_path.glob("*.whl")
     assert shipped(wheel, "vlm_export/js/") == expected_js()
     packages = {"package.json", "package-lock.json"}
-    scripts = {"caption.mjs", "client.mjs", "onnxruntime-web.mjs", "single.mjs"}
+    scripts = {"caption.mjs", "client.mjs", "onnxruntime-web.mjs", "prompts.mjs", "single.mjs"}
     assert shipped(wheel, "vlm_export/node/") == packages | scripts
     assert {"sweep-page.html", "sweep-page.css", "sweep-page.js"} <= shipped(wheel, "vlm_export/sweep/")
     assert shipped(wheel, "vlm_export/browser/") == packages | {"drive.mjs", "page.html", "page.mjs"}

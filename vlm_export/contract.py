@@ -40,9 +40,11 @@ MODEL_TYPES: dict[str, LayoutName] = {
     "single_graph": "single",  # by no class: ONNX Runtime alone runs it
 }
 SINGLE_TYPE, SINGLE_GRAPH = "single_graph", "model"  # the `model_type` of layout single, and its one graph
+SINGLE_OF = "single_of"  # the key of config.json with the `model_type` of the graphs that it is made of
 # The graph's inputs beside `pixel_values`: a picture as it is, and numbers that a caller may set at each run, in this
 # order; what is left out at the end of them is as the repo was exported.
 IMAGE, OPTIONS = "image", "options"
+IMAGE_ROWS = "image_rows"  # its metadata: how many rows of features a picture, or a tile of one, has
 SINGLE_OPTIONS = ("max_new_tokens", "repetition_penalty", "no_repeat_ngram_size", "min_new_tokens")
 TEXTS_BETWEEN = "\0"  # stands between the texts of several pictures, which are UTF-8 in one row
 

@@ -118,6 +118,7 @@ class TorchEngine:
         generation: Mapping[str, Any],
     ):
         self.name, self.layout = name, layout
+        self.fed_as: LayoutName = checkpoint.family.layouts[layout].joins or layout
         self.reference = checkpoint.family.reference(model)
         self.preprocessor = checkpoint.family.preprocessor(checkpoint.path, checkpoint.config, settings)
         tokenizer = load_tokenizer(checkpoint.path)

@@ -141,7 +141,15 @@ _COMPONENTS = {
 # Ours, for ONNX Runtime alone (`layouts/single.py`).
 _SINGLE = {
     SINGLE_GRAPH: Loaded(
-        {"pixel_values": Fed(_FLOAT, 4), IMAGE: Fed(ir.DataType.UINT8, 3), OPTIONS: Fed(_FLOAT, 1)},
+        {
+            "pixel_values": Fed(_FLOAT),
+            IMAGE: Fed(ir.DataType.UINT8, 3),
+            "pixel_attention_mask": Fed(None),
+            "spatial_shapes": Fed(_INT64, 2),
+            **_IDS,
+            "attention_mask": Fed(_INT64, 2),
+            OPTIONS: Fed(_FLOAT, 1),
+        },
         (OPTIONS,),
         {"sequences": Fed(_INT64, 2), "lengths": Fed(_INT64, 1), "scores": Fed(_FLOAT, 2)},
     )

@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
+from vlm_export.layouts.single import Single
 from vlm_export.models.chat import load_config, text_config
 from vlm_export.models.library import library_names, without_weights
 from vlm_export.spec.family import (
@@ -92,8 +93,15 @@ def chat_family(
     layout: Layout,
     build: Callable[[Config], PreTrainedModel] = build,
     trim: Trim = lambda model: None,
+    joins: bool = False,
 ) -> Family:
-    """A family whose model is a class of transformers' own; `layout` is its only one, `chat`."""
+    """A family whose model is a class of transformers' own; `layout` is its `chat`, and what `single` joins.
+
+    It does not where a token's place has several axes: the loop counts along one.
+    """
+    layouts = {"chat": layout}
+    if joins:
+        layouts["single"] = Layout(layout.components, Single(layout.client), joins="chat")
 
     def rename_in(config: Config) -> Rename:
         """The library's own translation of tensor names, for the class of a config."""
@@ -112,7 +120,7 @@ def chat_family(
         sample_inputs=sample_inputs,
         reference=reference,
         preprocessor=preprocessor,
-        layouts={"chat": layout},
+        layouts=layouts,
         trim=trim,
         remote_code=True,
     )

@@ -13,6 +13,7 @@ from vlm_export.errors import InputError
 
 # Layouts of the families that have others than `chat`, the usual one first: tests compare with the families.
 _LAYOUTS: Mapping[str, tuple[LayoutName, ...]] = {
+    **dict.fromkeys(("llava", "llava_onevision", "idefics3", "smolvlm"), ("chat", "single")),
     "prefix_conditioning_vlm": ("captioner", "chat", "components", "single"),
     "vision-encoder-decoder": ("captioner", "single"),
     "florence2": ("tasks",),

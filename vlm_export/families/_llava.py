@@ -78,4 +78,5 @@ def family(
         preprocessor=preprocessor,
         layout=Layout(chat, LlavaChat(image_tokens)),
         trim=trim_tower,
+        joins=True,
     )

@@ -55,4 +55,5 @@ def family(model_type: str, processor_class: str, about: About) -> Family:
         reference=lambda model: ChatReference(model, loaded_tile_tokens(model.config)),
         preprocessor=preprocessor,
         layout=Layout(chat, TiledChat(processor_class, tile_tokens)),
+        joins=True,
     )

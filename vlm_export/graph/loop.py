@@ -18,6 +18,7 @@ import onnx_ir as ir
 from vlm_export.contract import IMAGE, OPTIONS, SINGLE_GRAPH, SINGLE_OPTIONS
 from vlm_export.dtypes import ACTIVATIONS
 from vlm_export.graph import texts
+from vlm_export.graph.loop_prompt import PROMPT
 from vlm_export.graph.loop_start import ROWS, Beginning, Carried
 from vlm_export.graph.next_token import Rules
 from vlm_export.graph.onnx_text import named, parsed, typed
@@ -68,12 +69,16 @@ lengths = Squeeze (lengths_column, last_axis)
 
 def declared(parts: Sequence[Component], *, takes_picture: bool, has_texts: bool) -> Component:
     """What `join` makes of these components, as `signature.differences` compares it."""
-    [pixels] = [spec for part in parts for spec in part.inputs if spec.name == "pixel_values"]
     picture = TensorSpec(IMAGE, "uint8", ("height", "width", 3))
+    prompt = [TensorSpec(name, "int64", ("batch_size", "prompt_length")) for name in PROMPT]
     return Component(
         SINGLE_GRAPH,
         parts[-1].module,
-        inputs=(picture if takes_picture else pixels, TensorSpec(OPTIONS, "float32", ("given_options",))),
+        inputs=(
+            *([picture] if takes_picture else parts[0].inputs),
+            *(prompt if len(parts) > 2 else []),
+            TensorSpec(OPTIONS, "float32", ("given_options",)),
+        ),
         outputs=_outputs(has_texts=has_texts),
     )
 

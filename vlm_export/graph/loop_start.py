@@ -24,10 +24,10 @@ rows = Shape <start = 0, end = 1> (of_each_row)
 empty_shape = Concat <axis = 0> (rows, no_columns)
 column_shape = Concat <axis = 0> (rows, one_column)
 """
-_EMPTY_CACHE = """
-cache_sizes = Constant <value_ints = SIZES> ()
-cache_shape = Concat <axis = 0> (rows, cache_sizes)
-empty_cache = ConstantOfShape (cache_shape)
+_EMPTY = """
+NAME_sizes = Constant <value_ints = SIZES> ()
+NAME_shape = Concat <axis = 0> (rows, NAME_sizes)
+NAME = ConstantOfShape (NAME_shape)
 """
 _START = """
 start_token = Constant <value_int = START> ()
@@ -102,11 +102,12 @@ class Start:
         [states] = encoder.outputs
         move_weights(core, encoder, "decoder.")
         decoder = take_apart(core, "decoder.")
-        own = cache_of(decoder)
+        empties, empty = empty_caches(decoder)
+        none = next(iter(empty.values()))
         text = "\n".join(
             [
                 ROWS,
-                empty_cache(own[0]),
+                empties,
                 _START.replace("START", str(self.token)),
                 _OF_PREFIX if self.has_prefix else _NOTHING_TAKEN,
             ]
@@ -116,7 +117,7 @@ class Start:
         decoder.fed["encoder_hidden_states"].replace_all_uses_with(states)
         for name, value in decoder.fed.items():
             if _CROSS in name:
-                value.replace_all_uses_with(before["empty_cache"])
+                value.replace_all_uses_with(before[none])
         return Opened(
             decoder.nodes,
             decoder.given["logits"],
@@ -125,25 +126,32 @@ class Start:
             before["taken"],
             [
                 Carried(decoder.fed["input_ids"], before["first_ids"]),
-                *(Carried(value, before["empty_cache"]) for value in own),
+                *(Carried(decoder.fed[name], before[made]) for name, made in empty.items()),
             ],
-            lambda chosen: ([], [chosen, *presents_of(decoder)]),
+            lambda chosen: ([], [chosen, *given_cache(decoder)]),
         )
 
 
-def cache_of(decoder: Part) -> list[ir.Value]:
-    """The inputs of a decoder that hold its own keys and values."""
-    return [value for name, value in decoder.fed.items() if cache.has_positions(name) and _CROSS not in name]
+def own_cache(decoder: Part) -> dict[str, ir.Value]:
+    """The inputs of a decoder that hold what its layers keep, by name; not those of cross-attention."""
+    return {name: value for name, value in decoder.fed.items() if cache.is_past(name) and _CROSS not in name}
 
 
-def presents_of(decoder: Part) -> list[ir.Value]:
-    """What a decoder gives for each of `cache_of`."""
-    names = [name for name in decoder.fed if cache.has_positions(name) and _CROSS not in name]
-    return [decoder.given[cache.present_of(name)] for name in names]
+def given_cache(decoder: Part) -> list[ir.Value]:
+    """What a decoder gives for each of `own_cache`."""
+    return [decoder.given[cache.present_of(name)] for name in own_cache(decoder)]
 
 
-def empty_cache(past: ir.Value) -> str:
-    """ONNX text that makes, of `rows`, an `empty_cache` of the sizes of this one."""
-    sizes = past.shape
-    assert sizes is not None
-    return _EMPTY_CACHE.replace("SIZES", str([sizes[1], 0, sizes[3]]))
+def empty_caches(decoder: Part) -> tuple[str, dict[str, str]]:
+    """ONNX text that makes of `rows` what each of `own_cache` is first, and by its name the name of that in the text.
+
+    Of keys and values there are none; of any other state there are zeros.
+    """
+    made: dict[str, str] = {}
+    sizes: dict[str, str] = {}
+    for name, value in own_cache(decoder).items():
+        assert value.shape is not None, name
+        known = [0 if not isinstance(size, int) else size for size in value.shape[1:]]
+        made[name] = sizes.setdefault(str(known), f"empty_{len(sizes)}")
+    text = "".join(_EMPTY.replace("NAME", name).replace("SIZES", known) for known, name in sizes.items())
+    return text, made

@@ -39,17 +39,18 @@ class Rules:
     never_first: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, generation: Mapping[str, Any], vocabulary: int, begun: int) -> Rules:
-        """The rules of a `generation_config.json`; `begun` ids are there before the first new one.
+    def of(cls, generation: Mapping[str, Any], vocabulary: int, begun: int | None) -> Rules:
+        """The rules of a `generation_config.json`; `begun` ids are there before the first new one, of a prompt any.
 
         Raises:
             InputError: one of them is not made as a graph.
         """
-        others = HEEDED.keys() - {*SINGLE_OPTIONS, *_FIXED}
+        fixed = _FIXED if begun is not None else _FIXED[1:]  # a prompt is of any length
+        others = HEEDED.keys() - {*SINGLE_OPTIONS, *fixed}
         if asked := sorted(name for name in others if generation.get(name) not in (None, HEEDED[name], [])):
             raise InputError(f"generation: {', '.join(asked)}: layout single has no such rule: take another layout")
         known = {**HEEDED, **{name: value for name, value in generation.items() if value is not None}}
-        known["min_new_tokens"] = max(int(known["min_new_tokens"]), int(known["min_length"]) - begun)
+        known["min_new_tokens"] = max(int(known["min_new_tokens"]), int(known["min_length"]) - (begun or 0))
         return cls(
             defaults=tuple(float(known[name]) for name in SINGLE_OPTIONS),
             ends=_ids(known["eos_token_id"]),

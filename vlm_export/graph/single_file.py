@@ -6,40 +6,37 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from vlm_export.contract import SINGLE_GRAPH
+from vlm_export.contract import NUMBERED_FROM_ONE, SINGLE_GRAPH
 from vlm_export.dtypes import DTYPES
-from vlm_export.errors import InputError
 from vlm_export.files import read_json
 from vlm_export.graph.graph_file import save_graph
 from vlm_export.graph.graph_on_disk import open_graph
 from vlm_export.graph.loop import join
+from vlm_export.graph.loop_prompt import Prompted
 from vlm_export.graph.loop_start import Start
 from vlm_export.graph.next_token import Rules
 from vlm_export.graph.pieces import pieces
 from vlm_export.manifest import ONNX, GraphFile
-from vlm_export.runtime.drivers import start_token_id
+from vlm_export.runtime.drivers import choose_driver, image_token_id, start_token_id
 from vlm_export.runtime.repo import Repo, open_repo
-from vlm_export.spec import cache
 
-_ENCODER, _DECODER = "encoder_model", "decoder_model_merged"
 _POSITIONS = 4096  # of a model that does not say how many it has
 
 
 def write(folder: Path, dtype: str) -> GraphFile:
-    """Write `model` in a dtype beside the graphs of a captioner's repo that it is made of.
+    """Write `model` in a dtype beside the graphs of a repo, a captioner's or a chat's, that it is made of.
 
     Raises:
         InputError: the repo has a rule of generation that is not made as a graph, or a decoder with another cache than
             attention's.
     """
     repo, suffix = open_repo(folder), DTYPES[dtype].suffix
-    encoder, decoder = (open_graph(folder / ONNX / f"{name}{suffix}.onnx") for name in (_ENCODER, _DECODER))
-    names = [str(value.name) for value in decoder.graph.inputs]
-    if other := next((name for name in names if cache.is_past(name) and not cache.has_positions(name)), None):
-        raise InputError(f"{folder}: layout single: its loop carries no state like {other}: take another layout")
-    rules = Rules.of(repo.generation, _vocabulary(decoder), begun=1)
+    names = choose_driver(repo.files).components
+    parts = [open_graph(folder / ONNX / f"{name}{suffix}.onnx") for name in names]
+    rules = Rules.of(repo.generation, _vocabulary(parts[-1]), begun=None if repo.takes_prompt else 1)
     known = pieces(read_json(folder / "tokenizer.json"), max(rules.vocabulary, rules.pad + 1))
-    model = join([encoder, decoder], _start(repo), rules, takes_picture=bool(repo.in_graph), pieces=known)
+    start = _prompted(repo, rules.vocabulary) if repo.takes_prompt else _start(repo)
+    model = join(parts, start, rules, takes_picture=bool(repo.in_graph), pieces=known)
     path = folder / ONNX / f"{SINGLE_GRAPH}{suffix}.onnx"
     chunks = save_graph(model, path)
     size = sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
@@ -48,7 +45,7 @@ def write(folder: Path, dtype: str) -> GraphFile:
 
 def remove_parts(folder: Path) -> None:
     """Remove the graphs that are in the one file."""
-    for name in (_ENCODER, _DECODER):
+    for name in choose_driver(open_repo(folder).files).components:
         for path in (folder / ONNX).glob(f"{name}*"):
             path.unlink()
 
@@ -59,6 +56,15 @@ def _start(repo: Repo) -> Start:
         is_history=not repo.has_prefix,
         positions=repo.positions or _POSITIONS,
         has_prefix=repo.has_prefix,
+    )
+
+
+def _prompted(repo: Repo, vocabulary: int) -> Prompted:
+    return Prompted(
+        image_token=image_token_id(repo.config),
+        first=int(repo.config["model_type"] in NUMBERED_FROM_ONE),
+        positions=repo.positions or _POSITIONS,
+        vocabulary=vocabulary,
     )
 
 

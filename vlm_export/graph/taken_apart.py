@@ -18,10 +18,12 @@ class Part:
 
 
 def move_weights(inner: ir.Graph, outer: ir.Graph, prefix: str) -> None:
-    """Move the weights of a graph to another; one whose name is taken there gets the prefix."""
+    """Move the weights of a graph that are used to another; one whose name is taken there gets the prefix."""
     taken = {str(value.name) for node in outer for value in node.outputs} | set(outer.initializers)
     for name, value in list(inner.initializers.items()):
         inner.initializers.pop(name)
+        if not value.uses():
+            continue
         if name in taken:
             value.name = f"{prefix}{name}"
         outer.register_initializer(value)

@@ -236,7 +236,7 @@ def loadable(repo: Repo, wanted: Sequence[BenchTarget]) -> list[BenchTarget]:
 
 def _asked(repo: Repo, prompt: str | None) -> str | list[dict[str, Any]] | None:
     """A prompt as the client of a layout takes it."""
-    if repo.layout != "chat":
+    if repo.fed_as != "chat":
         return prompt if repo.takes_prompt else None
     text = [{"type": "text", "text": prompt}] if prompt else []
     return [{"role": "user", "content": [{"type": "image"}, *text]}]

@@ -43,7 +43,7 @@ import {
     pipeline,
 } from '@huggingface/transformers';
 
-import { IMAGE_PROCESSORS } from './contract.mjs';
+import { loadPrompts, pictureOf, readTensor } from './prompts.mjs';
 import { loadSingle } from './single.mjs';
 
 /** Collects the ids of one `generate()` call. Its first `put` is the prompt, or the decoder start token. */
@@ -95,20 +95,6 @@ class ScoreRecorder extends LogitsProcessor {
     }
 }
 
-/**
- * @param {PixelValues} pixelValues
- * @returns {RawImage} a black image of the same height and width
- */
-function blankImage({ shape, size = shape.slice(-2) }) {
-    const [height, width] = size;
-    return new RawImage(new Uint8ClampedArray(height * width * 3), width, height, 3);
-}
-
-/** @type {(pixelValues: PixelValues, files: Files) => Promise<Tensor>} */
-async function readTensor({ path, shape }, files) {
-    return new Tensor('float32', await files.read(path), shape);
-}
-
 /** @type {(id: string, options: LoadOptions, files: Files) => Promise<Loaded>} */
 async function loadCaptioner(id, options, files) {
     const captioner = await pipeline('image-to-text', id, options);
@@ -132,26 +118,14 @@ async function loadCaptioner(id, options, files) {
 
 /** @type {(id: string, options: LoadOptions, files: Files) => Promise<Loaded>} */
 async function loadChat(id, loading, files) {
-    const processor = await AutoProcessor.from_pretrained(id);
-    /** @param {Message[]} conversation */
-    const render = (conversation) => processor.apply_chat_template(conversation, { add_generation_prompt: true });
+    const { processor, inputsOf } = await loadPrompts(id, files);
     const model = await AutoModelForImageTextToText.from_pretrained(id, loading);
-    const settings = /** @type {{ image_processor_type?: string }} */ (processor.image_processor?.config);
-    const known = /** @type {Record<string, { text_first: boolean }>} */ (IMAGE_PROCESSORS);
-    const textFirst = known[settings.image_processor_type?.replace(/Fast$/, '') ?? '']?.text_first;
 
     /** @type {Loaded['caption']} */
     async function caption(item, options, modelInputs) {
-        const image = item.image === undefined ? blankImage(item.pixel_values) : await RawImage.read(item.image);
-        const text = typeof item.prompt === 'string' ? item.prompt : render(item.prompt);
-        const inputs = await (textFirst ? processor(text, image) : processor(image, text));
-        modelInputs.prompt_ids = [...inputs.input_ids.data].map(Number);
-        modelInputs.pixel_values = inputs.pixel_values;
-        if (item.pixel_values) {
-            inputs.pixel_values = await readTensor(item.pixel_values, files);
-        }
+        const inputs = await inputsOf(item, modelInputs);
         const ids = /** @type {Tensor} */ (await model.generate({ ...inputs, ...options }));
-        const answer = ids.slice(null, [inputs.input_ids.dims.at(-1), null]);
+        const answer = ids.slice(null, /** @type {any} */ ([inputs.input_ids.dims.at(-1), null]));
         return processor.batch_decode(answer, { skip_special_tokens: true })[0];
     }
     return { model, caption };
@@ -166,8 +140,7 @@ async function loadTasks(id, loading, files) {
 
     /** @type {Loaded['caption']} */
     async function caption(item, options, modelInputs) {
-        const image = item.image === undefined ? blankImage(item.pixel_values) : await RawImage.read(item.image);
-        const inputs = await processor(image, item.prompt);
+        const inputs = await processor(await pictureOf(item), item.prompt);
         modelInputs.prompt_ids = [...inputs.input_ids.data].map(Number);
         modelInputs.pixel_values = inputs.pixel_values;
         if (item.pixel_values) {

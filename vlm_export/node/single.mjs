@@ -1,15 +1,18 @@
 /**
- * Captions pictures by a single graph, with ONNX Runtime alone: no class of transformers.js knows it.
+ * Captions pictures, or answers prompts, by a single graph, with ONNX Runtime alone: no class of transformers.js knows it.
  *
  * What reads pictures and texts is transformers.js's; a page of a user's takes pixels out of a canvas, and the caption
  * out of the graph.
  *
  * @typedef {import('./client.mjs').Files} Files
+ * @typedef {import('./client.mjs').Item} Item
+ * @typedef {import('./client.mjs').ModelInputs} ModelInputs
  */
 
 import { AutoImageProcessor, AutoTokenizer, RawImage, Tensor } from '@huggingface/transformers';
 
 import { SINGLE_OPTIONS, SUFFIXES } from './contract.mjs';
+import { loadPrompts, readTensor } from './prompts.mjs';
 
 /** What the graph does where neither a caller nor `generation_config.json` says otherwise. */
 const DEFAULTS = { repetition_penalty: 1, no_repeat_ngram_size: 0, min_new_tokens: 0 };
@@ -30,6 +33,22 @@ function asPicture({ data, dims }) {
     return [bytes, [height, width, 3]];
 }
 
+/**
+ * @param {string} id
+ * @param {Files} files
+ * @returns {Promise<(item: Item, modelInputs: ModelInputs) => Promise<Record<string, Tensor>>>} makes a captioner's pixels
+ */
+async function loadPixels(id, files) {
+    const processor = await AutoImageProcessor.from_pretrained(id);
+    return async ({ image, pixel_values }, modelInputs) => {
+        if (image !== undefined) {
+            modelInputs.pixel_values = (await processor(await RawImage.read(image))).pixel_values;
+        }
+        const pixels = pixel_values ? await readTensor(pixel_values, files) : modelInputs.pixel_values;
+        return { pixel_values: /** @type {Tensor} */ (pixels) };
+    };
+}
+
 /** @type {(id: string, options: import('./client.mjs').LoadOptions, files: Files) => Promise<import('./client.mjs').Loaded>} */
 export async function loadSingle(id, { dtype = 'fp32', device, session_options }, files) {
     const ort = await files.runtime();
@@ -38,29 +57,25 @@ export async function loadSingle(id, { dtype = 'fp32', device, session_options }
     const providers = device === 'webgpu' ? { executionProviders: ['webgpu'] } : {};
     const graph = files.address(id, `onnx/model${suffix}.onnx`);
     const session = await ort.InferenceSession.create(graph, { logSeverityLevel: 3, ...providers, ...session_options });
-    const [processor, tokenizer] = await Promise.all([
-        AutoImageProcessor.from_pretrained(id),
-        AutoTokenizer.from_pretrained(id),
-    ]);
+    const isChat = session.inputNames.includes('input_ids');
+    const inputsOf = isChat ? (await loadPrompts(id, files)).inputsOf : await loadPixels(id, files);
+    const tokenizer = await AutoTokenizer.from_pretrained(id);
 
     /** @type {import('./client.mjs').Loaded['caption']} */
     async function caption(item, options, modelInputs) {
-        if (item.image !== undefined) {
-            const { pixel_values } = await processor(await RawImage.read(item.image));
-            modelInputs.pixel_values = pixel_values;
-        }
-        const given = item.pixel_values && {
-            data: await files.read(item.pixel_values.path),
-            dims: item.pixel_values.shape,
-        };
-        const pixels = /** @type {Tensor} */ (given ?? modelInputs.pixel_values);
+        const inputs = await inputsOf(item, modelInputs);
         const asked = /** @type {Record<string, number>} */ ({ ...DEFAULTS, ...own, ...options });
         const numbers = SINGLE_OPTIONS.map((name) => asked[name]);
         /** @type {Record<string, import('onnxruntime-common').Tensor>} */
-        const fed = session.inputNames.includes('image')
-            ? { image: new ort.Tensor('uint8', ...asPicture(pixels)) }
-            : { pixel_values: new ort.Tensor('float32', /** @type {Float32Array} */ (pixels.data), pixels.dims) };
-        const made = await session.run({ ...fed, options: new ort.Tensor('float32', numbers, [numbers.length]) });
+        const fed = { options: new ort.Tensor('float32', numbers, [numbers.length]) };
+        for (const name of session.inputNames.filter((name) => name !== 'options')) {
+            const { type, data, dims } = inputs[name] ?? {};
+            fed[name] =
+                name === 'image'
+                    ? new ort.Tensor('uint8', ...asPicture(inputs.pixel_values))
+                    : new ort.Tensor(/** @type {any} */ (type), /** @type {any} */ (data), dims);
+        }
+        const made = await session.run(fed);
         const count = Number(made.lengths.data[0]);
         const ids = [.../** @type {BigInt64Array} */ (made.sequences.data)].slice(0, count);
         options.streamer.put([[]]);

@@ -183,7 +183,7 @@ _OF_CLIENT = (
 _OF_SINGLE = (
     "It takes the likeliest token each time. `options` are a list of numbers, which may be empty: "
     f"{', '.join(SINGLE_OPTIONS)}, in this order; what is left out is as it was exported.",
-    "transformers.js does not load it: the whole caption is one run of ONNX Runtime.",
+    "transformers.js does not load it: the whole text is one run of ONNX Runtime.",
 )
 
 

@@ -85,8 +85,8 @@ def snippets(subject: Subject) -> list[Snippet]:
 
 
 def _one_file(subject: Subject) -> list[Snippet]:
-    """ONNX Runtime alone, where the one file takes a picture as it is and gives a text."""
-    if not _takes_pictures(subject.settings) or not subject.has_texts:
+    """ONNX Runtime alone, where the one file takes a picture as it is, and nothing else, and gives a text."""
+    if subject.client.question or not _takes_pictures(subject.settings) or not subject.has_texts:
         return []
     file = f"{ONNX}/{SINGLE_GRAPH}.onnx"
     page = f"""import * as ort from 'onnxruntime-web';

@@ -67,10 +67,14 @@ class Memory:
 
 
 class Engine(Protocol):
-    """What computes a model: ONNX Runtime, or PyTorch. `repo_path` is the folder of the repo whose graphs it runs."""
+    """What computes a model: ONNX Runtime, or PyTorch.
+
+    `repo_path` is the folder of the repo whose graphs it runs, `fed_as` the layout whose inputs it takes.
+    """
 
     name: str
     layout: LayoutName
+    fed_as: LayoutName
     dtype: str
     backend: Backend
     repo_path: Path | None
@@ -126,7 +130,7 @@ class Model:
 
     @property
     def layout(self) -> LayoutName:
-        """captioner, chat, tasks or components."""
+        """captioner, chat, tasks, components or single."""
         return self.engine.layout
 
     @property
@@ -142,12 +146,12 @@ class Model:
     @property
     def takes_prompt(self) -> bool:
         """Whether the model reads a text or a conversation beside the image."""
-        return self.layout in ASKED
+        return self.engine.fed_as in ASKED
 
     @property
     def takes_turns(self) -> bool:
         """Whether the model reads a conversation."""
-        return self.layout == "chat"
+        return self.engine.fed_as == "chat"
 
     def generate(
         self,

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,8 @@ from PIL import Image
 
 from vlm_export.errors import InputError
 from vlm_export.runtime import beams, generate
-from vlm_export.runtime.drivers import ChatDriver, choose_driver, image_token_id
+from vlm_export.runtime.drivers import ChatDriver, choose_driver
 from vlm_export.runtime.generate import Decoder, Generated
-from vlm_export.runtime.image_tokens import ImageTokens, written_by
 from vlm_export.runtime.images import Grid, ImageProcessor
 from vlm_export.runtime.model import (
     Answer,
@@ -32,6 +30,7 @@ from vlm_export.runtime.model import (
     finish,
 )
 from vlm_export.runtime.options import Options, Plan, plan
+from vlm_export.runtime.prompts import Prompts
 from vlm_export.runtime.repo import ONNX, ROW_BY_ROW, SUFFIXES, Repo, choose_dtype
 from vlm_export.runtime.sessions import GRAPH_ERRORS, Arrays, Cache, Sessions, is_cuttable, keep_positions
 from vlm_export.runtime.tasks import Tasks
@@ -91,7 +90,7 @@ class OnnxEngine:
 
     def __init__(self, repo: Repo, dtype: str | None, threads: int = 0):
         self.repo = repo
-        self.name, self.layout = repo.name, repo.layout
+        self.name, self.layout, self.fed_as = repo.name, repo.layout, repo.fed_as
         self.repo_path: Path | None = repo.path
         choice = choose_driver(repo.files)
         components = choice.components
@@ -106,6 +105,7 @@ class OnnxEngine:
         self.driver = choice.on(self.sessions)
         self.text = Text(repo.path)
         self.images = ImageProcessor(repo.preprocessor)
+        self.prompts = Prompts(repo, self.text, self.images.cut)
         with self.failures():
             for component in components:
                 self.sessions.session(component)
@@ -185,7 +185,9 @@ class OnnxEngine:
         if self.repo.has_prefix or self.layout == "captioner":
             self._check_one(images)
         encoded = self.encode(images)
-        ids = self.prompt_ids(self.messages(images, prompt), encoded) if self.layout == "chat" else self._start()
+        ids = (
+            self.prompt_ids(self.prompts.messages(images, prompt), encoded) if self.layout == "chat" else self._start()
+        )
         return Prepared(ids, encoded, self._plan(options, ids, encoded))
 
     def _asked(self, images: Sequence[Image.Image], prompt: Prompt, options: Options) -> Prepared:
@@ -293,7 +295,7 @@ class OnnxEngine:
 
     def _rows(self, features: np.ndarray | None, grids: Sequence[Grid]) -> tuple[int, ...]:
         """Rows of features of each image, or of each of its tiles."""
-        known = [self.image_tokens.rows(grid) for grid in grids] if self.layout == "chat" else []
+        known = [self.prompts.image_tokens.rows(grid) for grid in grids] if self.layout == "chat" else []
         if known and None not in known:
             return tuple(known)  # type: ignore[arg-type]
         if features is None:
@@ -308,32 +310,9 @@ class OnnxEngine:
         beside = (name for name in groups[0] if name in self.driver.of_images)
         return joined | {name: np.concatenate([group[name] for group in groups]) for name in beside}
 
-    @cached_property
-    def image_tokens(self) -> ImageTokens:
-        """How images stand in this model's prompts."""
-        token, written = self.text.token(image_token_id(self.repo.config)), written_by(self.repo, self.text)
-        return ImageTokens.of(token, self.images.cut, self.repo.processor, written)
-
-    def messages(self, images: Sequence[Image.Image], prompt: Prompt) -> list[Message]:
-        """A prompt as a conversation: a text comes after the images.
-
-        Raises:
-            InputError: there is no prompt, and the model needs one.
-        """
-        if prompt is not None and not isinstance(prompt, str):
-            return list(prompt)
-        if prompt is None and not self.repo.has_prefix:
-            raise InputError(f"{self.name}: answers a question about an image: give it a prompt")
-        text = [{"type": "text", "text": prompt}] if prompt else []
-        return [{"role": "user", "content": [*({"type": "image"} for _ in images), *text]}]
-
     def prompt_ids(self, messages: Sequence[Message], encoded: Encoded) -> list[int]:
         """The ids of a conversation up to where the answer begins, with those of its images."""
-        written = self.image_tokens.write(self.text.render(messages), encoded.grids, encoded.rows)
-        ids = self.text.conversation_ids(written)
-        image = image_token_id(self.repo.config)
-        check_rows((id for id in ids if id != image), self.repo.rows, self.text.token, f"{self.name}: the prompt")
-        return ids
+        return self.prompts.ids(messages, encoded.grids, encoded.rows)
 
     def inputs(self, prepared: Sequence[Prepared]) -> Arrays:
         """The decoder's inputs for these prompts together: `input_ids` `[prompts, longest] int64`, and the features.

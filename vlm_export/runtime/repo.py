@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlm_export.contract import MODEL_TYPES, PREFIX, SUFFIXES, LayoutName
+from vlm_export.contract import MODEL_TYPES, PREFIX, SINGLE_OF, SUFFIXES, LayoutName
 from vlm_export.dtypes import preferred
 from vlm_export.errors import InputError
 from vlm_export.forms.reading import json_of
@@ -69,9 +69,16 @@ class Repo:
         return MODEL_TYPES.get(self.config.get("model_type", ""), "components")
 
     @property
+    def fed_as(self) -> LayoutName:
+        """The layout whose inputs it takes: of one file, that of the graphs that it is made of."""
+        if self.layout != "single":
+            return self.layout
+        return MODEL_TYPES.get(self.config.get(SINGLE_OF, ""), "captioner")
+
+    @property
     def takes_prompt(self) -> bool:
         """Whether it is asked something: in a conversation, or by a task prompt."""
-        return self.layout in ASKED
+        return self.fed_as in ASKED
 
     @property
     def has_prefix(self) -> bool:

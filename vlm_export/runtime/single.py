@@ -1,4 +1,4 @@
-"""A repo of layout single in ONNX Runtime: pictures go in, tokens come out, the loop between them is the graph's."""
+"""A repo of layout single in ONNX Runtime, as an engine: of a captioner, or of a chat."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vlm_export.contract import IMAGE, OPTIONS, SINGLE_GRAPH, SINGLE_OPTIONS, TEXTS_BETWEEN
+from vlm_export.contract import IMAGE, SINGLE_GRAPH, SINGLE_OPTIONS
 from vlm_export.errors import InputError
 from vlm_export.runtime.generate import FinishReason, Generated
 from vlm_export.runtime.images import ImageProcessor
@@ -25,63 +25,26 @@ from vlm_export.runtime.model import (
     Prompt,
     answers,
 )
+from vlm_export.runtime.one_graph import IDS, PIXELS, Row, image_rows, no_pictures, rows, together
 from vlm_export.runtime.options import Options, Plan, plan
+from vlm_export.runtime.prompts import Prompts
 from vlm_export.runtime.repo import ONNX, ROW_BY_ROW, SUFFIXES, Repo, choose_dtype
-from vlm_export.runtime.run_limit import limited
-from vlm_export.runtime.sessions import GRAPH_ERRORS, Arrays, Inputs, Sessions
+from vlm_export.runtime.sessions import GRAPH_ERRORS, Arrays, Sessions
 from vlm_export.runtime.text import Message, Text
-
-_PIXELS = "pixel_values"
-_NUMBERS, _TEXTS = ("sequences", "lengths", "scores"), "texts"
-
-
-@dataclass(frozen=True)
-class Row:
-    """What was generated of one picture: ids up to the one that ends it, and the logarithm of each's probability."""
-
-    token_ids: list[int]
-    scores: np.ndarray
-
-
-def caption(sessions: Sessions, pictures: Inputs, options: Sequence[float] = ()) -> list[Row]:
-    """Run the graph on `pixel_values` `[batch, 3, H, W] float32`; `options` are those of `SINGLE_OPTIONS`, in order.
-
-    A graph that prepares pictures is fed them as they are, in 0…255, and one at a time.
-    """
-    made = _run(sessions, pictures, options, _NUMBERS)
-    rows = zip(made["sequences"], made["lengths"], made["scores"], strict=True)
-    return [Row(ids[:length].tolist(), scores[:length]) for ids, length, scores in rows]
-
-
-def gives_texts(sessions: Sessions) -> bool:
-    """Whether the graph itself makes texts of its tokens."""
-    return _TEXTS in [value.name for value in sessions.session(SINGLE_GRAPH).get_outputs()]
-
-
-def texts(sessions: Sessions, pictures: Inputs) -> list[str]:
-    """The texts that the graph itself gives, one a picture.
-
-    Raises:
-        UnicodeDecodeError: they are no UTF-8.
-    """
-    made = _run(sessions, pictures, (), (_TEXTS,))[_TEXTS]
-    return bytes(made).decode().split(TEXTS_BETWEEN)
-
-
-def _run(sessions: Sessions, pictures: Inputs, options: Sequence[float], outputs: Sequence[str]) -> Arrays:
-    feeds: Arrays = {OPTIONS: np.array(options, dtype=np.float32)}
-    if IMAGE in sessions.input_names(SINGLE_GRAPH):
-        feeds[IMAGE] = np.ascontiguousarray(np.moveaxis(pictures[_PIXELS][0], 0, -1).astype(np.uint8))
-    else:
-        feeds[_PIXELS] = pictures[_PIXELS]
-    with limited(SINGLE_GRAPH, sessions.run_seconds) as run:
-        made = sessions.session(SINGLE_GRAPH).run(list(outputs), feeds, run)
-    return dict(zip(outputs, map(np.asarray, made), strict=True))
 
 
 def as_options(decided: Plan) -> list[float]:
     """The numbers of `SINGLE_OPTIONS` in a plan."""
     return [float(getattr(decided, name)) for name in SINGLE_OPTIONS]
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What the graph is fed for one row, and by what rules; `prompt_tokens` are there before its first."""
+
+    inputs: Arrays
+    plan: Plan
+    prompt_tokens: int
 
 
 class SingleEngine:
@@ -96,12 +59,13 @@ class SingleEngine:
 
     def __init__(self, repo: Repo, dtype: str | None, threads: int = 0):
         self.repo = repo
-        self.name, self.layout = repo.name, repo.layout
+        self.name, self.layout, self.fed_as = repo.name, repo.layout, repo.fed_as
         self.repo_path: Path | None = repo.path
         self.dtype = choose_dtype(dtype, (SINGLE_GRAPH,), repo.graph_files, str(repo.path / ONNX), repo.failed)
         self.sessions = Sessions(repo.path / ONNX, SUFFIXES[self.dtype], threads)
         self.text = Text(repo.path)
         self.images = ImageProcessor(repo.preprocessor)
+        self.prompts = Prompts(repo, self.text, self.images.cut)
         try:
             self.takes_picture = IMAGE in self.sessions.input_names(SINGLE_GRAPH)
             self.row_by_row = self.dtype in ROW_BY_ROW and not self.sessions.rows_are_independent((SINGLE_GRAPH,))
@@ -116,7 +80,7 @@ class SingleEngine:
         on_text: OnText | None = None,
         cancelled: Cancelled | None = None,
     ) -> Answer:
-        """Caption one picture: a single run, so that the text comes at once, and nothing can be cancelled.
+        """Caption one picture, or answer a prompt: a single run, so that the text comes at once and whole.
 
         Raises:
             InputError: as of `Model.generate`; or options that the graph does not have.
@@ -128,27 +92,23 @@ class SingleEngine:
         return answer
 
     def generate_batch(self, items: Sequence[Item], options: Options) -> list[Answer]:
-        """Caption pictures, in one run where the graph takes several and no row changes another's tokens.
+        """The same of several, in one run where the graph takes them together and no row changes another's tokens.
 
         Raises:
             InputError: as of `generate`.
             EngineFailed: ONNX Runtime fails.
         """
         started = time.perf_counter()
-        for images, _ in items:
-            if len(images) != 1:
-                raise InputError(f"{self.name}: captions one image at a time, not {len(images)} together")
-        decided = self._plan(options)
-        pixels = [self.images(images).arrays[_PIXELS] for images, _ in items]
-        one_by_one = self.takes_picture or self.row_by_row
-        groups = pixels if one_by_one else [np.concatenate(pixels)]
+        prepared = [self._prepared(images, prompt, options) for images, prompt in items]
         try:
-            rows = [row for group in groups for row in caption(self.sessions, {_PIXELS: group}, as_options(decided))]
+            made = self._together(prepared) or [self._alone(one) for one in prepared]
         except GRAPH_ERRORS as error:
             raise self._failed(error) from error
-        made = [[Generated(row.token_ids, _reason(row, decided))] for row in rows]
         ended = time.perf_counter()
-        return [answers(each, self.text, decided.stop, self._begun, started, ended) for each in made]
+        return [
+            answers([generated], self.text, one.plan.stop, one.prompt_tokens, started, ended)
+            for one, generated in zip(prepared, made, strict=True)
+        ]
 
     def turn(
         self,
@@ -159,16 +119,67 @@ class SingleEngine:
         on_text: OnText | None = None,
         cancelled: Cancelled | None = None,
     ) -> tuple[Answer, Memory]:
-        """Raises InputError: a captioner has no conversations."""
-        raise InputError(f"{self.name}: a {self.layout} repo has no conversation: it captions a picture")
+        """Answer a conversation, all of which is run anew: the cache stays in the graph.
+
+        Raises:
+            InputError: as of `generate`; or a captioner, which has no conversations.
+            EngineFailed: ONNX Runtime fails.
+        """
+        if self.fed_as != "chat":
+            raise InputError(f"{self.name}: a {self.layout} repo has no conversation: it captions a picture")
+        answer = self.generate(images, messages, options, on_text, cancelled)
+        return answer, Memory(tokens_fed=answer.prompt_tokens)
+
+    def _prepared(self, images: Sequence[Image.Image], prompt: Prompt, options: Options) -> _Prepared:
+        """Raises InputError as `generate` does."""
+        if self.fed_as == "chat":
+            return self._asked(images, prompt, options)
+        if len(images) != 1:
+            raise InputError(f"{self.name}: captions one image at a time, not {len(images)} together")
+        return _Prepared({PIXELS: self.images(images).arrays[PIXELS]}, self._plan(options, self._begun), self._begun)
+
+    def _asked(self, images: Sequence[Image.Image], prompt: Prompt, options: Options) -> _Prepared:
+        """A prompt about any number of images; raises InputError as `generate` does."""
+        processed = [self.images(group) for group in self.images.groups(images)] if images else []
+        grids = [grid for each in processed for grid in each.grids]
+        own = image_rows(self.sessions)
+        rows_of = [own or self.prompts.image_tokens.rows(grid) or 0 for grid in grids]
+        ids = self.prompts.ids(self.prompts.messages(images, prompt), grids, rows_of)
+        if self.takes_picture and len(images) > 1:
+            raise InputError(f"{self.name}: as one file it takes one picture at a time, not {len(images)} together")
+        inputs = (
+            together([each.arrays for each in processed], 0) if processed else no_pictures(self.sessions, self.name)
+        )
+        if inputs is None:
+            raise InputError(f"{self.name}: as one file it takes pictures of one size together: ask of one at a time")
+        positions = self.repo.positions
+        room = None if positions is None else positions - len(ids) + 1  # the last token is not fed
+        inputs[IDS] = np.array([ids], dtype=np.int64)
+        return _Prepared(inputs, self._plan(options, len(ids), room), len(ids))
+
+    def _alone(self, one: _Prepared) -> Generated:
+        [row] = rows(self.sessions, one.inputs, as_options(one.plan))
+        return Generated(row.token_ids, _reason(row, one.plan))
+
+    def _together(self, prepared: Sequence[_Prepared]) -> list[Generated] | None:
+        """All in one run; None where that is not to be."""
+        shared = prepared[0].plan
+        if self.takes_picture or self.row_by_row or any(one.plan != shared for one in prepared):
+            return None
+        inputs = together([one.inputs for one in prepared], shared.pad_token_id)
+        if inputs is None:
+            return None
+        return [
+            Generated(row.token_ids, _reason(row, shared)) for row in rows(self.sessions, inputs, as_options(shared))
+        ]
 
     @property
     def _begun(self) -> int:
         """How many ids a text begins with: a prefix has none."""
         return 0 if self.repo.has_prefix else 1
 
-    def _plan(self, options: Options) -> Plan:
-        decided = plan(options, self.repo.generation, self._begun)
+    def _plan(self, options: Options, prompt_tokens: int, room: int | None = None) -> Plan:
+        decided = plan(options, self.repo.generation, prompt_tokens, room=room)
         asked = {
             "num_beams": decided.num_beams > 1,
             "do_sample": decided.do_sample,

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Generator, Tensor, nn
 from transformers import PretrainedConfig
 
+from vlm_export.contract import LayoutName
 from vlm_export.spec.graph import Component
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Layout:
 
     components: MakeComponents
     client: Client
-    joins: str | None = None
+    joins: LayoutName | None = None
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,8 @@ class Checkpoint:
         """
         if self.quantized:
             return None
-        return sizes.expected(self.tensors, layout, wanted, tied=self.tied)
+        apart = self.layouts[0] if layout == "single" else layout  # its graphs are those of the usual one
+        return sizes.expected(self.tensors, apart, wanted, tied=self.tied)
 
 
 @dataclass(frozen=True)

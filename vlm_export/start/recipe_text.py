@@ -24,7 +24,7 @@ _LAYOUTS = {
     "chat": "a chat model's class in transformers.js, with prompts and turns",
     "tasks": "Florence-2's class in transformers.js, with task prompts",
     "components": "graphs for a loop of your own",
-    "single": "one file and one run for a caption, in any language that ONNX Runtime has",
+    "single": "one file and one run for a text, in any language that ONNX Runtime has",
 }
 
 

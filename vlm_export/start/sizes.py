@@ -39,7 +39,7 @@ class GraphParts:
 
 _DECODER = GraphParts("decoder_model_merged", _IN_DECODER, has_cache=True)
 _EMBED = GraphParts("embed_tokens", ("token table",))
-GRAPHS: Mapping[LayoutName, tuple[GraphParts, ...]] = {
+GRAPHS: Mapping[LayoutName, tuple[GraphParts, ...]] = {  # single joins those of another layout
     "captioner": (
         GraphParts("encoder_model", _IN_ENCODER),
         GraphParts("decoder_model_merged", ("token table", *_IN_DECODER), has_cache=True),
@@ -50,10 +50,6 @@ GRAPHS: Mapping[LayoutName, tuple[GraphParts, ...]] = {
         _EMBED,
         GraphParts("encoder_model", ("text encoder",)),
         _DECODER,
-    ),
-    "single": (  # as they are before they are joined
-        GraphParts("encoder_model", _IN_ENCODER),
-        GraphParts("decoder_model_merged", ("token table", *_IN_DECODER), has_cache=True),
     ),
     "components": (
         GraphParts("vision_encoder", ("vision tower",)),

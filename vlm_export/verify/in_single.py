@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vlm_export.models.pixels import PIXELS
+from vlm_export.runtime import one_graph
+from vlm_export.runtime.one_graph import Row, gives_texts, texts, together
 from vlm_export.runtime.sessions import Arrays
-from vlm_export.runtime.single import Row, caption, gives_texts, texts
 from vlm_export.runtime.text import Text
 from vlm_export.verify import limits
 from vlm_export.verify.golden_sessions import GoldenSessions, as_fed
@@ -20,6 +20,7 @@ from vlm_export.verify.metrics import first_difference
 from vlm_export.verify.tokens import add_rate
 from vlm_export.verify.verification import Verification
 
+_PADDING = 3  # of the longest prompt, where rows are run together
 _TEXTS = 4  # images whose texts are compared: each is a run of its own
 _MARKS = re.compile(r"\s*\ufffd[\s\ufffd]*")
 
@@ -30,7 +31,7 @@ def rows(run: Verification, sessions: GoldenSessions, pictures: Sequence[Arrays]
     Raises:
         FloatingPointError: a probability is no number.
     """
-    made = [row for inputs in pictures for row in caption(sessions, as_fed(inputs, run.steps))]
+    made = [row for inputs in pictures for row in one_graph.rows(sessions, as_fed(inputs, run.steps))]
     if any(np.isnan(row.scores).any() for row in made):
         raise FloatingPointError("the decoder's scores are no numbers: some are too large for the dtype")
     return made
@@ -80,12 +81,17 @@ def is_text(found: str, decoded: str) -> bool:
 
 
 def check_together(run: Verification, dtype: str, sessions: GoldenSessions, golden_inputs: Sequence[Arrays]) -> None:
-    """Check that pictures which are run together get the tokens that each gets alone, if the graph takes several."""
+    """Check that rows which are run together get the tokens that each gets alone, if the graph takes several.
+
+    Of prompts each is padded on its left, the longest too.
+    """
     if run.steps is not None:
         return
-    together = np.concatenate([inputs[PIXELS] for inputs in golden_inputs])
+    inputs = together(golden_inputs, run.golden.facts.eos_token_ids[0], more=_PADDING)
+    if inputs is None:  # pictures of their own sizes
+        return
     alone = run.generated_in_ort[dtype]
-    made = [row.token_ids for row in caption(sessions, {PIXELS: together})]
+    made = [row.token_ids for row in one_graph.rows(sessions, inputs)]
     images = zip(run.golden.facts.images, made, alone, strict=True)
     different = [image.file for image, found, expected in images if found != expected]
     add_rate(run, dtype, "ort", limits.TOKENS_TOGETHER, len(made), [], different)

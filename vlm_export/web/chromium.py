@@ -262,7 +262,6 @@ def _page() -> dict[str, Path | bytes]:
     return {
         **files_under(folders),
         **{f"browser/{name}": SCRIPTS / name for name in ("page.html", "page.mjs")},
-        "node/client.mjs": node_runtime.SCRIPTS / "client.mjs",
-        "node/single.mjs": node_runtime.SCRIPTS / "single.mjs",
+        **{f"node/{name}": node_runtime.SCRIPTS / name for name in ("client.mjs", "prompts.mjs", "single.mjs")},
         "node/contract.mjs": node_runtime.CONTRACT,
     }
