@@ -25,6 +25,8 @@ CHECKED = ("benchmarks", "examples", "scripts/js", "tests/types", "vlm_export")
 BESIDE = {
     "vlm_export/demo/transformers/transformers.min.d.ts": "@huggingface/transformers",
     "vlm_export/demo/vlm-export/index.d.ts": "../../js/index.js",
+    "vlm_export/demo/vlm-export/src/contract.d.ts": "../../../js/src/contract.js",
+    "vlm_export/demo/onnxruntime/ort.webgpu.min.d.mts": "onnxruntime-web",
     "node_modules/vlm-export/index.d.ts": "../../vlm_export/js/index.js",
     "node_modules/vlm-export/remote.d.ts": "../../vlm_export/js/remote.js",
     "node_modules/vlm-export/worker.d.ts": "../../vlm_export/js/worker.js",

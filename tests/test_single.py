@@ -19,6 +19,7 @@ from elsewhere import WITHOUT_PACKAGE
 from exported import Exported, record
 from PIL import Image
 from test_card_snippets import Published, published
+from test_demo_page import CAPTION, ask, captioned, status, upload, use, when
 
 from vlm_export.apps import demo_site
 from vlm_export.apps.load import load
@@ -37,7 +38,7 @@ from vlm_export.verify import in_single, limits
 from vlm_export.verify.golden import load_golden
 from vlm_export.web import chromium, node_runtime
 from vlm_export.web.captions import Item
-from vlm_export.web.site_server import SiteServer
+from vlm_export.web.site_server import HEADERS, SiteServer
 
 MODEL = "model"
 VOCABULARY, ROWS = 9, 3
@@ -130,8 +131,6 @@ def test_what_one_file_cannot(shapes: Exported, pictures: list[Image.Image]) -> 
             model.generate(pictures[:1], options=Options(**{name: value}))
     with pytest.raises(InputError, match="captions one image at a time, not 2"):
         model.generate(pictures[:2])
-    with pytest.raises(InputError, match=r"the demo runs transformers\.js, which does not load layout single"):
-        demo_site.build(shapes.work.repo, None)
     with pytest.raises(InputError, match="one file, of one dtype"):
         shapes.export("single", ["decoder=q8"])
 
@@ -261,6 +260,28 @@ def test_parts_are_gone(default_repo: Path, tmp_path: Path) -> None:
     written = single_file.write(tmp_path / "repo", "fp32")
     single_file.remove_parts(tmp_path / "repo")
     assert [path.name for path in (tmp_path / "repo" / "onnx").iterdir()] == [written.file]
+
+
+@pytest.mark.browser
+def test_the_demo(shapes: Exported, tmp_path: Path) -> None:
+    """The page captions with the one file, and so does the code that it shows."""
+    golden = load_golden(shapes.recipe.golden_dir)
+    picture, said = golden.image_paths()[0].resolve(), golden.facts.images[0].caption
+    site = demo_site.build(shapes.work.repo, shapes.recipe.golden_dir)
+    assert not [name for name in site if "transformers" in name]
+    with SiteServer(site) as server:
+        code = ask("$('code').querySelector('code').textContent")
+        beams = ask("[...document.querySelectorAll('input[name=beams]')].map((each) => each.disabled)")
+        caption, tokens, offered, page = use(
+            server.url, status("Ready"), *captioned(upload(picture)), ask("$('tokens').textContent"), beams, code
+        )
+    assert caption == said and int(tokens) == len(golden.facts.images[0].token_ids)
+    assert offered == [False, True, True, True, True]
+    mine = {**site, "mine.html": page.encode(), "photo.jpg": picture, "favicon.ico": b""}
+    headers = {name: value for name, value in HEADERS.items() if name != "Content-Security-Policy"}
+    with SiteServer(mine, headers) as server:
+        [shown] = use(f"{server.url}/mine.html", when("!/^Loading/.test($('caption').textContent)"), CAPTION)
+    assert shown == said
 
 
 @pytest.fixture(scope="module")

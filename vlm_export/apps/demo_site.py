@@ -5,7 +5,7 @@
     model/                        the repo: configs and graphs
     samples/                      images to try
     vlm-export/                   our JavaScript package, from `js/`
-    transformers/, onnxruntime/   stock transformers.js and its runtime
+    transformers/, onnxruntime/   stock transformers.js and its runtime; for layout single the runtime alone
     licenses/
 
 All addresses are relative, so the site works wherever it lies. `site_server` serves it, `export` writes it to a folder.
@@ -29,9 +29,11 @@ from vlm_export.atomic import atomic_folder
 from vlm_export.documents import front_matter
 from vlm_export.dtypes import PREFERRED
 from vlm_export.errors import InputError
-from vlm_export.files import Work
+from vlm_export.files import Work, read_json
+from vlm_export.graph.pieces import pieces
 from vlm_export.manifest import ONNX, Manifest, load_manifest
 from vlm_export.own_files import own_file, unchanged_file
+from vlm_export.runtime.repo import open_repo
 from vlm_export.verify.golden import JSON, GoldenImage, load_facts
 from vlm_export.verify.saved import load_report
 from vlm_export.web.node_runtime import node_home
@@ -46,6 +48,9 @@ _BARE_IMPORT = "'@huggingface/transformers'"
 _REPO_FILES = ("*.json", "LICENSE*", "NOTICE*", "onnx/*.onnx", "onnx/*.onnx_data*")
 _RUNTIME = "ort-wasm-simd-threaded.asyncify"
 _RUNTIME_SUFFIXES = (".mjs", ".wasm")
+_MODULE = "ort.webgpu.min.mjs"
+_OF_PACKAGE = ("LICENSE", "*.js", "src/**/*.js")
+_OF_SINGLE = ("LICENSE", "src/contract.js")
 _FILE_LIST = "files.json"
 _SPACE_HEADERS = "\n".join(f"  {name.lower()}: {value}" for name, value in ISOLATION.items())
 _README = """---
@@ -57,7 +62,7 @@ sdk: static
 
 # {name}, in a browser
 
-A page that captions images in the browser, with stock transformers.js and no server behind it. Any host of static files
+A page that captions images in the browser, with {client} and no server behind it. Any host of static files
 will do; all addresses are relative.{home}
 
 - Hugging Face Space: `hf upload your-name/{name} . --repo-type space`, run in this folder. The block above makes it a
@@ -72,7 +77,7 @@ The runtime takes several threads only where the host sends
 
 which GitHub Pages cannot: there it runs on one thread, and the page says so.
 
-The licenses of `transformers/` and `onnxruntime/` are in `licenses/`, that of `vlm-export/` is Apache-2.0.
+The licenses of {parts} are in `licenses/`, that of `vlm-export/` is Apache-2.0.
 Written by `vlm-export demo --export`, which overwrites this folder only while nothing is added to it.
 """
 
@@ -116,16 +121,15 @@ def build(
     links to it. What `verify` said comes from the report beside the repo, if that is about these graphs.
 
     Raises:
-        InputError: the repo was not made by `vlm-export onnx`, or is of a layout that transformers.js does not load, or
-            that cannot be installed.
+        InputError: the repo was not made by `vlm-export onnx`, or is one file that a page cannot run; or a
+            package cannot be installed.
     """
     manifest = load_manifest(repo)
-    if manifest.layout == "single":
-        raise InputError(
-            f"{repo}: the demo runs transformers.js, which does not load layout single: take another layout"
-        )
+    is_single = manifest.layout == "single"
+    if is_single:
+        _check_single(repo, manifest)
     model = dict(_files(repo, _REPO_FILES))
-    libraries = _libraries()
+    libraries = _libraries(is_single=is_single)
     captions, prompt = _samples(goldens, manifest.inputs_sha256) if goldens else ({}, "")
     facts = {
         "generator": f"vlm-export {__version__}",
@@ -139,7 +143,7 @@ def build(
             "bytes": sum(libraries[f"onnxruntime/{_RUNTIME}{suffix}"].stat().st_size for suffix in _RUNTIME_SUFFIXES),
             "cache": _fingerprint({name: path for name, path in libraries.items() if name.startswith("onnxruntime/")}),
         },
-        "licences": [asdict(licence) for licence in _licences(repo, model)],
+        "licences": [asdict(licence) for licence in _licences(repo, model, is_single=is_single)],
         "home": asdict(home) if home else None,
         "prompt": prompt,
         "samples": [{"file": f"samples/{path.name}", "caption": caption} for path, caption in captions.items()],
@@ -151,18 +155,32 @@ def build(
         **{f"samples/{path.name}": path for path in captions},
         **{
             f"vlm-export/{name}": _bound(name, path)
-            for name, path in _files(PACKAGE, ("LICENSE", "*.js", "src/**/*.js"))
+            for name, path in _files(PACKAGE, _OF_SINGLE if is_single else _OF_PACKAGE)
         },
         **libraries,
     }
 
 
+def _check_single(repo: Path, manifest: Manifest) -> None:
+    """Raises InputError: the one file takes pixels, gives no text, or is not one file."""
+    if open_repo(repo).takes_prompt:
+        raise InputError(f"{repo}: the demo of layout single captions: of a chat take layout chat")
+    if not manifest.in_graph:
+        raise InputError(f"{repo}: the demo of layout single needs a graph that takes pictures: `preprocess: graph`")
+    if pieces(read_json(repo / "tokenizer.json"), 1) is None:
+        raise InputError(f"{repo}: the demo of layout single needs texts, which this tokenizer's tokens do not make")
+    if large := next((graph.file for graph in manifest.graphs if graph.data_chunks), None):
+        raise InputError(f"{repo / ONNX / large}: too large for a page: export a smaller dtype")
+
+
 def with_notes(site: Site) -> dict[str, Path | bytes]:
     """The site with what hosts of files read: a README that makes it a static Space, and a list of its files."""
     facts = json.loads(_bytes(site[FACTS]))
-    home = facts["home"]
+    home, is_single = facts["home"], facts["layout"] == "single"
     readme = _README.format(
         name=facts["name"],
+        client="ONNX Runtime" if is_single else "stock transformers.js",
+        parts="`onnxruntime/`" if is_single else "`transformers/` and `onnxruntime/`",
         headers=_SPACE_HEADERS,
         models=f"models:\n- {home['repo_id']}\n" if home else "",
         home=f" The model is [{home['repo_id']}]({home['address']})." if home else "",
@@ -245,7 +263,7 @@ def _verified(repo: Path, failed: Sequence[str]) -> dict[str, Verified]:
     return said | {dtype: replace(said.get(dtype, Verified("fail")), verdict="fail") for dtype in failed}
 
 
-def _licences(repo: Path, model: Mapping[str, Path]) -> list[Licence]:
+def _licences(repo: Path, model: Mapping[str, Path], *, is_single: bool) -> list[Licence]:
     """Of the model, where it says one, and of what runs it."""
     card = own_file(repo, "README.md")
     front = front_matter(card.read_text(encoding="utf-8", errors="replace")) if card else {}
@@ -255,7 +273,7 @@ def _licences(repo: Path, model: Mapping[str, Path]) -> list[Licence]:
     return [
         *own,
         Licence("vlm-export", "Apache-2.0", "vlm-export/LICENSE"),
-        Licence("transformers.js", "Apache-2.0", "licenses/transformers.js.txt"),
+        *([] if is_single else [Licence("transformers.js", "Apache-2.0", "licenses/transformers.js.txt")]),
         Licence("ONNX Runtime", "MIT", "licenses/onnxruntime.txt"),
     ]
 
@@ -304,19 +322,24 @@ def _bound(address: str, path: Path) -> bytes:
     return path.read_text(encoding="utf-8").replace(_BARE_IMPORT, f"'{up}{_TRANSFORMERS}'").encode()
 
 
-def _libraries() -> dict[str, Path]:
+def _libraries(*, is_single: bool) -> dict[str, Path]:
+    """What runs the repo: ONNX Runtime, with transformers.js or, for one file, with its own module."""
     packages = node_home() / "node_modules"
     transformers = packages / "@huggingface/transformers"
     onnxruntime = Path(str(distribution("onnxruntime").locate_file("onnxruntime")))
-    return {
+    of_client = {
         _TRANSFORMERS: transformers / "dist/transformers.min.js",
+        "licenses/transformers.js.txt": transformers / "LICENSE",
+        "licenses/tokenizers.txt": packages / "@huggingface/tokenizers/LICENSE",
+        "licenses/jinja.txt": packages / "@huggingface/jinja/LICENSE",
+    }
+    alone = {f"onnxruntime/{_MODULE}": packages / "onnxruntime-web/dist" / _MODULE}
+    return {
+        **(alone if is_single else of_client),
         **{
             f"onnxruntime/{_RUNTIME}{suffix}": packages / f"onnxruntime-web/dist/{_RUNTIME}{suffix}"
             for suffix in _RUNTIME_SUFFIXES
         },
-        "licenses/transformers.js.txt": transformers / "LICENSE",
-        "licenses/tokenizers.txt": packages / "@huggingface/tokenizers/LICENSE",
-        "licenses/jinja.txt": packages / "@huggingface/jinja/LICENSE",
         # The npm package of onnxruntime has no license file; the Python package is built from the same repository.
         "licenses/onnxruntime.txt": onnxruntime / "LICENSE",
         "licenses/onnxruntime-third-party.txt": onnxruntime / "ThirdPartyNotices.txt",

@@ -63,7 +63,7 @@ function load() {
     const key = JSON.stringify(settings);
     if (current?.key !== key) {
         current?.engine.close();
-        const engine = new Engine(settings);
+        const engine = new Engine(settings, facts.layout === 'single');
         current = { key, engine, ready: start(engine, settings.dtype) };
     }
     return current.ready;
@@ -138,7 +138,10 @@ function show_figures({ first_token_ms = null, total_ms = 0, tokens = 0, score =
 
 /** Ends what is under way and waits for its end. */
 async function stop() {
-    if (phase === 'generating') {
+    if (phase === 'generating' && facts.layout === 'single') {
+        current?.engine.close(); // one run, which only the end of its worker ends
+        current = null;
+    } else if (phase === 'generating') {
         current?.engine.stop();
     } else if (phase === 'loading') {
         current?.engine.close();

@@ -45,7 +45,7 @@ export async function offer_choices(known) {
     offer_dtypes();
     offer(
         'beams',
-        BEAMS.map((count) => ({ value: String(count), text: String(count) })),
+        BEAMS.map((count) => ({ value: String(count), text: String(count), reason: count > 1 ? no_beams() : null })),
     );
     pick('beams', '1');
     $('#dtype-note').textContent =
@@ -76,6 +76,8 @@ function offer(name, options) {
     });
     $(`#${name}`).replaceChildren($(`#${name} legend`), ...labels);
 }
+
+const no_beams = () => (facts.layout === 'single' ? 'one file takes the likeliest token each time' : null);
 
 /** @type {(name: string, value: string) => void} */
 function pick(name, value) {
@@ -156,6 +158,9 @@ export function note(threads) {
         if (reason) {
             lines.push(`${dtypes.filter((dtype) => obstacle(dtype, device()) === reason).join(', ')}: ${reason}.`);
         }
+    }
+    if (no_beams()) {
+        lines.push(`Beams: ${no_beams()}.`);
     }
     $('#note').textContent = lines.join(' ');
 }

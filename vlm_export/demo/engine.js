@@ -43,10 +43,14 @@ export class Engine {
     /** @type {Waiting | null} */
     #waiting = null;
 
-    /** @param {Settings} settings */
-    constructor(settings) {
+    /**
+     * @param {Settings} settings
+     * @param {boolean} is_single whether one graph says a whole caption
+     */
+    constructor(settings, is_single) {
         this.#settings = settings;
-        this.#worker = new Worker(new URL('worker.js', import.meta.url), { type: 'module' });
+        const script = is_single ? 'single.js' : 'worker.js';
+        this.#worker = new Worker(new URL(script, import.meta.url), { type: 'module' });
         this.#worker.onmessage = ({ data }) => this.#hear(data);
         this.#worker.onerror = (event) => this.#fail(event.message ?? 'its worker did not start.');
     }

@@ -6,7 +6,7 @@
  * @typedef {{ verdict: 'pass' | 'fail', captions_exact: string | null }} Verified  As "31 of 32".
  * @typedef {{ of: string, name: string, address: string | null }} Licence
  * @typedef {{
- *     name: string, layout: 'captioner' | 'chat' | 'tasks' | 'components', download_bytes: Record<string, number>,
+ *     name: string, layout: 'captioner' | 'chat' | 'tasks' | 'components' | 'single', download_bytes: Record<string, number>,
  *     preferred: Record<Device, string[]>, verified: Record<string, Verified>,
  *     runtime: { bytes: number, cache: string }, cache: string | null, prompt: string, samples: Sample[],
  *     licences: Licence[], home: { repo_id: string, address: string } | null,
@@ -14,7 +14,7 @@
  */
 
 /** @type {(facts: Facts) => boolean} */
-export const takes_prompt = ({ layout }) => layout !== 'captioner';
+export const takes_prompt = ({ layout }) => layout !== 'captioner' && layout !== 'single';
 
 /** @type {(bytes: number) => string} */
 export const megabytes = (bytes) => `${(bytes / 1e6).toFixed(bytes < 1e8 ? 1 : 0)} MB`;

@@ -9,6 +9,7 @@ import { $ } from './dom.js';
 import { Trouble } from './engine.js';
 import { takes_prompt } from './facts.js';
 import { csv, shown } from './results.js';
+import { SUFFIXES } from './vlm-export/src/contract.js';
 
 const SAID_FOR_MS = 2000;
 
@@ -77,10 +78,36 @@ function save(name, text) {
  * @param {string} prompt
  */
 export function show_code(facts, chosen, prompt) {
-    $('#code code').textContent = page(facts, chosen, prompt);
+    const code = facts.layout === 'single' ? page_of_one_file(facts, chosen) : page(facts, chosen, prompt);
+    $('#code code').textContent = code;
     $('#code-note').textContent =
         'A whole page. Put it beside the files of this site, which ' +
         'vlm-export demo --export writes to a folder, and a picture photo.jpg beside it.';
+}
+
+/** @type {(facts: Facts, chosen: Chosen) => string} */
+function page_of_one_file(facts, { device, dtype }) {
+    const suffix = SUFFIXES[/** @type {keyof typeof SUFFIXES} */ (dtype)];
+    const folder = facts.home ? `${facts.home.address}/resolve/main` : './model';
+    return `<!doctype html>
+<meta charset="utf-8" />
+<p id="caption">Loading…</p>
+<script type="module">
+    import * as ort from './onnxruntime/ort.webgpu.min.mjs';
+
+    const photo = await createImageBitmap(await (await fetch('photo.jpg')).blob());
+    const canvas = new OffscreenCanvas(photo.width, photo.height).getContext('2d');
+    canvas.drawImage(photo, 0, 0);
+    const { data, width, height } = canvas.getImageData(0, 0, photo.width, photo.height);
+    const image = new ort.Tensor('uint8', Uint8Array.from(data.filter((_, place) => place % 4 < 3)), [height, width, 3]);
+    const options = new ort.Tensor('float32', [], [0]);
+    const session = await ort.InferenceSession.create('${folder}/onnx/model${suffix}.onnx', {
+        executionProviders: ['${device}'],
+    });
+    const { texts } = await session.run({ image, options }, ['texts']);
+    document.querySelector('#caption').textContent = new TextDecoder().decode(texts.data);
+</script>
+`;
 }
 
 /** @type {(facts: Facts, chosen: Chosen, prompt: string) => string} */
