@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import os
 from collections.abc import Iterator
@@ -30,6 +31,12 @@ MARKED = {
     "remote_code repeat_layers report_page rewrites runtime_chat runtime_generate serve serve_page "
     "shapes_captioner stages sweep telemetry trained trial_run verify wheel",
 }
+
+
+def pytest_collection_finish() -> None:
+    """Python's collector leaves alone what was imported, and comes seldom: a few hundredths of what a trace takes."""
+    gc.set_threshold(100_000, 50, 100)
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
