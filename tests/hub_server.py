@@ -245,7 +245,7 @@ class _Server(ThreadingHTTPServer):
         self.faults: Faults = no_faults
         self.part_bytes: int | None = None
         self.gated: set[str] = set()
-        self.xet: Path | None = None
+        self.xet: Path | str | None = None
         self.upload_key = secrets.token_bytes(16)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -639,7 +639,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.server.xet is None:
             raise HubError(404, "No Xet here")
         until = int(time.time()) + 3600
-        self._send_json({"casUrl": f"local://{self.server.xet}", "accessToken": "of_xet", "exp": until})
+        url = self.server.xet if isinstance(self.server.xet, str) else f"local://{self.server.xet}"
+        self._send_json({"casUrl": url, "accessToken": "of_xet", "exp": until})
 
     # Routes: discussions and tags
 
@@ -763,7 +764,7 @@ class _Handler(BaseHTTPRequestHandler):
             files[path] = StoredFile.regular(content)
             store.put_blob(files[path].oid, content)
         elif key == "lfsFile":
-            if not store.blob(value["oid"]).is_file() and self.server.xet is not None:
+            if not store.blob(value["oid"]).is_file() and isinstance(self.server.xet, Path):
                 store.put_blob(value["oid"], _of_xet(self.server.xet, value["oid"], value["size"]))
             if not store.blob(value["oid"]).is_file():
                 raise HubError(400, f"LFS object {value['oid']} of {path} was never uploaded")
@@ -852,9 +853,9 @@ class HubServer:
         """Have large files sent in parts of that size, as the Hub does above 5 GB or so."""
         self._server.part_bytes = part_bytes
 
-    def offer_xet(self, folder: Path) -> None:
-        """Have large files sent by Xet, whose client keeps them in a folder in place of a server."""
-        self._server.xet = folder
+    def offer_xet(self, place: Path | str) -> None:
+        """Have large files sent by Xet, to an address, or to a folder, in which its client keeps them."""
+        self._server.xet = place
 
     @property
     def gated(self) -> set[str]:

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,11 +20,16 @@ from hub_faults import Fault, OneFault, no_faults
 from hub_server import TOKEN, HubServer, configure, environment
 from huggingface_hub import CommitOperationAdd, HfApi, close_session, constants
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+from huggingface_hub.utils._xet import abort_xet_session
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from vlm_export.errors import CheckFailed, InputError, VlmExportError
-from vlm_export.hub import PushResult, Unreachable, download, patience, plan_push, push_folder
+from vlm_export.hub import PushResult, Unreachable, download, patience, plan_push, push_folder, xet
 from vlm_export.hub import push as push_stage
 from vlm_export.news import told_to
+from vlm_export.web import site_server
+from vlm_export.web.listening import listen, url_of
 
 REPO = "tester/demo"
 FILES = {
@@ -259,6 +265,58 @@ def test_large_files_go_by_xet(hub: HubServer, folder: Path, monkeypatch: pytest
     assert (held(hub), sent(hub)) == (files, 0)
     push(write(folder, {"onnx/a.onnx": files["onnx/a.onnx"][:150_000]}))
     assert held(hub)["onnx/a.onnx"] == files["onnx/a.onnx"][:150_000]
+
+
+@pytest.fixture
+def by_xet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Large files go by Xet; its client's settings are read anew."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    abort_xet_session()
+    yield
+    abort_xet_session()
+
+
+def test_xet_that_does_not_answer_is_told_and_ended(
+    hub: HubServer, folder: Path, by_xet: None, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(xet, "TOLD_SECONDS", 0.3)
+    monkeypatch.setattr(xet, "QUIET_SECONDS", 1.0)
+    with listen(0) as silent:
+        hub.offer_xet(url_of(silent).removesuffix("/"))
+        with pytest.raises(InputError, match=r"^tester/demo: .*: no byte moved by Xet for 1 s: check the network"):
+            push(folder)
+    assert told[-1:] == ["tester/demo: waiting, 1 s: no byte moves by Xet, which tries again by itself"]
+    hub.offer_xet(folder.parent / "xet")
+    files = {name: random.Random(name).randbytes(9000) for name in FILES if name.startswith("onnx/")}
+    push(write(folder, files))
+    assert held(hub) == FILES | files
+
+
+@pytest.mark.parametrize("enabled", ["0", "1"])
+def test_xet_reports_to_nobody(
+    hub: HubServer, folder: Path, by_xet: None, monkeypatch: pytest.MonkeyPatch, enabled: str
+) -> None:
+    """By itself it would, as is seen where that is turned on."""
+    assert os.environ["HF_XET_TELEMETRY_ENABLED"] == "0"
+    monkeypatch.setenv("HF_XET_TELEMETRY_ENABLED", enabled)
+    monkeypatch.delenv("HF_HUB_DISABLE_TELEMETRY")
+    asked: list[str] = []
+
+    async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+        asked.append(scope["path"])
+        await Response(status_code=404)(scope, receive, send)
+
+    with listen(0) as listening:
+        server = site_server.server(refuse)
+        thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+        thread.start()
+        hub.offer_xet(url_of(listening).removesuffix("/"))
+        with pytest.raises(InputError, match="the upload by Xet failed"):
+            push(folder)
+        server.should_exit = True
+        thread.join(10)
+    assert any("/xorbs/" in path for path in asked)
+    assert any("telemetry" in path for path in asked) is (enabled == "1")
 
 
 # Somebody else pushes

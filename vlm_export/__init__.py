@@ -21,6 +21,8 @@ __version__ = "0.1.0"
 # ONNX Runtime reports to its maker from the moment that it is imported, here and in Node, unless this says otherwise
 # by then (seen in 1.31.1; `disable_telemetry_events` comes too late). Every process that is started inherits it.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+# Xet's client reports every transfer to the server that it was made with (seen in hf_xet of huggingface_hub 2.4).
+os.environ["HF_XET_TELEMETRY_ENABLED"] = "0"
 
 
 def __getattr__(name: str) -> Any:

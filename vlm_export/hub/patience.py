@@ -29,6 +29,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils import get_session, logging, parse_ratelimit_headers
 
 from vlm_export.errors import InputError, one_line
+from vlm_export.hub import xet
 from vlm_export.hub.token import redacted
 from vlm_export.news import teller
 
@@ -75,7 +76,7 @@ def patient(subject: str, waiting_seconds: float | None = None) -> Iterator[None
         logging.set_verbosity_error()
     vars(client).update(request=asking.request, stream=asking.stream)
     try:
-        with _interrupting(asking.stop):
+        with _interrupting(asking.stop), xet.watched(asking.tell_quiet, asking.too_slow):
             yield
     finally:
         for name in ("request", "stream"):
@@ -230,6 +231,10 @@ class _Asking:
             self._told.add(why)
         long = f"{asked_seconds:,.0f} s" if asked_seconds else f"{self._waiting_seconds:,.0f} s at most"
         self._tell(redacted(f"{self._subject}: waiting, {long}: {why}"))
+
+    def tell_quiet(self, why: str) -> None:
+        """Tell once of a transfer by Xet in which nothing moves."""
+        self.tell_waiting(why, xet.QUIET_SECONDS)
 
     def broke(self, len_bytes: int, error: Exception) -> None:
         """A download broke after so many bytes. Raises Unreachable after many times with few."""
