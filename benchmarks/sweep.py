@@ -3,10 +3,11 @@
     python benchmarks/sweep.py [--adapters 1 4 16] [--nodes 1 2 4] [--dtypes int8 q8 q4] [--real]
 
 Each node has one core. Seconds are of processors, which other work on the machine does not lengthen as it does those of
-the clock. `stages` is what the stages took, without loading libraries; `all` is that of all processes, Ray's included.
-Unavoidable are N times the median golden, merge, onnx and verify of an adapter whose architecture was traced, the first
-one's trace, and libraries loaded once for each core. Bytes are what was read of the base, of tensors and to hash files:
-from the system's cache of it, but for the first time.
+the clock. `stages` is what the stages took, without loading libraries; `all` is that of all processes; Ray's own are
+those that do no stage: its servers, and the agents of each node. Unavoidable are N times the median golden, merge, onnx
+and verify of an adapter whose architecture was traced, the first one's trace, and libraries loaded once for each core.
+Bytes are what was read of the base, of tensors and to hash files: from the system's cache of it, but for the first
+time.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from typing import Any
 
 import harness
 import psutil
-import sweep_adapters
 import yaml
 
 from vlm_export.files import file_hashes
@@ -38,7 +38,7 @@ from vlm_export.sweep.sweep import Engine, sweep
 from vlm_export.sweep.sweep_file import load_sweep
 
 ROOT = Path(__file__).parents[1]
-NODE = {"num_cpus": 1, "memory": 4 << 30, "object_store_memory": 80 << 20}
+NODE: dict[str, Any] = {"num_cpus": 1, "memory": 4 << 30, "object_store_memory": 80 << 20}
 
 
 def main() -> None:
@@ -47,6 +47,8 @@ def main() -> None:
         checkpoint = _real(folder) if options.real else ROOT / "recipes" / "shapes-captioner" / "checkpoint"
         most = max(options.adapters)
         if not (folder / "base").is_dir():
+            import sweep_adapters  # and torch, which a process that hands stages to Ray does without
+
             sweep_adapters.main(checkpoint, folder, most)
         rows = []
         for count in options.adapters:
@@ -105,12 +107,14 @@ def _swept(folder: Path, count: int, nodes: int) -> harness.Row:
         _count_bytes(folder / "base", read)
     with engine(nodes) as on:
         result = sweep(made, on, harness.progress)
-        everything = _cpu_seconds()
+        everything, of_ray = _cpu_seconds()
     assert result.passed, [cell.failure for cell in result.cells]
     stages = sum(stage.cpu_seconds for cell in result.cells for stage in cell.stages)
     row: harness.Row = {"adapters": count, "nodes": nodes, "stages, s": stages, "all, s": everything}
     row["peak of a process, MB"] = max(stage.peak_bytes for cell in result.cells for stage in cell.stages) / 1e6
-    if not nodes:
+    if nodes:
+        row["of it Ray's own, s"] = of_ray
+    else:
         row["base read, MB"] = sum(read.values()) / 1e6
         row["unavoidable"] = _unavoidable(result, count)
     return row
@@ -159,17 +163,20 @@ def cluster(nodes: int) -> Iterator[Any]:
         made.shutdown()
 
 
-def _cpu_seconds() -> float:
-    """Of this process and all that it started and that are alive."""
+def _cpu_seconds() -> tuple[float, float]:
+    """Of this process and all that it started and that are alive; and of those that do nothing but keep Ray going."""
     own = psutil.Process()
-    total = 0.0
+    total = of_ray = 0.0
     for process in (own, *own.children(recursive=True)):
         try:
-            times = process.cpu_times()
+            times, title = process.cpu_times(), " ".join(process.cmdline())
         except psutil.NoSuchProcess:
             continue
-        total += times.user + times.system
-    return total
+        seconds = times.user + times.system
+        total += seconds
+        does_stages = process == own or (title.startswith("ray::") and "Agent" not in title)
+        of_ray += 0.0 if does_stages else seconds
+    return total, of_ray
 
 
 def _count_bytes(base: Path, read: Counter[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
@@ -255,6 +256,22 @@ def test_a_change_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with changed_folder(tmp_path / "repo") as folder:
         write_text(folder / "b", "new")
     assert texts(tmp_path / "repo") == {"old", "new"}
+
+
+def test_a_change_without_hard_links_on_a_full_disk_names_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: Path, target: Path, **_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source), None, str(target))
+
+    (tmp_path / "repo" / "onnx").mkdir(parents=True)
+    made(tmp_path / "repo" / "onnx", "old")
+    monkeypatch.setattr(os, "link", full)
+    monkeypatch.setattr(shutil, "copy2", full)
+    with pytest.raises(OSError) as raised, changed_folder(tmp_path / "repo"):
+        pass
+    assert raised.value.errno == errno.ENOSPC
+    assert raised.value.filename in {f"{tmp_path}/repo/onnx/{name}" for name in ("a", "b")}
 
 
 def test_a_change_that_fails_changes_nothing(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def changed_folder(target: Path) -> Iterator[Path]:
     """
     with atomic_folder(target) as folder:
         if target.is_dir():
-            shutil.copytree(target, folder, symlinks=True, copy_function=_link, dirs_exist_ok=True)
+            _link_folder(target, folder)
         yield folder
 
 
@@ -263,11 +263,28 @@ def _exchange(one: Path, other: Path) -> bool:
     return rename is not None and not rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE)
 
 
-def _link(source: str, target: str) -> None:
+def _link_folder(source: Path, target: Path) -> None:
+    """All that a folder holds in another one that is there, links as links.
+
+    `shutil.copytree` goes on where one file fails, and then raises a list of texts: of a full disk one for each file.
+
+    Raises:
+        OSError: the first that the system raises.
+    """
+    for each in source.iterdir():
+        place = target / each.name
+        if each.is_dir() and not each.is_symlink():
+            place.mkdir()
+            _link_folder(each, place)
+        else:
+            _link(each, place)
+
+
+def _link(source: Path, target: Path) -> None:
     try:
-        os.link(source, target)
-    except OSError:  # a file system without such links
-        shutil.copy2(source, target)
+        os.link(source, target, follow_symlinks=False)
+    except (OSError, NotImplementedError):  # a file system without such links
+        shutil.copy2(source, target, follow_symlinks=False)
 
 
 def _new_scratch() -> tuple[Path, FileLock]:
