@@ -29,6 +29,8 @@ def text() -> str:
         "PREFIX": contract.PREFIX,
         "SUFFIXES": contract.SUFFIXES,
         "SINGLE_OPTIONS": list(contract.SINGLE_OPTIONS),
+        "SEARCH_OPTIONS": list(contract.SEARCH_OPTIONS),
+        "EARLY_STOPPING": list(contract.EARLY_STOPPING),
     }
     return "\n".join([HEAD, *(f"export const {name} = {literal(value)};" for name, value in constants.items()), ""])
 

@@ -37,6 +37,8 @@ def test_javascript_has_the_same() -> None:
         "PREFIX": contract.PREFIX,
         "SUFFIXES": contract.SUFFIXES,
         "SINGLE_OPTIONS": list(contract.SINGLE_OPTIONS),
+        "SEARCH_OPTIONS": list(contract.SEARCH_OPTIONS),
+        "EARLY_STOPPING": list(contract.EARLY_STOPPING),
     }, "run `python scripts/contract.py`"
 
 

@@ -121,7 +121,7 @@ UNKNOWN = {
     "max_new_tokens: 3": "max_new_tokens: unknown key (it belongs under 'generation')",
     "hub: {licence: mit}": "hub.licence: unknown key (did you mean 'license'?)",
     "golden: {image: [a]}": "golden.image: unknown key (did you mean 'images'?)",
-    "generation: {num_beams: 3}": "generation.num_beams: unknown key",
+    "generation: {num_return_sequences: 3}": "generation.num_return_sequences: unknown key",
     "adapters: [{path: a, revison: b}]": "adapters.0.revison: unknown key (did you mean 'revision'?)",
     "adapters: [{path: a}, {pth: b}]": "adapters.1.pth: unknown key (did you mean 'path'?)",
     "combination: {type: cat, weight: [1]}": "combination.weight: unknown key (did you mean 'weights'?)",

@@ -47,6 +47,9 @@ IMAGE, OPTIONS = "image", "options"
 IMAGE_ROWS = "image_rows"  # its metadata: how many rows of features a picture, or a tile of one, has
 SINGLE_OPTIONS = ("max_new_tokens", "repetition_penalty", "no_repeat_ngram_size", "min_new_tokens")
 TEXTS_BETWEEN = "\0"  # stands between the texts of several pictures, which are UTF-8 in one row
+# And behind them, where the graph searches with beams; `early_stopping` as the place of its value.
+SEARCH_OPTIONS = ("num_beams", "length_penalty", "early_stopping")
+EARLY_STOPPING: tuple[bool | str, ...] = (False, True, "never")
 
 
 # Those whose tokens have places in three axes (`src/models/qwen2_vl/modeling_qwen2_vl.js`: `get_rope_index`).

@@ -129,6 +129,11 @@ def run_export(
     joins = merged.family.layouts[layout].joins
     if joins and wanted.of_one:
         raise InputError(f"{wanted.where}: layout {layout} is one file, of one dtype: name dtypes without components")
+    if recipe.recipe.generation.search and not joins:
+        raise InputError(
+            f"{recipe.path}: generation.num_beams: layout {layout} is greedy, as its client is: leave it out, or "
+            "export --layout single"
+        )
     apart = joins or layout
     in_graph = _in_graph(recipe, merged, apart, notify)
     keep = not recipe.recipe.trust_remote_code
@@ -166,7 +171,7 @@ def run_export(
             manifest = replace(manifest, graphs=graphs, dtypes=complete_dtypes(graphs, names), ranges=found)
         manifest = replace(manifest, mixed=mixed)
         if joins:
-            manifest = _joined(folder, manifest, layout, progress)
+            manifest = _joined(folder, manifest, layout, recipe.recipe.generation.search, progress)
         config_files.write_config_files(folder, recipe, merged, manifest)
         if licence.is_missing(asdict(recipe.recipe.hub)):
             notify(f"warning: {recipe.path}: {licence.NO_LICENCE}; push refuses it")
@@ -174,13 +179,13 @@ def run_export(
     return manifest
 
 
-def _joined(folder: Path, manifest: Manifest, layout: str, progress: Progress) -> Manifest:
+def _joined(folder: Path, manifest: Manifest, layout: str, search: Mapping[str, Any], progress: Progress) -> Manifest:
     """Make one file of the graphs in each dtype; returns what the repo then holds."""
     files = []
     for done, dtype in enumerate(manifest.dtypes):
         progress(f"one file in {dtype}", done, len(manifest.dtypes))
         rounded = any(graph.rounded for graph in manifest.graphs if graph.dtype == dtype)
-        files.append(replace(single_file.write(folder, dtype), rounded=rounded))
+        files.append(replace(single_file.write(folder, dtype, search), rounded=rounded))
     single_file.remove_parts(folder)
     return replace(manifest, layout=layout, graphs=files)
 

@@ -30,6 +30,7 @@ MetricName = Literal[
     "max_logits_difference",
     "max_relative_error",
     "max_relative_error_at_other_sizes",
+    "searched_tokens_exact_rate",
     "teacher_forced_top1_agreement",
     "tokens_as_onnxruntime_rate",
     "tokens_exact_rate",
@@ -52,6 +53,7 @@ CombinationType = Literal[
 ]
 PHOTOGRAPHS = "bundled:photographs"  # among golden images
 OF_MODEL, FROM_CHECKPOINT = "model", "from_checkpoint"
+MOST_BEAMS = 64  # each is a row of the cache
 LOCAL_RECIPE = "vlm-export.yaml"
 _NO_RECIPE = "no such recipe file; `vlm-export recipes` lists the bundled ones"
 _STRICT = ConfigDict(extra="forbid")
@@ -98,12 +100,29 @@ class Generation:
 
     What is left out is as the checkpoint has it; but there are 30 new tokens, unless `from_checkpoint` says that their
     number is the checkpoint's too. `generation: from_checkpoint` is short for that alone.
+
+    Layout single can search: with `num_beams` of more than one its file does, and `length_penalty` and `early_stopping`
+    are then its defaults. They are never the checkpoint's.
     """
 
     max_new_tokens: int | None = Field(default=None, ge=1, le=MOST_TOKENS, strict=True)
     repetition_penalty: float | None = Field(default=None, gt=0, le=1e20, strict=True, allow_inf_nan=False)
     no_repeat_ngram_size: int | None = Field(default=None, ge=0, le=MOST_TOKENS, strict=True)
     from_checkpoint: bool = Field(default=False, strict=True)
+    num_beams: int | None = Field(default=None, ge=1, le=MOST_BEAMS, strict=True)
+    length_penalty: float | None = Field(default=None, ge=-10, le=10, strict=True, allow_inf_nan=False)
+    early_stopping: bool | Literal["never"] | None = None
+
+    @property
+    def search(self) -> dict[str, Any]:
+        """How to search with beams, as transformers' `generate` takes it; nothing where generation is greedy."""
+        if self.num_beams is None or self.num_beams == 1:
+            return {}
+        return {
+            "num_beams": self.num_beams,
+            "length_penalty": 1.0 if self.length_penalty is None else self.length_penalty,
+            "early_stopping": bool(self.early_stopping) if self.early_stopping != "never" else "never",
+        }
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -15,37 +15,33 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from vlm_export.contract import IMAGE, OPTIONS, SINGLE_GRAPH, SINGLE_OPTIONS
+from vlm_export.contract import IMAGE, OPTIONS, SINGLE_GRAPH
 from vlm_export.dtypes import ACTIVATIONS
 from vlm_export.graph import texts
+from vlm_export.graph.beam_rows import made_by, spread, taken
+from vlm_export.graph.choice import Choice
 from vlm_export.graph.loop_prompt import PROMPT
 from vlm_export.graph.loop_start import ROWS, Beginning, Carried
 from vlm_export.graph.next_token import Rules
-from vlm_export.graph.onnx_text import named, parsed, typed
+from vlm_export.graph.onnx_text import Sizes, named, parsed, typed
 from vlm_export.spec.graph import Component, TensorSpec
 
 # Inputs of the body beside the decoder's own, in order: of the loop itself, then what is carried.
-_Sizes = tuple[int | str, ...]
-_OF_LOOP: Mapping[str, tuple[str, _Sizes]] = {"iteration": ("int64", ()), "was_going": ("bool", ())}
-_MADE: Mapping[str, tuple[str, _Sizes]] = {
-    "tokens": ("int64", ("batch_size", "made_tokens")),
-    "finished": ("bool", ("batch_size", 1)),
-    "lengths": ("int64", ("batch_size", 1)),
-    "scores": ("float32", ("batch_size", "made_tokens")),
-}
+_OF_LOOP: Mapping[str, tuple[str, Sizes]] = {"iteration": ("int64", ()), "was_going": ("bool", ())}
 _BEFORE = """
 yes = Constant <value_int = 1> ()
 continues = Cast <to = 9> (yes)
-first_tokens = ConstantOfShape <value = int64[1] {0}> (empty_shape)
-first_scores = ConstantOfShape (empty_shape)
-first_lengths = ConstantOfShape <value = int64[1] {0}> (column_shape)
-first_finished = Cast <to = 9> (first_lengths)
 positions = Constant <value_ints = [POSITIONS]> ()
 left = Sub (positions, taken)
 scalar_axis = Constant <value_ints = [0]> ()
 room = Squeeze (left, scalar_axis)
 trips = Min (max_new_tokens, room)
 """
+# How many rows a prompt has in the first run, by whether cross-attention has them.
+_FIRST_BEAMS = {
+    False: "first_beams = Constant <value_ints = [1]> ()",
+    True: "beams_axis = Constant <value_ints = [0]> ()\nfirst_beams = Unsqueeze (num_beams, beams_axis)",
+}
 # Not by a Transpose: on WebGPU, ONNX Runtime 1.31 moves that behind the Resize, and then fails on its sizes.
 _PICTURE = """
 plane_axes = Constant <value_ints = [0, 1]> ()
@@ -60,10 +56,6 @@ green = Unsqueeze (green_plane, plane_axes)
 blue = Unsqueeze (blue_plane, plane_axes)
 one_picture = Concat <axis = 1> (red, green, blue)
 pixels = Cast <to = 1> (one_picture)
-"""
-_AFTER = """
-last_axis = Constant <value_ints = [1]> ()
-lengths = Squeeze (lengths_column, last_axis)
 """
 
 
@@ -106,21 +98,42 @@ def join(
     options = named(OPTIONS, "float32", ["given_options"])
     outer.inputs.append(options)
 
+    choice = rules.choice
     settled = {OPTIONS: options, "of_each_row": opened.of_each_row, "taken": opened.taken}
     positions = str(start.positions + 1)  # the last token is not fed
-    text_before = rules.options_text() + ROWS + _BEFORE.replace("POSITIONS", positions)
-    before = parsed(text_before, settled, opset, "before.")
+    text_before = [rules.options_text(), ROWS, _BEFORE.replace("POSITIONS", positions)]
+    if choice.moves_rows:
+        text_before.append(_FIRST_BEAMS[bool(opened.of_cross)])
+    before = parsed("\n".join([*text_before, choice.before]), settled, opset, "before.")
     outer.extend(before.nodes)
 
     of_loop = {name: named(name, *of) for name, of in _OF_LOOP.items()}
-    made = {name: named(name, *of) for name, of in _MADE.items()}
-    given = {"begun": opened.begun, **{name: before[name] for name in SINGLE_OPTIONS[1:]}}
-    after = parsed(rules.text(), {**of_loop, **made, **given, "logits": opened.logits}, opset, "next.")
-    behind, fed_next = opened.next(after["chosen"])
+    made = {name: named(name, *of) for name, of in choice.made.items()}
+    if choice.moves_rows:
+        opened = spread(opened, made["prompt_of"], before["first_prompt_of"])
+    given = {name: before[name] for name in ("trips", *rules.options[1:])} | {"iteration": of_loop["iteration"]}
+    plain = parsed(choice.scored, {"logits": opened.logits, **given}, opset, "scored.")
+    ruled = parsed(
+        rules.text(),
+        {"plain": plain["plain"], "begun": opened.begun, "tokens": made["tokens"], **given},
+        opset,
+        "rules.",
+    )
+    after = parsed(rules.decided(choice.turn), {"final": ruled["final"], **made, **given}, opset, "next.")
+    moves: list[ir.Node] = []
+
+    def moved(value: ir.Value) -> ir.Value:
+        if not choice.moves_rows:
+            return value
+        there = taken(value, after["origins"])
+        moves.append(made_by(there))
+        return there
+
+    behind, fed_next = opened.next(after["chosen"], moved)
     carried = [*(Carried(value, before[f"first_{name}"]) for name, value in made.items()), *opened.carried]
     becomes = [*(after[f"next_{name}"] for name in made), *fed_next]
 
-    nodes = [*opened.nodes, *after.nodes, *behind]
+    nodes = [*opened.nodes, *plain.nodes, *ruled.nodes, *after.nodes, *moves, *behind]
     outer.extend(_unchanging(nodes, [*of_loop.values(), *(each.value for each in carried)]))
     body = ir.Graph(
         [*of_loop.values(), *(each.value for each in carried)],
@@ -138,7 +151,7 @@ def join(
         name="generation",
     )
     outer.append(loop)
-    _finish(outer, dict(zip(made, loop.outputs, strict=False)), loop, pieces, opset)
+    _finish(outer, dict(zip(made, loop.outputs, strict=False)), loop, choice, pieces, opset)
     if len({model.metadata_props.get(ACTIVATIONS) for model in parts}) > 1:
         whole.metadata_props.pop(ACTIVATIONS, None)
     return whole
@@ -178,17 +191,22 @@ def _feed_picture(outer: ir.Graph, opset: int) -> None:
 
 
 def _finish(
-    outer: ir.Graph, carried: Mapping[str, ir.Value], loop: ir.Node, pieces: Sequence[bytes] | None, opset: int
+    outer: ir.Graph,
+    made: Mapping[str, ir.Value],
+    loop: ir.Node,
+    choice: Choice,
+    pieces: Sequence[bytes] | None,
+    opset: int,
 ) -> None:
     """Give the graph the outputs that a caller wants, of what the loop carried by its name."""
     for index, value in enumerate(loop.outputs):
         value.name = f"generation.{index}"
-    after = parsed(_AFTER, {"lengths_column": carried["lengths"]}, opset, "after.")
-    outputs = {"sequences": carried["tokens"], "lengths": after["lengths"], "scores": carried["scores"]}
+    after = parsed(choice.after, {f"made_{name}": value for name, value in made.items()}, opset, "after.")
+    outputs = {name: after[name] for name in ("sequences", "lengths", "scores")}
     if pieces:
         known = _initializers(outer, texts.tables(pieces))
-        made = {**known, "tokens": carried["tokens"], "lengths": carried["lengths"]}
-        written = parsed(texts.text(), made, opset, "text.")
+        said = {**known, "tokens": after["sequences"], "lengths": after["lengths_column"]}
+        written = parsed(texts.text(), said, opset, "text.")
         after.nodes.extend(written.nodes)
         outputs["texts"] = written["texts"]
     outer.extend(after.nodes)

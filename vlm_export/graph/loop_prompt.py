@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from vlm_export.contract import IMAGE_ROWS
 from vlm_export.graph import tied_table
-from vlm_export.graph.loop_start import ROWS, Carried, Opened, empty_caches, given_cache
+from vlm_export.graph.loop_start import ROWS, Carried, Moved, Opened, empty_caches, given_cache
 from vlm_export.graph.onnx_text import named, parsed
 from vlm_export.graph.taken_apart import move_weights, take_apart
 
@@ -104,12 +104,12 @@ class Prompted:
         outer.extend(before.nodes)
         decoder.fed["num_logits_to_keep"].replace_all_uses_with(before["kept"])
 
-        def next_inputs(chosen: ir.Value) -> tuple[list[ir.Node], list[ir.Value]]:
+        def next_inputs(chosen: ir.Value, moved: Moved) -> tuple[list[ir.Node], list[ir.Value]]:
             embed.fed["input_ids"].replace_all_uses_with(chosen)
-            carried = {name: decoder.fed[name] for name in ("attention_mask", "position_ids")}
+            carried = {name: moved(decoder.fed[name]) for name in ("attention_mask", "position_ids")}
             after = parsed(_NEXT, {"chosen": chosen, **carried}, opset, "fed.")
             fed = [embed.given["inputs_embeds"], *(after[f"next_{name}"] for name in carried)]
-            return [*embed.nodes, *after.nodes], [*fed, *given_cache(decoder)]
+            return [*embed.nodes, *after.nodes], [*fed, *map(moved, given_cache(decoder))]
 
         return Opened(
             decoder.nodes,

@@ -38,6 +38,9 @@ _OF_PREFIX = "taken = Shape <start = 1, end = 2> (of_each_row)"
 _NOTHING_TAKEN = "taken = Constant <value_ints = [0]> ()"
 
 
+Moved = Callable[[ir.Value], ir.Value]
+
+
 @dataclass(frozen=True)
 class Carried:
     """What the loop carries: an input of its body, and what that is first."""
@@ -57,7 +60,10 @@ class Opened:
         begun: ids that rules on repetition look back on, `[B, …] int64`.
         taken: how many positions are taken before the first new token is fed, `[1] int64`.
         carried: of the decoder's inputs, in order.
-        next: nodes that make of the ids chosen, `[B, 1] int64`, what each of those is fed next, and that.
+        next: of the ids chosen, `[R, 1] int64`, and of what takes a value of the rows before to the rows that are
+            next, the nodes that make what each of those is fed next, and that.
+        by_prompt: values from outside that the body reads row by row.
+        of_cross: keys and values of cross-attention, which are the same in each run.
     """
 
     nodes: list[ir.Node]
@@ -66,7 +72,9 @@ class Opened:
     begun: ir.Value
     taken: ir.Value
     carried: list[Carried]
-    next: Callable[[ir.Value], tuple[list[ir.Node], list[ir.Value]]]
+    next: Callable[[ir.Value, Moved], tuple[list[ir.Node], list[ir.Value]]]
+    by_prompt: Sequence[ir.Value] = ()
+    of_cross: Sequence[ir.Value] = ()
 
 
 class Beginning(Protocol):
@@ -128,7 +136,9 @@ class Start:
                 Carried(decoder.fed["input_ids"], before["first_ids"]),
                 *(Carried(decoder.fed[name], before[made]) for name, made in empty.items()),
             ],
-            lambda chosen: ([], [chosen, *given_cache(decoder)]),
+            lambda chosen, moved: ([], [chosen, *map(moved, given_cache(decoder))]),
+            by_prompt=[states] if self.has_prefix else [],
+            of_cross=[value for name, value in decoder.given.items() if _CROSS in name],
         )
 
 

@@ -1,4 +1,4 @@
-"""How the loop of a whole caption chooses a token, as ONNX text: rules of generation, then the likeliest.
+"""What the rules of generation leave of a token's scores in the loop of a whole caption, as ONNX text.
 
 The rules are transformers' (`runtime/logits.py` names its classes), in its order. Some of them a caller may set at each
 run (`contract.SINGLE_OPTIONS`); the others are the checkpoint's and fixed.
@@ -13,9 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlm_export.contract import HEEDED, SINGLE_OPTIONS
+from vlm_export.contract import EARLY_STOPPING, HEEDED, SEARCH_OPTIONS, SINGLE_OPTIONS
 from vlm_export.errors import InputError
+from vlm_export.graph.beam_search import SEARCH
+from vlm_export.graph.choice import GREEDY, Choice
+from vlm_export.runtime.options import searches
 
+_OF_SEARCH = {"num_beams": 1, "length_penalty": 1.0, "early_stopping": False}  # in transformers, where nothing is said
+_NO_COUNTS = ("repetition_penalty", "length_penalty")
 _FIXED = ("min_length", "suppress_tokens", "begin_suppress_tokens")
 
 
@@ -24,13 +29,15 @@ class Rules:
     """Rules of generation, decided.
 
     Attributes:
-        defaults: of `SINGLE_OPTIONS`.
+        options: those that a caller may set, in order.
+        defaults: of each of them.
         ends: ids that end a text.
         pad: the id behind an end.
         never, never_first: ids that are not chosen, or not as the first.
         vocabulary: how many ids have scores.
     """
 
+    options: tuple[str, ...]
     defaults: tuple[float, ...]
     ends: tuple[int, ...]
     pad: int
@@ -50,9 +57,13 @@ class Rules:
         if asked := sorted(name for name in others if generation.get(name) not in (None, HEEDED[name], [])):
             raise InputError(f"generation: {', '.join(asked)}: layout single has no such rule: take another layout")
         known = {**HEEDED, **{name: value for name, value in generation.items() if value is not None}}
+        options = (*SINGLE_OPTIONS, *(SEARCH_OPTIONS if searches(generation) else ()))
+        known = {**_OF_SEARCH, **known}
+        known["early_stopping"] = EARLY_STOPPING.index(known["early_stopping"])
         known["min_new_tokens"] = max(int(known["min_new_tokens"]), int(known["min_length"]) - (begun or 0))
         return cls(
-            defaults=tuple(float(known[name]) for name in SINGLE_OPTIONS),
+            options=options,
+            defaults=tuple(float(known[name]) for name in options),
             ends=_ids(known["eos_token_id"]),
             pad=int(known["pad_token_id"]),
             vocabulary=vocabulary,
@@ -60,18 +71,23 @@ class Rules:
             never_first=_ids(known["begin_suppress_tokens"]),
         )
 
+    @property
+    def choice(self) -> Choice:
+        """How a token is taken of what these leave."""
+        return SEARCH if set(SEARCH_OPTIONS) <= set(self.options) else GREEDY
+
     def options_text(self) -> str:
-        """`options` `[n] float32` → a scalar for each of `SINGLE_OPTIONS`, under its name; counts are int64."""
+        """`options` `[n] float32` → a scalar for each of the options, under its name; counts are int64."""
         lines = [
             f"defaults = Constant <value_floats = {list(self.defaults)}> ()",
             "given = Shape (options)",
-            f"all_options = Constant <value_ints = [{len(SINGLE_OPTIONS)}]> ()",
+            f"all_options = Constant <value_ints = [{len(self.options)}]> ()",
             "option_axis = Constant <value_ints = [0]> ()",
             "not_given = Slice (defaults, given, all_options, option_axis)",
             "settings = Concat <axis = 0> (options, not_given)",
         ]
-        for place, name in enumerate(SINGLE_OPTIONS):
-            is_count = name != "repetition_penalty"
+        for place, name in enumerate(self.options):
+            is_count = name not in _NO_COUNTS
             lines += [
                 f"place_{place} = Constant <value_int = {place}> ()",
                 f"setting_{place} = Gather (settings, place_{place})",
@@ -80,14 +96,22 @@ class Rules:
         return "\n".join(lines)
 
     def text(self) -> str:
-        """The rules and the choice.
+        """The rules themselves.
 
-        Of `logits` `[B, 1, V]`, `begun` and `tokens` `[B, …] int64` (ids before, and new ones so far), `finished`
-        `[B, 1] bool`, `lengths` `[B, 1] int64`, `scores` `[B, …]` and the count `iteration` it makes `chosen`
-        `[B, 1]`, `going` (whether a row goes on), and `next_tokens`, `next_finished`, `next_lengths`, `next_scores`.
+        Of `plain` `[R, V]`, `begun` and `tokens` `[R, …] int64` (ids before, and new ones so far), the options and the
+        count `iteration` it makes `final` `[R, V]`.
         """
-        text = "\n".join([_SCORED, *self._excluded(), _CHOSEN])
-        for name, value in (("VOCABULARY", self.vocabulary), ("PAD", self.pad), ("ENDS", list(self.ends))):
+        return self.decided("\n".join([_SCORED, *self._excluded(), _FINAL]))
+
+    def decided(self, text: str) -> str:
+        """A text with the numbers of this model in it."""
+        numbers = {
+            "VOCABULARY": self.vocabulary,
+            "PAD": self.pad,
+            "ENDS": list(self.ends),
+            "CANDIDATES": max(2, 1 + len(self.ends)),
+        }
+        for name, value in numbers.items():
             text = text.replace(name, str(value))
         return text
 
@@ -136,7 +160,6 @@ none = Constant <value_float = 0.0> ()
 highest = Constant <value_float = 3.4e38> ()
 twice = Add (highest, highest)
 lowest = Neg (twice)
-plain = Squeeze (logits, second_axis)
 rows_count = Shape <start = 0, end = 1> (plain)
 one_each = Constant <value_ints = [1]> ()
 column_shape = Concat <axis = 0> (rows_count, one_each)
@@ -180,29 +203,8 @@ repeated_shape = Shape (repeated)
 repeated_lowest = Expand (lowest, repeated_shape)
 after_ngrams = ScatterElements <axis = 1> (after_penalty, repeated, repeated_lowest)
 """
-_CHOSEN = """
+_FINAL = """
 score_limit = Constant <value_ints = [VOCABULARY]> ()
 score_start = Constant <value_ints = [0]> ()
 final = Slice (ruled, score_start, score_limit, second_axis)
-best = ArgMax <axis = 1, keepdims = 1> (final)
-likelihoods = LogSoftmax <axis = 1> (final)
-its_score = GatherElements <axis = 1> (likelihoods, best)
-score = Where (finished, none, its_score)
-next_scores = Concat <axis = 1> (scores, score)
-pad = Constant <value_int = PAD> ()
-chosen = Where (finished, pad, best)
-next_tokens = Concat <axis = 1> (tokens, chosen)
-ends_of_text = Constant <value_ints = ENDS> ()
-is_each_end = Equal (chosen, ends_of_text)
-each_end = Cast <to = 7> (is_each_end)
-any_end = ReduceMax <keepdims = 1> (each_end, second_axis)
-is_end = Cast <to = 9> (any_end)
-next_finished = Or (finished, is_end)
-unfinished = Not (finished)
-one_more = Cast <to = 7> (unfinished)
-next_lengths = Add (lengths, one_more)
-goes_on = Not (next_finished)
-go_on = Cast <to = 7> (goes_on)
-rows_going = ReduceSum <keepdims = 0> (go_on)
-going = Greater (rows_going, zero)
 """

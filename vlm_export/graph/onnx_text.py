@@ -14,6 +14,8 @@ _TYPES = {
     "uint8": ir.DataType.UINT8,
 }
 
+Sizes = tuple[int | str, ...]
+
 
 @dataclass(frozen=True)
 class Parsed:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import onnx_ir as ir
 
@@ -23,8 +26,10 @@ from vlm_export.runtime.repo import Repo, open_repo
 _POSITIONS = 4096  # of a model that does not say how many it has
 
 
-def write(folder: Path, dtype: str) -> GraphFile:
+def write(folder: Path, dtype: str, search: Mapping[str, Any] = MappingProxyType({})) -> GraphFile:
     """Write `model` in a dtype beside the graphs of a repo, a captioner's or a chat's, that it is made of.
+
+    `search` is how a recipe searches with beams.
 
     Raises:
         InputError: the repo has a rule of generation that is not made as a graph, or a decoder with another cache than
@@ -33,7 +38,8 @@ def write(folder: Path, dtype: str) -> GraphFile:
     repo, suffix = open_repo(folder), DTYPES[dtype].suffix
     names = choose_driver(repo.files).components
     parts = [open_graph(folder / ONNX / f"{name}{suffix}.onnx") for name in names]
-    rules = Rules.of(repo.generation, _vocabulary(parts[-1]), begun=None if repo.takes_prompt else 1)
+    generation = {**repo.generation, **search}
+    rules = Rules.of(generation, _vocabulary(parts[-1]), begun=None if repo.takes_prompt else 1)
     known = pieces(read_json(folder / "tokenizer.json"), max(rules.vocabulary, rules.pad + 1))
     start = _prompted(repo, rules.vocabulary) if repo.takes_prompt else _start(repo)
     model = join(parts, start, rules, takes_picture=bool(repo.in_graph), pieces=known)

@@ -31,10 +31,11 @@ class Single(Client):
         self.tokenizer_tokens = apart.tokenizer_tokens
 
     def config(self, facts: RepoFacts) -> dict[str, dict[str, Any]]:
-        """The files of the graphs apart, under a `model_type` that transformers.js does not know, and with theirs."""
+        """Those of the graphs apart, under a `model_type` that transformers.js does not know, and a search."""
         files = self.apart.config(facts)
         apart = files["config.json"]["model_type"]
         files["config.json"] = {**files["config.json"], "model_type": SINGLE_TYPE, SINGLE_OF: apart}
+        files["generation_config.json"] = {**files["generation_config.json"], **facts.search}
         return files
 
     def template(self, facts: RepoFacts) -> ChatTemplate | None:

@@ -11,11 +11,17 @@
 
 import { AutoImageProcessor, AutoTokenizer, RawImage, Tensor } from '@huggingface/transformers';
 
-import { SINGLE_OPTIONS, SUFFIXES } from './contract.mjs';
+import { EARLY_STOPPING, SEARCH_OPTIONS, SINGLE_OPTIONS, SUFFIXES } from './contract.mjs';
 import { loadPrompts, readTensor } from './prompts.mjs';
 
 /** What the graph does where neither a caller nor `generation_config.json` says otherwise. */
-const DEFAULTS = { repetition_penalty: 1, no_repeat_ngram_size: 0, min_new_tokens: 0 };
+const DEFAULTS = {
+    repetition_penalty: 1,
+    no_repeat_ngram_size: 0,
+    min_new_tokens: 0,
+    length_penalty: 1,
+    early_stopping: false,
+};
 
 /**
  * @param {Tensor} pixels `[1, 3, height, width]` in 0…255
@@ -64,8 +70,10 @@ export async function loadSingle(id, { dtype = 'fp32', device, session_options }
     /** @type {import('./client.mjs').Loaded['caption']} */
     async function caption(item, options, modelInputs) {
         const inputs = await inputsOf(item, modelInputs);
-        const asked = /** @type {Record<string, number>} */ ({ ...DEFAULTS, ...own, ...options });
-        const numbers = SINGLE_OPTIONS.map((name) => asked[name]);
+        const asked = /** @type {Record<string, any>} */ ({ ...DEFAULTS, ...own, ...options });
+        const names = own.num_beams > 1 ? [...SINGLE_OPTIONS, ...SEARCH_OPTIONS] : SINGLE_OPTIONS;
+        const place = EARLY_STOPPING.indexOf(asked.early_stopping);
+        const numbers = names.map((name) => (name === 'early_stopping' ? place : asked[name]));
         /** @type {Record<string, import('onnxruntime-common').Tensor>} */
         const fed = { options: new ort.Tensor('float32', numbers, [numbers.length]) };
         for (const name of session.inputNames.filter((name) => name !== 'options')) {

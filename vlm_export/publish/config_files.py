@@ -101,6 +101,7 @@ def _facts(recipe: RecipeFile, merged: Checkpoint, client: Client) -> RepoFacts:
         # A null in it, `eos_token_id` above all, would win over generation_config.json in transformers.js.
         text_config={key: value for key, value in text.items() if value is not None} | {"eos_token_id": eos[0]},
         generation=published(recipe.recipe.generation, merged),
+        search=recipe.recipe.generation.search,
         stored_generation=stored_generation(merged.path),
         processor=processor_settings(merged.path),
         image_processor=image_processor_settings(

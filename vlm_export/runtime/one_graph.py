@@ -42,13 +42,13 @@ def gives_texts(sessions: Sessions) -> bool:
     return _TEXTS in [value.name for value in sessions.session(SINGLE_GRAPH).get_outputs()]
 
 
-def texts(sessions: Sessions, inputs: Inputs) -> list[str]:
+def texts(sessions: Sessions, inputs: Inputs, options: Sequence[float] = ()) -> list[str]:
     """The texts that the graph itself gives, one a row.
 
     Raises:
         UnicodeDecodeError: they are no UTF-8.
     """
-    made = _run(sessions, inputs, (), (_TEXTS,))[_TEXTS]
+    made = _run(sessions, inputs, options, (_TEXTS,))[_TEXTS]
     return bytes(made).decode().split(TEXTS_BETWEEN)
 
 

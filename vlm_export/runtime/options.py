@@ -96,6 +96,11 @@ def unknown_settings(config: Mapping[str, Any]) -> list[str]:
     return [key for key, idle in _UNSUPPORTED_SETTINGS.items() if config.get(key) not in (None, idle, [])]
 
 
+def searches(generation: Mapping[str, Any]) -> bool:
+    """Whether a graph under this `generation_config.json` searches with beams."""
+    return int(generation.get("num_beams") or 1) > 1
+
+
 def plan(options: Options, config: Mapping[str, Any], prompt_tokens: int, *, room: int | None = None) -> Plan:
     """Make the plan for a prompt of `prompt_tokens` ids, start token included, under a `generation_config.json`.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vlm_export.contract import IMAGE, SINGLE_GRAPH, SINGLE_OPTIONS
+from vlm_export.contract import IMAGE, SINGLE_GRAPH
 from vlm_export.errors import InputError
 from vlm_export.runtime.generate import FinishReason, Generated
 from vlm_export.runtime.images import ImageProcessor
@@ -25,17 +25,21 @@ from vlm_export.runtime.model import (
     Prompt,
     answers,
 )
-from vlm_export.runtime.one_graph import IDS, PIXELS, Row, image_rows, no_pictures, rows, together
-from vlm_export.runtime.options import Options, Plan, plan
+from vlm_export.runtime.one_graph import (
+    IDS,
+    PIXELS,
+    Row,
+    image_rows,
+    no_pictures,
+    rows,
+    together,
+)
+from vlm_export.runtime.options import Options, Plan, plan, searches
 from vlm_export.runtime.prompts import Prompts
 from vlm_export.runtime.repo import ONNX, ROW_BY_ROW, SUFFIXES, Repo, choose_dtype
 from vlm_export.runtime.sessions import GRAPH_ERRORS, Arrays, Sessions
+from vlm_export.runtime.single_options import as_options, begun
 from vlm_export.runtime.text import Message, Text
-
-
-def as_options(decided: Plan) -> list[float]:
-    """The numbers of `SINGLE_OPTIONS` in a plan."""
-    return [float(getattr(decided, name)) for name in SINGLE_OPTIONS]
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class SingleEngine:
         self.text = Text(repo.path)
         self.images = ImageProcessor(repo.preprocessor)
         self.prompts = Prompts(repo, self.text, self.images.cut)
+        self.searches = searches(repo.generation)
         try:
             self.takes_picture = IMAGE in self.sessions.input_names(SINGLE_GRAPH)
             self.row_by_row = self.dtype in ROW_BY_ROW and not self.sessions.rows_are_independent((SINGLE_GRAPH,))
@@ -136,7 +141,8 @@ class SingleEngine:
             return self._asked(images, prompt, options)
         if len(images) != 1:
             raise InputError(f"{self.name}: captions one image at a time, not {len(images)} together")
-        return _Prepared({PIXELS: self.images(images).arrays[PIXELS]}, self._plan(options, self._begun), self._begun)
+        before = begun(self.repo)
+        return _Prepared({PIXELS: self.images(images).arrays[PIXELS]}, self._plan(options, before), before)
 
     def _asked(self, images: Sequence[Image.Image], prompt: Prompt, options: Options) -> _Prepared:
         """A prompt about any number of images; raises InputError as `generate` does."""
@@ -158,8 +164,8 @@ class SingleEngine:
         return _Prepared(inputs, self._plan(options, len(ids), room), len(ids))
 
     def _alone(self, one: _Prepared) -> Generated:
-        [row] = rows(self.sessions, one.inputs, as_options(one.plan))
-        return Generated(row.token_ids, _reason(row, one.plan))
+        [row] = rows(self.sessions, one.inputs, self._numbers(one.plan))
+        return self._generated(row, one.plan)
 
     def _together(self, prepared: Sequence[_Prepared]) -> list[Generated] | None:
         """All in one run; None where that is not to be."""
@@ -169,24 +175,28 @@ class SingleEngine:
         inputs = together([one.inputs for one in prepared], shared.pad_token_id)
         if inputs is None:
             return None
-        return [
-            Generated(row.token_ids, _reason(row, shared)) for row in rows(self.sessions, inputs, as_options(shared))
-        ]
+        return [self._generated(row, shared) for row in rows(self.sessions, inputs, self._numbers(shared))]
 
-    @property
-    def _begun(self) -> int:
-        """How many ids a text begins with: a prefix has none."""
-        return 0 if self.repo.has_prefix else 1
+    def _numbers(self, decided: Plan) -> list[float]:
+        return as_options(decided, searches=self.searches)
+
+    def _generated(self, row: Row, decided: Plan) -> Generated:
+        """What is in a row, with the score by which a search compares texts."""
+        length = len(row.token_ids)
+        searched = decided.num_beams > 1 and length > 0
+        score = float(row.scores.sum()) / length**decided.length_penalty if searched else None
+        return Generated(row.token_ids, _reason(row, decided), score)
 
     def _plan(self, options: Options, prompt_tokens: int, room: int | None = None) -> Plan:
         decided = plan(options, self.repo.generation, prompt_tokens, room=room)
         asked = {
-            "num_beams": decided.num_beams > 1,
+            "num_beams": decided.num_beams > 1 and not self.searches,
             "do_sample": decided.do_sample,
             "num_return_sequences": decided.num_return_sequences > 1,
         }
         if refused := [name for name, is_asked in asked.items() if is_asked]:
-            raise InputError(f"{', '.join(refused)}: {self.name} is one file that generates greedily: leave it out")
+            does = "searches for one text" if self.searches else "generates greedily"
+            raise InputError(f"{', '.join(refused)}: {self.name} is one file that {does}: leave it out")
         return decided
 
     def _failed(self, error: Exception) -> EngineFailed:

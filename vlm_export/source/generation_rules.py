@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from vlm_export.contract import HEEDED, MAX_NEW_TOKENS, OF_SAMPLING
+from vlm_export.contract import HEEDED, MAX_NEW_TOKENS, OF_SAMPLING, SEARCH_OPTIONS
 from vlm_export.errors import blamed_on
 from vlm_export.own_files import own_file
 from vlm_export.preprocessing import stored_generation
@@ -53,7 +53,7 @@ def published(wanted: Generation, checkpoint: Checkpoint) -> dict[str, Any]:
     found = {"max_new_tokens": MAX_NEW_TOKENS} | {name: getattr(rules, name, None) for name in _heeded(checkpoint)}
     if wanted.from_checkpoint:
         found["max_new_tokens"] = rules.max_new_tokens or rules.max_length or MAX_NEW_TOKENS
-    asked = {name: value for name, value in asdict(wanted).items() if name != FROM_CHECKPOINT}
+    asked = {name: value for name, value in asdict(wanted).items() if name not in (FROM_CHECKPOINT, *SEARCH_OPTIONS)}
     found |= {name: value for name, value in asked.items() if value is not None}
     return {name: value for name, value in found.items() if name not in HEEDED or value not in (None, HEEDED[name], [])}
 

@@ -18,6 +18,7 @@ class RepoFacts:
         config: the model's, as the checkpoint has it.
         text_config: of the language model inside it, complete, with what ends a text.
         generation: rules beside those of ids.
+        search: how the recipe searches with beams, or nothing.
         stored_generation: the checkpoint's `generation_config.json`, or nothing.
         processor: the checkpoint's `processor_config.json` without what belongs in `preprocessor_config.json`.
         image_processor: what belongs there, flat, under the recipe's settings.
@@ -29,6 +30,7 @@ class RepoFacts:
     config: Mapping[str, Any]
     text_config: Mapping[str, Any]
     generation: Mapping[str, Any]
+    search: Mapping[str, Any]
     stored_generation: Mapping[str, Any]
     processor: Mapping[str, Any]
     image_processor: Mapping[str, Any]

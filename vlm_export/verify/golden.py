@@ -34,7 +34,11 @@ Tokens = Annotated[list[Annotated[int, Field(ge=0, le=LARGEST_ID)]], Field(min_l
 
 @dataclass(frozen=True)
 class GoldenImage:
-    """One image's greedy tokens. `margins` are the gaps between the two best scores at each token."""
+    """One image's greedy tokens. `margins` are the gaps between the two best scores at each token.
+
+    Where the recipe searches with beams, `searched` are the tokens that are found, and `search_margin` is the gap
+    between the scores of the best two texts.
+    """
 
     file: Annotated[str, Field(pattern=r"^[^/\\]+$")]
     sha256: str
@@ -43,6 +47,8 @@ class GoldenImage:
     token_ids: Tokens
     caption: str
     margins: list[float]
+    searched: list[Annotated[int, Field(ge=0, le=LARGEST_ID)]] = field(default_factory=list)
+    search_margin: float | None = None
 
 
 @dataclass(frozen=True)
@@ -75,16 +81,17 @@ class Golden:
     base: str = "original"
     combination: dict[str, Any] | None = None
     companions: dict[str, str] = field(default_factory=dict)
+    search: dict[str, Any] = field(default_factory=dict)
     schema: int = 3
 
     def differences(self, recipe: Recipe, generation: Mapping[str, Any]) -> list[str]:
         """The keys of a recipe that are not as they were when this was recorded; `generation` is what it comes to."""
-        now = {
-            "generation": dict(generation),
-            "base": recipe.base,
-            "combination": combination_of(recipe),
+        pairs = {
+            "generation": ((self.generation, self.search), (dict(generation), recipe.generation.search)),
+            "base": (self.base, recipe.base),
+            "combination": (self.combination, combination_of(recipe)),
         }
-        return [key for key, value in now.items() if getattr(self, key) != value]
+        return [key for key, (recorded, now) in pairs.items() if recorded != now]
 
 
 class CaseTensors(dict[str, np.ndarray]):

@@ -22,7 +22,7 @@ from vlm_export.verify.golden_sessions import as_fed
 from vlm_export.verify.in_files import check_ends, check_pixels, check_prompts, has_prompt
 from vlm_export.verify.metrics import first_difference, largest_difference
 from vlm_export.verify.report import RUNS
-from vlm_export.verify.tokens import add_rate, add_tokens
+from vlm_export.verify.tokens import add_rate, add_searched, add_tokens
 from vlm_export.verify.verification import Verification
 from vlm_export.wanted import MIXED
 from vlm_export.web.captions import Caption, Captions, Item, NoAnswer, client_of
@@ -48,6 +48,7 @@ def verify_in_client(
         return
     try:
         made = _caption(run, runtime, dtype, golden_inputs, [picture.path for picture in photographs])
+        searched = _search(run, runtime, dtype, golden_inputs) if run.golden.facts.search else []
     except CheckFailed as error:
         if isinstance(error, NoAnswer) and runtime.is_software:
             run.leave_out("all", dtype, target, RUNS, f"too slow in software: {error}")
@@ -66,6 +67,8 @@ def verify_in_client(
     pixels = [caption.pixel_values for caption in from_file]
     check_pixels(run, dtype, target, limits.PIXELS_FROM_FILE, pixels, golden_inputs)
     add_tokens(run, dtype, target, limits.TOKENS_EXACT, [caption.token_ids for caption in same])
+    if searched:
+        add_searched(run, dtype, target, searched)
     _check_as_in_ort(run, dtype, target, same, golden_inputs)
     add_tokens(run, dtype, target, limits.FROM_FILE_EXACT, [caption.token_ids for caption in from_file])
     for image, caption in zip(run.golden.facts.images, from_file, strict=True):
@@ -109,7 +112,24 @@ def _caption(
 
         run.tell(what)
         taken = "auto" if dtype == MIXED else dtype  # the repo's own config.json says which each component has
-        return runtime.caption(run.repo, layout=client.node, dtype=taken, items=items, generation={}, on_item=on_item)
+        greedy = {"num_beams": 1} if facts.search else {}
+        return runtime.caption(
+            run.repo, layout=client.node, dtype=taken, items=items, generation=greedy, on_item=on_item
+        )
+
+
+def _search(run: Verification, runtime: Runtime, dtype: str, golden_inputs: Sequence[Arrays]) -> list[tuple[int, ...]]:
+    """The tokens that a graph's own search finds, of each golden image's pixels.
+
+    Raises:
+        CheckFailed: the model does not load or run there.
+    """
+    client = run.layout.client
+    assert client.node is not None
+    run.tell(f"{dtype}: beams, {runtime.target}")
+    items = [Item(pixel_values=as_fed(inputs, run.steps)["pixel_values"]) for inputs in golden_inputs]
+    made = runtime.caption(run.repo, layout=client.node, dtype=dtype, items=items, generation={})
+    return [caption.token_ids for caption in made.captions]
 
 
 def picture_size(repo: Path, inputs: Arrays, path: Path) -> tuple[int, int] | None:

@@ -96,6 +96,7 @@ def _verify_single(run: Verification, dtype: str, sessions: GoldenSessions, gold
         return
     found = run.generated_in_ort[dtype] = [row.token_ids for row in rows]
     add_tokens(run, dtype, "ort", limits.TOKENS_EXACT, found)
+    in_single.check_search(run, dtype, sessions, golden_inputs)
     in_single.check_texts(run, dtype, sessions, golden_inputs)
     in_single.check_together(run, dtype, sessions, golden_inputs)
     _check_captions(run, dtype)

@@ -12,12 +12,14 @@ import numpy as np
 
 from vlm_export.runtime import one_graph
 from vlm_export.runtime.one_graph import Row, gives_texts, texts, together
+from vlm_export.runtime.repo import open_repo
 from vlm_export.runtime.sessions import Arrays
+from vlm_export.runtime.single_options import greedily
 from vlm_export.runtime.text import Text
 from vlm_export.verify import limits
 from vlm_export.verify.golden_sessions import GoldenSessions, as_fed
 from vlm_export.verify.metrics import first_difference
-from vlm_export.verify.tokens import add_rate
+from vlm_export.verify.tokens import add_rate, add_searched
 from vlm_export.verify.verification import Verification
 
 _PADDING = 3  # of the longest prompt, where rows are run together
@@ -31,7 +33,8 @@ def rows(run: Verification, sessions: GoldenSessions, pictures: Sequence[Arrays]
     Raises:
         FloatingPointError: a probability is no number.
     """
-    made = [row for inputs in pictures for row in one_graph.rows(sessions, as_fed(inputs, run.steps))]
+    options = greedily(open_repo(run.repo))
+    made = [row for inputs in pictures for row in one_graph.rows(sessions, as_fed(inputs, run.steps), options)]
     if any(np.isnan(row.scores).any() for row in made):
         raise FloatingPointError("the decoder's scores are no numbers: some are too large for the dtype")
     return made
@@ -54,6 +57,14 @@ def scores(
     return made
 
 
+def check_search(run: Verification, dtype: str, sessions: GoldenSessions, golden_inputs: Sequence[Arrays]) -> None:
+    """Check that the search which the graph makes by itself, where the recipe asks for one, finds PyTorch's tokens."""
+    if run.golden.facts.search:
+        fed = [as_fed(inputs, run.steps) for inputs in golden_inputs]
+        made = [row.token_ids for inputs in fed for row in one_graph.rows(sessions, inputs)]
+        add_searched(run, dtype, "ort", made)
+
+
 def check_texts(run: Verification, dtype: str, sessions: GoldenSessions, golden_inputs: Sequence[Arrays]) -> None:
     """Check that the texts, where the graph gives them, are those that the tokenizer makes of its tokens."""
     if not gives_texts(sessions):
@@ -62,7 +73,7 @@ def check_texts(run: Verification, dtype: str, sessions: GoldenSessions, golden_
     different = []
     for image, inputs, ids in zip(images, golden_inputs, run.generated_in_ort[dtype], strict=False):
         try:
-            found = texts(sessions, as_fed(inputs, run.steps))
+            found = texts(sessions, as_fed(inputs, run.steps), greedily(open_repo(run.repo)))
         except UnicodeDecodeError as error:
             different.append(f"{image.file} ({error})")
             continue
@@ -91,7 +102,7 @@ def check_together(run: Verification, dtype: str, sessions: GoldenSessions, gold
     if inputs is None:  # pictures of their own sizes
         return
     alone = run.generated_in_ort[dtype]
-    made = [row.token_ids for row in one_graph.rows(sessions, inputs)]
+    made = [row.token_ids for row in one_graph.rows(sessions, inputs, greedily(open_repo(run.repo)))]
     images = zip(run.golden.facts.images, made, alone, strict=True)
     different = [image.file for image, found, expected in images if found != expected]
     add_rate(run, dtype, "ort", limits.TOKENS_TOGETHER, len(made), [], different)

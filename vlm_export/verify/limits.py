@@ -35,6 +35,7 @@ COSINE_SIMILARITY = "cosine_similarity"
 OTHER_SIZES = "max_relative_error_at_other_sizes"  # than the golden's, of any dynamic axis: see `other_sizes.py`
 TOKENS_EXACT = "tokens_exact_rate"
 TOKENS_TOGETHER = "tokens_together_as_alone_rate"  # of one graph that captions several pictures in a run
+SEARCHED_EXACT = "searched_tokens_exact_rate"  # of one graph that searches with beams
 TEXTS_EXACT = "texts_exact_rate"  # of one graph that gives texts: as the tokenizer makes them of its tokens
 TOP1_AGREEMENT = "teacher_forced_top1_agreement"
 FROM_FILE_EXACT = "tokens_exact_rate_from_image_file"
@@ -130,6 +131,7 @@ _LIMITS = {
     OTHER_SIZES: {"fp32": 1e-4},
     COSINE_SIMILARITY: {"fp16": 0.999, "int8": 0.9, "uint8": 0.9, "q8": 0.9},
     TOKENS_EXACT: {"fp32": 1.0, "fp16": 0.95, "int8": 0.85, "uint8": 0.85, "q8": 0.85},
+    SEARCHED_EXACT: {"fp32": 1.0, "fp16": 0.95, "int8": 0.85, "uint8": 0.85, "q8": 0.85},
     TOKENS_TOGETHER: {"fp32": 1.0},
     TOKENS_AS_ORT: {name: 1.0 for name in DTYPES if name != FP32.name},
     TOP1_AGREEMENT: {

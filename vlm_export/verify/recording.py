@@ -87,7 +87,8 @@ def _record(
     except InputError as error:
         raise InputError(f"{recipe.path}: {error}") from error
     generation = published(recipe.recipe.generation, checkpoint)
-    recorder = _Recorder(checkpoint, model, preprocessor, generation, f"{recipe.path}: golden.prompts")
+    search = recipe.recipe.generation.search
+    recorder = _Recorder(checkpoint, model, preprocessor, generation, search, f"{recipe.path}: golden.prompts")
     recorded = []
     for index, path in enumerate(images):
         recorded.append(recorder.image(path, text))
@@ -107,6 +108,7 @@ def _record(
         conversation=next((list(prompt) for prompt in prompts[:1] if not isinstance(prompt, str)), []),
         base=recipe.recipe.base,
         combination=combination_of(recipe.recipe),
+        search=search,
         companions={kind: folder.name for kind, folder in companions.origins.items()},
     )
     with atomic_folder(recipe.golden_target) as folder:
@@ -118,6 +120,10 @@ def _record(
     return golden
 
 
+def _margin(gap: float | torch.Tensor) -> float:
+    return min(float(f"{gap:.4g}"), _WIDEST)
+
+
 class _Recorder:
     """The adapted PyTorch model, what it is fed by, and what it generates with."""
 
@@ -127,11 +133,12 @@ class _Recorder:
         model: nn.Module,
         preprocessor: Preprocessor,
         generation: dict[str, Any],
+        search: dict[str, Any],
         prompts: str,
     ):
         self.reference = checkpoint.family.reference(model)
         self.preprocessor = preprocessor
-        self.generation = generation
+        self.generation, self.search = generation, search
         self.prompts = prompts  # where they stand
         self.tokenizer = load_tokenizer(checkpoint.path)
         self.eos = eos_token_ids(checkpoint, self.tokenizer)
@@ -170,16 +177,8 @@ class _Recorder:
     def image(self, path: Path, text: str) -> GoldenImage:
         inputs = self.model_inputs(path, text)
         with blamed_on(f"{self.where} on {path.name} with {shown(text)}"):
-            output = self.reference.generate(
-                as_tensors(inputs),
-                do_sample=False,
-                num_beams=1,
-                eos_token_id=self.eos,
-                pad_token_id=self.eos[0],
-                return_dict_in_generate=True,
-                output_scores=True,
-                **self.generation,
-            )
+            output = self._generate(inputs, num_beams=1)
+            searched, margin = self._searched(inputs) if self.search else ([], None)
         token_ids = output.sequences[0, -len(output.scores) :].tolist()  # the prompt's may be before them
         best = [torch.topk(score[0], 2).values for score in output.scores]
         return GoldenImage(
@@ -189,8 +188,31 @@ class _Recorder:
             prompt_ids_sha256=array_sha256(inputs["input_ids"]),
             token_ids=token_ids,
             caption=self._caption(token_ids),
-            margins=[min(float(f"{first - second:.4g}"), _WIDEST) for first, second in best],
+            margins=[_margin(first - second) for first, second in best],
+            searched=searched,
+            search_margin=margin,
         )
+
+    def _generate(self, inputs: Mapping[str, np.ndarray], **more: Any) -> Any:
+        return self.reference.generate(
+            as_tensors(inputs),
+            do_sample=False,
+            eos_token_id=self.eos,
+            pad_token_id=self.eos[0],
+            return_dict_in_generate=True,
+            output_scores=True,
+            **self.generation,
+            **more,
+        )
+
+    def _searched(self, inputs: Mapping[str, np.ndarray]) -> tuple[list[int], float]:
+        """The tokens of the best text that a search finds, and how much its score is above the second's."""
+        output = self._generate(inputs, **self.search, num_return_sequences=2)
+        best, second = output.sequences_scores.tolist()
+        length = int((output.beam_indices[0] >= 0).sum())  # -1 behind the end
+        sequence = output.sequences[0]
+        prompt = len(sequence) - output.beam_indices.shape[1]
+        return sequence[prompt : prompt + length].tolist(), _margin(best - second)
 
     def _caption(self, token_ids: Sequence[int]) -> str:
         """The text of generated ids."""

@@ -35,6 +35,17 @@ def add_tokens(run: Verification, dtype: str, runtime: Target, metric: str, gene
     add_rate(run, dtype, runtime, metric, len(images), near, different)
 
 
+def add_searched(run: Verification, dtype: str, runtime: Target, generated: Sequence[Sequence[int]]) -> None:
+    """The rate of images whose search with beams finds PyTorch's tokens, near-ties counted as equal in float32."""
+    near: list[str] = []
+    different: list[str] = []
+    for image, tokens in zip(run.golden.facts.images, generated, strict=True):
+        if list(tokens) != image.searched:
+            is_near = dtype == FP32.name and (image.search_margin or 0.0) < limits.NEAR_TIE
+            (near if is_near else different).append(image.file)
+    add_rate(run, dtype, runtime, limits.SEARCHED_EXACT, len(generated), near, different)
+
+
 def add_rate(
     run: Verification,
     dtype: str,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from vlm_export.contract import SINGLE_TYPE
 from vlm_export.doctor.findings import Finding, error, warning
 from vlm_export.doctor.repo_view import GENERATION, RepoView, integer
 
@@ -47,7 +48,8 @@ def check(repo: RepoView) -> Iterator[Finding]:
     if new_tokens is None and integer(repo.document(GENERATION).get("max_length")) is None:
         problem = "has no max_new_tokens: a text has 20 tokens, those of the prompt and its images included"
         yield warning(GENERATION, problem, "write max_new_tokens")
-    yield from _unheeded(repo.document(GENERATION))
+    if repo.model_type != SINGLE_TYPE:
+        yield from _unheeded(repo.document(GENERATION))
 
 
 def _unheeded(settings: Any) -> Iterator[Finding]:

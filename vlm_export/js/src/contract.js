@@ -63,3 +63,5 @@ export const SINGLE_OPTIONS = Object.freeze([
     'no_repeat_ngram_size',
     'min_new_tokens',
 ]);
+export const SEARCH_OPTIONS = Object.freeze(['num_beams', 'length_penalty', 'early_stopping']);
+export const EARLY_STOPPING = Object.freeze([false, true, 'never']);
