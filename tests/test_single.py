@@ -102,6 +102,7 @@ def test_a_text_that_is_cut_is_still_compared() -> None:
     """A tokenizer marks what the graph leaves out."""
     assert in_single.is_text("a cat", "a cat") and not in_single.is_text("a cat", "a dog")
     assert in_single.is_text("a", "a \ufffd") and in_single.is_text("\u20ac", "\ufffd\ufffd\ufffd\ufffd")
+    assert in_single.is_text("a b", "a\0 b\0") and in_single.is_text("a", "a \0")
     assert not in_single.is_text("b", "a \ufffd") and not in_single.is_text("a b", "a")
 
 

@@ -158,3 +158,17 @@ def test_a_wrong_loop_is_caught(
     for _ in edited(made.graph("model"), change):
         report = made.verify("ort", dtypes=["fp32"])
     assert metrics & {check.metric for check in report.failures}, report.checks
+
+
+@pytest.mark.node
+@pytest.mark.parametrize("kind", ["llava", "smolvlm"])
+def test_a_chat_searches_with_beams(kind: str, tmp_path: Path) -> None:
+    """Rows of a prompt become several behind its first run: mask, places and cache of each go with its beam."""
+    made = prepare(tmp_path, KINDS[kind], generation={"max_new_tokens": 6, "num_beams": 3})
+    made.export("single")
+    images = load_golden(made.recipe.golden_dir).facts.images
+    assert any(image.searched != image.token_ids for image in images)
+    report = made.verify("ort", "node")
+    assert report.verdict == "pass", failures(report)
+    found = [check.value for check in report.checks if check.metric == limits.SEARCHED_EXACT]
+    assert found == [1.0, 1.0]

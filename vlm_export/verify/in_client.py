@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -94,28 +95,12 @@ def _caption(
     Raises:
         CheckFailed: the model does not load or run there.
     """
-    client, paths, facts = run.layout.client, run.golden.image_paths(), run.golden.facts
-    assert client.node is not None
-    prompt = facts.conversation or client.prompt(facts.text)
-    fed = [as_fed(inputs, run.steps)["pixel_values"] for inputs in golden_inputs]
+    paths = [*run.golden.image_paths(), *photographs]
     with scratch_folder() as scratch:
-        sizes = [picture_size(run.repo, *fed) for fed in zip(golden_inputs, paths, strict=True)]
-        items = [
-            Item(_readable(path, Path(scratch)), pixels, prompt, keep_scores=place < _SCORED_IMAGES, size=size)
-            for place, (path, pixels, size) in enumerate(zip(paths, fed, sizes, strict=True))
-        ]
-        items += [Item(path, prompt=prompt, may_fail=True, keep_pixels=True) for path in [*paths, *photographs]]
-        what = f"{dtype}: {client_of(client.node)}, {runtime.target}"
-
-        def on_item(_: Caption) -> None:
-            run.tell(what, captions=1)
-
-        run.tell(what)
-        taken = "auto" if dtype == MIXED else dtype  # the repo's own config.json says which each component has
-        greedy = {"num_beams": 1} if facts.search else {}
-        return runtime.caption(
-            run.repo, layout=client.node, dtype=taken, items=items, generation=greedy, on_item=on_item
-        )
+        items = _from_pixels(run, golden_inputs, Path(scratch))
+        items += [Item(path, prompt=_prompt(run), may_fail=True, keep_pixels=True) for path in paths]
+        greedy = {"num_beams": 1} if run.golden.facts.search else {}
+        return _run(run, runtime, dtype, items, greedy, counted=1)
 
 
 def _search(run: Verification, runtime: Runtime, dtype: str, golden_inputs: Sequence[Arrays]) -> list[tuple[int, ...]]:
@@ -124,12 +109,44 @@ def _search(run: Verification, runtime: Runtime, dtype: str, golden_inputs: Sequ
     Raises:
         CheckFailed: the model does not load or run there.
     """
+    with scratch_folder() as scratch:
+        made = _run(run, runtime, dtype, _from_pixels(run, golden_inputs, Path(scratch)), {})
+    return [caption.token_ids for caption in made.captions]
+
+
+def _prompt(run: Verification) -> str | list[dict[str, Any]]:
+    """What the client is asked about each picture."""
+    facts = run.golden.facts
+    return facts.conversation or run.layout.client.prompt(facts.text)
+
+
+def _from_pixels(run: Verification, golden_inputs: Sequence[Arrays], scratch: Path) -> list[Item]:
+    """An item of PyTorch's pixels for each golden image; files that are made for them go into the folder."""
+    paths = run.golden.image_paths()
+    fed = [as_fed(inputs, run.steps)["pixel_values"] for inputs in golden_inputs]
+    sizes = [picture_size(run.repo, *pair) for pair in zip(golden_inputs, paths, strict=True)]
+    return [
+        Item(_readable(path, scratch), pixels, _prompt(run), keep_scores=place < _SCORED_IMAGES, size=size)
+        for place, (path, pixels, size) in enumerate(zip(paths, fed, sizes, strict=True))
+    ]
+
+
+def _run(
+    run: Verification, runtime: Runtime, dtype: str, items: Sequence[Item], generation: dict[str, Any], counted: int = 0
+) -> Captions:
+    """Let the client run the items; each counts as so many captions of those that `verify` said it makes."""
     client = run.layout.client
     assert client.node is not None
-    run.tell(f"{dtype}: beams, {runtime.target}")
-    items = [Item(pixel_values=as_fed(inputs, run.steps)["pixel_values"]) for inputs in golden_inputs]
-    made = runtime.caption(run.repo, layout=client.node, dtype=dtype, items=items, generation={})
-    return [caption.token_ids for caption in made.captions]
+    what = f"{dtype}: {client_of(client.node)}, {runtime.target}"
+
+    def on_item(_: Caption) -> None:
+        run.tell(what, captions=counted)
+
+    run.tell(what)
+    taken = "auto" if dtype == MIXED else dtype  # the repo's own config.json says which each component has
+    return runtime.caption(
+        run.repo, layout=client.node, dtype=taken, items=items, generation=generation, on_item=on_item
+    )
 
 
 def picture_size(repo: Path, inputs: Arrays, path: Path) -> tuple[int, int] | None:

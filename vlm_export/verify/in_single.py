@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vlm_export.contract import TEXTS_BETWEEN
 from vlm_export.runtime import one_graph
 from vlm_export.runtime.one_graph import Row, gives_texts, texts, together
 from vlm_export.runtime.repo import open_repo
@@ -85,9 +86,10 @@ def check_texts(run: Verification, dtype: str, sessions: GoldenSessions, golden_
 def is_text(found: str, decoded: str) -> bool:
     """Whether a text is what a tokenizer decoded, which marks bytes of no whole character where the graph has none.
 
-    Those of SentencePiece mark whole characters beside them too, so that any may stand there.
+    Those of SentencePiece mark whole characters beside them too, so that any may stand there. Nor has the graph the
+    character that stands between texts.
     """
-    parts = map(re.escape, _MARKS.split(decoded))
+    parts = map(re.escape, _MARKS.split(decoded.replace(TEXTS_BETWEEN, "").strip()))
     return re.fullmatch(".*".join(parts), found, re.DOTALL) is not None
 
 
