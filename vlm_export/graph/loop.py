@@ -11,6 +11,7 @@ once each.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -21,13 +22,11 @@ from vlm_export.graph import texts
 from vlm_export.graph.beam_rows import made_by, spread, taken
 from vlm_export.graph.choice import Choice
 from vlm_export.graph.loop_prompt import PROMPT
-from vlm_export.graph.loop_start import ROWS, Beginning, Carried
+from vlm_export.graph.loop_start import ROWS, Beginning, Carried, Opened
 from vlm_export.graph.next_token import Rules
-from vlm_export.graph.onnx_text import Sizes, named, parsed, typed
+from vlm_export.graph.onnx_text import Parsed, named, parsed, typed
 from vlm_export.spec.graph import Component, TensorSpec
 
-# Inputs of the body beside the decoder's own, in order: of the loop itself, then what is carried.
-_OF_LOOP: Mapping[str, tuple[str, Sizes]] = {"iteration": ("int64", ()), "was_going": ("bool", ())}
 _BEFORE = """
 yes = Constant <value_int = 1> ()
 continues = Cast <to = 9> (yes)
@@ -98,27 +97,48 @@ def join(
     options = named(OPTIONS, "float32", ["given_options"])
     outer.inputs.append(options)
 
-    choice = rules.choice
-    settled = {OPTIONS: options, "of_each_row": opened.of_each_row, "taken": opened.taken}
-    positions = str(start.positions + 1)  # the last token is not fed
-    text_before = [rules.options_text(), ROWS, _BEFORE.replace("POSITIONS", positions)]
-    if choice.moves_rows:
-        text_before.append(_FIRST_BEAMS[bool(opened.of_cross)])
-    before = parsed("\n".join([*text_before, choice.before]), settled, opset, "before.")
+    positions = start.positions + 1  # the last token is not fed
+    before = _before(opened, rules, options, positions, opset)
     outer.extend(before.nodes)
+    turn = _turn(opened, rules, before, opset)
+    loop = _loop(outer, turn, before, parts[-1].opset_imports)
+    _finish(outer, dict(zip(rules.choice.made, loop.outputs, strict=False)), loop, rules.choice, pieces, opset)
+    if len({model.metadata_props.get(ACTIVATIONS) for model in parts}) > 1:
+        whole.metadata_props.pop(ACTIVATIONS, None)
+    return whole
 
-    of_loop = {name: named(name, *of) for name, of in _OF_LOOP.items()}
+
+@dataclass(frozen=True)
+class _Turn:
+    """The body of the loop: nodes that are in no graph yet, what is carried, what becomes of that, and whether."""
+
+    nodes: list[ir.Node]
+    iteration: ir.Value
+    carried: list[Carried]
+    becomes: list[ir.Value]
+    going: ir.Value
+
+
+def _before(opened: Opened, rules: Rules, options: ir.Value, positions: int, opset: int) -> Parsed:
+    """What is computed once: the options, how many turns there may be, and what a choice carries first."""
+    texts_before = [rules.options_text(), ROWS, _BEFORE.replace("POSITIONS", str(positions))]
+    if rules.choice.moves_rows:
+        texts_before.append(_FIRST_BEAMS[bool(opened.of_cross)])
+    settled = {OPTIONS: options, "of_each_row": opened.of_each_row, "taken": opened.taken}
+    return parsed("\n".join([*texts_before, rules.choice.before]), settled, opset, "before.")
+
+
+def _turn(opened: Opened, rules: Rules, before: Parsed, opset: int) -> _Turn:
+    """The decoder, the rules on its scores, the choice of tokens, and what the decoder is fed of them."""
+    choice = rules.choice
+    iteration = named("iteration", "int64", ())
     made = {name: named(name, *of) for name, of in choice.made.items()}
     if choice.moves_rows:
         opened = spread(opened, made["prompt_of"], before["first_prompt_of"])
-    given = {name: before[name] for name in ("trips", *rules.options[1:])} | {"iteration": of_loop["iteration"]}
-    plain = parsed(choice.scored, {"logits": opened.logits, **given}, opset, "scored.")
-    ruled = parsed(
-        rules.text(),
-        {"plain": plain["plain"], "begun": opened.begun, "tokens": made["tokens"], **given},
-        opset,
-        "rules.",
-    )
+    given = {"iteration": iteration, **{name: before[name] for name in ("trips", *rules.options[1:])}}
+    scored = parsed(choice.scored, {"logits": opened.logits, **given}, opset, "scored.")
+    looked_at = {"plain": scored["plain"], "begun": opened.begun, "tokens": made["tokens"]}
+    ruled = parsed(rules.text(), {**looked_at, **given}, opset, "rules.")
     after = parsed(rules.decided(choice.turn), {"final": ruled["final"], **made, **given}, opset, "next.")
     moves: list[ir.Node] = []
 
@@ -132,29 +152,32 @@ def join(
     behind, fed_next = opened.next(after["chosen"], moved)
     carried = [*(Carried(value, before[f"first_{name}"]) for name, value in made.items()), *opened.carried]
     becomes = [*(after[f"next_{name}"] for name in made), *fed_next]
+    nodes = [*opened.nodes, *scored.nodes, *ruled.nodes, *after.nodes, *moves, *behind]
+    return _Turn(nodes, iteration, carried, becomes, after["going"])
 
-    nodes = [*opened.nodes, *plain.nodes, *ruled.nodes, *after.nodes, *moves, *behind]
-    outer.extend(_unchanging(nodes, [*of_loop.values(), *(each.value for each in carried)]))
+
+def _loop(outer: ir.Graph, turn: _Turn, before: Parsed, opset_imports: dict[str, int]) -> ir.Node:
+    """Put the loop behind what is in the graph; what is the same in every turn stands in front of it."""
+    of_loop = [turn.iteration, named("was_going", "bool", ())]
+    varying = [*of_loop, *(each.value for each in turn.carried)]
+    outer.extend(_unchanging(turn.nodes, varying))
     body = ir.Graph(
-        [*of_loop.values(), *(each.value for each in carried)],
-        [after["going"], *becomes],
-        nodes=[node for node in nodes if node.graph is None],
-        opset_imports=parts[-1].opset_imports,
+        varying,
+        [turn.going, *turn.becomes],
+        nodes=[node for node in turn.nodes if node.graph is None],
+        opset_imports=opset_imports,
         name="one_token",
     )
     loop = ir.Node(
         "",
         "Loop",
-        [before["trips"], before["continues"], *(each.first for each in carried)],
+        [before["trips"], before["continues"], *(each.first for each in turn.carried)],
         [ir.AttrGraph("body", body)],
-        num_outputs=len(carried),
+        num_outputs=len(turn.carried),
         name="generation",
     )
     outer.append(loop)
-    _finish(outer, dict(zip(made, loop.outputs, strict=False)), loop, choice, pieces, opset)
-    if len({model.metadata_props.get(ACTIVATIONS) for model in parts}) > 1:
-        whole.metadata_props.pop(ACTIVATIONS, None)
-    return whole
+    return loop
 
 
 def _initializers(outer: ir.Graph, arrays: Mapping[str, np.ndarray]) -> dict[str, ir.Value]:
