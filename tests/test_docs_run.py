@@ -88,6 +88,7 @@ NOT_RUN = {
     "python scripts/reliability/mutations.py": "hours; tests/bad/test_mutations.py has the first of another seed",
     "build/captioners/index.html": "names of files",
     "a small yellow triangle": "what a program prints",
+    "g++ -std=c++17": "test_single.py builds and runs it",
     "pip install 'vlm-export[sweep": "the tests have it, or do without",
     "ray start ": "starts servers on three machines; test_sweep.py has a cluster on one",
     "vlm-export sweep /shared/": "the same",
@@ -100,6 +101,7 @@ ELSEWHERE = {
     ("server.md", "import base64"): ("test_serve_page.py", "test_the_example_of_the_docs_runs"),
     ("single.md", "session = "): ("test_single.py", "test_the_example_in_python"),
     ("single.md", "const image = "): ("test_single.py", "test_the_example_in_node"),
+    ("single.md", "Ort::Session session"): ("test_single.py", "test_the_example_in_cpp"),
 }
 # A line of usage: click's own, compared by test_docs_snippets.py.
 USAGE = re.compile(r"vlm-export .*(\[(OPTIONS|ARGS|COMMAND)\]|REPO_ID)")

@@ -77,7 +77,7 @@ function offer(name, options) {
     $(`#${name}`).replaceChildren($(`#${name} legend`), ...labels);
 }
 
-const no_beams = () => (facts.layout === 'single' ? 'one file takes the likeliest token each time' : null);
+const no_beams = () => (facts.layout === 'single' ? 'one file generates as it was exported' : null);
 
 /** @type {(name: string, value: string) => void} */
 function pick(name, value) {

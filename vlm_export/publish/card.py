@@ -181,7 +181,7 @@ _OF_CLIENT = (
     "word.",
 )
 _OF_SINGLE = (
-    "It takes the likeliest token each time. `options` are a list of numbers, which may be empty: "
+    "`options` are a list of numbers, which may be empty: "
     f"{', '.join(SINGLE_OPTIONS)}, in this order; what is left out is as it was exported.",
     "transformers.js does not load it: the whole text is one run of ONNX Runtime.",
 )
@@ -192,7 +192,11 @@ def _limits(folder: Path, recipe: Recipe, manifest: Manifest) -> str:
     lines = [
         f"Language: {', '.join(recipe.hub.language)}." if recipe.hub.language else "",
         f"It says at most {generation['max_new_tokens']} tokens." if "max_new_tokens" in generation else "",
-        *(_OF_SINGLE if manifest.layout == "single" else _OF_CLIENT[: 2 if manifest.in_graph else 1]),
+        *(
+            (_choice(generation), *_OF_SINGLE)
+            if manifest.layout == "single"
+            else _OF_CLIENT[: 2 if manifest.in_graph else 1]
+        ),
         _picture_size(folder, manifest),
         *_in_float32(manifest),
         *_not_calibrated(manifest),
@@ -200,6 +204,11 @@ def _limits(folder: Path, recipe: Recipe, manifest: Manifest) -> str:
         "has its biases and those of its base.",
     ]
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines if line)
+
+
+def _choice(generation: Mapping[str, Any]) -> str:
+    beams = generation.get("num_beams") or 1
+    return f"It searches with {beams} beams." if beams > 1 else "It takes the likeliest token each time."
 
 
 def _picture_size(folder: Path, manifest: Manifest) -> str:
