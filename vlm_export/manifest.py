@@ -9,10 +9,10 @@ from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, Field, NonNegativeInt
 
-from vlm_export.contract import LayoutName
+from vlm_export.contract import SINGLE_GRAPH, LayoutName
 from vlm_export.documents import load_document
 from vlm_export.dtypes import DTYPES
-from vlm_export.errors import InputError
+from vlm_export.errors import InputError, shown
 from vlm_export.own_files import own_file
 from vlm_export.typed import command
 from vlm_export.wanted import MIXED
@@ -133,4 +133,12 @@ def load_manifest(repo: Path) -> Manifest:
         if (repo / ONNX).is_dir():
             raise InputError(f"{repo / MANIFEST}: missing, so this is no repo of vlm-export's: run `{command('onnx')}`")
         raise InputError(f"{repo}: nothing exported yet: run `{command('onnx')}`")
-    return load_document(repo / MANIFEST, Manifest, f"run `{command('onnx')}`")
+    again = f"run `{command('onnx')}`"
+    manifest = load_document(repo / MANIFEST, Manifest, again)
+    for place, graph in enumerate(manifest.graphs):
+        if (graph.component == SINGLE_GRAPH) != (manifest.layout == "single"):
+            raise InputError(
+                f"{repo / MANIFEST}: graphs.{place}.component: {shown(graph.component)} is none of layout "
+                f"{manifest.layout}'s: {again}"
+            )
+    return manifest

@@ -54,6 +54,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--begin", type=int, default=0, help="the number of the first")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="where outcomes are written, and looked for")
+    parser.add_argument("--door", default="", help="only doors that have a text in them: `gemma3`, `run work/repo`")
     parser.add_argument("--places", type=Path, help="a folder that keeps the work folders that are spoiled")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -65,6 +66,7 @@ def _run(options: argparse.Namespace, places: Path) -> None:
         piece = left[:PIECE]
         command = [sys.executable, str(Path(__file__)), "--worker", "--begin", str(piece[0]), "--count"]
         command += [str(piece[-1] - piece[0] + 1), "--seed", str(options.seed), "--out", str(options.out)]
+        command += ["--door", options.door]
         done = subprocess.run([*command, "--places", str(places)], check=False, stdout=subprocess.DEVNULL)
         if done.returncode:
             still = _left(options)
@@ -89,6 +91,9 @@ def _work(options: argparse.Namespace) -> None:
     from vlm_export.runtime.sessions import Sessions
 
     torch.set_num_threads(1)
+    if options.door:
+        mutated.ENTRIES = tuple(entry for entry in mutated.ENTRIES if options.door in f"{entry.command} {entry.place}")
+        mutated.REQUESTS = 0.0
     Sessions.__init__.__defaults__ = (1,)  # type: ignore[attr-defined]
     made = {name: options.places / name for name in place.NAMES}
     for name, folder in made.items():

@@ -17,6 +17,7 @@ ASK = "run work/repo images/0.png --prompt what"
 BENCH = "bench r.yaml --work work --runtime ort --card"
 DEMO = "demo r.yaml --work work --export site"
 INSPECT = "inspect base"
+SWEEP = "sweep s.yaml --dry-run --in-process --work out"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ it (`changes.py`), and words that the message holds beside the file's name. A mo
 
 from __future__ import annotations
 
-from bad import adapters, configs, documents, no_files, options, processors, recipes, tokenizers
+from bad import adapters, chats, configs, documents, no_files, options, processors, recipes, single, sweeps, tokenizers
 
 GROUPS = (
     no_files.no_files,
@@ -17,5 +17,8 @@ GROUPS = (
     tokenizers.tokenizers,
     documents.documents,
     adapters.adapters,
+    chats.chats,
+    sweeps.sweeps,
+    single.single,
 )
 CASES = [case for group in GROUPS for case in group()]

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from click.testing import CliRunner
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
@@ -31,12 +32,13 @@ from vlm_export.cli import main
 from vlm_export.runtime import Model
 
 FINE = ("done", "refused")
-_REQUESTS = 0.6  # of all inputs
+REQUESTS = 0.6  # of all inputs
 _SECONDS = 120  # on a machine that does other things too
 _REPO = ("config.json", "generation_config.json", "preprocessor_config.json", "export.json", "tokenizer.json")
 _PROCESSOR = "processor_config.json"
 _PREPARING = ("config.json", "preprocessor_config.json", _PROCESSOR)
 _GRAPHS = ("onnx/encoder_model.onnx", "onnx/decoder_model_merged.onnx")
+_SINGLE = ("onnx/model.onnx",)
 _BASE = ("config.json", "generation_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json")
 _VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 7, 1.5, -0.5, 10**9, 2**31, 2**63, 10**30, 1e308, float("nan"), float("inf"),
@@ -75,6 +77,11 @@ ENTRIES = (
     Entry("captioner", case.DEMO, (*_GOLDEN[:1], *_REPORTS), 1),
     Entry("captioner", case.INSPECT, (*_under("base", _BASE[:4]), *_WEIGHTS), 3),
     Entry("captioner", "doctor work/repo", _under("work/repo", (*_REPO, *_GRAPHS)), 2),
+    Entry("captioner", case.SWEEP, ("s.yaml", "r.yaml", "base/config.json", *_ADAPTER), 1),
+    Entry("single", f"{case.RUN} --backend onnx", (*_under("work/repo", (*_REPO, *_SINGLE)), "images/0.png"), 2),
+    Entry("single", case.VERIFY, (*_GOLDEN, *_under("work/repo", (*_REPO, *_SINGLE))), 0.1),
+    Entry("single", case.DEMO, _under("work/repo", _REPO), 0.5),
+    Entry("single", "doctor work/repo", _under("work/repo", (*_REPO, *_SINGLE)), 1),
     Entry("chat", f"{case.ASK} --backend onnx", _under("work/repo", (*_REPO, _PROCESSOR, "chat_template.jinja")), 2),
     *(
         Entry("families", f"merge {name}.yaml --work out", (f"{name}/config.json", f"{name}/model.safetensors"), 0.5)
@@ -107,7 +114,7 @@ class Outcome:
 
 def of_file(number: int, seed: int) -> bool:
     """Whether the input of this number is a file."""
-    return _chance(number, seed).random() >= _REQUESTS
+    return _chance(number, seed).random() >= REQUESTS
 
 
 def _chance(number: int, seed: int) -> random.Random:
@@ -117,7 +124,7 @@ def _chance(number: int, seed: int) -> random.Random:
 def outcome(number: int, seed: int, made: dict[str, Path], model: Model | None, folder: Path) -> Outcome:
     """What comes of the input of this number; `folder` is empty, and may be filled."""
     chance = _chance(number, seed)
-    if chance.random() < _REQUESTS:
+    if chance.random() < REQUESTS:
         return _of_request(number, chance, model)
     (entry,) = chance.choices(ENTRIES, [one.weight for one in ENTRIES])
     known = [file for file in entry.files if (made[entry.place] / file).exists()]
@@ -203,6 +210,10 @@ def mutate(path: Path, chance: random.Random) -> str:
     """Change a file, and say how."""
     if path.suffix == ".json" and chance.random() < 0.8:
         changed, said = _json(json.loads(path.read_text()), chance)
+        path.write_text(json.dumps(changed))
+        return said
+    if path.suffix == ".yaml" and chance.random() < 0.6:
+        changed, said = _json(yaml.safe_load(path.read_text()), chance)
         path.write_text(json.dumps(changed))
         return said
     if path.suffix == ".safetensors" and chance.random() < 0.6:

@@ -20,23 +20,41 @@ from vlm_export.files import Work, sha256, write_json
 from vlm_export.measure.bench import Benchmark, Row
 from vlm_export.recipe import load_recipe
 
-NAMES = ("captioner", "chat", "families")
-FAMILIES = (
-    "encoder_decoder",
-    "florence2",
+NAMES = ("captioner", "chat", "single", "families")
+_CHATS = (  # those that `pico_chat` writes by their name
+    "deepseek_vl",
+    "gemma3",
     "glm_ocr",
-    "idefics3",
-    "internvl",
+    "got_ocr2",
     "lfm2_vl",
     "lighton_ocr",
     "mistral3",
-    "onevision",
+    "paligemma",
     "qwen2_5_vl",
     "qwen2_vl",
     "qwen3_vl",
+)
+FAMILIES = (
+    *_CHATS,
+    "encoder_decoder",
+    "florence2",
+    "idefics3",
+    "internvl",
+    "onevision",
     "smolvlm",
 )
 RECIPE = "r.yaml"
+SWEEP_FILE = "s.yaml"
+SWEEP = {
+    "name": "s",
+    "recipes": ["r.yaml"],
+    "adapters": [{"path": "adapter"}],
+    "layouts": ["captioner", "single"],
+    "dtypes": ["q8"],
+    "runtimes": ["ort"],
+    "bench": {"rounds": 1},
+    "push": {"repo_id": "org/{name}-{layout}-onnx"},
+}
 CHAT_PROMPT = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
 PREPROCESSOR = {
     "image_processor_type": "SiglipImageProcessor",
@@ -51,15 +69,21 @@ PREPROCESSOR = {
 }
 
 
-def captioner(folder: Path) -> Path:
-    """A captioner with a PEFT adapter, merged, recorded, exported, verified, measured."""
+def captioner(folder: Path, layout: str = "captioner") -> Path:
+    """A captioner with a PEFT adapter, merged, recorded, exported, verified, measured; and a sweep of it."""
     settings = pico.config()
     pico.write_checkpoint(folder / "base", settings, lora=False)
     pico.write_peft_adapter(folder / "adapter", dict(settings))
     write_json(folder / "base" / "preprocessor_config.json", PREPROCESSOR)
     write_json(folder / "base" / "generation_config.json", {"eos_token_id": 256, "max_new_tokens": 6})
-    _through(folder, adapters=[{"path": "adapter"}])
+    _through(folder, adapters=[{"path": "adapter"}], layout=layout)
+    (folder / SWEEP_FILE).write_text(yaml.safe_dump(SWEEP))
     return folder
+
+
+def single(folder: Path) -> Path:
+    """The same in one file."""
+    return captioner(folder, "single")
 
 
 def chat(folder: Path) -> Path:
@@ -75,7 +99,7 @@ def families(folder: Path) -> Path:
     pico_chat.write_internvl(folder / "internvl")
     pico_chat.write_tiled(folder / "idefics3")
     pico_chat.write_tiled(folder / "smolvlm", "smolvlm")
-    for name in ("mistral3", "lighton_ocr", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm_ocr", "lfm2_vl"):
+    for name in _CHATS:
         getattr(pico_chat, f"write_{name}")(folder / name)
     pico_florence.write_checkpoint(folder / "florence2")
     encoder_decoders.write_checkpoint(folder / "encoder_decoder", encoder_decoders.config())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import isqrt
 from typing import Any
 
 from vlm_export.errors import InputError, shown
@@ -89,6 +90,9 @@ _KINDS: dict[str, _Kind] = {
             "scale_factor",
             "image_seq_length",
             "num_image_tokens",
+            "mm_tokens_per_image",
+            "mlp_dim",
+            "output_channels",
         ),
         _SIZE,
     ),
@@ -97,7 +101,9 @@ _KINDS: dict[str, _Kind] = {
     ),
     **dict.fromkeys(("spatial_merge_size", "temporal_patch_size", "window_size", "max_temporal_embeddings"), _COUNT),
     **dict.fromkeys(("downsample_factor", "conv_L_cache"), _COUNT),
-    **dict.fromkeys(("depths", "fullatt_block_indexes", "deepstack_visual_indexes"), _PLACES),
+    **dict.fromkeys(("depths", "fullatt_block_indexes", "deepstack_visual_indexes", "global_attn_indexes"), _PLACES),
+    "sliding_window": _Kind(_MOST_POSITIONS, "a number of positions"),
+    "query_pre_attn_scalar": _Kind(_LARGEST_SIZE, "a number", whole=False),
     **dict.fromkeys(("patch_stride", "patch_padding"), _Kind(_LARGEST_SIDE, "a number of pixels", 0)),
     "mlp_ratio": _Kind(_MOST_TOGETHER, "a number", whole=False),
     **dict.fromkeys(("image_size", "patch_size"), _PIXELS),
@@ -134,6 +140,7 @@ def check_config(config: Mapping[str, Any], path: str) -> None:
         _check_patches(section, f"{path}: {place}")
         _check_axes(section, f"{path}: {place}")
     _check_feature_layers(config, path)
+    _check_pooled(config, path)
 
 
 def sections(config: Mapping[str, Any], path: str, place: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -188,6 +195,21 @@ def _check_feature_layers(config: Mapping[str, Any], path: str) -> None:
     kind = _Kind(most, "a layer of the tower, or some of them,", -most - 1)
     if kind.refuses(value) or value == []:
         raise InputError(f"{path}: vision_feature_layer: is {shown(value)}; it must be {kind}")
+
+
+def _check_pooled(config: Mapping[str, Any], path: str) -> None:
+    """A square of patches becomes a square of tokens, so many of one as go into each of the other."""
+    tokens, tower = config.get("mm_tokens_per_image"), config.get("vision_config")
+    image, patch = (
+        _smallest(tower.get(key)) if isinstance(tower, dict) else None for key in ("image_size", "patch_size")
+    )
+    if not isinstance(tokens, int) or image is None or patch is None:
+        return
+    patches, side = image // patch, isqrt(tokens)
+    if side**2 != tokens or patches % side:
+        raise InputError(
+            f"{path}: mm_tokens_per_image: is {tokens:,}; it must be a square that {patches} × {patches} patches become"
+        )
 
 
 def _smallest(value: Any) -> int | None:

@@ -82,7 +82,7 @@ def adapted(sweep: SweepFile, folder: Path) -> list[Adapted]:
         InputError: there is no such recipe or adapter, two cells would have one name, or a recipe says itself what the
             sweep does.
     """
-    recipes = [_recipe(sweep, reference) for reference in sweep.sweep.recipes]
+    recipes = [_recipe(sweep, *reference) for reference in enumerate(sweep.sweep.recipes)]
     adapters = _once([found for choice in enumerate(sweep.sweep.adapters) for found in _adapters(sweep, *choice)])
     names = _short_names([adapter.path for adapter in adapters])
     made = [
@@ -103,14 +103,17 @@ def adapted(sweep: SweepFile, folder: Path) -> list[Adapted]:
     return made
 
 
-def _recipe(sweep: SweepFile, reference: str) -> RecipeFile:
+def _recipe(sweep: SweepFile, index: int, reference: str) -> RecipeFile:
     """A recipe that the sweep names.
 
     Raises:
-        InputError: there is none, or it combines adapters where the sweep names others.
+        InputError: there is none, it is wrong, or it combines adapters where the sweep names others.
     """
     is_file = reference.endswith((".yaml", ".yml"))
-    found = load_recipe(sweep.path.parent / expanded(reference)) if is_file else find_recipe(reference)
+    try:
+        found = load_recipe(sweep.path.parent / expanded(reference)) if is_file else find_recipe(reference)
+    except InputError as error:
+        raise InputError(f"{sweep.path}: recipes.{index}: {error}") from error
     if sweep.sweep.adapters and found.recipe.combination is not None:
         raise InputError(f"{found.path}: combination: is of adapters that {sweep.path} replaces: remove it")
     return found

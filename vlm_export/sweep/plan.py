@@ -95,6 +95,7 @@ def plan(file: SweepFile, folder: Path, graphs: Path, threads: int, notify: Call
         if cell.of not in facts:
             facts[cell.of] = _Facts(model_of(cell.recipe, notify), len(ready.images(cell.recipe)))
         known = facts[cell.of]
+        _check_layouts(file, cell, known)
         jobs += _jobs(cell, file, graphs.absolute(), known, threads)
         disk += _disk(cell, known)
     return Plan(file, folder, tuple(cells), tuple(jobs), disk)
@@ -157,10 +158,16 @@ def _wanted(cell: Adapted) -> Wanted:
     return parse(cell.recipe.recipe.dtypes, f"{cell.recipe.path}: dtypes")
 
 
+def _check_layouts(file: SweepFile, cell: Adapted, facts: _Facts) -> None:
+    """Raises InputError for a layout that the cell's family does not have."""
+    for layout in cell.layouts:
+        if facts.model is not None and layout not in facts.model.layouts:
+            where = f"{file.path}: layouts: {cell.of}" if file.sweep.layouts else cell.of
+            known = ", ".join(facts.model.layouts)
+            raise InputError(f"{where}: {facts.model.model_type} has no layout {layout!r}; it has {known}")
+
+
 def _expected(cell: Adapted, layout: LayoutName, model: Checkpoint) -> Estimate | None:
-    if layout not in model.layouts:
-        known = ", ".join(model.layouts)
-        raise InputError(f"{cell.of}: {model.model_type} has no layout {layout!r}; it has {known}")
     return model.expected(layout, _wanted(cell))
 
 
