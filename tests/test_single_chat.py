@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -9,12 +10,16 @@ from pathlib import Path
 import onnx
 import pico_chat
 import pytest
+from click.testing import CliRunner
 from exported import Exported
+from in_apps import by_the_server
 from test_chat_families import prepare
 
 from vlm_export.apps.load import load
+from vlm_export.cli import main
 from vlm_export.doctor.examine import examine
 from vlm_export.doctor.repo_view import open_repo as view
+from vlm_export.measure import bench
 from vlm_export.runtime import Options
 from vlm_export.runtime.conversation import Conversation
 from vlm_export.runtime.images import open_image
@@ -61,10 +66,10 @@ def test_one_file_says_what_pytorch_says(one: Exported) -> None:
     assert {path.name for path in (one.work.repo / "onnx").iterdir()} == {"model.onnx", "model_quantized.onnx"}
     report = one.verify("ort", "node")
     assert report.verdict == "pass", failures(report)
-    found = {(check.metric, check.dtype): check.value for check in report.checks}
+    found = {(check.metric, check.dtype): check.value for check in report.checks if check.runtime == "ort"}
     assert found[limits.TOKENS_EXACT, "fp32"] == found[limits.TOKENS_TOGETHER, "fp32"] == 1.0
-    exact = [check.value for check in report.checks if (check.runtime, check.metric) == ("node", limits.TOKENS_EXACT)]
-    assert exact == [1.0, 1.0]
+    in_node = {(check.metric, check.dtype): check.value for check in report.checks if check.runtime == "node"}
+    assert in_node[limits.TOKENS_EXACT, "fp32"] == in_node[limits.TOKENS_AS_ORT, "q8"] == 1.0
     assert examine(view(one.work.repo)).found == ()
 
 
@@ -84,6 +89,33 @@ def test_the_runtime_says_what_it_says_of_the_graphs_apart(one: Exported) -> Non
     talks = [Conversation(model) for model in (joined, apart)]
     said = [[talk.say("what is it?", [wide]).token_ids, talk.say("why?").token_ids] for talk in talks]
     assert said[0] == said[1]
+
+
+@pytest.mark.browser
+@pytest.mark.verifies("llava smolvlm", "single", wasm="fp32")
+@pytest.mark.parametrize("kind", ["llava", "smolvlm"])
+def test_in_a_browser(kind: str, make: Callable[[str], Exported]) -> None:
+    report = make(kind).verify("wasm", dtypes=["fp32"])
+    assert report.verdict == "pass", failures(report)
+    assert [check.value for check in report.checks if check.metric == limits.TOKENS_EXACT] == [1.0]
+
+
+def test_in_what_people_use(make: Callable[[str], Exported]) -> None:
+    """`run`, the server whole, streamed and with a second turn, `bench`."""
+    made = make("smolvlm")
+    picture = load_golden(made.recipe.golden_dir).image_paths()[0]
+    answer = load(made.work.repo, dtype="fp32").generate([open_image(picture)], "what is it?").text
+    ran = CliRunner().invoke(
+        main, ["run", str(made.work.repo), str(picture), "--prompt", "what is it?", "--dtype", "fp32"]
+    )
+    assert (ran.exit_code, ran.stdout.strip()) == (0, answer), ran.output
+    whole, streamed, turns = by_the_server(made, "what is it?", picture)
+    assert whole.json()["choices"][0]["message"]["content"] == answer
+    events = [json.loads(line[6:]) for line in streamed.text.splitlines() if line.startswith("data: {")]
+    assert "".join(event["choices"][0]["delta"].get("content", "") for event in events) == answer
+    assert turns.status_code == 200
+    done = bench.bench(made.work.repo, [picture], new_tokens=2, rounds=1, threads=1, dtypes=["fp32"])
+    assert {row.runtime: row.failure for row in done.rows} == {"ort": None}
 
 
 def edited(path: Path, change: Callable[[onnx.GraphProto, onnx.GraphProto], None]) -> Iterator[None]:
