@@ -121,3 +121,12 @@ def test_private_and_gated_repos(
         with pytest.raises(InputError, match=f"^{said}") as caught:
             download("acme/secret", allow_patterns=ALL)
         assert "hf_other" not in str(caught.value)
+
+
+def test_a_hub_that_lets_nothing_be_read_asks_for_no_right_to_write(hub: HubServer, small: dict[str, str]) -> None:
+    for request in ("GET /api", "resolve"):
+        hub.faults = OneFault(
+            request, Fault("status", status=403, headers={"X-Error-Message": "no read scope"}), times=9
+        )
+        with pytest.raises(InputError, match=r"be read \(no read scope.*\): use a token that may read acme/base$"):
+            download(BASE, allow_patterns=ALL)

@@ -108,6 +108,9 @@ def _explain_answer(error: HfHubHTTPError, repo_id: str, revision: str | None) -
     if status == 401:
         return f"{repo_id}: the Hub does not accept the token ({said}): {LOGIN} to a valid one"
     if status == 403:
+        if error.response.request.method in ("GET", "HEAD"):
+            whose = f"{LOGIN} of an account" if sent_token() is None else "use a token"
+            return f"{repo_id}: the Hub lets nothing of it be read ({said}): {whose} that may read {repo_id}"
         return f"{repo_id}: the token may not do this ({said}): use a token with write access to {repo_id}"
     if isinstance(error, RepositoryNotFoundError):
         return f"{repo_id} was not found, or the token may not see it: check the name and the token's access"
