@@ -30,6 +30,7 @@ def text() -> str:
         "SUFFIXES": contract.SUFFIXES,
         "SINGLE_OPTIONS": list(contract.SINGLE_OPTIONS),
         "SEARCH_OPTIONS": list(contract.SEARCH_OPTIONS),
+        "SAMPLING_OPTIONS": list(contract.SAMPLING_OPTIONS),
         "EARLY_STOPPING": list(contract.EARLY_STOPPING),
     }
     return "\n".join([HEAD, *(f"export const {name} = {literal(value)};" for name, value in constants.items()), ""])

@@ -38,6 +38,7 @@ def test_javascript_has_the_same() -> None:
         "SUFFIXES": contract.SUFFIXES,
         "SINGLE_OPTIONS": list(contract.SINGLE_OPTIONS),
         "SEARCH_OPTIONS": list(contract.SEARCH_OPTIONS),
+        "SAMPLING_OPTIONS": list(contract.SAMPLING_OPTIONS),
         "EARLY_STOPPING": list(contract.EARLY_STOPPING),
     }, "run `python scripts/contract.py`"
 

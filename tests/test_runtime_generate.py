@@ -315,14 +315,13 @@ def test_probabilities_are_numbers_at_any_temperature_that_is_taken(pair: Pair, 
 def test_nothing_is_drawn_from_what_is_no_number() -> None:
     """numpy would give the id after the last one."""
     scores = np.zeros((2, 5), dtype=np.float32)
-    draws = [np.random.default_rng(0), np.random.default_rng(1)]
     for value in (np.nan, np.inf):
         scores[1, 2] = value
         with pytest.raises(FloatingPointError, match="hold NaN or Inf"):
-            generate._drawn(scores, draws)
+            generate._drawn(scores, [0, 1], [0, 0], 0)
     scores[1] = -np.inf
     with pytest.raises(InputError, match="no_repeat_ngram_size: no token is left to draw"):
-        generate._drawn(scores, draws)
+        generate._drawn(scores, [0, 1], [0, 0], 0)
 
 
 def test_what_is_not_asked_for_is_as_the_repo_says_else_as_transformers_has_it() -> None:

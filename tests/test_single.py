@@ -128,11 +128,32 @@ def test_options_do_what_they_do_to_the_graphs_apart(
         assert (said.token_ids, said.finish_reason) == (expected.token_ids, expected.finish_reason)
 
 
+@pytest.mark.node
+def test_a_seed_draws_the_same_everywhere(shapes: Exported, default_repo: Path, pictures: list[Image.Image]) -> None:
+    one, apart = load(shapes.work.repo, dtype="fp32"), load(default_repo, dtype="fp32")
+    path = load_golden(shapes.recipe.golden_dir).image_paths()[0]
+    said = []
+    for seed, more in ((1, {}), (2**24 - 1, {}), (1, {"top_k": 5}), (1, {"top_k": 0, "top_p": 0.9})):
+        options = {"do_sample": True, "temperature": 3.0, "seed": seed, **more}
+        token_ids = one.generate([Image.open(path)], options=Options(**options)).token_ids
+        assert token_ids == apart.generate([Image.open(path)], options=Options(**options)).token_ids
+        made = node_runtime.caption(
+            shapes.work.repo, layout="single", dtype="fp32", items=[Item(path)], generation=options
+        )
+        assert made.captions[0].token_ids == token_ids
+        said.append(token_ids)
+    assert len(set(said)) >= 3
+    chance = Options(do_sample=True, temperature=3.0)
+    assert len({one.generate(pictures[:1], options=chance).token_ids for _ in range(4)}) > 1
+
+
 def test_what_one_file_cannot(shapes: Exported, pictures: list[Image.Image]) -> None:
     model = load(shapes.work.repo)
-    for name, value in (("num_beams", 3), ("do_sample", True)):
-        with pytest.raises(InputError, match=rf"{name}: .* is one file that generates greedily"):
-            model.generate(pictures[:1], options=Options(**{name: value}))
+    for name, value in (("num_beams", 3), ("num_return_sequences", 2)):
+        with pytest.raises(InputError, match=rf"{name}: .* is one file that makes one text"):
+            model.generate(pictures[:1], options=Options(do_sample=True, **{name: value}))
+    with pytest.raises(InputError, match=r"seed: 16777216, but .* is one file that takes at most 16777215"):
+        model.generate(pictures[:1], options=Options(do_sample=True, seed=2**24))
     with pytest.raises(InputError, match="captions one image at a time, not 2"):
         model.generate(pictures[:2])
     with pytest.raises(InputError, match="one file, of one dtype"):

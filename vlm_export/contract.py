@@ -47,7 +47,10 @@ IMAGE, OPTIONS = "image", "options"
 IMAGE_ROWS = "image_rows"  # its metadata: how many rows of features a picture, or a tile of one, has
 SINGLE_OPTIONS = ("max_new_tokens", "repetition_penalty", "no_repeat_ngram_size", "min_new_tokens")
 TEXTS_BETWEEN = "\0"  # stands between the texts of several pictures, which are UTF-8 in one row
-# And behind them, where the graph searches with beams; `early_stopping` as the place of its value.
+# And behind them, where the graph takes one token after another: above a `temperature` of 0 they are drawn.
+SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "seed")
+MOST_SEED = 2**24 - 1  # of what float32 holds
+# Or, where it searches with beams; `early_stopping` as the place of its value.
 SEARCH_OPTIONS = ("num_beams", "length_penalty", "early_stopping")
 EARLY_STOPPING: tuple[bool | str, ...] = (False, True, "never")
 

@@ -1,4 +1,4 @@
-"""How the loop of generation takes tokens of the scores that rules leave, as ONNX text: the likeliest, or by a search.
+"""How the loop of generation takes tokens of the scores that rules leave, as ONNX text.
 
 A decoder's rows are the prompts, or several beams of each. What is carried from token to token is a choice's own, and
 so is what becomes of it at the end.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from vlm_export.graph import random_draw
 from vlm_export.graph.onnx_text import Sizes
 
 
@@ -37,7 +38,8 @@ class Choice:
     moves_rows: bool = False
 
 
-GREEDY = Choice(
+# The likeliest token, or one that is drawn, where the option `temperature` is above 0.
+ONE_BY_ONE = Choice(
     made={
         "tokens": ("int64", ("batch_size", "made_tokens")),
         "finished": ("bool", ("batch_size", 1)),
@@ -54,17 +56,26 @@ first_finished = Cast <to = 9> (first_lengths)
 only_column = Constant <value_ints = [1]> ()
 plain = Squeeze (logits, only_column)
 """,
-    turn="""
+    turn=f"""
 zero = Constant <value_int = 0> ()
 none = Constant <value_float = 0.0> ()
 along = Constant <value_ints = [1]> ()
-best = ArgMax <axis = 1, keepdims = 1> (final)
-likelihoods = LogSoftmax <axis = 1> (final)
-its_score = GatherElements <axis = 1> (likelihoods, best)
+is_drawn = Greater (temperature, none)
+taken, its_score = If (is_drawn) <
+    then_branch = draw () => (best, its_logarithm) {{
+{random_draw.text()}
+        its_logarithm = Identity (its_score)
+    }},
+    else_branch = likeliest () => (likeliest_id, likeliest_score) {{
+        likeliest_id = ArgMax <axis = 1, keepdims = 1> (final)
+        likelihoods = LogSoftmax <axis = 1> (final)
+        likeliest_score = GatherElements <axis = 1> (likelihoods, likeliest_id)
+    }}
+>
 score = Where (finished, none, its_score)
 next_scores = Concat <axis = 1> (scores, score)
 pad = Constant <value_int = PAD> ()
-chosen = Where (finished, pad, best)
+chosen = Where (finished, pad, taken)
 next_tokens = Concat <axis = 1> (tokens, chosen)
 ends_of_text = Constant <value_ints = ENDS> ()
 is_each_end = Equal (chosen, ends_of_text)

@@ -10,7 +10,7 @@ once each.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -196,11 +196,20 @@ def _unchanging(nodes: Iterable[ir.Node], varying: Iterable[ir.Value]) -> list[i
     changes = set(varying)
     found = []
     for node in nodes:
-        if changes.intersection(value for value in node.inputs if value is not None):
+        if changes.intersection(_read_by(node)):
             changes.update(node.outputs)
         else:
             found.append(node)
     return found
+
+
+def _read_by(node: ir.Node) -> Iterator[ir.Value]:
+    """What a node reads, by its own graphs too."""
+    yield from (value for value in node.inputs if value is not None)
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            for inner in attribute.as_graph():
+                yield from _read_by(inner)
 
 
 def _feed_picture(outer: ir.Graph, opset: int) -> None:

@@ -13,14 +13,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlm_export.contract import EARLY_STOPPING, HEEDED, SEARCH_OPTIONS, SINGLE_OPTIONS
+from vlm_export.contract import EARLY_STOPPING, HEEDED, SAMPLING_OPTIONS, SEARCH_OPTIONS, SINGLE_OPTIONS
 from vlm_export.errors import InputError
 from vlm_export.graph.beam_search import SEARCH
-from vlm_export.graph.choice import GREEDY, Choice
+from vlm_export.graph.choice import ONE_BY_ONE, Choice
 from vlm_export.runtime.options import searches
 
 _OF_SEARCH = {"num_beams": 1, "length_penalty": 1.0, "early_stopping": False}  # in transformers, where nothing is said
-_NO_COUNTS = ("repetition_penalty", "length_penalty")
+_NOT_DRAWN = {"temperature": 0.0, "top_k": 50, "top_p": 1.0, "seed": 0}
+_NO_COUNTS = ("repetition_penalty", "length_penalty", "temperature", "top_p")
 _FIXED = ("min_length", "suppress_tokens", "begin_suppress_tokens")
 
 
@@ -57,8 +58,8 @@ class Rules:
         if asked := sorted(name for name in others if generation.get(name) not in (None, HEEDED[name], [])):
             raise InputError(f"generation: {', '.join(asked)}: layout single has no such rule: take another layout")
         known = {**HEEDED, **{name: value for name, value in generation.items() if value is not None}}
-        options = (*SINGLE_OPTIONS, *(SEARCH_OPTIONS if searches(generation) else ()))
-        known = {**_OF_SEARCH, **known}
+        options = (*SINGLE_OPTIONS, *(SEARCH_OPTIONS if searches(generation) else SAMPLING_OPTIONS))
+        known = {**_OF_SEARCH, **known, **_NOT_DRAWN}
         known["early_stopping"] = EARLY_STOPPING.index(known["early_stopping"])
         known["min_new_tokens"] = max(int(known["min_new_tokens"]), int(known["min_length"]) - (begun or 0))
         return cls(
@@ -74,7 +75,7 @@ class Rules:
     @property
     def choice(self) -> Choice:
         """How a token is taken of what these leave."""
-        return SEARCH if set(SEARCH_OPTIONS) <= set(self.options) else GREEDY
+        return SEARCH if set(SEARCH_OPTIONS) <= set(self.options) else ONE_BY_ONE
 
     def options_text(self) -> str:
         """`options` `[n] float32` → a scalar for each of the options, under its name; counts are int64."""

@@ -11,7 +11,7 @@
 
 import { AutoImageProcessor, AutoTokenizer, RawImage, Tensor } from '@huggingface/transformers';
 
-import { EARLY_STOPPING, SEARCH_OPTIONS, SINGLE_OPTIONS, SUFFIXES } from './contract.mjs';
+import { EARLY_STOPPING, SAMPLING_OPTIONS, SEARCH_OPTIONS, SINGLE_OPTIONS, SUFFIXES } from './contract.mjs';
 import { loadPrompts, readTensor } from './prompts.mjs';
 
 /** What the graph does where neither a caller nor `generation_config.json` says otherwise. */
@@ -21,6 +21,10 @@ const DEFAULTS = {
     min_new_tokens: 0,
     length_penalty: 1,
     early_stopping: false,
+    temperature: 1,
+    top_k: 50,
+    top_p: 1,
+    seed: 0,
 };
 
 /**
@@ -71,9 +75,10 @@ export async function loadSingle(id, { dtype = 'fp32', device, session_options }
     async function caption(item, options, modelInputs) {
         const inputs = await inputsOf(item, modelInputs);
         const asked = /** @type {Record<string, any>} */ ({ ...DEFAULTS, ...own, ...options });
-        const names = own.num_beams > 1 ? [...SINGLE_OPTIONS, ...SEARCH_OPTIONS] : SINGLE_OPTIONS;
-        const place = EARLY_STOPPING.indexOf(asked.early_stopping);
-        const numbers = names.map((name) => (name === 'early_stopping' ? place : asked[name]));
+        asked.early_stopping = EARLY_STOPPING.indexOf(asked.early_stopping);
+        asked.temperature = asked.do_sample ? asked.temperature : 0;
+        const more = own.num_beams > 1 ? SEARCH_OPTIONS : SAMPLING_OPTIONS;
+        const numbers = [...SINGLE_OPTIONS, ...more].map((name) => asked[name]);
         /** @type {Record<string, import('onnxruntime-common').Tensor>} */
         const fed = { options: new ort.Tensor('float32', numbers, [numbers.length]) };
         for (const name of session.inputNames.filter((name) => name !== 'options')) {

@@ -1,11 +1,12 @@
 """Greedy generation and sampling: token by token, for several rows at once.
 
-Sampling draws with numpy's generator, so that a seed makes it repeatable on any machine. Its tokens cannot be those
-that torch draws with the same seed, though it draws them from the same distribution.
+Sampling draws with the numbers of `noise.py`, so that a seed makes it repeatable on any machine, and in the one graph
+of layout single. Its tokens cannot be those that torch draws with that seed, though their distribution is the same.
 """
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from vlm_export.errors import InputError
-from vlm_export.runtime import logits
+from vlm_export.runtime import logits, noise
 from vlm_export.runtime.drivers import Driver
 from vlm_export.runtime.options import Plan
 from vlm_export.runtime.sessions import Cache, DecoderRun, Inputs, take_rows
@@ -79,12 +80,13 @@ def generate(
     """
     decoder.take(np.repeat(np.arange(len(decoder.history)), plan.num_return_sequences))
     rows = range(len(decoder.history))
-    draws = [_generator(plan, row % plan.num_return_sequences) for row in rows]
+    seeds = [secrets.randbelow(noise.PRIME) if plan.seed is None else plan.seed for _ in rows]
+    samples = [row % plan.num_return_sequences for row in rows]  # a prompt's own, whatever the rest of the batch
     tokens: list[list[int]] = [[] for _ in rows]
     reasons: list[FinishReason | None] = [None for _ in rows]
     for count in range(1, plan.max_new_tokens + 1):
         scores = logits.process(decoder.scores, decoder.history, count - 1, plan)
-        chosen = _drawn(scores, draws) if plan.do_sample else scores.argmax(axis=1).tolist()
+        chosen = (_drawn(scores, seeds, samples, count - 1) if plan.do_sample else scores.argmax(axis=1)).tolist()
         for row in rows:
             if reasons[row] is None:
                 tokens[row].append(chosen[row])
@@ -100,12 +102,7 @@ def generate(
     return [Generated(ids, reason or "cancelled") for ids, reason in zip(tokens, reasons, strict=True)]
 
 
-def _generator(plan: Plan, sample: int) -> np.random.Generator:
-    """The random numbers of one sample of a prompt: its own, so that it does not depend on the rest of the batch."""
-    return np.random.default_rng(None if plan.seed is None else [plan.seed, sample])
-
-
-def _drawn(scores: np.ndarray, draws: Sequence[np.random.Generator]) -> list[int]:
+def _drawn(scores: np.ndarray, seeds: Sequence[int], samples: Sequence[int], step: int) -> np.ndarray:
     """A token for each row of `[rows, vocabulary] float32`, drawn with the probability that its scores give it.
 
     Raises:
@@ -117,8 +114,8 @@ def _drawn(scores: np.ndarray, draws: Sequence[np.random.Generator]) -> list[int
         raise FloatingPointError("the decoder's scores hold NaN or Inf")
     if np.isneginf(best).any():
         raise InputError("no_repeat_ngram_size: no token is left to draw: lower it, or ask for fewer tokens")
-    cumulative = np.cumsum(logits.softmax(scores.astype(np.float64)), axis=1)
-    return [
-        int(np.searchsorted(row, draw.random() * row[-1], side="right"))
-        for row, draw in zip(cumulative, draws, strict=True)
-    ]
+    drawn = []
+    for row, seed, sample in zip(scores, seeds, samples, strict=True):
+        kept = np.flatnonzero(row > -np.inf)
+        drawn.append(kept[(row[kept] + noise.gumbel(seed, sample, step, kept)).argmax()])
+    return np.array(drawn)

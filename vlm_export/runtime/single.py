@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vlm_export.contract import IMAGE, SINGLE_GRAPH
+from vlm_export.contract import IMAGE, MOST_SEED, SINGLE_GRAPH
 from vlm_export.errors import InputError
 from vlm_export.runtime.generate import FinishReason, Generated
 from vlm_export.runtime.images import ImageProcessor
@@ -191,12 +191,14 @@ class SingleEngine:
         decided = plan(options, self.repo.generation, prompt_tokens, room=room)
         asked = {
             "num_beams": decided.num_beams > 1 and not self.searches,
-            "do_sample": decided.do_sample,
+            "do_sample": decided.do_sample and self.searches,
             "num_return_sequences": decided.num_return_sequences > 1,
         }
         if refused := [name for name, is_asked in asked.items() if is_asked]:
-            does = "searches for one text" if self.searches else "generates greedily"
+            does = "searches for one text" if self.searches else "makes one text, token by token"
             raise InputError(f"{', '.join(refused)}: {self.name} is one file that {does}: leave it out")
+        if decided.do_sample and decided.seed is not None and decided.seed > MOST_SEED:
+            raise InputError(f"seed: {decided.seed}, but {self.name} is one file that takes at most {MOST_SEED}")
         return decided
 
     def _failed(self, error: Exception) -> EngineFailed:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from vlm_export.contract import EARLY_STOPPING, SEARCH_OPTIONS, SINGLE_OPTIONS
+import secrets
+
+from vlm_export.contract import EARLY_STOPPING, MOST_SEED, SAMPLING_OPTIONS, SEARCH_OPTIONS, SINGLE_OPTIONS
 from vlm_export.runtime.options import Options, Plan, plan, searches
 from vlm_export.runtime.repo import Repo
 
 
 def as_options(decided: Plan, *, searches: bool) -> list[float]:
-    """A plan as the numbers of `SINGLE_OPTIONS`, and behind them, where the graph searches, of `SEARCH_OPTIONS`."""
-    made = [float(getattr(decided, name)) for name in SINGLE_OPTIONS]
-    if not searches:
-        return made
-    early = float(EARLY_STOPPING.index(decided.early_stopping))
-    return [*made, *(early if name == "early_stopping" else float(getattr(decided, name)) for name in SEARCH_OPTIONS)]
+    """A plan as the numbers of `SINGLE_OPTIONS`, and behind them of `SEARCH_OPTIONS` or `SAMPLING_OPTIONS`.
+
+    Where tokens are drawn without a seed, there is one by chance.
+    """
+    values = {name: getattr(decided, name) for name in (*SINGLE_OPTIONS, *SEARCH_OPTIONS, *SAMPLING_OPTIONS)}
+    values["early_stopping"] = EARLY_STOPPING.index(decided.early_stopping)
+    values["temperature"] = decided.temperature if decided.do_sample else 0.0
+    values["seed"] = secrets.randbelow(MOST_SEED + 1) if decided.seed is None else decided.seed
+    names = (*SINGLE_OPTIONS, *(SEARCH_OPTIONS if searches else SAMPLING_OPTIONS))
+    return [float(values[name]) for name in names]
 
 
 def greedily(repo: Repo) -> list[float]:

@@ -64,4 +64,5 @@ export const SINGLE_OPTIONS = Object.freeze([
     'min_new_tokens',
 ]);
 export const SEARCH_OPTIONS = Object.freeze(['num_beams', 'length_penalty', 'early_stopping']);
+export const SAMPLING_OPTIONS = Object.freeze(['temperature', 'top_k', 'top_p', 'seed']);
 export const EARLY_STOPPING = Object.freeze([false, true, 'never']);
