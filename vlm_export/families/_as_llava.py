@@ -86,4 +86,5 @@ def family(
         reference=lambda model: reference(model, image_tokens(model.config.to_dict())),
         preprocessor=preprocessor,
         layout=Layout(components, client),
+        joins=True,
     )

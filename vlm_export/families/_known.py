@@ -12,8 +12,9 @@ from vlm_export.contract import LayoutName
 from vlm_export.errors import InputError
 
 # Layouts of the families that have others than `chat`, the usual one first: tests compare with the families.
+_JOINED = ("llava", "llava_onevision", "internvl", "got_ocr2", "deepseek_vl", "idefics3", "smolvlm")
 _LAYOUTS: Mapping[str, tuple[LayoutName, ...]] = {
-    **dict.fromkeys(("llava", "llava_onevision", "idefics3", "smolvlm"), ("chat", "single")),
+    **dict.fromkeys(_JOINED, ("chat", "single")),
     "prefix_conditioning_vlm": ("captioner", "chat", "components", "single"),
     "vision-encoder-decoder": ("captioner", "single"),
     "florence2": ("tasks",),
