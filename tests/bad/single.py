@@ -1,4 +1,4 @@
-"""Kinds 2, 22, 25: a repo of one file."""
+"""Kinds 2, 19, 22, 25: a repo of one file."""
 
 from __future__ import annotations
 
@@ -38,6 +38,19 @@ def single() -> Iterator[Case]:
     )
     yield from rows(25, "single", run, "work/repo/tokenizer.json", raw("{}"), *HALF_JSON)
     for command in (VERIFY, DEMO):
+        yield from rows(
+            19,
+            "single",
+            command,
+            "work/repo/tokenizer.json",
+            put("added_tokens", ["x"]),
+            put("added_tokens", [{"id": 0}]),
+            put("decoder", "x"),
+            put("decoder", {"type": "Sequence", "decoders": 5}),
+            put("model", {}),
+            put("model.vocab", 5),
+            *HALF_JSON,
+        )
         yield from rows(
             22,
             "single",

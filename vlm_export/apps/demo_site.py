@@ -29,8 +29,8 @@ from vlm_export.atomic import atomic_folder
 from vlm_export.documents import front_matter
 from vlm_export.dtypes import PREFERRED
 from vlm_export.errors import InputError
-from vlm_export.files import Work, read_json
-from vlm_export.graph.pieces import pieces
+from vlm_export.files import Work
+from vlm_export.graph.pieces import pieces_of
 from vlm_export.manifest import ONNX, Manifest, load_manifest
 from vlm_export.own_files import own_file, unchanged_file
 from vlm_export.runtime.repo import open_repo
@@ -167,7 +167,7 @@ def _check_single(repo: Path, manifest: Manifest) -> None:
         raise InputError(f"{repo}: the demo of layout single captions: of a chat take layout chat")
     if not manifest.in_graph:
         raise InputError(f"{repo}: the demo of layout single needs a graph that takes pictures: `preprocess: graph`")
-    if pieces(read_json(repo / "tokenizer.json"), 1) is None:
+    if pieces_of(repo / "tokenizer.json", 1) is None:
         raise InputError(f"{repo}: the demo of layout single needs texts, which this tokenizer's tokens do not make")
     if large := next((graph.file for graph in manifest.graphs if graph.data_chunks), None):
         raise InputError(f"{repo / ONNX / large}: too large for a page: export a smaller dtype")

@@ -4,10 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from vlm_export.errors import blamed_on
+from vlm_export.files import read_json
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 _SPACE = "\u2581"  # of SentencePiece
+
+
+def pieces_of(path: Path, count: int) -> list[bytes] | None:
+    """`pieces` of a file.
+
+    Raises:
+        InputError: it is missing, or holds no tokenizer.
+    """
+    with blamed_on(f"{path}: holds no tokenizer"):
+        return pieces(read_json(path), count)
 
 
 def pieces(tokenizer: Mapping[str, Any], count: int) -> list[bytes] | None:

@@ -11,14 +11,13 @@ import onnx_ir as ir
 
 from vlm_export.contract import NUMBERED_FROM_ONE, SINGLE_GRAPH
 from vlm_export.dtypes import DTYPES
-from vlm_export.files import read_json
 from vlm_export.graph.graph_file import save_graph
 from vlm_export.graph.graph_on_disk import open_graph
 from vlm_export.graph.loop import join
 from vlm_export.graph.loop_prompt import Prompted
 from vlm_export.graph.loop_start import Start
 from vlm_export.graph.next_token import Rules
-from vlm_export.graph.pieces import pieces
+from vlm_export.graph.pieces import pieces_of
 from vlm_export.manifest import ONNX, GraphFile
 from vlm_export.runtime.drivers import choose_driver, image_token_id, start_token_id
 from vlm_export.runtime.repo import Repo, open_repo
@@ -40,7 +39,7 @@ def write(folder: Path, dtype: str, search: Mapping[str, Any] = MappingProxyType
     parts = [open_graph(folder / ONNX / f"{name}{suffix}.onnx") for name in names]
     generation = {**repo.generation, **search}
     rules = Rules.of(generation, _vocabulary(parts[-1]), begun=None if repo.takes_prompt else 1)
-    known = pieces(read_json(folder / "tokenizer.json"), max(rules.vocabulary, rules.pad + 1))
+    known = pieces_of(folder / "tokenizer.json", max(rules.vocabulary, rules.pad + 1))
     start = _prompted(repo, rules.vocabulary) if repo.takes_prompt else _start(repo)
     model = join(parts, start, rules, takes_picture=bool(repo.in_graph), pieces=known)
     path = folder / ONNX / f"{SINGLE_GRAPH}{suffix}.onnx"

@@ -16,7 +16,7 @@ from vlm_export.atomic import write_text
 from vlm_export.contract import SINGLE_GRAPH, SINGLE_OPTIONS
 from vlm_export.dtypes import DTYPES, FP32, PREFERRED
 from vlm_export.files import read_json
-from vlm_export.graph.pieces import pieces
+from vlm_export.graph.pieces import pieces_of
 from vlm_export.manifest import ONNX, Manifest
 from vlm_export.measure import bench_table
 from vlm_export.measure.bench_table import megabytes, significant
@@ -103,7 +103,7 @@ def _use(folder: Path, client: Client, repo_id: str, shown: Sequence[Example]) -
         client=client,
         settings=read_json(folder / "preprocessor_config.json"),
         generation=read_json(folder / "generation_config.json"),
-        has_texts=pieces(read_json(folder / "tokenizer.json"), 1) is not None
+        has_texts=pieces_of(folder / "tokenizer.json", 1) is not None
         and not any((folder / ONNX).glob(f"{SINGLE_GRAPH}.onnx_data*")),
     )
     return "\n\n".join(["## Use", *(snippet.markdown() for snippet in snippets(subject))])

@@ -16,7 +16,6 @@ from pathlib import Path
 from vlm_export.contract import IMAGE
 from vlm_export.dtypes import FP32
 from vlm_export.errors import InputError
-from vlm_export.files import read_json
 from vlm_export.graph import loop, pieces
 from vlm_export.manifest import ONNX, Manifest, load_manifest
 from vlm_export.models import pixels
@@ -66,7 +65,7 @@ def verify(
     layout = merged.family.layouts[manifest.layout]
     components = pixels.published(layout.components(merged.config), manifest.in_graph)
     if layout.joins:
-        has_texts = pieces.pieces(read_json(repo / "tokenizer.json"), 1) is not None
+        has_texts = pieces.pieces_of(repo / "tokenizer.json", 1) is not None
         components = (loop.declared(components, takes_picture=bool(manifest.in_graph), has_texts=has_texts),)
     run = Verification(repo, manifest, layout, components, golden, tolerances, progress)
     run.pixels = _pixels(repo, manifest, components)
