@@ -99,6 +99,8 @@ def test_the_same_file_on_webgpu(shapes: Exported) -> None:
     [made], image = seen.captions, golden.facts.images[0]
     assert [*made.token_ids] == image.token_ids[:3]
     assert made.text == " ".join(image.caption.split()[:3])
+    on_processor, nodes = map(int, seen.versions["nodes on the processor"].split(" of "))
+    assert 0 < on_processor < nodes / 2
 
 
 def test_a_text_that_is_cut_is_still_compared() -> None:

@@ -64,7 +64,8 @@ export async function loadSingle(id, { dtype = 'fp32', device, session_options }
     const ort = await files.runtime();
     const own = JSON.parse(await files.text(id, 'generation_config.json'));
     const suffix = SUFFIXES[/** @type {keyof typeof SUFFIXES} */ (dtype)];
-    const providers = device === 'webgpu' ? { executionProviders: ['webgpu'] } : {};
+    /** At 0 it logs which nodes it leaves to the processor. @type {import('onnxruntime-common').InferenceSession.SessionOptions} */
+    const providers = device === 'webgpu' ? { executionProviders: ['webgpu'], logSeverityLevel: 0 } : {};
     const graph = files.address(id, `onnx/model${suffix}.onnx`);
     const session = await ort.InferenceSession.create(graph, { logSeverityLevel: 3, ...providers, ...session_options });
     const isChat = session.inputNames.includes('input_ids');

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -47,6 +48,9 @@ SOFTWARE_WEBGPU = (
 )
 _REPO = "local/model"  # a name as the Hub's are; nothing depends on it
 _START_SECONDS = 60
+# Lines of ONNX Runtime's log: those of no warning, and one that says where nodes run.
+_VERBOSE = re.compile(r" \[[VI]:onnxruntime:")
+_PLACED = re.compile(r"placed on \[(\w+)\]\. Number of nodes: (\d+)")
 
 
 @dataclass(frozen=True)
@@ -216,14 +220,23 @@ def caption(
     asked = [(status, path.removeprefix(prefix)) for status, path in server.answers if path.startswith(prefix)]
     return BrowserCaptions(
         captions=tuple(captions),
-        versions={name: done[name] for name in ("transformers", "onnxruntime")} | {"chromium": seen.chromium},
-        warnings=tuple(seen.console),
+        versions={name: done[name] for name in ("transformers", "onnxruntime")}
+        | {"chromium": seen.chromium}
+        | _placed(seen.console),
+        warnings=tuple(line for line in seen.console if not _VERBOSE.search(line)),
         eos_token_ids=tuple(map(int, done["eos_token_ids"])),
         files=tuple(path for status, path in asked if status != 404),
         missing=tuple(path for status, path in asked if status == 404),
         dtypes=frozenset(done["sessions"].values()),
         isolated=done["isolated"],
     )
+
+
+def _placed(logged: Sequence[str]) -> dict[str, str]:
+    """How many nodes of a graph ONNX Runtime leaves to the processor, where it logged that."""
+    counts = {found[1]: int(found[2]) for line in logged if (found := _PLACED.search(line))}
+    own = counts.get("CPUExecutionProvider", 0)
+    return {"nodes on the processor": f"{own} of {sum(counts.values())}"} if counts else {}
 
 
 def drive(url: str, steps: Sequence[Sequence[Any]], flags: Sequence[str], *, silence_seconds: float = 150) -> Visit:
