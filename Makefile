@@ -22,7 +22,7 @@ check: install
 	ruff check .
 	ruff format --check .
 	mypy
-	mypy --platform win32 --cache-dir .mypy_cache/win32
+	mypy --platform win32 --cache-dir .mypy_cache/win32 vlm_export
 	lint-imports --no-logo --no-cache
 	python scripts/check_js.py
 

@@ -191,7 +191,9 @@ def _hidden(graph: Path) -> int:
 
     states = next(value for value in ir.load(graph).graph.inputs if value.name == "encoder_hidden_states")
     assert states.shape is not None
-    return int(states.shape[2])
+    width = states.shape[2]
+    assert isinstance(width, int), "the width of a trained model is known"
+    return width
 
 
 if __name__ == "__main__":

@@ -135,7 +135,7 @@ def export(folder: Path, options: argparse.Namespace) -> list[Row]:
     recipe, work = harness.real_captioner(folder)
 
     def run(dtype: str) -> Measured:
-        command = [harness.CLI, "onnx", recipe, "--work", work.root, "--quantize", dtype]
+        command: harness.Command = [harness.CLI, "onnx", recipe, "--work", work.root, "--quantize", dtype]
         return harness.measured(command, folder)
 
     harness.progress("once, uncounted: fp32")

@@ -115,7 +115,7 @@ def run_llama(home: Path, gguf: Path, work: decode.Work, repeats: int, clock: st
         "threads": work.threads,
         "clock": clock,
     }
-    command = ["node", home / "llama.mjs"]
+    command: Command = ["node", home / "llama.mjs"]
     done = subprocess.run(command, input=json.dumps(request), stdout=subprocess.PIPE, text=True, check=True)
     said = json.loads(done.stdout)
     times = [np.diff(run["ms"], prepend=0.0) for run in said["runs"]]

@@ -147,7 +147,7 @@ def real_captioner(folder: Path, *, adapter: bool = True, permuted: bool = False
     name = "real-captioner" if adapter else "without-adapter"
     if permuted:
         return _permuted_captioner(folder, name, real_captioner(folder, adapter=adapter)[1])
-    options = [] if adapter else [folder / f"{name}-checkpoint", "--without-adapter"]
+    options: Command = [] if adapter else [folder / f"{name}-checkpoint", "--without-adapter"]
     done = subprocess.run([sys.executable, _ASSEMBLE, *options], stdout=subprocess.PIPE, text=True, check=True)
     return _merged_captioner(folder, name, Path(done.stdout.strip()))
 
@@ -200,7 +200,8 @@ def decoder_exports(source: Path, target: Path) -> dict[str, Command]:
 
 def genai_export(decoder: Path, target: Path, precision: str, *options: str) -> Command:
     """The command of onnxruntime-genai's builder for a decoder's folder: `target/model.onnx`, for a processor."""
-    builder = [environment(GENAI) / "python", "-m", "onnxruntime_genai.models.builder", "-i", decoder, "-o", target]
+    python = environment(GENAI) / "python"
+    builder: Command = [python, "-m", "onnxruntime_genai.models.builder", "-i", decoder, "-o", target]
     extra = ["--extra_options", *options] if options else []
     return [*builder, "-p", precision, "-e", "cpu", "-c", "cache", *extra]
 

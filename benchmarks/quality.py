@@ -119,6 +119,7 @@ def _read(model: Any, ids: np.ndarray) -> Passage:
 @torch.inference_mode()
 def read_captions(merged: Path, recorded: GoldenFolder) -> list[Passage]:
     """Golden captions with the end token, behind the prefix that PyTorch makes of their pictures."""
+    model: Any
     _, model = merge.attach(merged, [])
     model.eval()
     found = []

@@ -93,7 +93,7 @@ class OneFile:
         if self.takes_picture:
             fed = {IMAGE: np.ascontiguousarray(np.moveaxis(picture[0], 0, -1).astype(np.uint8))}
         [tokens] = self.session.run(["sequences"], {**fed, OPTIONS: options})
-        return tokens[0].tolist()
+        return np.asarray(tokens)[0].tolist()
 
 
 def picture_for(repo: Path) -> np.ndarray:

@@ -14,6 +14,7 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import harness
 import numpy as np
@@ -52,7 +53,7 @@ class Unpacker:
         self.constants.setdefault(name, numpy_helper.from_array(value, name))
         return name
 
-    def _add(self, operator: str, inputs: list[str], output: str, **attributes: object) -> str:
+    def _add(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
         self.nodes.append(helper.make_node(operator, inputs, [output], **attributes))
         return output
 

@@ -74,7 +74,7 @@ def link(path: Path, target: Path) -> None:
 
 def type_errors(folder: Path, tools: Path) -> Iterator[str]:
     """What is wrong in our files. The packages' declarations have errors too; to skip those would be to skip ours."""
-    command = ["node", tools / "typescript/bin/tsc", "--pretty", "false", "--project", PROJECT]
+    command: list[str | Path] = ["node", tools / "typescript/bin/tsc", "--pretty", "false", "--project", PROJECT]
     done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8")
     ours = True
     for line in done.stdout.splitlines():

@@ -69,7 +69,9 @@ def proofs() -> Iterator[Proof]:
     """What the marks `verifies` say, read without running the tests."""
     for path in sorted(TESTS.glob("test_*.py")):
         for function in ast.parse(path.read_text(encoding="utf-8")).body:
-            for mark in getattr(function, "decorator_list", ()):
+            if not isinstance(function, ast.FunctionDef):
+                continue
+            for mark in function.decorator_list:
                 if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.verifies":
                     model_types, layouts = (ast.literal_eval(value).split() for value in mark.args)
                     for model_type in model_types:

@@ -94,7 +94,7 @@ def _work(options: argparse.Namespace) -> None:
     if options.door:
         mutated.ENTRIES = tuple(entry for entry in mutated.ENTRIES if options.door in f"{entry.command} {entry.place}")
         mutated.REQUESTS = 0.0
-    Sessions.__init__.__defaults__ = (1,)  # type: ignore[attr-defined]
+    Sessions.__init__.__defaults__ = (1,)
     made = {name: options.places / name for name in place.NAMES}
     for name, folder in made.items():
         if not (folder / "made").exists():
