@@ -21,6 +21,7 @@ from vlm_export.verify.limits import (
     PIXELS,
     PIXELS_FROM_FILE,
     PROMPT_IDS,
+    SEARCHED_EXACT,
     TOKENS_AS_ORT,
     TOKENS_EXACT,
     TOP1_AGREEMENT,
@@ -32,7 +33,7 @@ _OF_FILES = {
     PROMPT_IDS: "the repo's tokenizer or chat template makes other prompt ids than PyTorch was fed",
     ENDS: "the repo's generation_config.json ends texts elsewhere than the model does",
     PIXELS: "the repo's preprocessor_config.json makes other pixels than PyTorch was fed",
-    PIXELS_FROM_FILE: "transformers.js makes other pixels of the pictures: it reads a setting of theirs otherwise",
+    PIXELS_FROM_FILE: "the client makes other pixels of the pictures: it reads a setting of theirs otherwise",
 }
 _OF_COLLAPSE = {
     IMAGE_SWAP: "its tokens hardly depend on the image",
@@ -40,7 +41,7 @@ _OF_COLLAPSE = {
     LOOPING_CAPTIONS: "it says the same words again and again",
     EMPTY_CAPTIONS: "it says nothing of images",
 }
-_OF_TOKENS = (TOKENS_EXACT, TOP1_AGREEMENT, FROM_FILE_EXACT, LOGITS, *COLLAPSE)
+_OF_TOKENS = (TOKENS_EXACT, SEARCHED_EXACT, TOP1_AGREEMENT, FROM_FILE_EXACT, LOGITS, *COLLAPSE)
 
 
 def explain(report: Report, commands: Commands, mixed: Mapping[str, str] | None = None) -> list[str]:
@@ -92,6 +93,8 @@ def cause(report: Report, dtype: str) -> str:
     asked_ort = "ort" in report.runtimes or metrics & {TOKENS_AS_ORT, LOGITS}
     if asked_ort and all(check.runtime != "ort" for check in failures):
         return _of_clients(report, failures)
+    if dtype == FP32.name and metrics <= {SEARCHED_EXACT}:
+        return "it is right token by token, and its search with beams finds other texts than PyTorch's"
     if dtype == FP32.name:
         return f"{_where(failures)} computes something else than PyTorch: a fault of the export; please report it"
     if FP32.name in report.failed_dtypes:
@@ -119,7 +122,7 @@ def _does_not_run(report: Report, failures: Sequence[Check]) -> str:
 
 
 def _of_clients(report: Report, failures: Sequence[Check]) -> str:
-    """What most likely differs where ONNX Runtime is right and transformers.js is not."""
+    """What most likely differs where ONNX Runtime is right and the client is not."""
     wrong = list(dict.fromkeys(check.runtime for check in failures))
     right = [runtime for runtime in report.runtimes if runtime not in ("ort", *wrong)]
     reason = "its processor, tokenizer or end tokens differ"
@@ -127,7 +130,8 @@ def _of_clients(report: Report, failures: Sequence[Check]) -> str:
         reason = f"kernels there compute something else, since {', '.join(right)} is right"
     elif LOGITS in {check.metric for check in failures}:
         reason = "it makes other scores of the same pixels: rules of generation, or kernels, differ"
-    return f"right in ONNX Runtime, wrong in transformers.js ({', '.join(wrong)}): {reason}"
+    client = "its other builds" if report.layout == "single" else "transformers.js"
+    return f"right in ONNX Runtime, wrong in {client} ({', '.join(wrong)}): {reason}"
 
 
 def _collapse(report: Report, failures: Sequence[Check]) -> str:
