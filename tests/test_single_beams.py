@@ -106,11 +106,12 @@ def test_it_finds_what_pytorch_finds(shapes: Exported) -> None:
 
 
 @pytest.mark.node
-@pytest.mark.verifies("vision-encoder-decoder", "single", ort="fp32", node="fp32")
+@pytest.mark.browser
+@pytest.mark.verifies("vision-encoder-decoder", "single", ort="fp32", node="fp32", wasm="fp32")
 def test_cross_attention_has_a_row_for_each_beam(encoder_decoder: Exported) -> None:
     images = load_golden(encoder_decoder.recipe.golden_dir).facts.images
     assert all(image.searched != image.token_ids for image in images), "a search finds other texts"
-    for runtime in ("ort", "node"):
+    for runtime in ("ort", "node", "wasm"):
         report = encoder_decoder.verify(runtime, dtypes=["fp32"])  # type: ignore[arg-type]
         assert report.verdict == "pass", report.failures
         assert rates(report)[limits.SEARCHED_EXACT] == rates(report)[limits.TOKENS_EXACT] == 1.0
