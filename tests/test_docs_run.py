@@ -390,7 +390,10 @@ def test_completion_is_there_in_a_new_shell(places: Places) -> None:
 def part_of(recipe: Mapping[str, Any], text: str) -> dict[str, Any]:
     """A recipe with what a block says, in the sections that it names."""
     said = yaml.safe_load(text.replace("…", "{{ message['role'] }}: <image>{% endfor %}"))
-    return {**recipe, **{key: {**recipe[key], **of} if isinstance(of, dict) else of for key, of in said.items()}}
+    return {
+        **recipe,
+        **{key: {**recipe.get(key, {}), **of} if isinstance(of, dict) else of for key, of in said.items()},
+    }
 
 
 CHAT = {
@@ -410,6 +413,7 @@ PARTS: dict[str, tuple[Mapping[str, Any], list[str]]] = {
     "tokenizer:": (CHAT, ["golden", "merge", "onnx"]),
     "preprocess:": (RECIPE, ["onnx"]),
     "language:": (RECIPE, ["onnx", "verify --runtime ort", "push org/model --dry-run"]),
+    "layout: single": (RECIPE, ["golden", "onnx", "verify --runtime ort"]),
     "generation: from_checkpoint": (RECIPE, ["golden", "onnx"]),
 }
 

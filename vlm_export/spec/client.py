@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 ChatTemplate = str | list[dict[str, str]]  # one, or several by name
@@ -18,19 +18,18 @@ class RepoFacts:
         config: the model's, as the checkpoint has it.
         text_config: of the language model inside it, complete, with what ends a text.
         generation: rules beside those of ids.
-        search: how the recipe searches with beams, or nothing.
         stored_generation: the checkpoint's `generation_config.json`, or nothing.
         processor: the checkpoint's `processor_config.json` without what belongs in `preprocessor_config.json`.
         image_processor: what belongs there, flat, under the recipe's settings.
         chat_template: the recipe's or the checkpoint's, if there is one.
         first_unused_token_id: the id after the tokenizer's last.
         token: the text of a token, by its id.
+        search: how the recipe searches with beams, or nothing.
     """
 
     config: Mapping[str, Any]
     text_config: Mapping[str, Any]
     generation: Mapping[str, Any]
-    search: Mapping[str, Any]
     stored_generation: Mapping[str, Any]
     processor: Mapping[str, Any]
     image_processor: Mapping[str, Any]
@@ -39,6 +38,7 @@ class RepoFacts:
     pad_token_id: int
     first_unused_token_id: int
     token: Callable[[int], str] = str
+    search: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Client(ABC):
