@@ -212,7 +212,7 @@ def test_options_are_the_runtimes(server: Served, repos: dict[str, Path], golden
     assert answered(stop=" left") == answered(stop=["nowhere", " left"]) == caption.partition(" left")[0]
     assert answered(temperature=0, top_p=0.5, seed=1) == caption
     longer = {"min_new_tokens": 20}  # it is so sure of its captions that it must go on to be sampled
-    for sampled in ({"temperature": 2.0, "seed": 7}, {"top_p": 0.99, "seed": 3}):
+    for sampled in ({"temperature": 2.0, "seed": 7}, {"top_p": 0.99, "seed": 4}):
         text = expected(do_sample=True, **sampled, **longer)
         assert answered(**sampled, extra_body=longer) == text != expected(**longer)
     beams = {"num_beams": 3, "length_penalty": -1.0, "early_stopping": True, "no_repeat_ngram_size": 1}

@@ -144,7 +144,7 @@ def test_the_line_that_is_printed_runs_as_pasted(default_repo: Path) -> None:
 def test_a_chat_models_sample_asks_a_question(default_repo: Path) -> None:
     model = load(default_repo, threads=1)
     assert [part["type"] for part in sample_request(model)["messages"][0]["content"]] == ["image_url"]
-    model.engine.name, model.engine.layout = "of-no-recipe", "chat"
+    model.engine.name, model.engine.fed_as = "of-no-recipe", "chat"
     image, text = sample_request(model)["messages"][0]["content"]
     assert image["image_url"]["url"].startswith("data:image/jpeg;base64,")
     assert text == {"type": "text", "text": "What is in this image?"}
