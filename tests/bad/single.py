@@ -36,6 +36,8 @@ def single() -> Iterator[Case]:
         (put("image_mean", "x"), "image_mean"),
         *HALF_JSON,
     )
+    for wrong in (["x"], {}, 5, "nope", "single_graph"):
+        yield from rows(25, "single", run, "work/repo/config.json", (put("single_of", wrong), "single_of"))
     yield from rows(25, "single", run, "work/repo/tokenizer.json", raw("{}"), *HALF_JSON)
     for command in (VERIFY, DEMO):
         yield from rows(

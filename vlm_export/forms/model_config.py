@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import isqrt
 from typing import Any
 
+from vlm_export.contract import MODEL_TYPES, SINGLE_OF
 from vlm_export.errors import InputError, shown
 
 _MOST_LAYERS = 1_000
@@ -131,6 +132,9 @@ def check_config(config: Mapping[str, Any], path: str) -> None:
     classes = config.get("architectures")
     if classes is not None and not (isinstance(classes, list) and all(isinstance(one, str) for one in classes)):
         raise InputError(f"{path}: architectures: is {shown(classes)}; it must be a list of classes' names")
+    made_of = config.get(SINGLE_OF)
+    if made_of is not None and (not isinstance(made_of, str) or MODEL_TYPES.get(made_of, "single") == "single"):
+        raise InputError(f"{path}: {SINGLE_OF}: is {shown(made_of)}; it must be the model_type of the graphs apart")
     for place, section in sections(config, path):
         if not isinstance(section.get("model_type", ""), str):
             raise InputError(f"{path}: {place}model_type: is {shown(section['model_type'])}; it must be a class's name")

@@ -73,7 +73,7 @@ class Repo:
         """The layout whose inputs it takes: of one file, that of the graphs that it is made of."""
         if self.layout != "single":
             return self.layout
-        return MODEL_TYPES.get(self.config.get(SINGLE_OF, ""), "captioner")
+        return MODEL_TYPES.get(self.config.get(SINGLE_OF) or "", "captioner")
 
     @property
     def takes_prompt(self) -> bool:
