@@ -9,6 +9,8 @@ import os
 import re
 import shutil
 import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -544,6 +546,12 @@ def test_without_ray_the_error_says_what_to_install(place: Path, monkeypatch: py
     assert done.stderr.splitlines()[-1] == (
         "error: Ray is not installed: `pip install 'vlm-export[sweep]'`, or do without it by --in-process"
     )
+
+
+def test_who_hands_jobs_over_loads_no_libraries() -> None:
+    looked = "[name for name in ('torch', 'transformers', 'onnx') if name in sys.modules]"
+    code = f"import sys, vlm_export.sweep.on_ray, vlm_export.sweep.sweep; print({looked})"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_ray_makes_the_same_bytes_and_listens_to_this_machine_alone(first: Result, place: Path) -> None:

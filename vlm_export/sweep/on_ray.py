@@ -18,7 +18,6 @@ from vlm_export.errors import InputError, one_line, reason
 from vlm_export.machine import available_memory
 from vlm_export.start.figures import size
 from vlm_export.sweep.jobs import Job, Outcome
-from vlm_export.sweep.stages import run
 
 RETRIES = 3  # of a job whose worker or node is lost
 _LOOPBACK = "127.0.0.1"
@@ -37,6 +36,13 @@ _EVERYWHERE = {
 _ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
+def _do(job: Job) -> Outcome:
+    """Do a job, in a worker: who hands jobs over has no need of torch."""
+    from vlm_export.sweep.stages import run
+
+    return run(job)
+
+
 class OnRay:
     """Ray's tasks; made by `on_ray`.
 
@@ -48,7 +54,7 @@ class OnRay:
         self._threads = threads
         self._begun: dict[Any, Job] = {}
         self._failed: list[tuple[Job, Outcome]] = []
-        self._run = ray.remote(max_retries=RETRIES, retry_exceptions=False)(run)
+        self._run = ray.remote(max_retries=RETRIES, retry_exceptions=False)(_do)
 
     @property
     def slots(self) -> int:
