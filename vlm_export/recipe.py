@@ -111,7 +111,7 @@ class Generation:
     from_checkpoint: bool = Field(default=False, strict=True)
     num_beams: int | None = Field(default=None, ge=1, le=MOST_BEAMS, strict=True)
     length_penalty: float | None = Field(default=None, ge=-10, le=10, strict=True, allow_inf_nan=False)
-    early_stopping: bool | Literal["never"] | None = None
+    early_stopping: Annotated[bool, Field(strict=True)] | Literal["never"] | None = None
 
     @property
     def search(self) -> dict[str, Any]:
@@ -305,6 +305,7 @@ def load_recipe(path: Path) -> RecipeFile:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", recipe.name):
         raise InputError(f"{path}: name: {shown(recipe.name)} names a folder: use letters, digits, '.', '_' and '-'")
     _check_combination(recipe, path)
+    _check_search(recipe.generation, path)
     check_image_processor(recipe.image_processor, f"{path}: image_processor")
     parse(recipe.dtypes, f"{path}: dtypes")
     if recipe.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", recipe.revision or ""):
@@ -326,6 +327,13 @@ def _check_combination(recipe: Recipe, path: Path) -> None:
     if thins_out != (combination.density is not None):
         need = "needs one, above 0 and up to 1" if thins_out else "has no use for it; remove it"
         raise InputError(f"{path}: combination.density: {combination.type} {need}")
+
+
+def _check_search(generation: Generation, path: Path) -> None:
+    """Raises InputError for a setting of a search where there is none."""
+    unused = [name for name in ("length_penalty", "early_stopping") if getattr(generation, name) is not None]
+    if unused and not generation.search:
+        raise InputError(f"{path}: generation.{unused[0]}: a search uses it, and there is none: give num_beams above 1")
 
 
 _SECTIONS = {
